@@ -1,0 +1,277 @@
+"""Questions in, answers out: the loaded base, the tensors of living nodes, and their ensembles.
+
+Invariant: a node's tensors are read through the store, which proves them, and are dropped from
+memory with the first view in which the node is dead.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s3t.config import Config
+from s3t.data import load_public
+from s3t.data.rows import LabelledRows, decode_image
+from s3t.ensemble import Ensemble, Member
+from s3t.errors import DataError, InputError, IntegrityError
+from s3t.model.base import Base
+from s3t.model.encode import Encoded, TextEncoder
+from s3t.model.loading import build_base, load_model
+from s3t.plan import Plan
+from s3t.plan.trie import Node
+from s3t.run import RunDir
+from s3t.types import Draw, NodeKey
+
+__all__ = ["Answering", "Completion", "Evaluation", "Prediction"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One classified row: the likeliest label, all probabilities by label, and the view."""
+
+    label: str
+    probabilities: dict[str, float]
+    view: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One continued text, without its prompt, and the view."""
+
+    completion: str
+    view: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How the run does on the public test data.
+
+    Attributes:
+        metric: ``accuracy`` (0–1) or ``perplexity`` (per token).
+        value: the figure.
+        samples: test rows.
+        view: the view that answered.
+    """
+
+    metric: str
+    value: float
+    samples: int
+    view: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, the figure under its own name."""
+        return {self.metric: self.value, "samples": self.samples, "view": self.view}
+
+
+class Answering:
+    """The model side of a run.
+
+    Raises:
+        InputError: the base cannot be loaded.
+        IntegrityError: it is not the base that the run was trained on.
+    """
+
+    def __init__(self, run: RunDir, config: Config, plan: Plan) -> None:
+        self._run, self._config, self._plan = run, config, plan
+        loaded = load_model(config, run.base_path if run.base_path.is_dir() else None)
+        self._encoder = loaded.encoder
+        self._base: Base = build_base(config, loaded)
+        if self._base.fingerprint != plan.base:
+            raise IntegrityError(
+                f"the base has fingerprint {self._base.fingerprint}, the run was trained on "
+                f"{plan.base}: restore {run.base_path} or model.base"
+            )
+        if torch.cuda.is_available():
+            self._base.to(torch.device("cuda"))
+        self._labels: tuple[str, ...] = tuple(plan.recipe["labels"])
+        self._blocks = [tuple(block) for block in plan.recipe["blocks"]]
+        self._tensors: dict[NodeKey, dict[str, Tensor]] = {}
+        self._lock = threading.Lock()
+
+    # ── views ────────────────────────────────────────────────────────────────────────────────
+
+    def ensemble(self, nodes: Sequence[Node | None]) -> Ensemble | None:
+        """The ensemble of the shards' active nodes; None if there is none and no fallback.
+
+        Raises:
+            DamagedNodeError: a block of a lineage.
+        """
+        members = [self._member(node) for node in nodes if node is not None]
+        if not members and self._config.aggregation.on_exhausted == "base":
+            members = [Member(0, self._base.depth, self._fallback_head(), 1)]
+        if not members:
+            return None
+        lora, how = self._config.lora, self._config.aggregation
+        return Ensemble(self._base, members, lora.alpha / lora.rank, how.method, how.weights)
+
+    def keep_only(self, alive: Callable[[NodeKey], bool]) -> None:
+        """Drop the tensors of nodes that are no longer alive."""
+        with self._lock:
+            self._tensors = {key: value for key, value in self._tensors.items() if alive(key)}
+
+    def _member(self, node: Node) -> Member:
+        lineage = self._plan.forest.lineage(node.key)
+        if self._config.stage.isolation == "snapshot":
+            lineage = lineage[-1:]
+        tensors: dict[str, Tensor] = {}
+        for ancestor in lineage:  # later stages over earlier ones: the head is the node's own
+            tensors.update(self._read(ancestor.key))
+        seen = sum(self._plan.sizes[node.shard][part] for part in node.prefix)
+        return Member(node.shard, self._blocks[node.stage - 1][0], tensors, seen)
+
+    def _read(self, key: NodeKey) -> dict[str, Tensor]:
+        with self._lock:
+            if key not in self._tensors:
+                self._tensors[key] = self._run.store.read(key)[1]
+            return self._tensors[key]
+
+    def _fallback_head(self) -> dict[str, Tensor]:
+        """The head that was trained on public data; a language model needs none."""
+        if not self._labels:
+            return {}
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(self._run.head_path)
+        except OSError as error:
+            raise IntegrityError(
+                f"the fallback's head {self._run.head_path} cannot be read ({error}): "
+                "aggregation.on_exhausted=base must be set when the run is first trained"
+            ) from None
+
+    # ── questions ────────────────────────────────────────────────────────────────────────────
+
+    def encode(self, batch: Sequence[Any]) -> Encoded:
+        """Rows of ``predict`` as tensors.
+
+        Raises:
+            InputError: naming the row that cannot be read.
+        """
+        if not self._labels:
+            raise InputError("this run is a language model: use generate, or s3t predict")
+        text = isinstance(self._encoder, TextEncoder)
+        columns = self._config.data.columns
+        column = columns.text if text else columns.image
+        values = [self._value(row, number, column) for number, row in enumerate(batch)]
+        try:
+            return self._encoder.encode(values if text else [_image(v) for v in values])
+        except (DataError, OSError, ValueError, TypeError) as error:
+            raise InputError(f"a row cannot be read: {error}") from None
+
+    def predictions(self, ensemble: Ensemble, rows: Encoded, view: int) -> list[Prediction]:
+        """Classify encoded rows."""
+        if not len(rows):
+            return []
+        found = []
+        for row in ensemble.probabilities(rows):
+            values = [round(float(value), 6) for value in row]
+            label = self._labels[int(row.argmax())]
+            found.append(Prediction(label, dict(zip(self._labels, values, strict=True)), view))
+        return found
+
+    def prompts(self, prompts: Sequence[Any], draw: Draw) -> list[list[int]]:
+        """Token ids of prompts, without the closing token.
+
+        Raises:
+            InputError: a prompt that is empty, or too long for the tokens asked for.
+        """
+        if self._labels or not isinstance(self._encoder, TextEncoder):
+            raise InputError(f"a run of task {self._config.task} does not generate: use predict")
+        if draw.max_new_tokens < 1 or not math.isfinite(draw.temperature) or draw.temperature < 0:
+            raise InputError(
+                f"max_new_tokens {draw.max_new_tokens} must be 1 or more, and temperature "
+                f"{draw.temperature} 0 or more"
+            )
+        tokens = []
+        for number, row in enumerate(prompts):
+            text = self._value(row, number, self._config.data.columns.text)
+            ids = self._encoder.prompt(text)
+            room = self._config.data.max_length - draw.max_new_tokens
+            if not ids or len(ids) > room:
+                raise InputError(
+                    f"prompt {number} has {len(ids)} tokens: 1 to {room} leave room for "
+                    f"max_new_tokens {draw.max_new_tokens} in data.max_length "
+                    f"{self._config.data.max_length}"
+                )
+            tokens.append(ids)
+        return tokens
+
+    def completions(
+        self, ensemble: Ensemble, prompts: Sequence[Sequence[int]], draw: Draw, view: int
+    ) -> list[Completion]:
+        """Continue token ids, all prompts in step."""
+        encoder = self._encoder
+        assert isinstance(encoder, TextEncoder)
+        rows = [list(ids) for ids in prompts]
+        open_rows = list(range(len(rows)))
+        generator = torch.Generator().manual_seed(draw.seed)
+        for _ in range(draw.max_new_tokens):
+            if not open_rows:
+                break
+            longest = max(len(rows[at]) for at in open_rows)
+            padded = encoder.pad([rows[at] for at in open_rows], -(-longest // 16) * 16)
+            logs = ensemble.next_token(padded)
+            for at, token in zip(list(open_rows), _pick(logs, draw, generator), strict=True):
+                if token == encoder.tokenizer.eos_token_id:
+                    open_rows.remove(at)
+                else:
+                    rows[at].append(token)
+        return [
+            Completion(encoder.decode(row[len(prompt) :]), view)
+            for row, prompt in zip(rows, prompts, strict=True)
+        ]
+
+    def evaluation(self, ensemble: Ensemble, view: int) -> Evaluation:
+        """The metric on the public test rows."""
+        rows, labels = self._test
+        if labels is not None:
+            right = int((ensemble.probabilities(rows).argmax(dim=1) == labels).sum())
+            return Evaluation("accuracy", right / len(rows), len(rows), view)
+        assert rows.mask is not None
+        lost = ensemble.token_losses(rows).double().sum()
+        mean = float(lost / rows.mask[:, 1:].sum())
+        return Evaluation("perplexity", math.exp(mean), len(rows), view)
+
+    @cached_property
+    def _test(self) -> tuple[Encoded, Tensor | None]:
+        rows: LabelledRows = load_public(self._config, "test", self._labels)
+        labels = None if rows.labels is None else torch.tensor(rows.labels)
+        return self._encoder.encode(rows.inputs), labels
+
+    @staticmethod
+    def _value(row: Any, number: int, column: str) -> Any:
+        if not isinstance(row, Mapping):
+            return row
+        if column not in row:
+            raise InputError(f"row {number} has no {column!r}: it has {sorted(map(str, row))}")
+        return row[column]
+
+
+def _image(value: Any) -> Any:
+    """An array of 0–255 integers or 0–1 floats, from an array, nested lists, or a path."""
+    if isinstance(value, str | Path):
+        return decode_image(str(value))
+    array = np.asarray(value)
+    if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
+        return array.astype(np.uint8)
+    if array.dtype.kind != "f" or not array.size or array.min() < 0 or array.max() > 1:
+        raise DataError(
+            ["an image is integers from 0 to 255 or fractions from 0 to 1: rescale it"], "input"
+        )
+    return array.astype(np.float32)
+
+
+def _pick(logs: Tensor, draw: Draw, generator: torch.Generator) -> list[int]:
+    if draw.temperature == 0:
+        return [int(token) for token in logs.argmax(dim=1)]
+    chances = (logs.float() / draw.temperature).softmax(dim=1)
+    return [int(t) for t in torch.multinomial(chances, 1, generator=generator).squeeze(1)]

@@ -1,0 +1,183 @@
+"""From a table to checked columns: every problem of a source, by row number.
+
+Row 1 is the first row of the source's split.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from s3t.config import Config, SourceConfig
+from s3t.data.files import numbered, one_line
+from s3t.data.rows import Images, content_digest
+from s3t.data.sources import Table, read_table
+from s3t.errors import DataError, named
+from s3t.types import Digest
+
+__all__ = ["Columns", "read_columns"]
+
+# JSON can spell half of a surrogate pair, which has no bytes in UTF-8, hence no digest.
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass
+class Columns:
+    """What a source says of its rows. Where ``problems`` is not empty the rest may be partial.
+
+    Attributes:
+        where: the section of the config, ``data.private`` for one.
+        inputs: texts, or images that are decoded when asked for.
+        labels: label names; None for causal-lm.
+        classes: class names that the label column's type has.
+        ids: given ids; None where they are to be derived.
+        subjects: the person of each row, if any.
+        problems: one sentence each.
+        complete: whether every label could be read.
+    """
+
+    where: str
+    inputs: Sequence[Any] = ()
+    labels: Sequence[str | None] | None = None
+    classes: tuple[str, ...] = ()
+    ids: Sequence[str | None] | None = None
+    subjects: Sequence[str | None] = ()
+    problems: list[str] = field(default_factory=list)
+    complete: bool = False
+
+    def digests(self) -> list[Digest]:
+        """Content digest of every row; images are decoded one at a time.
+
+        Images that cannot be decoded, and rows with other problems, are left out of the answer
+        after a problem is noted.
+        """
+        found: list[Digest] = []
+        bad: dict[str, list[int]] = {}
+        labels = self.labels if self.labels is not None else [None] * len(self.inputs)
+        # Where a column is missing one of the two is empty, and its problem is already noted.
+        count = min(len(self.inputs), len(labels))
+        for number, label in enumerate(labels[:count], 1):
+            try:
+                row = self.inputs[number - 1]
+            except Exception as error:  # PIL raises errors of many kinds on damaged files
+                bad.setdefault(one_line(error), []).append(number)
+                continue
+            if row is not None:
+                found.append(content_digest(row, label))
+        for reason, rows in bad.items():
+            self.problems.append(f"images in {_rows(rows)} cannot be read ({reason})")
+        return found
+
+    def check_labels(self, names: Sequence[str]) -> None:
+        """Note the labels that are not among ``names``."""
+        unknown = sorted({label for label in self.labels or () if label} - set(names))
+        if unknown:
+            self.problems.append(
+                f"labels {named(unknown)} are not among {named(names)}: labels come from "
+                "data.labels or, without it, from the public data, never from private samples"
+            )
+
+
+def read_columns(config: Config, source: SourceConfig, where: str) -> Columns:
+    """Read a source and check it, except for which labels are allowed. Raises nothing."""
+    found = Columns(where)
+    try:
+        table = read_table(source, config.data.columns)
+    except DataError as error:
+        found.problems.extend(error.problems)
+        return found
+    if not table.size:
+        found.problems.append("has no rows: give it data, or another split")
+        return found
+    wanted = _wanted(config, source, where == "data.private", found)
+    missing = [f"{name!r} ({key})" for key, name in wanted.items() if name not in table.names]
+    if missing:
+        found.problems.append(
+            f"no column {', '.join(missing)}: the columns are {named(sorted(table.names))}"
+        )
+    _read(found, table, {key: name for key, name in wanted.items() if name in table.names})
+    return found
+
+
+def _wanted(
+    config: Config, source: SourceConfig, private: bool, found: Columns
+) -> Mapping[str, str]:
+    """Names of the columns to read, by the key of the config that names them."""
+    columns, image = config.data.columns, config.task == "image-classification"
+    wanted = {"data.columns.image": columns.image} if image else {"data.columns.text": columns.text}
+    if config.task != "causal-lm":
+        wanted["data.columns.label"] = columns.label
+    extra = {"data.columns.id": columns.id, "partition.subject": config.partition.subject}
+    set_ = {key: name for key, name in extra.items() if name and private}
+    if source.format != "digits":
+        return wanted | set_
+    for key, name in set_.items():
+        found.problems.append(f"{key} is {name!r}, but digits have no such column: leave it out")
+    return wanted
+
+
+def _read(found: Columns, table: Table, present: Mapping[str, str]) -> None:
+    values = {key: table.column(name) for key, name in present.items()}
+    if "data.columns.text" in values:
+        found.inputs = _texts(values["data.columns.text"], present["data.columns.text"], found)
+    if "data.columns.image" in values:
+        found.inputs = Images(values["data.columns.image"])
+    for key in ("data.columns.label", "data.columns.id", "partition.subject"):
+        if key not in values:
+            continue
+        name = present[key]
+        names = _names(values[key], name, found)
+        blank = [number for number, value in enumerate(names, 1) if value is None]
+        if key == "partition.subject":
+            found.subjects = names
+        elif key == "data.columns.id":
+            found.ids = names
+        else:
+            found.labels, found.classes = names, table.classes.get(name, ())
+            found.complete = not blank
+        if blank and key != "partition.subject":
+            found.problems.append(f"column {name!r} ({key}) is empty in {_rows(blank)}")
+    if table.ids is not None:
+        found.ids = table.ids
+    found.subjects = found.subjects or [None] * table.size
+
+
+def _texts(values: Sequence[Any], column: str, found: Columns) -> Sequence[str | None]:
+    blank = [n for n, value in enumerate(values, 1) if value is None or not str(value).strip()]
+    odd = [n for n, value in enumerate(values, 1) if value is not None and not _is_text(value)]
+    if blank:
+        found.problems.append(f"column {column!r} (data.columns.text) is empty in {_rows(blank)}")
+    if odd:
+        found.problems.append(f"column {column!r} is not valid text in {_rows(odd)}")
+    return [value if _is_text(value) and value.strip() else None for value in values]
+
+
+def _names(values: Sequence[Any], column: str, found: Columns) -> list[str | None]:
+    """Ids, subjects and labels as text, None where empty.
+
+    A whole float becomes its integer: a column of integers with a gap is one of floats in pandas
+    and what it writes.
+    """
+    names: list[str | None] = []
+    odd: list[int] = []
+    for number, value in enumerate(values, 1):
+        if isinstance(value, float):
+            name = None if value != value else str(int(value) if value.is_integer() else value)
+        else:
+            name = None if value is None else str(value)
+        if isinstance(value, (list, dict, bytes)) or (name is not None and not _is_text(name)):
+            odd.append(number)
+        names.append(name if name is not None and name.strip() else None)
+    if odd:
+        found.problems.append(f"column {column!r} is not text or a number in {_rows(odd)}")
+    return names
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not _SURROGATE.search(value)
+
+
+def _rows(numbers: Sequence[int]) -> str:
+    return f"row{'s' if len(numbers) > 1 else ''} {numbered(numbers)}"

@@ -1,0 +1,175 @@
+"""Files on disk: which ones a config names, and the rows of text files.
+
+Invariants: a csv cell stays the text that it is (``007`` is not 7, ``NA`` is not nothing) and a
+JSON string stays a string; a line that is not wholly understood is a problem, never skipped.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import glob
+import gzip
+import json
+import lzma
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from s3t.errors import DataError, named
+
+__all__ = [
+    "Row",
+    "csv_rows",
+    "json_rows",
+    "numbered",
+    "one_line",
+    "reading",
+    "resolve",
+    "same_headers",
+]
+
+_OPENERS: Mapping[str, Callable[..., IO[str]]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
+
+Row = dict[str, Any]
+
+
+def resolve(files: str | Sequence[str], directories: bool = False) -> list[str]:
+    """Every file that paths and globs name, relative to the current directory.
+
+    Raises:
+        DataError: naming all that is missing, and directories unless they are allowed.
+    """
+    patterns = [files] if isinstance(files, str) else list(files)
+    found: list[str] = []
+    problems: list[str] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir() and not directories:
+            problems.append(f"{pattern!r} is a directory: name its files, or a glob")
+        elif path.exists():
+            found.append(pattern)
+        elif not glob.has_magic(pattern):
+            problems.append(f"file {pattern!r} does not exist (looked in {Path.cwd()})")
+        elif matches := sorted(glob.glob(pattern, recursive=True)):
+            found.extend(match for match in matches if directories or Path(match).is_file())
+        else:
+            problems.append(f"no file matches {pattern!r} (looked in {Path.cwd()})")
+    if problems:
+        raise DataError(problems)
+    return list(dict.fromkeys(found))
+
+
+def numbered(numbers: Sequence[int], limit: int = 10) -> str:
+    """Up to ``limit`` row or line numbers, and a count of the rest."""
+    rest = len(numbers) - limit
+    return ", ".join(map(str, numbers[:limit])) + (f" and {rest} more" if rest > 0 else "")
+
+
+def one_line(error: BaseException) -> str:
+    """An error of another package as one line, with its root cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(".") + "."
+
+
+@contextmanager
+def reading(file: str) -> Iterator[None]:
+    """Turns a failure to read ``file`` into a DataError that names it."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError) as error:
+        raise DataError([f"cannot read {file!r} ({one_line(error)})"]) from None
+
+
+def _open(file: str) -> IO[str]:
+    # utf-8-sig also reads the byte-order mark that spreadsheets put first.
+    opener: Callable[..., IO[str]] = _OPENERS.get(Path(file).suffix.lower(), open)
+    return opener(file, "rt", encoding="utf-8-sig", newline="")
+
+
+def same_headers(files: Sequence[str]) -> None:
+    """Check that csv files have the same columns: an absent one would pass for empty cells.
+
+    Raises:
+        DataError: naming the files that differ from the first.
+    """
+    headers = {file: set(_header(file)) for file in files}
+    odd = [file for file in files if headers[file] != headers[files[0]]]
+    if odd:
+        raise DataError([f"{named(odd)}: columns differ from those of {files[0]!r}"])
+
+
+def _header(file: str) -> list[str]:
+    with reading(file), _open(file) as stream:
+        header = next(csv.reader(stream), [])
+    problem = ""
+    if not header:
+        problem = f"{file!r} is empty: its first line must name the columns"
+    elif len(set(header)) < len(header):
+        twice = sorted({name for name in header if header.count(name) > 1})
+        problem = f"{file!r} names columns twice: {named(twice)}"
+    if problem:
+        raise DataError([problem])
+    return header
+
+
+def csv_rows(file: str) -> list[Row]:
+    """Rows of a csv file (gz, bz2, xz too), every cell as text.
+
+    Raises:
+        DataError: a file that cannot be read, or lines with cells too many or too few.
+    """
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses long documents
+    header = _header(file)
+    rows: list[Row] = []
+    ragged: list[int] = []
+    with reading(file), _open(file) as stream:
+        reader = csv.reader(stream, strict=True)
+        next(reader)
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                ragged.append(reader.line_num)
+            rows.append(dict(zip(header, cells, strict=False)))
+    if ragged:
+        raise DataError([f"{file!r}: expected {len(header)} cells in lines {numbered(ragged)}"])
+    return rows
+
+
+def json_rows(file: str) -> list[Row]:
+    """Rows of a file of JSON lines, or of one JSON list of objects (gz, bz2, xz too).
+
+    Raises:
+        DataError: a file that cannot be read, or lines that are not a JSON object.
+    """
+    with reading(file), _open(file) as stream:
+        text = stream.read()
+    rows: list[Row] = []
+    bad: list[int] = []
+    if text.lstrip()[:1] == "[":
+        with reading(file):
+            items = list(enumerate(json.loads(text), 1))
+    else:
+        items = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    for number, item in items:
+        try:
+            row = json.loads(item) if isinstance(item, str) else item
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            bad.append(number)
+    if bad:
+        raise DataError([f"{file!r}: expected a JSON object in lines {numbered(bad)}"])
+    return rows

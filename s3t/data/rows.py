@@ -1,0 +1,106 @@
+"""Rows as a model's preparation takes them: inputs by index, labels by number.
+
+Texts and digits lie in memory. Images stay encoded (a path or bytes) and are decoded at each
+access, so that a data set larger than memory can be indexed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+from s3t.types import Digest, digest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Images", "LabelledRows", "content_digest", "decode_image", "pick"]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledRows:
+    """Inputs with their labels.
+
+    Attributes:
+        inputs: ``str`` for text tasks; for images an array H×W×C, uint8 or float32 (digits).
+        labels: a number of ``label_names`` for each input; None for causal-lm.
+    """
+
+    inputs: Sequence[Any]
+    labels: tuple[int, ...] | None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+class Images(Sequence[Any]):
+    """Encoded images, decoded when they are asked for.
+
+    Args:
+        encoded: paths, bytes, Hugging Face's ``{"bytes", "path"}``, or arrays as they are.
+        order: which of them, in which order; all of them by default.
+    """
+
+    def __init__(self, encoded: Sequence[Any], order: Sequence[int] | None = None) -> None:
+        self.encoded = encoded
+        self.order = range(len(encoded)) if order is None else order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Images: ...
+    def __getitem__(self, index: int | slice) -> NDArray[Any] | Images:
+        if isinstance(index, slice):
+            return Images(self.encoded, self.order[index])
+        return decode_image(self.encoded[self.order[index]])
+
+
+def pick(inputs: Sequence[Any], order: Sequence[int]) -> Sequence[Any]:
+    """``inputs`` in another order; images stay encoded."""
+    if isinstance(inputs, Images):
+        return Images(inputs.encoded, [inputs.order[index] for index in order])
+    return tuple(inputs[index] for index in order)
+
+
+def decode_image(value: Any) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """An array H×W×1 (grey) or H×W×3 (everything else, alpha dropped), upright by its EXIF tag.
+
+    Raises:
+        ValueError: a value that is not an image, or one of more than 8 bits a channel.
+        OSError: a file that is damaged or gone. Damaged files raise other errors of PIL's too.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if not isinstance(value, (str, bytes)):
+        raise ValueError(f"holds {type(value).__name__}, expected an image")
+    with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"mode {image.mode} has more than 8 bits a channel: save it as 8-bit")
+        grey = image.mode in ("1", "L", "LA", "La")
+        array = np.array(image.convert("L" if grey else "RGB"), dtype=np.uint8)
+    return array[..., None] if grey else array
+
+
+def content_digest(row: Any, label: str | None) -> Digest:
+    """Digest of an input (text or array) and the name of its label, None for causal-lm."""
+    if isinstance(row, str):
+        return digest({"text": row, "label": label})
+    image = {
+        "dtype": str(row.dtype),
+        "shape": list(row.shape),
+        "bytes": hashlib.sha256(row.tobytes()).hexdigest(),
+    }
+    return digest({"image": image, "label": label})

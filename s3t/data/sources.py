@@ -1,0 +1,250 @@
+"""From a source in the config to a table of named columns.
+
+Invariant E7: csv, JSON, parquet and image files are read straight into memory (images: when they
+are needed), without the on-disk cache of Hugging Face datasets, so no copy of a private row is
+left behind. csv cells stay text (``007`` is not 7) and JSON strings stay strings.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from s3t.config import ColumnsConfig, SourceConfig
+from s3t.data.files import (
+    Row,
+    csv_rows,
+    json_rows,
+    one_line,
+    reading,
+    resolve,
+    same_headers,
+)
+from s3t.errors import DataError, named
+
+__all__ = ["Table", "read_table"]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+DIGITS_SPLITS = {"public": (0, 597), "private": (597, 1397), "test": (1397, 1797)}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a source by column, not yet checked.
+
+    Attributes:
+        names: the columns that exist.
+        size: number of rows.
+        column: values of a column by name; images are paths, bytes or arrays, decoded later.
+        classes: class names of the columns whose type has them.
+        ids: ids that the source itself gives its rows (digits).
+    """
+
+    names: tuple[str, ...]
+    size: int
+    column: Callable[[str], Sequence[Any]]
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ids: tuple[str, ...] | None = None
+
+
+def read_table(source: SourceConfig, columns: ColumnsConfig) -> Table:
+    """Read a source.
+
+    Raises:
+        DataError: files that do not exist or cannot be read, or a split that does not exist.
+    """
+    if source.format == "digits":
+        return _digits(source.split, columns)
+    if source.format == "hub":
+        return _hub(source)
+    if source.format == "parquet":
+        return _parquet(source)
+    if source.format == "imagefolder":
+        return _image_folder(source, columns)
+    files = resolve(source.files or ())
+    if source.format == "csv":
+        same_headers(files)
+    read = csv_rows if source.format == "csv" else json_rows
+    rows = [row for file in files for row in read(file)]
+    return _table([rows[i] for i in _split(source.split, "train", len(rows))])
+
+
+def _table(rows: Sequence[Row], classes: Mapping[str, tuple[str, ...]] | None = None) -> Table:
+    names = tuple(dict.fromkeys(name for row in rows for name in row))
+    return Table(names, len(rows), lambda name: [row.get(name) for row in rows], classes or {})
+
+
+def _split(spec: str, name: str, size: int) -> Sequence[int]:
+    """Rows of a Hugging Face split expression over one split called ``name``."""
+    if spec == name:
+        return range(size)
+    import datasets
+
+    try:
+        parts = datasets.ReadInstruction.from_spec(spec).to_absolute({name: size})
+    except (ValueError, AssertionError) as error:
+        problem = f"split {spec!r} cannot be used: {one_line(error)} Use {name!r} or a part of it, "
+        raise DataError([problem + f"such as '{name}[:80%]'"]) from None
+    return [row for part in parts for row in range(part.from_ or 0, min(part.to or size, size))]
+
+
+def _parquet(source: SourceConfig) -> Table:
+    import datasets
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    from datasets.table import InMemoryTable
+
+    tables = []
+    for file in resolve(source.files or ()):
+        with reading(file):
+            tables.append(pq.ParquetFile(file).read())
+    try:
+        table = pa.concat_tables(tables)
+    except pa.ArrowInvalid as error:
+        raise DataError([f"columns of the files differ ({one_line(error)})"]) from None
+    rows = _split(source.split, "train", table.num_rows)
+    return _dataset(datasets.Dataset(InMemoryTable(table)).select(rows))
+
+
+def _hub(source: SourceConfig) -> Table:
+    import datasets
+
+    # A data set on this machine may be private, so it is read through a cache that is removed.
+    local = Path(source.name or "").is_dir()
+    try:
+        with _quiet(), tempfile.TemporaryDirectory() as folder:
+            dataset = datasets.load_dataset(
+                source.name,
+                source.subset,
+                split=source.split,
+                cache_dir=folder if local else None,
+                keep_in_memory=True if local else None,
+            )
+    except Exception as error:  # whatever the hub, the network or a builder raises
+        what = f"data set {source.name!r}, split {source.split!r}"
+        raise DataError([f"cannot load {what} ({one_line(error)})"]) from None
+    return _dataset(dataset)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of datasets."""
+    import datasets
+
+    disabled = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not disabled:
+            datasets.enable_progress_bars()
+
+
+def _dataset(dataset: Any) -> Table:
+    """A Hugging Face data set as a table: class numbers become names, images stay encoded."""
+    import datasets
+
+    features = dataset.features
+    classes = {
+        name: tuple(feature.names)
+        for name, feature in features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
+
+    def column(name: str) -> Sequence[Any]:
+        if isinstance(features[name], datasets.Image):
+            encoded = dataset.cast_column(name, datasets.Image(decode=False))
+            return encoded[name]  # type: ignore[no-any-return]  # a lazy sequence
+        values: list[Any] = dataset[name][:]
+        if name in classes:
+            names = dict(enumerate(classes[name]))
+            return [names.get(value) for value in values]
+        return values
+
+    return Table(tuple(features), len(dataset), column, classes)
+
+
+def _image_folder(source: SourceConfig, columns: ColumnsConfig) -> Table:
+    """Images by directory: the label is the name of the directory that an image lies in.
+
+    A directory with a sub-directory named as the split (``train``) is read from there. A file
+    ``metadata.csv`` or ``metadata.jsonl`` in an image's directory or above gives it more columns
+    by ``file_name``, a label among them. Every image that metadata names must exist, and if there
+    is metadata every image must be in it.
+    """
+    split = re.split(r"[\[+]", source.split)[0]
+    named_files = resolve(source.files or (), directories=True)
+    inside = [str(Path(file) / split) for file in named_files]
+    inner = [file for file in inside if Path(file).is_dir()]
+    if not inner and split != "train":
+        raise DataError([f"split {split!r} does not exist: no directory {named(inside)}"])
+    paths = [path for file in inner or named_files for path in _walk(Path(file))]
+    images = sorted({path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES})
+    roots = {Path(file) for file in inner or named_files}
+    labels = {path: path.parent.name for path in images if path.parent not in roots}
+    extra = _metadata(sorted({path for path in paths if path.name in METADATA_FILES}), images)
+    rows: list[Row] = [
+        {columns.image: str(path), columns.label: labels.get(path)} | extra.get(path, {})
+        for path in images
+    ]
+    labelled = {name for more in extra.values() for name in more}
+    classes = {columns.label: tuple(sorted(set(labels.values())))}
+    if columns.label in labelled:
+        classes = {}
+    return _table([rows[i] for i in _split(source.split, split, len(rows))], classes)
+
+
+def _walk(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+
+
+def _metadata(files: Sequence[Path], images: Sequence[Path]) -> dict[Path, Row]:
+    """Columns that metadata files give to images."""
+    found: dict[Path, Row] = {}
+    problems: list[str] = []
+    for file in files:
+        rows = csv_rows(str(file)) if file.suffix == ".csv" else json_rows(str(file))
+        for row in rows:
+            found[file.parent / str(row.get("file_name"))] = row
+    known = set(images)
+    if missing := sorted(str(path) for path in found if path not in known):
+        problems.append(f"metadata names images that do not exist (file_name): {named(missing)}")
+    if found and (bare := sorted(str(path) for path in images if path not in found)):
+        problems.append(f"images without a row in metadata: {named(bare)}")
+    if problems:
+        raise DataError(problems)
+    return found
+
+
+def _digits(split: str, columns: ColumnsConfig) -> Table:
+    """A split of scikit-learn's digits: 8×8×1 float32 from 0 to 1, by a permutation fixed here."""
+    import numpy as np
+
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        problem = "format 'digits' needs scikit-learn: pip install 's3t[digits]'"
+        raise DataError([problem]) from None
+
+    digits = load_digits()
+    name = split.partition("[")[0]
+    start, stop = DIGITS_SPLITS[name]
+    # RandomState's stream is frozen by numpy for good, Generator's is not.
+    order = np.random.RandomState(0).permutation(len(digits.target))[start:stop]
+    rows = order[list(_split(split, name, len(order)))]
+    images = (digits.images[rows].astype(np.float32) / 16)[..., None]
+    names = [str(digits.target[row]) for row in rows]
+    values: dict[str, Sequence[Any]] = {columns.image: tuple(images), columns.label: names}
+    return Table(
+        names=tuple(values),
+        size=len(rows),
+        column=values.__getitem__,
+        classes={columns.label: tuple(str(digit) for digit in range(10))},
+        ids=tuple(f"digit-{row:04d}" for row in rows),
+    )

@@ -1,0 +1,284 @@
+"""Deletions of one run: the ledger's truth and the schedule that follows from it. No torch here.
+
+    ids, subjects ─► one transaction (who, where, what dies, what serves instead) ─► receipt
+                                    ledger ──hits──► schedule
+
+Invariant: the schedule is never ahead of the ledger, and it is brought up to the ledger before it
+decides anything; so processes that open the same run agree on what is alive.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from s3t.config import Config
+from s3t.errors import IntegrityError
+from s3t.ledger import Deletion
+from s3t.plan import Plan, expected_deletions
+from s3t.plan.trie import Node
+from s3t.run import RunDir
+from s3t.schedule import Schedule
+from s3t.types import NodeKey, SampleId, Slot
+
+__all__ = ["Forgetting", "PrefixChange", "Receipt", "ShardStatus", "Status"]
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixChange:
+    """A shard's prefix (slice numbers in order) before and after a deletion."""
+
+    shard: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a deletion did.
+
+    Attributes:
+        request_id: name of the request; the same one again is the same deletion.
+        deleted: ids that it deleted, sorted.
+        already_deleted: ids asked for that were deleted before.
+        copies_elsewhere: samples left, of other subjects, with the content of a deleted one.
+        nodes_dead: keys of the nodes that it switched off, sorted.
+        prefixes: every shard's prefix before and after.
+        view: version of the view from which on no answer has seen the samples.
+        expected_deletions_left: random requests until exhaustion, expected.
+        seconds: time it took, the wait for running predictions included.
+        dry_run: whether nothing was committed.
+    """
+
+    request_id: str
+    deleted: tuple[SampleId, ...]
+    already_deleted: tuple[SampleId, ...]
+    copies_elsewhere: int
+    nodes_dead: tuple[NodeKey, ...]
+    prefixes: tuple[PrefixChange, ...]
+    view: int
+    expected_deletions_left: float
+    seconds: float
+    dry_run: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStatus:
+    """One shard: what it serves, and what of it is left.
+
+    Attributes:
+        prefix: slice numbers of the prefix that serves, empty if none does.
+        node: key of the prefix's last node.
+        nodes_alive, nodes_dead, nodes_missing: nodes that can serve, that a deletion has hit, and
+            that are neither (not trained yet, or damaged).
+        slices_hit: slices that hold a deleted sample.
+        score: the prefix's score on the public validation data.
+    """
+
+    shard: int
+    prefix: tuple[int, ...]
+    node: NodeKey | None
+    nodes_alive: int
+    nodes_dead: int
+    nodes_missing: int
+    slices_hit: tuple[int, ...]
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The state of a run at one view."""
+
+    view: int
+    samples: int
+    deleted: int
+    exhausted: bool
+    expected_deletions_left: float
+    slices: int
+    shards: tuple[ShardStatus, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+class Forgetting:
+    """The ledger and the schedule of a run, kept in step. Safe to share between threads.
+
+    Args:
+        run: a prepared run.
+    """
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+        self.config: Config = run.config()
+        self.plan: Plan = run.plan()
+        self.ledger = run.ledger()
+        self._lock = threading.RLock()
+        available, self.scores, self.damaged = self._inventory()
+        view, hits = self._ledger_hits(0)
+        self._view = view
+        self._schedule = Schedule(self.plan.forest, self.plan.shards, available, self.scores, hits)
+
+    def close(self) -> None:
+        """Close the ledger."""
+        self.ledger.close()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the schedule still: no deletion of this process, no catching up."""
+        with self._lock:
+            yield
+
+    def catch_up(self) -> tuple[int, tuple[Node | None, ...]]:
+        """The ledger's view, and what each shard serves at it."""
+        with self._lock:
+            view, hits = self._ledger_hits(self._view)
+            self._schedule.apply(self._schedule.outcome(hits))
+            self._view = view
+            return view, self._schedule.prefixes
+
+    def is_alive(self, key: NodeKey) -> bool:
+        """Whether a node can serve, as of the last ``catch_up``."""
+        return self._schedule.is_alive(key)
+
+    def lose(self, key: NodeKey) -> None:
+        """Count a node, and what grew on it, as unusable: its file is damaged."""
+        with self._lock:
+            self._schedule.apply(self._schedule.without([key]))
+
+    def delete(
+        self,
+        sample_ids: Iterable[str],
+        subjects: Iterable[str],
+        request_id: str | None,
+        dry_run: bool,
+    ) -> Receipt:
+        """One deletion, durable when this returns, unless ``dry_run``.
+
+        Raises:
+            InputError: nothing to delete, an unknown id or subject, or a request id in use.
+        """
+        started = time.perf_counter()
+        with self._lock:
+            before: tuple[Node | None, ...] = ()
+
+            def decide(deletion: Deletion) -> dict[str, Any]:
+                nonlocal before
+                self._schedule.apply(self._schedule.outcome(deletion.catch_up))
+                before = self._schedule.prefixes
+                return self._judge(deletion.slots)
+
+            done = self.ledger.delete(
+                sample_ids,
+                subjects,
+                decide=decide,
+                request_id=request_id,
+                dry_run=dry_run,
+                known_view=self._view,
+            )
+            if not dry_run and not done.replayed:
+                self._schedule.apply(self._schedule.outcome(done.slots))
+                self._view = done.view
+        part = done.receipt["schedule"]
+        return Receipt(
+            request_id=done.request_id,
+            deleted=done.deleted,
+            already_deleted=done.already_deleted,
+            copies_elsewhere=done.copies_elsewhere,
+            nodes_dead=tuple(NodeKey(key) for key in part["nodes_dead"]),
+            prefixes=tuple(
+                PrefixChange(shard, tuple(old), tuple(new)) for shard, old, new in part["prefixes"]
+            ),
+            view=done.view,
+            expected_deletions_left=part["expected_deletions_left"],
+            seconds=round(time.perf_counter() - started, 6),
+            dry_run=dry_run,
+        )
+
+    def status(self) -> Status:
+        """The state at the ledger's present view."""
+        with self._lock:
+            view, prefixes = self.catch_up()
+            counts = self.ledger.counts()
+            return Status(
+                view=view,
+                samples=counts["samples"],
+                deleted=counts["deleted"],
+                exhausted=self._schedule.exhausted,
+                expected_deletions_left=self._expected(self._schedule.first_slices_left),
+                slices=self.plan.slices,
+                shards=tuple(
+                    self._shard_status(shard, node) for shard, node in enumerate(prefixes)
+                ),
+            )
+
+    def _judge(self, slots: Sequence[Slot]) -> dict[str, Any]:
+        """The schedule's part of a receipt, before anything is committed."""
+        outcome = self._schedule.outcome(slots)
+        now = list(self._schedule.prefixes)
+        then = list(now)
+        for change in outcome.changes:
+            then[change.shard] = change.after
+        lost = sum(self.plan.forest[key].parent is None for key in outcome.died)
+        return {
+            "nodes_dead": list(outcome.died),
+            "prefixes": [
+                [shard, list(_slices(old)), list(_slices(new))]
+                for shard, (old, new) in enumerate(zip(now, then, strict=True))
+            ],
+            "expected_deletions_left": self._expected(self._schedule.first_slices_left - lost),
+        }
+
+    def _expected(self, first_slices: int) -> float:
+        return expected_deletions(self.plan.shards * self.plan.slices, first_slices)
+
+    def _shard_status(self, shard: int, node: Node | None) -> ShardStatus:
+        alive, dead = len(self._schedule.alive(shard)), len(self._schedule.dead(shard))
+        total = len(self.plan.forest.of_shard(shard))
+        return ShardStatus(
+            shard=shard,
+            prefix=_slices(node),
+            node=None if node is None else node.key,
+            nodes_alive=alive,
+            nodes_dead=dead,
+            nodes_missing=total - alive - dead,
+            slices_hit=tuple(sorted(c for of, c in self._schedule.hits if of == shard)),
+            score=None if node is None else self.scores.get(node.key),
+        )
+
+    def _ledger_hits(self, since: int) -> tuple[int, list[Slot]]:
+        """Hits after ``since`` with a view that is not younger than they are."""
+        view = self.ledger.view()
+        if view == since:
+            return view, []
+        return view, [(shard, part) for shard, part, _ in self.ledger.hits(since)]
+
+    def _inventory(self) -> tuple[set[NodeKey], dict[NodeKey, float], dict[NodeKey, str]]:
+        """Nodes of the plan that are there with a lineage that proves their key; their scores."""
+        available: set[NodeKey] = set()
+        scores: dict[NodeKey, float] = {}
+        damaged: dict[NodeKey, str] = {}
+        there = self.run.store.keys()
+        for node in self.plan.forest.nodes:
+            if node.key not in there:
+                continue
+            try:
+                scores[node.key] = self.run.store.meta(node.key).score
+            except IntegrityError as error:
+                damaged[node.key] = str(error)
+            else:
+                available.add(node.key)
+        return available, scores, damaged
+
+
+def _slices(node: Node | None) -> tuple[int, ...]:
+    return () if node is None else node.prefix

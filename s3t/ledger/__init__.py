@@ -1,0 +1,14 @@
+"""The durable truth of a run: its samples, deletions and receipts. The one door to SQLAlchemy.
+
+Ledger (ledger) ──► registry    samples: written down once, listed
+               ├──► deletion    one deletion, step by step
+               └──► database    connections, transactions ──► schema   tables, migrations
+"""
+
+from __future__ import annotations
+
+from s3t.ledger.deletion import Decide, Deleted, Deletion
+from s3t.ledger.ledger import Ledger
+from s3t.ledger.registry import Entry
+
+__all__ = ["Decide", "Deleted", "Deletion", "Entry", "Ledger"]

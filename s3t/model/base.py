@@ -1,0 +1,333 @@
+"""The frozen base, taken apart at its layers so that a pass can start and stop between any two.
+
+    rows ─ start ─► hidden ─ run(lo, hi) ─► hidden ─ finish ─► features ─ pool ─► one vector a row
+           (embeddings)     (layers lo…hi−1)         (last norm)
+
+How: the backbone's ModuleList is replaced by gates. The first gate stops the backbone's own forward
+and hands over what the layers would have been given; the layers are then called from here, by their
+integer index (E9). No model family is named: what is put together is compared with the untouched
+model on random input when it is loaded, and an architecture that does not agree is refused.
+
+Invariant: the base's parameters are never written to; ``check_frozen`` proves it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from s3t.errors import InputError, IntegrityError
+from s3t.model.encode import Encoded
+from s3t.model.lora import Target, find_targets, wrap_targets
+from s3t.store import tensors_digest
+from s3t.types import Digest
+
+__all__ = ["Base"]
+
+_PROBE_ROWS = 3
+
+
+class _Entered(Exception):
+    """Carries what the first layer is given out of the backbone's forward."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.arguments = arguments
+
+
+class _Gate(nn.Module):
+    """Stands where a layer stood, shows the layer's attributes, and stops the pass."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["_layer"] = layer  # past nn.Module, so that it is not registered here
+        self.__dict__["_signature"] = inspect.signature(layer.forward)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_layer"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        arguments = dict(self.__dict__["_signature"].bind(*args, **kwargs).arguments)
+        arguments |= arguments.pop("kwargs", {})
+        raise _Entered(arguments)
+
+
+class Base:
+    """A frozen transformer, split at its layers.
+
+    Args:
+        model: a headless model, or one with a language-model head if ``language_model``.
+        language_model: whether rows are answered by the base's own language-model head.
+        pooling: ``first``, ``mean`` or ``last`` token as the features of a row, or ``auto``.
+        length: tokens per text; None for images.
+        targets: last names of the linear maps to adapt; None for query and value.
+
+    Raises:
+        InputError: an architecture that cannot be taken apart exactly.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        language_model: bool,
+        pooling: str = "auto",
+        length: int | None = None,
+        targets: tuple[str, ...] | None = None,
+    ) -> None:
+        model.eval()
+        self.model = model.requires_grad_(False)
+        self.state: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
+        self.fingerprint: Digest = tensors_digest(self.state)
+        self.backbone: nn.Module = model.base_model
+        owner, name = _find_layers(self.backbone, model.config.num_hidden_layers)
+        self.layers: list[nn.Module] = list(getattr(owner, name))
+        self.lm_head: nn.Module | None = model.get_output_embeddings() if language_model else None
+        self._length = length
+        self._contexts: dict[int, dict[str, Any]] = {}
+        self._check_window()
+        with torch.no_grad():
+            probe = self._probe(length)
+            expected = self._whole(probe)
+            self.causal = length is not None and self._is_causal(probe)
+            setattr(owner, name, nn.ModuleList(_Gate(layer) for layer in self.layers))
+            self.norm = self._find_norm(probe, expected)
+        automatic = "first" if not self.causal else "last"
+        self.pooling = automatic if pooling == "auto" else pooling
+        self.targets: list[Target] = self._find_targets(targets)
+        wrap_targets(self.layers, self.targets)
+        self._versions = self._written()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base lies."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the hidden states."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @property
+    def depth(self) -> int:
+        """Number of layers N."""
+        return len(self.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width H of the hidden states."""
+        return int(self.model.config.hidden_size)
+
+    def to(self, device: torch.device) -> Base:
+        """Move the base, in place; returns it."""
+        self.model.to(device)
+        for layer in self.layers:
+            layer.to(device)
+        self.state = {name: tensor.to(device) for name, tensor in self.state.items()}
+        self._contexts.clear()
+        self._versions = self._written()
+        return self
+
+    def start(self, rows: Encoded) -> Tensor:
+        """Hidden states that enter layer 0, [n, T, H]."""
+        hidden: Tensor = self._enter(rows)["hidden_states"]
+        return hidden
+
+    def run(self, hidden: Tensor, lo: int, hi: int, attention: Tensor | None) -> Tensor:
+        """Layers lo … hi−1 on hidden states [n, T, H], with the mask that ``attention`` gives."""
+        context = self._context(hidden.shape[1])
+        for layer in self.layers[lo:hi]:
+            out = layer(hidden, attention_mask=attention, **context)
+            hidden = out[0] if isinstance(out, tuple) else out
+        return hidden
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Hidden states after the last layer, through the last norm if there is one."""
+        return hidden if self.norm is None else self.norm(hidden)
+
+    def pool(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        """One vector per row, [n, H]; ``mask`` is the padding mask [n, T], None for images."""
+        if self.pooling == "first":
+            return features[:, 0]
+        if mask is None:
+            return features[:, -1] if self.pooling == "last" else features.mean(dim=1)
+        if self.pooling == "last":
+            rows = torch.arange(len(features), device=features.device)
+            return features[rows, mask.sum(dim=1) - 1]
+        weight = mask.to(features.dtype).unsqueeze(2)
+        return (features * weight).sum(dim=1) / weight.sum(dim=1)
+
+    def attention(self, mask: Tensor | None) -> Tensor | None:
+        """Additive attention mask [n, 1, 1, T] of a padding mask [n, T].
+
+        None for images, and for causal models, where padding lies to the right, unseen. It never
+        depends on whether a batch happens to hold padding: that would let one row choose the
+        arithmetic of another.
+        """
+        if mask is None or self.causal:
+            return None
+        return (1 - mask[:, None, None, :].to(self.dtype)) * torch.finfo(self.dtype).min
+
+    def check_frozen(self, whole: bool = False) -> None:
+        """Prove that no parameter of the base was written to.
+
+        Args:
+            whole: compare the bytes as well as torch's write counters.
+
+        Raises:
+            IntegrityError: one was.
+        """
+        if self._written() != self._versions or any(
+            tensor.requires_grad or tensor.grad is not None for tensor in self.state.values()
+        ):
+            raise IntegrityError("a frozen parameter of the base was written to: report this bug")
+        if whole and tensors_digest(self.state) != self.fingerprint:
+            raise IntegrityError("the base's bytes differ from when it was loaded: report this bug")
+
+    # ── taking it apart ──────────────────────────────────────────────────────────────────────
+
+    def _written(self) -> list[int]:
+        return [tensor._version for tensor in self.state.values()]
+
+    def _enter(self, rows: Encoded) -> dict[str, Any]:
+        try:
+            self.backbone(**self._inputs(rows))
+        except _Entered as entered:
+            return entered.arguments
+        raise InputError(f"{type(self.model).__name__} does not run its layers: use another base")
+
+    def _inputs(self, rows: Encoded) -> dict[str, Any]:
+        if rows.mask is None:
+            return {"pixel_values": rows.values.to(self.dtype)}
+        inputs: dict[str, Any] = {"input_ids": rows.values, "attention_mask": rows.mask}
+        if "use_cache" in inspect.signature(self.backbone.forward).parameters:
+            inputs["use_cache"] = False
+        return inputs
+
+    def _context(self, length: int) -> dict[str, Any]:
+        """A layer's arguments other than hidden states and mask; they depend on T alone."""
+        if length not in self._contexts:
+            arguments = self._enter(self._probe(None if self._length is None else length))
+            self._contexts[length] = {
+                name: _first_row(value)
+                for name, value in arguments.items()
+                if name not in ("hidden_states", "attention_mask")
+            }
+        return self._contexts[length]
+
+    def _probe(self, length: int | None) -> Encoded:
+        """Random rows of the shape that the base takes; texts with padding."""
+        generator = torch.Generator().manual_seed(0)
+        config = self.model.config
+        if length is None:
+            size = config.image_size
+            sides = (size, size) if isinstance(size, int) else tuple(size)
+            shape = (_PROBE_ROWS, config.num_channels, *sides)
+            return Encoded(torch.randn(shape, generator=generator), None).to(self.device)
+        shape = (_PROBE_ROWS, length)
+        values = torch.randint(0, config.vocab_size, shape, generator=generator)
+        mask = torch.ones(shape, dtype=torch.int64)
+        for row in range(1, _PROBE_ROWS):
+            mask[row, length - row * length // 4 :] = 0
+        return Encoded(values, mask).to(self.device)
+
+    def _whole(self, rows: Encoded) -> Tensor:
+        """What the untouched model answers: logits, or the last hidden states."""
+        inputs = self._inputs(rows)
+        if self.lm_head is not None:
+            logits: Tensor = self.model(**inputs).logits
+            return logits
+        hidden: Tensor = self.backbone(**inputs)[0]
+        return hidden
+
+    def _is_causal(self, rows: Encoded) -> bool:
+        """Whether the first position is blind to the last one, tried rather than looked up."""
+        other = rows.values.clone()
+        other[:, -1] = (other[:, -1] + 1) % self.model.config.vocab_size
+        full = torch.ones_like(other)
+        before = self._whole(Encoded(rows.values, full))
+        after = self._whole(Encoded(other, full))
+        return torch.equal(before[:, 0], after[:, 0])
+
+    def _find_norm(self, rows: Encoded, expected: Tensor) -> nn.Module | None:
+        """The norm after the layers: the one with which the parts agree with the whole."""
+        hidden = self.run(self.start(rows), 0, self.depth, self.attention(rows.mask))
+        inner = {id(m) for layer in self.layers for m in layer.modules()}
+        norms = [
+            module
+            for module in self.backbone.modules()
+            if "norm" in type(module).__name__.lower() and id(module) not in inner
+        ]
+        real = slice(None) if rows.mask is None else rows.mask.bool()
+        scale = float(expected[real].abs().max())
+        tolerance = scale * (1e-4 if self.dtype == torch.float32 else 5e-2)
+        for norm in [None, *norms]:
+            try:
+                found = hidden if norm is None else norm(hidden)
+            except RuntimeError:  # a norm of another width
+                continue
+            found = found if self.lm_head is None else self.lm_head(found)
+            if found.shape == expected.shape and torch.allclose(
+                found[real], expected[real], rtol=0, atol=tolerance
+            ):
+                return norm
+        raise InputError(
+            f"{type(self.model).__name__} cannot be run layer by layer with the result of the "
+            "whole: use a base whose layers stand in one list and take the same arguments"
+        )
+
+    def _check_window(self) -> None:
+        config = self.model.config
+        window = getattr(config, "sliding_window", None)
+        if window and self._length and self._length > window:
+            raise InputError(
+                f"data.max_length {self._length} is over the base's sliding window of {window} "
+                "tokens: lower it"
+            )
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit and self._length and self._length > limit:
+            raise InputError(
+                f"data.max_length {self._length} is over the base's {limit} positions: lower it"
+            )
+
+    def _find_targets(self, names: tuple[str, ...] | None) -> list[Target]:
+        try:
+            return find_targets(self.layers, names)
+        except LookupError as error:
+            raise InputError(
+                f"lora.targets names no linear map of the base {error.args[0]}: choose among these"
+            ) from None
+
+
+def _find_layers(backbone: nn.Module, depth: int) -> tuple[nn.Module, str]:
+    """The module that holds the layers, and the name under which it does."""
+    found = [
+        (owner, name)
+        for owner in backbone.modules()
+        for name, child in owner.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == depth
+    ]
+    if len(found) != 1:
+        raise InputError(
+            f"{type(backbone).__name__} has {len(found)} lists of {depth} layers, expected one: "
+            "use a base whose layers stand in one ModuleList"
+        )
+    return found[0]
+
+
+def _first_row(value: Any) -> Any:
+    """Positions are the same in every row: keep one and let it broadcast."""
+    if isinstance(value, Tensor) and value.ndim and value.shape[0] == _PROBE_ROWS:
+        return value[:1]
+    if isinstance(value, tuple):
+        return tuple(_first_row(part) for part in value)
+    return value

@@ -1,0 +1,125 @@
+"""From the config to a base and its encoder: hub name, local folder, or made here.
+
+    config ─► transformers model (+ tokenizer) ─► Base + encoder
+                └─ a base that was made or adapted here is kept in RUN/base
+
+Invariant: what is loaded again has the fingerprint that the plan names, or it is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from s3t.config import Config
+from s3t.errors import InputError
+from s3t.model.base import Base
+from s3t.model.encode import ImageEncoder, TextEncoder
+from s3t.model.made import byte_tokenizer, make_model
+
+__all__ = ["LoadedModel", "build_base", "load_model", "save_model"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A transformers model before it is taken apart, with its encoder."""
+
+    model: PreTrainedModel
+    encoder: TextEncoder | ImageEncoder
+
+
+def load_model(config: Config, folder: Path | None = None) -> LoadedModel:
+    """The model that the config names, or the one kept in ``folder``.
+
+    Raises:
+        InputError: the base cannot be loaded.
+    """
+    name = str(folder) if folder else config.model.base
+    made = folder is None and name.startswith("make:")
+    try:
+        model = make_model(config) if made else _pretrained(config, name)
+        encoder = _encoder(config, model, None if made else name)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"model.base {name!r} cannot be loaded ({reason}): give a hub name, a local folder "
+            "in transformers' format, or make:vit, make:bert, make:roberta, make:gpt2, make:llama"
+        ) from None
+    return LoadedModel(model.to(getattr(torch, config.model.dtype)), encoder)
+
+
+def save_model(loaded: LoadedModel, folder: Path) -> None:
+    """Keep a model that was made or adapted here, in transformers' format."""
+    loaded.model.save_pretrained(folder)
+    if isinstance(loaded.encoder, TextEncoder):
+        loaded.encoder.tokenizer.save_pretrained(folder)
+
+
+def build_base(config: Config, loaded: LoadedModel) -> Base:
+    """Take the model apart at its layers (see ``Base``)."""
+    text = isinstance(loaded.encoder, TextEncoder)
+    return Base(
+        loaded.model,
+        language_model=config.task == "causal-lm",
+        pooling=config.model.pooling,
+        length=config.data.max_length if text else None,
+        targets=None if config.lora.targets == "auto" else config.lora.targets,
+    )
+
+
+def _pretrained(config: Config, name: str) -> PreTrainedModel:
+    auto = AutoModelForCausalLM if config.task == "causal-lm" else AutoModel
+    options: dict[str, Any] = {} if Path(name).exists() else {"revision": config.model.revision}
+    model: PreTrainedModel = auto.from_pretrained(name, use_safetensors=True, **options)
+    return model
+
+
+def _encoder(
+    config: Config, model: PreTrainedModel, name: str | None
+) -> TextEncoder | ImageEncoder:
+    if config.task == "image-classification":
+        return _image_encoder(config, model, name)
+    tokenizer: PreTrainedTokenizerBase = (
+        byte_tokenizer()
+        if name is None
+        else AutoTokenizer.from_pretrained(name, revision=config.model.revision)
+    )
+    return TextEncoder(tokenizer, config.data.max_length)
+
+
+def _image_encoder(config: Config, model: PreTrainedModel, name: str | None) -> ImageEncoder:
+    shape = model.config
+    size = shape.image_size if isinstance(shape.image_size, int) else shape.image_size[0]
+    if config.data.image_size not in (None, size):
+        raise ValueError(f"data.image_size {config.data.image_size} is not the base's {size}")
+    processor = _preprocessor(name)
+    mean = config.data.image_mean or processor.get("image_mean") or (0.5,)
+    std = config.data.image_std or processor.get("image_std") or (0.5,)
+    return ImageEncoder(shape.num_channels, size, mean, std)
+
+
+def _preprocessor(name: str | None) -> dict[str, Any]:
+    """The base's own preprocessor_config.json: only its numbers are used."""
+    if name is None:
+        return {}
+    path = Path(name) / "preprocessor_config.json"
+    if not Path(name).exists():
+        from transformers.utils.hub import cached_file
+
+        cached = cached_file(name, path.name, _raise_exceptions_for_missing_entries=False)
+        path = Path(cached) if cached else path
+    if not path.is_file():
+        return {}
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values

@@ -1,0 +1,164 @@
+"""Stacked LoRA: the adapters of G slots over one frozen base, in one forward pass.
+
+    rows of slot 0 ┐                       ┌ A[0] B[0]
+    rows of slot 1 ├─ one base product  +  ├ A[1] B[1]   bmm, a slot sees its own rows alone
+    rows of slot 2 ┘                       └ A[2] B[2]
+
+Invariant: what a slot computes does not depend on the other slots, nor on how many there are; a
+group of one runs the same code. The bank in force belongs to the thread that set it, so that
+concurrent predictions of different views share the base without a lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+__all__ = ["Bank", "StackedLinear", "Target", "adapted", "find_targets", "wrap_targets"]
+
+_AUTO = (("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"), ("c_attn",),
+         ("query_key_value",), ("Wqkv",), ("qkv_proj",))  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Target:
+    """One adapted linear map: ``layer`` by number, ``path`` inside it, its widths."""
+
+    layer: int
+    path: str
+    inputs: int
+    outputs: int
+
+    @property
+    def a(self) -> str:
+        """Name of the tensor A, [rank, inputs]."""
+        return f"layers.{self.layer:03d}.{self.path}.lora_A"
+
+    @property
+    def b(self) -> str:
+        """Name of the tensor B, [outputs, rank]."""
+        return f"layers.{self.layer:03d}.{self.path}.lora_B"
+
+
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """The adapters of G slots.
+
+    Attributes:
+        slots: G.
+        pairs: (layer, path) → A [G, rank, inputs] and B [G, outputs, rank].
+        scale: alpha / rank.
+        dropout: probability with which an adapter's input is dropped, in training.
+        generators: one source of dropout per slot; empty outside training.
+    """
+
+    slots: int
+    pairs: Mapping[tuple[int, str], tuple[Tensor, Tensor]]
+    scale: float
+    dropout: float = 0.0
+    generators: Sequence[Generator] = field(default=())
+
+
+class _InForce(threading.local):
+    bank: Bank | None = None
+
+
+_IN_FORCE = _InForce()
+
+
+@contextmanager
+def adapted(bank: Bank | None) -> Iterator[None]:
+    """Let ``bank`` adapt every wrapped linear map that this thread runs."""
+    before = _IN_FORCE.bank
+    _IN_FORCE.bank = bank
+    try:
+        yield
+    finally:
+        _IN_FORCE.bank = before
+
+
+class StackedLinear(nn.Module):
+    """A frozen linear map and, when a bank holds it, each slot's low-rank addition.
+
+    Input [G · rows, …, inputs], output [G · rows, …, outputs].
+    """
+
+    def __init__(self, inner: nn.Module, target: Target) -> None:
+        super().__init__()
+        self.inner = inner
+        self.place = (target.layer, target.path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)
+        bank = _IN_FORCE.bank
+        pair = bank.pairs.get(self.place) if bank is not None else None
+        if bank is None or pair is None:
+            return out
+        a, b = (matrix.to(x.dtype).transpose(1, 2) for matrix in pair)
+        rows = x.reshape(bank.slots, -1, x.shape[-1])
+        if bank.generators and bank.dropout:
+            rows = rows * _dropout_mask(rows, bank)
+        low = torch.bmm(rows, a)
+        stacked = out.view(bank.slots, -1, out.shape[-1])
+        return torch.baddbmm(stacked, low, b, alpha=bank.scale).view(out.shape)
+
+
+def find_targets(layers: Sequence[nn.Module], names: Sequence[str] | None) -> list[Target]:
+    """Linear maps to adapt, in the order of the layers.
+
+    Args:
+        layers: the transformer's layers, bottom first.
+        names: last parts of module paths, such as ``q_proj``; None for query and value.
+
+    Raises:
+        LookupError: with the names that are no linear map of the layers.
+    """
+    linear = {
+        path: module
+        for path, module in layers[0].named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    }
+    ends = {path.rsplit(".", 1)[-1] for path in linear}
+    if names is None:
+        names = next((choice for choice in _AUTO if set(choice) <= ends), ())
+    missing = [name for name in names if name not in ends and name not in linear]
+    if missing or not names:
+        raise LookupError(f"{missing or 'auto'}: the layers have {sorted(ends)}")
+    chosen = [path for path in linear if path in names or path.rsplit(".", 1)[-1] in names]
+    targets = []
+    for number, layer in enumerate(layers):
+        for path in chosen:
+            targets.append(_target(number, path, layer.get_submodule(path)))
+    return targets
+
+
+def wrap_targets(layers: Sequence[nn.Module], targets: Sequence[Target]) -> None:
+    """Replace each target by a ``StackedLinear`` around it, in place."""
+    for target in targets:
+        layer = layers[target.layer]
+        parent, _, name = target.path.rpartition(".")
+        inner = layer.get_submodule(target.path)
+        setattr(layer.get_submodule(parent), name, StackedLinear(inner, target))
+
+
+def _target(layer: int, path: str, module: nn.Module) -> Target:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    inputs, outputs = weight.shape if isinstance(module, Conv1D) else reversed(weight.shape)
+    return Target(layer, path, int(inputs), int(outputs))
+
+
+def _dropout_mask(rows: Tensor, bank: Bank) -> Tensor:
+    """Each slot draws from its own generator, so a group does not change what it draws."""
+    keep = 1.0 - bank.dropout
+    draws = [
+        torch.rand(rows.shape[1:], generator=generator, device=rows.device, dtype=torch.float32)
+        for generator in bank.generators
+    ]
+    return (torch.stack(draws) < keep).to(rows.dtype) / keep

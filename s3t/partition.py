@@ -1,0 +1,118 @@
+"""Which shard and slice a sample lies in.
+
+    HMAC-SHA256(salt, subject or content) ─► 64 bits ─► mod m·L ─► shard = h div L, slice = h mod L
+
+Invariant E3: a place is a function of the sample alone. No sample's place depends on another's
+presence, so a run without the deleted samples finds every other sample where it was. All samples
+of a subject lie in one slice, and so do exact copies, so that deleting a person touches one slice.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from s3t.errors import DataError, named
+from s3t.plan.lineage import slice_digest
+from s3t.types import Digest, Place, Sample
+
+__all__ = ["Partition", "partition", "place"]
+
+NAMED_EMPTY = 10
+"""Above this many empty slices they are counted, not listed in a sentence each."""
+
+
+def place(sample: Sample, shards: int, slices: int, salt: str) -> Place:
+    """Place of a sample: a keyed hash of its subject or, without one, of its content."""
+    if sample.subject is not None:
+        message = b"subject\0" + sample.subject.encode()
+    else:
+        message = b"content\0" + sample.content.encode()
+    bits = int.from_bytes(hmac.digest(salt.encode(), message, "sha256")[:8], "big")
+    return Place(*divmod(bits % (shards * slices), slices))
+
+
+@dataclass(frozen=True)
+class Partition:
+    """All samples in their places.
+
+    Attributes:
+        shards: m, the number of shards.
+        slices: L, the number of slices of each shard.
+        members: ``members[shard][slice]``, the samples of a slice, sorted by id.
+    """
+
+    shards: int
+    slices: int
+    members: tuple[tuple[tuple[Sample, ...], ...], ...]
+
+    def sizes(self) -> tuple[tuple[int, ...], ...]:
+        """Number of samples, ``sizes()[shard][slice]``."""
+        return tuple(tuple(len(members) for members in shard) for shard in self.members)
+
+    def digests(self) -> tuple[tuple[Digest, ...], ...]:
+        """Digest of each slice, ``digests()[shard][slice]`` (see ``slice_digest``)."""
+        return tuple(tuple(slice_digest(members) for members in shard) for shard in self.members)
+
+    def places(self) -> Iterator[tuple[Sample, Place]]:
+        """Every sample with its place, by shard, slice and id."""
+        for shard, row in enumerate(self.members):
+            for slice_, members in enumerate(row):
+                for sample in members:
+                    yield sample, Place(shard, slice_)
+
+
+def partition(
+    samples: Iterable[Sample], shards: int, slices: int, salt: str, *, allow_empty: bool = False
+) -> Partition:
+    """Put every sample in its place.
+
+    Args:
+        samples: in any order, each id once.
+        shards: m, at least 1.
+        slices: L, at least 1.
+        salt: key of the hash; another salt is another partition.
+        allow_empty: accept empty slices (after deletions all of a slice may be gone).
+
+    Raises:
+        DataError: naming every empty slice (a stage without data cannot be trained), or ids that
+            occur twice (a lineage could not tell the two apart).
+    """
+    ordered = sorted(samples, key=lambda sample: sample.id)
+    cells: list[list[list[Sample]]] = [[[] for _ in range(slices)] for _ in range(shards)]
+    for sample in ordered:
+        at = place(sample, shards, slices, salt)
+        cells[at.shard][at.slice].append(sample)
+    problems = [*_repeated(ordered), *([] if allow_empty else _empty(cells, ordered))]
+    if problems:
+        raise DataError(problems, "partition")
+    return Partition(
+        shards, slices, tuple(tuple(tuple(members) for members in row) for row in cells)
+    )
+
+
+def _repeated(ordered: list[Sample]) -> list[str]:
+    ids = sorted({one.id for one, next_ in pairwise(ordered) if one.id == next_.id})
+    return [f"ids occur twice: {named(ids)}; give every sample its own id"] if ids else []
+
+
+def _empty(cells: list[list[list[Sample]]], samples: list[Sample]) -> list[str]:
+    empty = [
+        f"shard {shard} slice {slice_}"
+        for shard, row in enumerate(cells)
+        for slice_, members in enumerate(row)
+        if not members
+    ]
+    units = len({(sample.subject is None, sample.subject or sample.content) for sample in samples})
+    facts = f"{len(samples)} samples ({units} subjects or distinct contents)"
+    advice = "use fewer shards or slices, another partition.salt, or more data"
+    if len(empty) > NAMED_EMPTY:
+        total = len(cells) * len(cells[0])
+        shown = ", ".join(empty[:NAMED_EMPTY])
+        return [
+            f"{len(empty)} of {total} slices got none of the {facts}: {shown} and "
+            f"{len(empty) - NAMED_EMPTY} more; {advice}"
+        ]
+    return [f"{name} got none of the {facts}: {advice}" for name in empty]

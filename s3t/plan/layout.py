@@ -1,0 +1,281 @@
+"""The plan: every node that a run trains, with its key, cost and place, and its one file form.
+
+    sizes, digests, sequences, base, recipe ──make_plan──► Plan ──to_json──► plan.json
+                                                            ▲                    │
+                                                            └─────from_json──────┘  all keys anew
+
+Invariant: a Plan follows from its arguments alone. So a file is believed only when every node in
+it comes out of the arguments in it once more. A plan holds digests of slices, never a sample id.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from s3t.errors import DataError, InputError, IntegrityError
+from s3t.plan.lineage import node_key
+from s3t.plan.sequences import Sequences
+from s3t.plan.survival import expected_deletions
+from s3t.plan.trie import Forest, Node, prefixes
+from s3t.types import Digest, NodeKey, digest
+
+__all__ = ["PLAN_FORMAT", "Plan", "make_plan"]
+
+PLAN_FORMAT = 1
+"""Version of ``plan.json``."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run trains.
+
+    Attributes:
+        sequences: per shard, its sequences of slice numbers.
+        sizes: [m][L], samples per slice.
+        digests: [m][L], digests of the slices.
+        base: fingerprint of the frozen base.
+        recipe: JSON values; everything in config, code and environment that shapes bytes.
+        epochs: epochs per stage.
+        cumulative: a stage trains on all slices of its prefix, not on the last alone.
+        stage_bytes: size of a node of stage 1, 2, ….
+        forest: the nodes.
+    """
+
+    sequences: tuple[Sequences, ...]
+    sizes: tuple[tuple[int, ...], ...]
+    digests: tuple[tuple[Digest, ...], ...]
+    base: Digest
+    recipe: Mapping[str, Any]
+    epochs: int
+    cumulative: bool
+    stage_bytes: tuple[int, ...]
+    forest: Forest
+
+    @property
+    def shards(self) -> int:
+        """m."""
+        return len(self.sizes)
+
+    @property
+    def slices(self) -> int:
+        """L, slices per shard."""
+        return len(self.sizes[0])
+
+    @property
+    def budget(self) -> int:
+        """B, sequences per shard."""
+        return max(len(sequences) for sequences in self.sequences)
+
+    @property
+    def expected_deletions(self) -> float:
+        """Random requests until no shard has a prefix left (``survival.expected_deletions``)."""
+        first = sum(1 for node in self.forest.nodes if node.stage == 1)
+        return expected_deletions(self.shards * self.slices, first)
+
+    def summary(self) -> dict[str, Any]:
+        """Counts and costs, as JSON values: what a plan takes and how long it should last.
+
+        ``sample_passes`` counts samples × epochs, ``bytes`` the weights of all nodes,
+        ``expected_deletions`` the random requests until the run is exhausted.
+        """
+        nodes = self.forest.nodes
+        return {
+            "shards": self.shards,
+            "slices": self.slices,
+            "budget": self.budget,
+            "sequences": _lists(self.sequences),
+            "nodes": len(nodes),
+            "sample_passes": sum(node.passes for node in nodes),
+            "bytes": sum(node.bytes for node in nodes),
+            "expected_deletions": self.expected_deletions,
+            "slice_sizes": _lists(self.sizes),
+            "stages": [
+                {
+                    "stage": number,
+                    "nodes": len(stage),
+                    "sample_passes": sum(node.passes for node in stage),
+                    "bytes": sum(node.bytes for node in stage),
+                }
+                for number, stage in enumerate(self.forest.stages(), start=1)
+            ],
+        }
+
+    def to_json(self) -> str:
+        """The whole plan as text, with its format version and a digest over the rest."""
+        body = {"format": PLAN_FORMAT, **self._arguments(), "nodes": _node_values(self.forest)}
+        return json.dumps({"digest": digest(body), **body}, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan back, and prove it.
+
+        Raises:
+            IntegrityError: not a plan, written by a newer s3t, changed since it was written, or
+                holding a node that does not follow from the rest.
+        """
+        body = _document(text)
+        try:
+            plan = _grow(
+                sequences=_tuples(body["sequences"]),
+                sizes=_tuples(body["sizes"]),
+                digests=_tuples(body["digests"]),
+                base=body["base"],
+                recipe=body["recipe"],
+                epochs=body["epochs"],
+                cumulative=body["cumulative"],
+                stage_bytes=tuple(body["stage_bytes"]),
+            )
+            listed = body["nodes"]
+        except (KeyError, TypeError, ValueError, IndexError, InputError) as error:
+            raise IntegrityError(f"the plan is malformed ({error!r}): restore plan.json") from None
+        if listed != _node_values(plan.forest):
+            raise IntegrityError(
+                "a node of the plan does not follow from its base, recipe and slices: "
+                "restore plan.json from a copy, or train a new run"
+            )
+        return plan
+
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "base": self.base,
+            "recipe": self.recipe,
+            "epochs": self.epochs,
+            "cumulative": self.cumulative,
+            "stage_bytes": list(self.stage_bytes),
+            "sequences": _lists(self.sequences),
+            "sizes": _lists(self.sizes),
+            "digests": _lists(self.digests),
+        }
+
+
+def make_plan(
+    *,
+    sizes: Sequence[Sequence[int]],
+    digests: Sequence[Sequence[Digest]],
+    sequences: Sequence[Sequence[int]],
+    base: Digest,
+    recipe: Mapping[str, Any],
+    epochs: int,
+    cumulative: bool,
+    stage_bytes: Sequence[int],
+) -> Plan:
+    """Plan a run.
+
+    Args:
+        sizes: [m][L], samples per slice.
+        digests: [m][L], ``lineage.slice_digest`` of each slice.
+        sequences: of one shard; every shard trains the same.
+        base: fingerprint of the frozen base.
+        recipe: JSON values; whatever shapes a node's bytes, epochs and isolation included.
+        epochs: epochs per stage.
+        cumulative: whether stage i trains on the whole prefix or on its last slice.
+        stage_bytes: size of a node of stage i + 1, at least as many as the longest sequence.
+
+    Raises:
+        DataError: a slice that a sequence trains on is empty.
+        InputError: arguments whose shapes do not fit.
+    """
+    return _grow(
+        sequences=tuple(_tuples(sequences) for _ in sizes),
+        sizes=_tuples(sizes),
+        digests=_tuples(digests),
+        base=base,
+        recipe=json.loads(json.dumps(recipe, allow_nan=False)),
+        epochs=epochs,
+        cumulative=cumulative,
+        stage_bytes=tuple(stage_bytes),
+    )
+
+
+def _grow(
+    *,
+    sequences: tuple[Sequences, ...],
+    sizes: tuple[tuple[int, ...], ...],
+    digests: tuple[tuple[Digest, ...], ...],
+    base: Digest,
+    recipe: Mapping[str, Any],
+    epochs: int,
+    cumulative: bool,
+    stage_bytes: tuple[int, ...],
+) -> Plan:
+    _check(sequences, sizes, digests, stage_bytes)
+    recipe_digest = digest(recipe)
+    nodes: list[Node] = []
+    for shard, listed in enumerate(sequences):
+        keys: dict[tuple[int, ...], NodeKey] = {}
+        for prefix in prefixes(listed):
+            parent = keys.get(prefix[:-1])
+            key = node_key(base, recipe_digest, parent, [digests[shard][c] for c in prefix])
+            trained = prefix if cumulative else prefix[-1:]
+            samples = sum(sizes[shard][c] for c in trained)
+            size = stage_bytes[len(prefix) - 1]
+            nodes.append(Node(key, parent, shard, prefix, samples, samples * epochs, size))
+            keys[prefix] = key
+    return Plan(
+        sequences, sizes, digests, base, recipe, epochs, cumulative, stage_bytes, Forest(nodes)
+    )
+
+
+def _check(
+    sequences: tuple[Sequences, ...],
+    sizes: tuple[tuple[int, ...], ...],
+    digests: tuple[tuple[Digest, ...], ...],
+    stage_bytes: tuple[int, ...],
+) -> None:
+    shape = [len(row) for row in sizes]
+    if not shape or min(shape) < 1 or len(set(shape)) > 1:
+        raise InputError(f"sizes has rows of {shape}: expected m rows of L slices")
+    if [len(row) for row in digests] != shape or len(sequences) != len(shape):
+        raise InputError("sizes, digests and sequences do not have the same shards and slices")
+    used = [sorted({c for sequence in listed for c in sequence}) for listed in sequences]
+    if not all(used) or any(c[0] < 0 or c[-1] >= shape[0] for c in used):
+        raise InputError(f"a sequence is missing or names a slice outside 0 to {shape[0] - 1}")
+    longest = max(len(sequence) for listed in sequences for sequence in listed)
+    if longest > len(stage_bytes):
+        raise InputError(f"{longest} stages, but bytes of {len(stage_bytes)}: give them for each")
+    problems = [
+        f"slice {c} of shard {shard} is empty: use fewer shards or slices, or more data"
+        for shard, slices in enumerate(used)
+        for c in slices
+        if sizes[shard][c] < 1
+    ]
+    if problems:
+        raise DataError(problems, "partition")
+
+
+def _document(text: str) -> dict[str, Any]:
+    """The JSON of a plan file without its digest, once format and digest hold."""
+    try:
+        body: dict[str, Any] = json.loads(text)
+        version = body["format"]
+        stated = body.pop("digest")
+        newer = version > PLAN_FORMAT
+        actual = digest(body)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(f"this is no plan ({error!r}): restore plan.json") from None
+    if newer:
+        raise IntegrityError(
+            f"the plan has format {version}, this s3t reads up to {PLAN_FORMAT}: upgrade s3t"
+        )
+    if stated != actual:
+        raise IntegrityError(
+            "the plan is not what was written (its digest differs): restore plan.json from a copy"
+        )
+    return body
+
+
+def _node_values(forest: Forest) -> list[dict[str, Any]]:
+    return [{**asdict(node), "prefix": list(node.prefix)} for node in forest.nodes]
+
+
+def _lists(value: Any) -> Any:
+    """Nested tuples as nested lists, the form that JSON gives back."""
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _tuples(value: Any) -> Any:
+    """Nested sequences as nested tuples."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value

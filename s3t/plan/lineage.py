@@ -1,0 +1,50 @@
+"""Keys that prove what a node has seen (invariant E1).
+
+    key(node) = digest(format, base, recipe, key(parent), digests of the slices it trains on)
+
+Invariant: nothing else may influence a node's weights. So resuming is "skip the keys that exist",
+repair is "train the keys that are missing", and forgetting is a question of reachability.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+from s3t.types import Digest, NodeKey, Sample, digest
+
+__all__ = ["FORMAT", "node_key", "node_seed", "slice_digest"]
+
+FORMAT = 1
+"""Version of the node format; part of every key."""
+
+
+def slice_digest(samples: Iterable[Sample]) -> Digest:
+    """Digest of a slice: its sorted sample ids, each with its content digest."""
+    return digest(sorted((sample.id, sample.content) for sample in samples))
+
+
+def node_key(
+    base: Digest, recipe: Digest, parent: NodeKey | None, slices: Sequence[Digest]
+) -> NodeKey:
+    """Key of a node.
+
+    Args:
+        base: fingerprint of the frozen base.
+        recipe: digest of everything in the config, the code and the environment that shapes bytes.
+        parent: key of the node of the prefix that is one slice shorter, None for the first stage.
+        slices: digests of all slices of the prefix, in the order of the sequence.
+    """
+    lineage = {
+        "format": FORMAT,
+        "base": base,
+        "recipe": recipe,
+        "parent": parent,
+        "slices": list(slices),
+    }
+    return NodeKey(digest(lineage))
+
+
+def node_seed(key: NodeKey, purpose: str) -> int:
+    """Seed of 63 bits that belongs to the node and to one purpose (``init``, ``order``, …)."""
+    return int.from_bytes(hashlib.sha256(f"{key}/{purpose}".encode()).digest()[:8], "big") >> 1

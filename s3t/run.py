@@ -1,0 +1,101 @@
+"""The run directory: what lies where, and how each part is opened.
+
+    RUN/
+      config.yaml     resolved config, written once
+      plan.json       nodes, sequences, digests of slices; no sample ids
+      ledger.db       samples and deletions: the durable truth
+      nodes/          <key>.safetensors, one per trained node
+      base/           the base, if it was made or adapted here; the public head, if there is one
+
+Invariant: plan.json is written last. A directory that holds it is a prepared run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from s3t.config import Config, load_config
+from s3t.errors import InputError, IntegrityError, S3TError
+from s3t.ledger import Ledger
+from s3t.plan import Plan
+from s3t.store import NodeStore
+
+__all__ = ["RunDir"]
+
+_LOCK = ".training.lock"
+
+
+class RunDir:
+    """Paths and parts of one run."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.config_path = self.root / "config.yaml"
+        self.plan_path = self.root / "plan.json"
+        self.ledger_path = self.root / "ledger.db"
+        self.base_path = self.root / "base"
+        self.head_path = self.root / "base_head.safetensors"
+        self.store = NodeStore(self.root / "nodes")
+
+    @classmethod
+    def existing(cls, root: str | Path) -> RunDir:
+        """A prepared run.
+
+        Raises:
+            InputError: there is none.
+        """
+        run = cls(root)
+        if not run.prepared:
+            raise InputError(
+                f"{run.root} is not a run directory (no plan.json): "
+                "train one with s3t train CONFIG, or give the directory that it wrote"
+            )
+        return run
+
+    @property
+    def prepared(self) -> bool:
+        """Whether a run was planned here."""
+        return self.plan_path.is_file()
+
+    @property
+    def foreign(self) -> bool:
+        """Whether something else than a run, begun or prepared, lies here."""
+        if not self.root.exists() or self.config_path.is_file():
+            return False
+        return not self.root.is_dir() or any(path.name != _LOCK for path in self.root.iterdir())
+
+    def config(self) -> Config:
+        """The resolved config."""
+        return load_config(self.config_path)
+
+    def plan(self) -> Plan:
+        """The plan, proved (see ``Plan.from_json``)."""
+        try:
+            return Plan.from_json(self.plan_path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise IntegrityError(f"{self.plan_path} cannot be read ({error})") from None
+
+    def ledger(self, *, create: bool = False) -> Ledger:
+        """The ledger; the caller closes it."""
+        return Ledger.open(self.ledger_path, create=create)
+
+    @contextmanager
+    def training_lock(self) -> Iterator[None]:
+        """Hold the run for one training at a time; the system frees it when a holder dies.
+
+        Raises:
+            S3TError: another process trains this run.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / _LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise S3TError(
+                    f"{self.root} is being trained by another process: wait for it, or give "
+                    "another directory with output=DIR"
+                ) from None
+            yield

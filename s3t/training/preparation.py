@@ -1,0 +1,294 @@
+"""From a config to a prepared run, and from a prepared run to what a worker needs.
+
+    data ─► partition ─► base (made, adapted or loaded) ─► plan ─► RUN: config, ledger, base, plan
+
+Invariant: every problem of config, data and base is found before the first byte is written, and a
+prepared run is opened again only with the same config, data, base and environment (E1).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from s3t.config import Config, dump_config
+from s3t.data import Data, load_all
+from s3t.data.rows import LabelledRows
+from s3t.errors import ConfigError, InputError, S3TError
+from s3t.model.base import Base
+from s3t.model.encode import ImageEncoder, TextEncoder
+from s3t.model.loading import LoadedModel, build_base, load_model, save_model
+from s3t.partition import Partition, partition
+from s3t.plan import Plan, make_plan, sequences_for
+from s3t.run import RunDir
+from s3t.store import write_durably
+from s3t.training.adapt import adapt_model, public_head
+from s3t.training.material import LabelledSet
+from s3t.training.recipe import blocks_of, recipe_of, stage_bytes
+from s3t.types import digest
+
+__all__ = ["Draft", "Material", "draft", "encode_rows", "open_material", "prepare", "preview"]
+
+_FREE = {"training", "aggregation", "output", "name"}
+"""Sections that may differ when a run is gone on with: they shape no node."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A run as it would be, before anything is written."""
+
+    config: Config
+    data: Data
+    partition: Partition
+    loaded: LoadedModel
+
+    @property
+    def classes(self) -> int:
+        """Number of labels; 0 for a language model."""
+        return len(self.data.labels)
+
+    def plan(self, base: Base, device: torch.device) -> Plan:
+        """The plan over a base that is ready."""
+        config, sequences = self.config, self.config.sequences
+        return make_plan(
+            sizes=self.partition.sizes(),
+            digests=self.partition.digests(),
+            sequences=sequences_for(
+                sequences.strategy, config.partition.slices, config.budget, sequences.explicit
+            ),
+            base=base.fingerprint,
+            recipe=recipe_of(config, base, self.loaded.encoder, self.data.labels, device),
+            epochs=config.stage.epochs,
+            cumulative=config.stage.slices == "cumulative",
+            stage_bytes=stage_bytes(config, base, self.classes),
+        )
+
+
+@dataclass(frozen=True)
+class Material:
+    """A prepared run with all that training needs in memory."""
+
+    run: RunDir
+    config: Config
+    plan: Plan
+    base: Base
+    classes: int
+    private: LabelledSet
+    validation: LabelledSet
+    members: tuple[tuple[torch.Tensor, ...], ...]
+    """[shard][slice] → numbers of the slice's rows in ``private``, sorted."""
+
+
+def draft(config: Config, base_folder: Any = None) -> Draft:
+    """Load and check everything that a config names; writes nothing.
+
+    Raises:
+        ConfigError, DataError, InputError: with all problems found.
+    """
+    data = load_all(config)
+    loaded = load_model(config, base_folder)
+    problems: list[str] = []
+    parts: Partition | None = None
+    try:
+        blocks_of(config, int(loaded.model.config.num_hidden_layers))
+    except ConfigError as error:
+        problems.extend(error.problems)
+    try:
+        shape = config.partition
+        parts = partition(data.private.samples, shape.shards, shape.slices, shape.salt)
+    except ConfigError as error:
+        problems.extend(error.problems)
+    if problems or parts is None:
+        raise ConfigError(problems, "config")
+    return Draft(config, data, parts, loaded)
+
+
+def preview(config: Config) -> dict[str, Any]:
+    """What a config would train, as JSON values; writes nothing, trains nothing.
+
+    The plan's ``summary``, the tree of one shard as lines of text, and notes on the data.
+
+    Raises:
+        ConfigError, DataError, InputError: with all problems found.
+    """
+    drafted = draft(config)
+    plan = drafted.plan(build_base(config, drafted.loaded), torch.device("cpu"))
+    data, notes = drafted.data, []
+    if data.private.folded:
+        notes.append(f"{data.private.folded} exact copies of the same subject count once")
+    if data.overlap:
+        notes.append(
+            f"{data.overlap} private samples are in the public data too: deleting them does not "
+            "remove what the public data taught"
+        )
+    if isinstance(drafted.loaded.encoder, TextEncoder):
+        cut = drafted.loaded.encoder.encode(data.private.rows.inputs).truncated
+        if cut:
+            notes.append(f"{cut} texts are cut to {config.data.max_length} tokens")
+    tree = [
+        "  " + "   " * (node.stage - 1) + f"{node.last}  ({node.samples} samples)"
+        for node in plan.forest.of_shard(0)
+    ]
+    return plan.summary() | {"tree": tree, "notes": notes}
+
+
+def prepare(
+    config: Config,
+    device: torch.device,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> RunDir:
+    """Make the run directory ready to train, or prove that it already is.
+
+    Args:
+        config: the resolved config; ``config.run_dir`` is where.
+        device: what the run will be trained on.
+        on_step: told of the steps of the base's adaptation.
+
+    Raises:
+        ConfigError, DataError, InputError: nothing was written.
+        S3TError: the run was prepared on another kind of machine.
+    """
+    run = RunDir(config.run_dir)
+    if run.prepared:
+        _check_same(run, config)
+        write_durably(run.config_path, dump_config(config).encode())
+        return run
+    drafted = draft(config)
+    if run.foreign:
+        raise InputError(
+            f"{run.root} holds files that are no run: give an empty directory with output=DIR"
+        )
+    write_durably(run.config_path, dump_config(config).encode())
+    if config.model.adapt is not None:
+        public = encode_rows(drafted.loaded.encoder, _adapt_rows(drafted))
+        steps = config.model.adapt.steps
+        done = iter(range(1, steps + 1))
+        adapt_model(
+            config,
+            drafted.loaded.model,
+            public,
+            drafted.classes,
+            lambda: on_step(next(done), steps),
+        )
+    if config.model.adapt is not None or config.model.base.startswith("make:"):
+        _keep_base(run, drafted.loaded)
+    base = build_base(config, drafted.loaded).to(device)
+    if config.aggregation.on_exhausted == "base" and drafted.classes:
+        _keep_head(run, config, base, drafted)
+    with run.ledger(create=True) as ledger:
+        ledger.register(drafted.partition.places())
+    write_durably(run.plan_path, drafted.plan(base, device).to_json().encode())
+    return run
+
+
+def open_material(run: RunDir, device: torch.device) -> Material:
+    """Load a prepared run, and prove that data, base and environment are those of its plan.
+
+    Samples that were deleted may be gone from the data; any other difference is refused.
+
+    Raises:
+        InputError: the private data or the base changed.
+        S3TError: another kind of machine.
+    """
+    config, plan = run.config(), run.plan()
+    data = load_all(config)
+    loaded = load_model(config, run.base_path if run.base_path.is_dir() else None)
+    base = build_base(config, loaded).to(device)
+    if base.fingerprint != plan.base:
+        raise InputError(
+            f"model.base {config.model.base!r} is no longer the base that {run.root} was planned "
+            "on: restore it, or start a new run with output=DIR"
+        )
+    recipe = recipe_of(config, base, loaded.encoder, data.labels, device)
+    if digest(recipe) != digest(plan.recipe):
+        changed = sorted(key for key in recipe if recipe[key] != plan.recipe.get(key))
+        raise S3TError(
+            f"{run.root} was planned with another {', '.join(changed)}: its nodes could not be "
+            "trained to the same bytes here. Go on where it was planned, or start a new run with "
+            "output=DIR"
+        )
+    shape = config.partition
+    with run.ledger() as ledger:
+        hits = {(shard, part) for shard, part, _ in ledger.hits()}
+        whole = partition(
+            data.private.samples, shape.shards, shape.slices, shape.salt, allow_empty=True
+        )
+        ledger.register(whole.places())
+    index = data.private.index
+    members = tuple(
+        tuple(
+            torch.tensor([index[sample.id] for sample in part], dtype=torch.int64)
+            if (shard, number) not in hits
+            else torch.zeros(0, dtype=torch.int64)
+            for number, part in enumerate(parts)
+        )
+        for shard, parts in enumerate(whole.members)
+    )
+    for shard, digests in enumerate(whole.digests()):
+        for number, found in enumerate(digests):
+            if (shard, number) not in hits and found != plan.digests[shard][number]:
+                raise InputError(f"slice {number} of shard {shard} changed: restore the data")
+    return Material(
+        run=run,
+        config=config,
+        plan=plan,
+        base=base,
+        classes=len(data.labels),
+        private=encode_rows(loaded.encoder, data.private.rows),
+        validation=encode_rows(loaded.encoder, data.validation),
+        members=members,
+    )
+
+
+def encode_rows(encoder: TextEncoder | ImageEncoder, rows: LabelledRows) -> LabelledSet:
+    """Rows as tensors, with their labels."""
+    labels = None if rows.labels is None else torch.tensor(rows.labels, dtype=torch.int64)
+    return LabelledSet(encoder.encode(rows.inputs), labels)
+
+
+def _adapt_rows(drafted: Draft) -> LabelledRows:
+    rows = drafted.data.adapt
+    assert rows is not None  # the config was checked for it
+    return rows
+
+
+def _keep_base(run: RunDir, loaded: LoadedModel) -> None:
+    temporary = run.root / f".base.{os.getpid()}.tmp"
+    save_model(loaded, temporary)
+    shutil.rmtree(run.base_path, ignore_errors=True)
+    temporary.rename(run.base_path)
+
+
+def _keep_head(run: RunDir, config: Config, base: Base, drafted: Draft) -> None:
+    from safetensors.torch import save
+
+    public = encode_rows(drafted.loaded.encoder, _adapt_rows(drafted))
+    head = public_head(config, base, public, drafted.classes)
+    write_durably(run.head_path, save(head, metadata={"base": base.fingerprint}))
+
+
+def _check_same(run: RunDir, config: Config) -> None:
+    """A prepared run is gone on with only under the config that shaped its nodes."""
+    before = run.config().model_dump(mode="json", exclude=_FREE)
+    now = config.model_dump(mode="json", exclude=_FREE)
+    changed = _differences("", before, now)
+    if changed:
+        raise InputError(
+            f"{run.root} holds a run of another config ({'; '.join(changed)}): "
+            "go back to it, or give another directory with output=DIR"
+        )
+
+
+def _differences(at: str, before: Any, now: Any) -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            line
+            for key in sorted({*before, *now})
+            for line in _differences(f"{at}.{key}".lstrip("."), before.get(key), now.get(key))
+        ]
+    return [] if before == now else [f"{at} was {before!r}, is {now!r}"]

@@ -1,0 +1,102 @@
+"""What shapes a node's bytes apart from its data: it goes into every key (E1).
+
+Invariant: two runs with equal recipes, bases and slices produce equal bytes; whatever could break
+that (library versions, the processor's instruction set, thread count) is part of the recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from s3t.config import Config
+from s3t.model.base import Base
+from s3t.model.encode import ImageEncoder, TextEncoder
+from s3t.plan.blocks import block_layers
+
+__all__ = ["blocks_of", "environment", "recipe_of", "stage_bytes"]
+
+ENGINE = 1
+"""Raised whenever a change of this code changes the bytes of nodes."""
+
+
+def blocks_of(config: Config, depth: int) -> tuple[tuple[int, int], ...]:
+    """Layers (lo, hi) that stage 1, 2, … L trains; all of them at each stage for snapshots.
+
+    Raises:
+        ConfigError: more slices than layers.
+    """
+    slices = config.partition.slices
+    if config.stage.isolation == "snapshot":
+        return ((0, depth),) * slices
+    return block_layers(depth, slices)
+
+
+def recipe_of(
+    config: Config,
+    base: Base,
+    encoder: TextEncoder | ImageEncoder,
+    labels: Sequence[str],
+    device: torch.device,
+) -> dict[str, Any]:
+    """Everything in config, code and environment that shapes bytes, as JSON values."""
+    return {
+        "engine": ENGINE,
+        "task": config.task,
+        "seed": config.seed,
+        "labels": list(labels),
+        "encoder": encoder.fingerprint(),
+        "pooling": base.pooling,
+        "dtype": config.model.dtype,
+        "blocks": [list(block) for block in blocks_of(config, base.depth)],
+        "targets": sorted({target.path for target in base.targets}),
+        "lora": config.lora.model_dump(mode="json", exclude={"targets"}),
+        "stage": config.stage.model_dump(mode="json"),
+        "environment": environment(device),
+    }
+
+
+def stage_bytes(config: Config, base: Base, classes: int) -> tuple[int, ...]:
+    """Bytes of the float32 weights of a node of stage 1, 2, … L, head included."""
+    rank = config.lora.rank
+    head = 4 * classes * (base.hidden_size + 1)
+    return tuple(
+        head + sum(4 * rank * (t.inputs + t.outputs) for t in base.targets if lo <= t.layer < hi)
+        for lo, hi in blocks_of(config, base.depth)
+    )
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Fingerprint of the software and of the machine type that the arithmetic runs on."""
+    found: dict[str, Any] = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": device.type,
+    }
+    if device.type == "cuda":
+        return found | {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return found | {
+        "machine": platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "mkl": torch.backends.mkl.is_available(),
+        "flags": _cpu_flags(),
+        "threads": 1,
+    }
+
+
+@cache
+def _cpu_flags() -> str:
+    """Digest of the processor's instruction sets, by which BLAS chooses its kernels."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return hashlib.sha256(" ".join(sorted(flags.split())).encode()).hexdigest()[:16]

@@ -1,0 +1,120 @@
+"""Trains the nodes it is told to, and publishes each to the store.
+
+Invariant: a node is published only whole and only after its parents; a node that a deletion has
+killed by the time it is finished is thrown away, not published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from s3t.plan.trie import Node
+from s3t.store import NodeMeta
+from s3t.training.preparation import Material
+from s3t.training.stage import Assignment, StageTrainer, Trained
+from s3t.types import NodeKey, digest
+
+__all__ = ["Workshop", "steps_of"]
+
+
+def steps_of(node: Node, batch_size: int, epochs: int) -> int:
+    """Optimizer steps that a node takes."""
+    return -(-node.samples // batch_size) * epochs
+
+
+class Workshop:
+    """One process's means to train: base, data, store, and the caches between them."""
+
+    def __init__(self, material: Material) -> None:
+        self.material = material
+        config = material.config
+        self.trainer = StageTrainer(
+            material.base,
+            config.lora,
+            config.stage,
+            material.classes,
+            material.private,
+            material.validation,
+            config.training.trunk_cache_mb * 2**20,
+        )
+        self.blocks = [tuple(block) for block in material.plan.recipe["blocks"]]
+        self._recipe = digest(material.plan.recipe)
+        self._grouping: dict[int, bool] = {}
+
+    def group_size(self) -> int:
+        """How many nodes one stacked step should hold: as many as fit the CPU's cache."""
+        material = self.material
+        values = material.private.rows.values
+        tokens = values.shape[1] if values.ndim == 2 else self._image_tokens()
+        width = material.base.hidden_size * 4
+        slot = material.config.stage.batch_size * tokens * width
+        return max(1, min(16, material.config.training.group_bytes // slot))
+
+    def train(
+        self, keys: Sequence[NodeKey], on_step: Callable[[int], None] = lambda steps: None
+    ) -> None:
+        """Train nodes of one stage whose parents are in the store, and publish them."""
+        nodes = [self.material.plan.forest[key] for key in keys]
+        block = self.blocks[nodes[0].stage - 1]
+        assignments = [self._assignment(node) for node in nodes]
+        size = self.group_size() if self._may_group(nodes[0].stage, block, assignments) else 1
+        for start in range(0, len(nodes), size):
+            group = assignments[start : start + size]
+            for trained in self.trainer.train(block, group, on_step):
+                self._publish(trained)
+
+    def _may_group(
+        self, stage: int, block: tuple[int, int], assignments: Sequence[Assignment]
+    ) -> bool:
+        """Whether groups give the bytes of nodes alone on this machine; tried once a stage."""
+        if len(assignments) == 1 or self.group_size() == 1:
+            return False
+        if stage not in self._grouping:
+            sample = assignments[: self.group_size()]
+            self._grouping[stage] = self.trainer.agrees(block, sample)
+        return self._grouping[stage]
+
+    def _assignment(self, node: Node) -> Assignment:
+        material = self.material
+        cumulative = material.config.stage.slices == "cumulative"
+        parts = node.prefix if cumulative else node.prefix[-1:]
+        rows = torch.cat([material.members[node.shard][part] for part in parts])
+        return Assignment(node.key, rows.sort().values, self._inherited(node))
+
+    def _inherited(self, node: Node) -> dict[str, Tensor]:
+        """Tensors of the lineage, later stages over earlier ones, so the head is the parent's."""
+        lineage = self.material.plan.forest.lineage(node.key)[:-1]
+        if self.material.config.stage.isolation == "snapshot":
+            lineage = lineage[-1:]
+        tensors: dict[str, Tensor] = {}
+        for ancestor in lineage:
+            tensors.update(self.material.run.store.read(ancestor.key)[1])
+        return tensors
+
+    def _publish(self, trained: Trained) -> None:
+        material = self.material
+        node = material.plan.forest[trained.key]
+        with material.run.ledger() as ledger:
+            hits = {(shard, part) for shard, part, _ in ledger.hits()}
+        if any((node.shard, part) in hits for part in node.prefix):
+            return
+        meta = NodeMeta(
+            key=node.key,
+            parent=node.parent,
+            base=material.plan.base,
+            recipe=self._recipe,
+            slices=tuple(material.plan.digests[node.shard][part] for part in node.prefix),
+            shard=node.shard,
+            prefix=node.prefix,
+            score=trained.score,
+        )
+        material.run.store.write(meta, trained.tensors)
+
+    def _image_tokens(self) -> int:
+        base = self.material.base
+        with torch.no_grad():
+            rows = self.material.private.rows.rows(slice(0, 1)).to(base.device)
+            return int(base.start(rows).shape[1])

@@ -1,0 +1,589 @@
+"""Reading sources: ids, subjects, labels, digests, and every kind of bad input."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from s3t.config import Config
+from s3t.data import label_names, load_all, load_private, load_public
+from s3t.errors import DataError
+from s3t.types import digest
+
+Row = dict[str, Any]
+PUBLIC = [{"text": "fine", "label": "good"}, {"text": "awful", "label": "bad"}]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write("public.jsonl", PUBLIC)
+
+
+def write(path: str, rows: list[Row]) -> str:
+    """Write rows as csv, JSON lines or parquet, by the suffix."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    opener: Any = gzip.open if path.endswith(".gz") else open
+    if path.endswith(".parquet"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        return path
+    with opener(path, "wt", encoding="utf-8", newline="") as stream:
+        if ".csv" in path:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        else:
+            stream.writelines(json.dumps(row) + "\n" for row in rows)
+    return path
+
+
+def text_config(private: Any, **more: Any) -> Config:
+    """A text config over one private file, whose format is told by its suffix."""
+    first = private if isinstance(private, str) else private[0]
+    kinds = {".csv": "csv", ".json": "json", ".parquet": "parquet"}
+    kind = next(value for key, value in kinds.items() if key in first)
+    public = {"format": "json", "files": "public.jsonl"}
+    data = {
+        "private": {"format": kind, "files": private, "split": more.pop("split", "train")},
+        "public": {"validation": public, "test": public, **more.pop("public", {})},
+        "columns": more.pop("columns", {}),
+        "labels": more.pop("labels", None),
+    }
+    base = {"task": "text-classification", "model": {"base": "make:bert"}}
+    return Config.model_validate({**base, "data": data, **more})
+
+
+def problems(call: Any, *args: Any) -> tuple[str, ...]:
+    with pytest.raises(DataError) as caught:
+        call(*args)
+    return tuple(caught.value.problems)
+
+
+LABELS = ("bad", "good")
+ROWS = [
+    {"text": 'one, "two"\nthree', "label": "good", "id": "007", "who": "0042"},
+    {"text": "NA", "label": "bad", "id": "7", "who": ""},
+    {"text": "nan", "label": "bad", "id": "1e3", "who": "2024-01-01"},
+]
+
+
+@pytest.mark.parametrize("path", ["a.csv", "a.csv.gz", "a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_the_same_rows_from_every_format(path: str):
+    config = text_config(write(path, ROWS), columns={"id": "id"}, partition={"subject": "who"})
+    private = load_private(config, LABELS)
+    assert [s.id for s in private.samples] == ["007", "1e3", "7"]
+    assert [s.subject for s in private.samples] == ["0042", "2024-01-01", None]
+    assert list(private.rows.inputs) == [ROWS[0]["text"], "nan", "NA"]
+    assert private.rows.labels == (1, 0, 0)
+    assert len(private.rows) == 3 and private.folded == 0
+    assert private.index == {"007": 0, "1e3": 1, "7": 2}
+    assert private.index is private.index
+    assert private.samples[0].content == digest({"text": ROWS[0]["text"], "label": "good"})
+
+
+def test_a_list_of_files_and_globs_is_read_in_order_once():
+    write("d/b.csv", ROWS[1:2])
+    write("d/a.csv", ROWS[:1])
+    write("c.csv", ROWS[2:])
+    config = text_config(["c.csv", "d/*.csv", "d/a.csv"], columns={"id": "id"})
+    assert [s.id for s in load_private(config, LABELS).samples] == ["007", "1e3", "7"]
+
+
+def test_a_file_name_may_hold_glob_signs():
+    write("a[1].csv", ROWS)
+    assert len(load_private(text_config("a[1].csv"), LABELS).samples) == 3
+
+
+def test_a_byte_order_mark_is_not_part_of_a_column():
+    Path("a.csv").write_text("text,label\nhi,good\n", encoding="utf-8-sig")
+    assert load_private(text_config("a.csv"), LABELS).rows.inputs[0] == "hi"
+
+
+def test_a_json_list_is_read():
+    Path("a.json").write_text(json.dumps(ROWS), encoding="utf-8")
+    assert len(load_private(text_config("a.json"), LABELS).samples) == 3
+
+
+@pytest.mark.parametrize("path", ["a.jsonl", "a.parquet"])
+def test_numbers_become_text_and_gaps_stay_empty(path: str):
+    rows = [
+        {"text": f"t{n}", "label": n % 2, "id": n, "who": who}
+        for n, who in enumerate([3.0, float("nan"), None, 2.5])
+    ]
+    config = text_config(
+        write(path, rows), columns={"id": "id"}, partition={"subject": "who"}, labels=["0", "1"]
+    )
+    private = load_private(config, ("0", "1"))
+    assert [s.subject for s in private.samples] == ["3", None, None, "2.5"]
+    assert [s.id for s in private.samples] == ["0", "1", "2", "3"]
+
+
+def test_split_expressions():
+    write("a.csv", [{"text": f"t{n}", "label": "bad"} for n in range(10)])
+    first = load_private(text_config("a.csv", split="train[:80%]"), LABELS)
+    assert {*first.rows.inputs} == {f"t{n}" for n in range(8)}
+    rest = load_private(text_config("a.csv", split="train[8:9]+train[-1:]"), LABELS)
+    assert {*rest.rows.inputs} == {"t8", "t9"}
+    (problem,) = problems(load_private, text_config("a.csv", split="test"), LABELS)
+    assert "split 'test' cannot be used" in problem and "'train[:80%]'" in problem
+    (problem,) = problems(load_private, text_config("a.csv", split="train[50:60]"), LABELS)
+    assert "split" in problem or "no rows" in problem
+
+
+# --- ids and folding -----------------------------------------------------------------------------
+
+
+def test_derived_ids_fold_exact_copies_of_one_subject():
+    rows = [
+        {"text": "a", "label": "bad", "who": "ann"},
+        {"text": "a", "label": "bad", "who": "ann"},
+        {"text": "a", "label": "bad", "who": "bob"},
+        {"text": "a", "label": "bad", "who": ""},
+        {"text": "a", "label": "bad", "who": "  "},
+        {"text": "a", "label": "good", "who": "ann"},
+    ]
+    private = load_private(text_config(write("a.csv", rows), partition={"subject": "who"}), LABELS)
+    assert len(private.samples) == 4 and private.folded == 2
+    assert [s.id for s in private.samples] == sorted(s.id for s in private.samples)
+    for one in private.samples:
+        assert one.id == digest([one.subject, one.content])
+    for one, row, label in zip(
+        private.samples, private.rows.inputs, private.rows.labels or (), strict=True
+    ):
+        assert one.content == digest({"text": row, "label": LABELS[label]})
+
+
+def test_given_ids_keep_exact_copies():
+    rows = [{"text": "a", "label": "bad", "id": n} for n in range(3)]
+    private = load_private(text_config(write("a.csv", rows), columns={"id": "id"}), LABELS)
+    assert len(private.samples) == 3 and private.folded == 0
+    assert len({s.content for s in private.samples}) == 1
+
+
+def test_ids_twice_and_blank_are_problems_together():
+    rows = [{"text": "a", "label": "bad", "id": i} for i in ["x", "", "x", "y", " "]]
+    found = problems(load_private, text_config(write("a.csv", rows), columns={"id": "id"}), LABELS)
+    assert found == (
+        "column 'id' (data.columns.id) is empty in rows 2, 5",
+        "ids occur twice: 'x'; give every row its own id",
+    )
+
+
+# --- bad rows and columns ------------------------------------------------------------------------
+
+
+def test_all_problems_of_a_source_come_together():
+    rows = [
+        {"text": "", "label": "bad"},
+        {"text": "b", "label": ""},
+        {"text": "c", "label": "ugly"},
+        {"text": "d", "label": "odd"},
+    ]
+    config = text_config(write("a.csv", rows))
+    with pytest.raises(DataError, match=r"data\.private: 3 problems") as caught:
+        load_private(config, LABELS)
+    empty_text, empty_label, unknown = caught.value.problems
+    assert "'text'" in empty_text and empty_text.endswith("row 1")
+    assert "'label'" in empty_label and empty_label.endswith("row 2")
+    assert unknown.startswith("labels 'odd', 'ugly' are not among 'bad', 'good'")
+    assert "never from private samples" in unknown
+
+
+def test_many_unknown_labels_are_counted():
+    rows = [{"text": "a", "label": f"l{n:02d}"} for n in range(15)]
+    (problem,) = problems(load_private, text_config(write("a.csv", rows)), LABELS)
+    assert "'l09' and 5 more" in problem
+
+
+def test_missing_columns_name_those_that_exist():
+    config = text_config(
+        write("a.csv", ROWS), columns={"text": "body", "id": "key"}, partition={"subject": "p"}
+    )
+    (problem,) = problems(load_private, config, LABELS)
+    for part in ("'body' (data.columns.text)", "'key' (data.columns.id)", "'p' (partition.subj"):
+        assert part in problem
+    assert "the columns are 'id', 'label', 'text', 'who'" in problem
+
+
+def test_missing_files_come_together():
+    config = text_config(["no.csv", "none-*.csv", "."])
+    found = problems(load_private, config, LABELS)
+    assert "'no.csv' does not exist" in found[0]
+    assert "no file matches 'none-*.csv'" in found[1]
+    assert "'.' is a directory" in found[2]
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "expected"),
+    [
+        ("a.csv", b"", "is empty"),
+        ("a.csv", b"text,label\n", "has no rows"),
+        ("a.csv", b"text,label,text\na,b,c\n", "names columns twice: 'text'"),
+        ("a.csv", b"text,label\na,bad\nb\nc,bad,x\n", "expected 2 cells in lines 3, 4"),
+        ("a.csv", b"text,label\n\xff,bad\n", "UnicodeDecodeError"),
+        ("a.csv", b'text,label\n"a,bad\n', "cannot read 'a.csv'"),
+        ("a.csv.gz", b"not gzip", "cannot read 'a.csv.gz'"),
+        ("a.jsonl", b'{"text": "a", "label": "bad"}\n{"text":\n[1]\n', "object in lines 2, 3"),
+        ("a.jsonl", b"[1, 2", "cannot read 'a.jsonl'"),
+        ("a.jsonl", b"", "has no rows"),
+        ("a.jsonl", b'{"text": 3, "label": "bad"}', "not valid text in row 1"),
+        ("a.jsonl", b'{"text": "\\ud800", "label": "bad"}', "not valid text in row 1"),
+        ("a.jsonl", b'{"text": "a", "label": ["bad"]}', "not text or a number in row 1"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "b", "label": "bad"}', "is empty in row 1"),
+        ("a.parquet", b"PAR1", "cannot read 'a.parquet'"),
+    ],
+)
+def test_bad_files(path: str, content: bytes, expected: str):
+    Path(path).write_bytes(content)
+    found = problems(load_private, text_config(path), LABELS)
+    assert expected in "\n".join(found)
+
+
+def test_files_with_other_columns_are_refused():
+    write("a.csv", ROWS)
+    write("b.csv", [{"text": "a", "label": "bad"}])
+    (problem,) = problems(load_private, text_config(["a.csv", "b.csv"]), LABELS)
+    assert problem == "'b.csv': columns differ from those of 'a.csv'"
+    write("a.parquet", ROWS)
+    write("b.parquet", [{"text": "a", "label": "bad"}])
+    (problem,) = problems(load_private, text_config(["a.parquet", "b.parquet"]), LABELS)
+    assert problem.startswith("columns of the files differ")
+
+
+# --- labels --------------------------------------------------------------------------------------
+
+
+def test_labels_come_from_config_else_from_public_data_only():
+    write("a.csv", [{"text": "t", "label": "private-only"}])
+    write("adapt.jsonl", [{"text": "t", "label": "awkward"}])
+    assert label_names(text_config("a.csv", labels=["z", "a"])) == ("z", "a")
+    assert label_names(text_config("a.csv")) == ("bad", "good")
+    adapt = {"adapt": {"format": "json", "files": "adapt.jsonl"}}
+    assert label_names(text_config("a.csv", public=adapt)) == ("awkward", "bad", "good")
+
+
+def test_class_names_of_public_data_keep_their_order():
+    import datasets
+
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["zoo", "ant"])}
+    )
+    public = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features)
+    public.to_parquet("public.parquet")
+    source = {"format": "parquet", "files": "public.parquet"}
+    write("a.csv", [{"text": "t", "label": "zoo"}])
+    config = text_config("a.csv", public={"validation": source, "test": source})
+    assert label_names(config) == ("zoo", "ant")
+    assert load_public(config, "test", ("zoo", "ant")).labels == (1, 0)
+    assert load_private(config, ("zoo", "ant")).rows.labels == (0,)
+
+
+def test_label_names_reports_problems_of_public_data():
+    write("public.jsonl", [{"text": "t", "label": None}])
+    with pytest.raises(DataError, match=r"data\.public\.validation: .*empty in row 1") as caught:
+        label_names(text_config(write("a.csv", ROWS)))
+    assert len(caught.value.problems) == 2
+
+
+def test_causal_lm_has_no_labels():
+    write("a.jsonl", [{"text": "b"}, {"text": "a"}, {"text": "a"}])
+    config = text_config("a.jsonl", task="causal-lm", model={"base": "make:gpt2"})
+    data = load_all(config)
+    assert data.labels == label_names(config) == ()
+    assert data.private.rows.labels is None and data.private.folded == 1
+    assert data.test.labels is None and list(data.test.inputs) == ["fine", "awful"]
+    assert {s.content for s in data.private.samples} == {
+        digest({"text": text, "label": None}) for text in "ab"
+    }
+
+
+# --- everything together -------------------------------------------------------------------------
+
+
+def test_load_all_counts_overlap():
+    rows = [PUBLIC[0], {"text": "fine", "label": "bad"}, {"text": "own", "label": "bad"}]
+    data = load_all(text_config(write("a.csv", rows)))
+    assert data.overlap == 1 and data.labels == LABELS and data.adapt is None
+    assert data.validation.labels == data.test.labels == (1, 0)
+    assert len(data.private.samples) == 3
+
+
+def test_load_all_reports_every_source():
+    write("a.csv", [{"text": "", "label": "what"}])
+    public = {"adapt": {"format": "json", "files": "no.jsonl"}}
+    found = problems(load_all, text_config("a.csv", public=public))
+    assert found[0].startswith("data.private: column 'text'")
+    assert found[1].startswith("data.public.adapt: file 'no.jsonl' does not exist")
+    assert len(found) == 2  # without the public labels, 'what' cannot be called unknown
+    found = problems(load_all, text_config("a.csv", public=public, labels=["bad", "good"]))
+    assert len(found) == 3 and "'what'" in found[1]
+
+
+def test_public_rows_with_labels_outside_the_config_are_problems():
+    config = text_config(write("a.csv", ROWS), labels=["bad"])
+    (problem,) = problems(load_public, config, "test", ("bad",))
+    assert "labels 'good' are not among 'bad'" in problem
+    (problem,) = problems(load_public, config, "adapt", ("bad",))
+    assert "data.public.adapt is not in the config" in problem
+
+
+# --- digits --------------------------------------------------------------------------------------
+
+
+def digits_config(**more: Any) -> Config:
+    def source(split: str) -> Row:
+        return {"format": "digits", "split": split}
+
+    data = {
+        "private": source("private"),
+        "public": {
+            "adapt": source("public"),
+            "validation": source("public"),
+            "test": source("test"),
+        },
+        "columns": more.pop("columns", {}),
+    }
+    base = {"task": "image-classification", "model": {"base": "make:vit"}}
+    return Config.model_validate({**base, "data": data, **more})
+
+
+def test_digits_are_split_once_and_for_all():
+    data = load_all(digits_config())
+    assert data.labels == tuple("0123456789")
+    assert data.adapt is not None
+    assert [len(data.adapt), len(data.private.rows), len(data.test)] == [597, 800, 400]
+    ids = [s.id for s in data.private.samples]
+    assert ids[:3] == ["digit-0000", "digit-0003", "digit-0007"] and ids == sorted(ids)
+    assert {s.subject for s in data.private.samples} == {None}
+    everything = [*data.adapt.inputs, *data.private.rows.inputs, *data.test.inputs]
+    assert len({one.tobytes() for one in everything}) == 1797
+    assert data.overlap == data.private.folded == 0
+    image = data.private.rows.inputs[0]
+    assert image.shape == (8, 8, 1) and image.dtype == np.float32
+    assert image.min() == 0 and 0.9 < max(one.max() for one in everything) <= 1
+    assert data.private.rows.labels is not None and data.private.rows.labels[0] == 0
+
+
+def test_digits_have_no_columns():
+    config = digits_config(partition={"subject": "who"}, columns={"id": "key"})
+    found = problems(load_private, config, tuple("0123456789"))
+    assert "data.columns.id is 'key', but digits have no such column" in found[0]
+    assert "partition.subject is 'who', but digits have no such column" in found[1]
+
+
+def test_digits_are_not_text():
+    config = text_config(
+        write("a.csv", ROWS), public={"test": {"format": "digits", "split": "test"}}
+    )
+    problem = problems(load_public, config, "test", LABELS)[0]
+    assert "no column 'text' (data.columns.text)" in problem
+
+
+# --- images --------------------------------------------------------------------------------------
+
+
+def draw(path: str, value: int, mode: str = "RGB") -> str:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (4, 3), value if mode != "RGB" else (value, 0, 1)).save(path)
+    return path
+
+
+def image_config(private: Any, public: Any = "public", **more: Any) -> Config:
+    def source(files: Any) -> Row:
+        return files if isinstance(files, dict) else {"format": "imagefolder", "files": files}
+
+    data = {
+        "private": source(private),
+        "public": {"validation": source(public), "test": source(public)},
+        "columns": more.pop("columns", {}),
+    }
+    base = {"task": "image-classification", "model": {"base": "make:vit"}}
+    return Config.model_validate({**base, "data": data, **more})
+
+
+@pytest.fixture
+def folders() -> None:
+    for number in range(3):
+        draw(f"public/train/cat/{number}.png", number)
+        draw(f"public/train/dog/{number}.png", 10 + number, "L")
+        draw(f"private/cat/{number}.png", 20 + number, "L" if number else "RGB")
+    draw("public/train/dog/3.png", 21, "L")
+
+
+@pytest.mark.usefixtures("folders")
+def test_an_image_folder_gives_labels_by_directory():
+    draw("private/cat/copy.png", 21, "L")
+    data = load_all(image_config("private"))
+    assert data.labels == ("cat", "dog")
+    assert data.private.rows.labels == (0, 0, 0) and data.private.folded == 1
+    assert sorted(one.shape for one in data.private.rows.inputs) == [(3, 4, 1)] * 2 + [(3, 4, 3)]
+    assert {one.dtype for one in data.test.inputs} == {np.dtype(np.uint8)}
+    assert data.test.labels == (0, 0, 0, 1, 1, 1, 1)
+    assert data.overlap == 0  # the same pixels under another label are other content
+    assert [one[0, 0, 0] for one in data.test.inputs[1:3]] == [1, 2]
+
+
+@pytest.mark.usefixtures("folders")
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_metadata_gives_ids_and_subjects_as_text(name: str):
+    rows = [{"file_name": f"cat/{n}.png", "key": f"00{n}", "who": "01"} for n in range(3)]
+    write(f"private/{name}", rows)
+    config = image_config("private", columns={"id": "key"}, partition={"subject": "who"})
+    samples = load_private(config, ("cat", "dog")).samples
+    assert [s.id for s in samples] == ["000", "001", "002"]
+    assert {s.subject for s in samples} == {"01"}
+
+
+@pytest.mark.usefixtures("folders")
+def test_metadata_may_give_labels_to_a_flat_folder():
+    draw("flat/a.png", 1)
+    draw("flat/b.png", 2)
+    (problem,) = problems(load_private, image_config("flat"), ("cat", "dog"))
+    assert "'label' (data.columns.label) is empty in rows 1, 2" in problem
+    write("flat/metadata.csv", [{"file_name": "a.png", "label": "dog"}])
+    (problem,) = problems(load_private, image_config("flat"), ("cat", "dog"))
+    assert "images without a row in metadata: 'flat/b.png'" in problem
+    write("flat/metadata.csv", [{"file_name": f, "label": "dog"} for f in ("a.png", "b.png")])
+    assert load_private(image_config("flat"), ("cat", "dog")).rows.labels == (1, 1)
+    write("flat/metadata.csv", [{"file_name": f, "label": "dog"} for f in ("a.png", "c.png")])
+    assert len(problems(load_private, image_config("flat"), ("cat", "dog"))) == 2
+
+
+@pytest.mark.usefixtures("folders")
+def test_splits_of_an_image_folder():
+    draw("public/test/cat/0.png", 99)
+    test = {"format": "imagefolder", "files": "public", "split": "test"}
+    assert len(load_public(image_config("private", test), "test", ("cat", "dog"))) == 1
+    part = {**test, "split": "train[:2]"}
+    assert len(load_public(image_config("private", part), "test", ("cat", "dog"))) == 2
+    (problem,) = problems(
+        load_public, image_config("private", {**test, "split": "dev"}), "test", ("cat", "dog")
+    )
+    assert "split 'dev' does not exist" in problem
+
+
+@pytest.mark.usefixtures("folders")
+def test_images_by_glob_and_by_a_column_of_paths():
+    config = image_config("private/*/*.png")
+    assert len(load_private(config, ("cat", "dog")).samples) == 3
+    write("list.csv", [{"image": f"private/cat/{n}.png", "label": "cat"} for n in range(3)])
+    listed = image_config({"format": "csv", "files": "list.csv"})
+    contents = [load_private(c, ("cat", "dog")).samples for c in (config, listed)]
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.usefixtures("folders")
+def test_damaged_images_are_named_by_row():
+    Path("private/cat/1.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
+    Path("private/cat/2.png").write_bytes(Path("private/cat/2.png").read_bytes()[:-30])
+    Image.new("I;16", (2, 2), 5).save("private/cat/3.png")
+    text = "\n".join(problems(load_private, image_config("private"), ("cat", "dog")))
+    assert "row 2" in text and "row 3" in text and "row 4" in text
+    assert "more than 8 bits" in text
+
+
+def test_images_inside_parquet_stay_encoded_until_asked_for(folders: None):
+    import datasets
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    )
+    files = [f"private/cat/{n}.png" for n in range(3)]
+    rows = {"image": [{"bytes": Path(f).read_bytes(), "path": None} for f in files]}
+    datasets.Dataset.from_dict({**rows, "label": [0, 1, 0]}, features).to_parquet("images.parquet")
+    config = image_config({"format": "parquet", "files": "images.parquet"})
+    private = load_private(config, ("cat", "dog"))
+    folder = load_private(image_config("private"), ("cat", "dog"))
+    assert sorted(private.rows.labels or ()) == [0, 0, 1]
+    shared = {s.content for s in private.samples} & {s.content for s in folder.samples}
+    assert len(shared) == 2
+    again = private.rows.inputs[1]
+    assert again.dtype == np.uint8 and not np.shares_memory(again, private.rows.inputs[1])
+
+
+def test_a_photograph_is_turned_upright(folders: None):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (4, 3)).save("private/cat/9.jpg", exif=exif)
+    shapes = [one.shape for one in load_private(image_config("private"), ("cat",)).rows.inputs]
+    assert (4, 3, 3) in shapes
+
+
+# --- hub -----------------------------------------------------------------------------------------
+
+
+def test_a_local_data_set_leaves_no_copy(monkeypatch: pytest.MonkeyPatch, capfd: Any):
+    import datasets
+
+    cache, scratch = Path("cache").absolute(), Path("scratch").absolute()
+    scratch.mkdir()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    write("mine/train.csv", [{"text": "hello", "label": "good"}])
+    write("mine/test.csv", [{"text": "bye", "label": "bad"}])
+    test = {"format": "hub", "name": "mine", "split": "test"}
+    config = text_config(write("a.csv", ROWS), public={"test": test})
+    assert list(load_public(config, "test", LABELS).inputs) == ["bye"]
+    assert not cache.exists() and not list(scratch.iterdir())
+    assert capfd.readouterr().err == ""
+    assert not datasets.are_progress_bars_disabled()
+
+
+def test_a_hub_failure_is_one_problem(monkeypatch: pytest.MonkeyPatch):
+    import datasets
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no\nnetwork")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    test = {"format": "hub", "name": "org/set"}
+    config = text_config(write("a.csv", ROWS), public={"test": test})
+    (problem,) = problems(load_public, config, "test", LABELS)
+    assert problem == (
+        "cannot load data set 'org/set', split 'train' (ConnectionError: no network.)"
+    )
+
+
+# --- speed and side effects ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["a.csv", "a.jsonl"])
+def test_private_files_leave_no_copy_and_load_fast(path: str, monkeypatch: pytest.MonkeyPatch):
+    rows = [{"text": f"sentence {n} " * 8, "label": "bad", "who": n % 999} for n in range(20_000)]
+    write(path, rows)
+    scratch = Path("scratch").absolute()
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    start = time.perf_counter()
+    private = load_private(text_config(path, partition={"subject": "who"}), LABELS)
+    assert time.perf_counter() - start < 5
+    assert len(private.samples) == 20_000 and not list(scratch.iterdir())
+
+
+def test_importing_is_light():
+    code = (
+        "import sys, s3t.data, s3t.partition;"
+        "print([m for m in ('torch', 'datasets', 'sklearn', 'PIL', 'numpy') if m in sys.modules])"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert told.stdout.strip() == "[]"
