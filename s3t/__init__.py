@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from s3t.errors import (
     ConfigError,
+    DamagedNodeError,
     DataError,
     ExhaustedError,
     InputError,
@@ -26,6 +27,7 @@ __all__ = [
     "S3T",
     "Config",
     "ConfigError",
+    "DamagedNodeError",
     "DataError",
     "ExhaustedError",
     "InputError",

@@ -17,11 +17,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from s3t.errors import InputError, S3TError
+
+if TYPE_CHECKING:
+    from s3t.answering import Completion, Prediction
 
 __all__ = ["app", "main"]
 
@@ -212,7 +215,7 @@ def predict(
 
     config = load_config(RunDir.existing(run).config_path)
     with S3T.load(run) as service:
-        answers: Sequence[Any]
+        answers: Sequence[Prediction | Completion]
         if config.task == "causal-lm":
             answers = service.generate(
                 rows, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed

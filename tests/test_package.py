@@ -16,6 +16,7 @@ PUBLIC = [
     "S3T",
     "Config",
     "ConfigError",
+    "DamagedNodeError",
     "DataError",
     "ExhaustedError",
     "InputError",

@@ -129,7 +129,8 @@ class Base:
 
     def to(self, device: torch.device) -> Base:
         """Move the base, in place; returns it."""
-        self.model.to(device)
+        module: nn.Module = self.model
+        module.to(device)
         for layer in self.layers:
             layer.to(device)
         self.state = {name: tensor.to(device) for name, tensor in self.state.items()}

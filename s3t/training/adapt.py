@@ -109,7 +109,7 @@ def _descend(
             rows, labels = _rotated(rows, turn), labels * 3 + turn - 1
         optimizer.zero_grad()
         loss = _public_loss(model, head, rows, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         cycle.step()

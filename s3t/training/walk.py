@@ -181,7 +181,7 @@ def _accelerator(config: Config) -> Accelerator:
     patience = InitProcessGroupKwargs(timeout=_PATIENCE)
     try:
         return Accelerator(
-            log_with=trackers or None
+            log_with=trackers or None,
             project_dir=str(config.run_dir / "tracking") if trackers else None,
             kwargs_handlers=[patience],
         )
