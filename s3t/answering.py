@@ -16,19 +16,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from s3t.config import Config
 from s3t.data import load_public
+from s3t.data.files import one_line
 from s3t.data.rows import LabelledRows, decode_image
 from s3t.ensemble import Ensemble, Member
 from s3t.errors import DataError, InputError, IntegrityError
 from s3t.model.base import Base
 from s3t.model.encode import Encoded, TextEncoder
+from s3t.model.head import BIAS, WEIGHT
 from s3t.model.loading import build_base, load_model
 from s3t.plan import Plan
 from s3t.plan.trie import Node
 from s3t.run import RunDir
+from s3t.training.recipe import recipe_of
 from s3t.types import Draw, NodeKey
 
 __all__ = ["Answering", "Completion", "Evaluation", "Prediction"]
@@ -77,7 +81,7 @@ class Answering:
 
     Raises:
         InputError: the base cannot be loaded.
-        IntegrityError: it is not the base that the run was trained on.
+        IntegrityError: base, config or public head are not those that the run was trained with.
     """
 
     def __init__(self, run: RunDir, config: Config, plan: Plan) -> None:
@@ -90,9 +94,12 @@ class Answering:
                 f"the base has fingerprint {self._base.fingerprint}, the run was trained on "
                 f"{plan.base}: restore {run.base_path} or model.base"
             )
+        self._labels: tuple[str, ...] = tuple(plan.recipe["labels"])
+        self._check_recipe()
+        falls_back = config.aggregation.on_exhausted == "base"
+        self._fallback = self._public_head() if falls_back and self._labels else {}
         if torch.cuda.is_available():
             self._base.to(torch.device("cuda"))
-        self._labels: tuple[str, ...] = tuple(plan.recipe["labels"])
         self._blocks = [tuple(block) for block in plan.recipe["blocks"]]
         self._tensors: dict[NodeKey, dict[str, Tensor]] = {}
         self._lock = threading.Lock()
@@ -107,7 +114,7 @@ class Answering:
         """
         members = [self._member(node) for node in nodes if node is not None]
         if not members and self._config.aggregation.on_exhausted == "base":
-            members = [Member(0, self._base.depth, self._fallback_head(), 1)]
+            members = [Member(0, self._base.depth, self._fallback, 1)]
         if not members:
             return None
         lora, how = self._config.lora, self._config.aggregation
@@ -134,19 +141,36 @@ class Answering:
                 self._tensors[key] = self._run.store.read(key)[1]
             return self._tensors[key]
 
-    def _fallback_head(self) -> dict[str, Tensor]:
-        """The head that was trained on public data; a language model needs none."""
-        if not self._labels:
-            return {}
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(self._run.head_path)
-        except OSError as error:
+    def _check_recipe(self) -> None:
+        """The config must be that of the nodes; where and by which software they were trained
+        may be another."""
+        device = torch.device("cpu")
+        recipe = recipe_of(self._config, self._base, self._encoder, self._labels, device)
+        changed = [
+            name
+            for name in sorted(recipe)
+            if name not in ("engine", "environment") and recipe[name] != self._plan.recipe[name]
+        ]
+        if changed:
             raise IntegrityError(
-                f"the fallback's head {self._run.head_path} cannot be read ({error}): "
-                "aggregation.on_exhausted=base must be set when the run is first trained"
-            ) from None
+                f"{self._run.config_path} is not what the run was trained with (another "
+                f"{', '.join(changed)}): restore it, or run s3t train with the config of then"
+            )
+
+    def _public_head(self) -> dict[str, Tensor]:
+        """The head that was trained on public data, read before it is needed."""
+        path = self._run.head_path
+        try:
+            with safe_open(path, framework="pt") as file:
+                if file.metadata()["base"] == self._base.fingerprint:
+                    return {name: file.get_tensor(name) for name in (WEIGHT, BIAS)}
+            reason = "it belongs to another base"
+        except (OSError, KeyError, TypeError, SafetensorError) as error:
+            reason = str(error)
+        raise IntegrityError(
+            f"the fallback's head {path} cannot be used ({reason}): restore it, or set "
+            "aggregation.on_exhausted=raise; =base must be set when a run is first trained"
+        )
 
     # ── questions ────────────────────────────────────────────────────────────────────────────
 
@@ -162,10 +186,20 @@ class Answering:
         columns = self._config.data.columns
         column = columns.text if text else columns.image
         values = [self._value(row, number, column) for number, row in enumerate(batch)]
-        try:
-            return self._encoder.encode(values if text else [_image(v) for v in values])
-        except (DataError, OSError, ValueError, TypeError) as error:
-            raise InputError(f"a row cannot be read: {error}") from None
+        if not values:
+            return self._encoder.encode([])
+        if text:
+            for number, value in enumerate(values):
+                _check_text(value, f"row {number}")
+            return self._encoder.encode(values)
+        images = []
+        for number, value in enumerate(values):
+            try:
+                images.append(self._encoder.encode([_image(value)]).values)
+            except Exception as error:  # PIL raises errors of many kinds on damaged files
+                reasons = error.problems if isinstance(error, DataError) else [one_line(error)]
+                raise InputError(f"row {number}: {'; '.join(reasons)}") from None
+        return Encoded(torch.cat(images), None)
 
     def predictions(self, ensemble: Ensemble, rows: Encoded, view: int) -> list[Prediction]:
         """Classify encoded rows."""
@@ -194,6 +228,7 @@ class Answering:
         tokens = []
         for number, row in enumerate(prompts):
             text = self._value(row, number, self._config.data.columns.text)
+            _check_text(text, f"prompt {number}")
             ids = self._encoder.prompt(text)
             room = self._config.data.max_length - draw.max_new_tokens
             if not ids or len(ids) > room:
@@ -254,6 +289,14 @@ class Answering:
         if column not in row:
             raise InputError(f"row {number} has no {column!r}: it has {sorted(map(str, row))}")
         return row[column]
+
+
+def _check_text(value: Any, name: str) -> None:
+    """Refuse what the training data could not hold either: no text, or not valid text."""
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{name}: a text is expected, got {value!r:.80}")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise InputError(f"{name}: {value!r:.80} is not valid Unicode")
 
 
 def _image(value: Any) -> Any:

@@ -14,17 +14,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from s3t.errors import InputError, S3TError
-
-if TYPE_CHECKING:
-    from s3t.answering import Completion, Prediction
 
 __all__ = ["app", "main"]
 
@@ -48,7 +47,7 @@ def main() -> int:
     """Entry point; returns the exit code."""
     logging.basicConfig(format="s3t: %(message)s", stream=sys.stderr, level=logging.WARNING)
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # of typer.Exit, which typer catches itself
     except S3TError as error:
         print(f"s3t: {error}", file=sys.stderr)
         return error.exit_code
@@ -72,7 +71,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 @app.command()
@@ -81,10 +80,10 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
     from s3t.config import load_config
 
     resolved = load_config(config, overrides or [])
-    _quiet()
-    from s3t.training.preparation import preview
+    with _quiet():
+        from s3t.training.preparation import preview
 
-    summary = preview(resolved)
+        summary = preview(resolved)
     if as_json:
         _print_json(summary)
     else:
@@ -104,16 +103,17 @@ def train(context: typer.Context, config: ConfigPath, as_json: AsJson = False) -
 
     resolved = load_config(config, overrides)
     if launch:
-        code = _launch([str(config), *overrides], launch)
+        with _quiet():
+            code = _launch([str(config), *overrides], launch)
         if code:
             raise typer.Exit(code)
         if as_json:
             _print_json({"run": str(resolved.run_dir)})
         return
-    _quiet()
-    from s3t.training.walk import train as walk
+    with _quiet():
+        from s3t.training.walk import train as walk
 
-    report = walk(resolved)
+        report = walk(resolved)
     if as_json:
         _print_json(asdict(report))
     else:
@@ -185,10 +185,9 @@ def deactivate(
 @app.command()
 def evaluate(run: RunPath, as_json: AsJson = False) -> None:
     """Accuracy or perplexity of the active prefixes on the public test data."""
-    _quiet()
     from s3t.service import S3T
 
-    with S3T.load(run) as service:
+    with _quiet(), S3T.load(run) as service:
         found = service.evaluate()
     if as_json:
         _print_json(found.to_dict())
@@ -207,24 +206,25 @@ def predict(
 ) -> None:
     """Answer JSON lines: labels, or completions of a language model; each with its view."""
     rows = [_json_row(line, number, source) for number, line in enumerate(_lines(source), 1)]
-    _quiet()
+    if not rows:
+        raise InputError(f"--input {source} holds no rows: give JSON lines, one row each")
     from s3t.config import load_config
     from s3t.run import RunDir
     from s3t.service import S3T
     from s3t.store import write_durably
 
     config = load_config(RunDir.existing(run).config_path)
-    with S3T.load(run) as service:
-        answers: Sequence[Prediction | Completion]
+    with _quiet(), S3T.load(run) as service:
         if config.task == "causal-lm":
-            answers = service.generate(
+            completions = service.generate(
                 rows, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
             )
+            answers = [asdict(completion) for completion in completions]
         else:
-            answers = service.predict(rows)
+            answers = [asdict(prediction) for prediction in service.predict(rows)]
     name = config.data.columns.id or "id"
     lines = [
-        json.dumps(({"id": row[name]} if name in row else {}) | asdict(answer), ensure_ascii=False)
+        json.dumps(({"id": row[name]} if name in row else {}) | answer, ensure_ascii=False)
         for row, answer in zip(rows, answers, strict=True)
     ]
     try:
@@ -245,7 +245,8 @@ def _lines(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error})") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    # not splitlines, which also cuts at characters that JSON allows inside a string
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def _json_row(line: str, number: int, path: Path) -> dict[str, Any]:
@@ -267,7 +268,7 @@ def _split_launch(words: list[str]) -> tuple[list[str], list[str]]:
         if word.startswith("-"):
             launch.append(word)
             expecting = "=" not in word
-        elif expecting and ("=" not in word or "." not in word.partition("=")[0]):
+        elif expecting and not _is_override(word):
             launch.append(word)
             expecting = False
         else:
@@ -276,24 +277,48 @@ def _split_launch(words: list[str]) -> tuple[list[str], list[str]]:
     return overrides, launch
 
 
+def _is_override(word: str) -> bool:
+    """Whether a word after a launch option is a config key's, not the option's value."""
+    from s3t.config import Config
+
+    key, sep, _ = word.partition("=")
+    return bool(sep) and key.partition(".")[0] in Config.model_fields
+
+
 def _launch(arguments: list[str], options: list[str]) -> int:
     """Run ``accelerate launch OPTIONS -m s3t.train ARGUMENTS``; returns its exit code."""
+    from s3t.train import EXIT_CODE
     from s3t.training.launching import launch_command
 
     command, environment = launch_command(arguments, options)
-    process = subprocess.Popen(command, env={**os.environ, **environment})
-    signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
-    return process.wait()
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "code"
+        environment |= {EXIT_CODE: str(told)}
+        process = subprocess.Popen(command, env={**os.environ, **environment})
+        signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+        code = process.wait()
+        return int(told.read_text()) if code and told.exists() else code
 
 
 # ── printing ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _quiet() -> None:
-    """Third parties' progress bars and advice are not ours to print."""
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Third parties' bars and advice are not ours to print; what they print all the same, from
+    Python or from below it, goes to standard error, so that standard output holds our answer."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(ours, 1)
+        os.close(ours)
 
 
 def _print_json(value: Any) -> None:

@@ -11,16 +11,19 @@ reported in the same form: all problems together, before anything is written.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
-from s3t.errors import ConfigError
+from s3t.errors import ConfigError, named
 
 __all__ = [
     "AdaptConfig",
@@ -43,9 +46,15 @@ __all__ = [
 
 Task = Literal["image-classification", "text-classification", "causal-lm"]
 DIGITS_SPLITS = ("public", "private", "test")
+_UNKNOWN = "extra_forbidden"
+_PLAIN = {"model_type": "expected keys and values", "tuple_type": "expected a list"}
+"""pydantic's words for kinds of errors, where they speak of Python."""
+_ALTERNATIVE = re.compile(r"\W|^str$|^constrained-")
+"""Parts of an error's place that name an alternative of a type, as ``tuple[str, ...]``: no key."""
 MADE_BASES = ("make:vit", "make:bert", "make:roberta", "make:gpt2", "make:llama")
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: true is not 1
+Natural = Annotated[int, Field(ge=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -115,7 +124,7 @@ class DataConfig(_Section):
     max_length: Positive = Field(64, description="tokens per text, a multiple of 16")
     image_size: Positive | None = Field(None, description="pixels; by default the base's own")
     image_mean: tuple[float, ...] | None = None
-    image_std: tuple[float, ...] | None = None
+    image_std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
 
     @model_validator(mode="after")
     def _multiple(self) -> DataConfig:
@@ -155,6 +164,7 @@ class AdaptConfig(_Section):
     rotations: bool = Field(
         False, description="images: show each only turned by 90, 180, 270°, as 3 × labels classes"
     )
+    shift: Natural = Field(0, description="images: move each by up to so many pixels")
 
 
 class ModelConfig(_Section):
@@ -188,7 +198,7 @@ class SequencesConfig(_Section):
 
     strategy: Literal["cyclic", "explicit"] = "cyclic"
     budget: Positive | None = Field(None, description="B; default: number of slices")
-    explicit: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...] | None = Field(
+    explicit: tuple[tuple[Natural, ...], ...] | None = Field(
         None, description="slice numbers from 0, the same lists for every shard"
     )
 
@@ -236,7 +246,7 @@ class TrainingConfig(_Section):
     group_bytes: Positive = Field(
         2 * 2**20, description="hidden states of one stacked step, about the size of a CPU cache"
     )
-    trunk_cache_mb: Annotated[int, Field(ge=0)] = Field(
+    trunk_cache_mb: Natural = Field(
         4096, description="above this the frozen layers below a block run anew at each step"
     )
     trackers: tuple[str, ...] = Field((), description="accelerate trackers; public metrics only")
@@ -248,7 +258,7 @@ class Config(_Section):
     name: str = "run"
     output: str | None = Field(None, description="run directory; default runs/<name>")
     task: Task
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Natural = 0
     data: DataConfig
     model: ModelConfig
     partition: PartitionConfig = PartitionConfig()
@@ -270,9 +280,18 @@ class Config(_Section):
             return len(self.sequences.explicit)
         return self.sequences.budget or self.partition.slices
 
-    def problems(self) -> list[str]:
-        """What is impossible across sections, one sentence each."""
-        return [*self._sequence_problems(), *self._task_problems()]
+    def problems(self, spoilt: Collection[str] = ()) -> list[str]:
+        """What is impossible across sections, one sentence each.
+
+        Args:
+            spoilt: sections that hold nothing to judge by, since values of theirs were wrong.
+        """
+        found = []
+        if not {"sequences", "partition"} & {*spoilt}:
+            found += self._sequence_problems()
+        if not {"task", "data", "model", "aggregation"} & {*spoilt}:
+            found += self._task_problems()
+        return found
 
     def _sequence_problems(self) -> list[str]:
         found, slices = [], self.partition.slices
@@ -315,8 +334,12 @@ class Config(_Section):
             found.append(f"model.base {base!r} is an encoder: task causal-lm needs a decoder")
         if self.model.adapt and self.data.public.adapt is None:
             found.append("model.adapt needs data.public.adapt")
-        if self.model.adapt and self.model.adapt.rotations and not image:
-            found.append("model.adapt.rotations needs task image-classification")
+        if (
+            self.model.adapt
+            and (self.model.adapt.rotations or self.model.adapt.shift)
+            and not image
+        ):
+            found.append("model.adapt.rotations and .shift need task image-classification")
         if self.task == "causal-lm" and self.aggregation.method == "vote":
             found.append("aggregation.method 'vote' does not fit task causal-lm")
         if (
@@ -343,7 +366,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         problem = f"cannot read it ({error}): give the path of a YAML file"
         raise ConfigError([problem], str(path)) from None
@@ -355,9 +378,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     problems: list[str] = []
     for override in overrides:
         _apply(tree, override, problems)
-    config = _validate(tree, problems)
-    if config is not None:
-        problems.extend(config.problems())
+    config = _validated(tree, problems)
     if problems or config is None:
         raise ConfigError(problems, str(path))
     return config
@@ -368,9 +389,22 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML where a key that occurs twice is an error; PyYAML drops the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"keys occur twice: {named(twice)}", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 def _apply(tree: dict[str, Any], override: str, problems: list[str]) -> None:
     key, sep, text = override.partition("=")
-    if not sep or not key:
+    if not sep or not all(key.split(".")):
         problems.append(f"override {override!r} is not of the form key=value")
         return
     try:
@@ -390,26 +424,62 @@ def _apply(tree: dict[str, Any], override: str, problems: list[str]) -> None:
     tree[last] = value
 
 
-def _validate(tree: Mapping[str, Any], problems: list[str]) -> Config | None:
+def _validated(tree: dict[str, Any], problems: list[str]) -> Config | None:
+    """The config, after noting every problem: of single keys, and across the sections that have
+    no wrong value."""
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
-        for entry in error.errors():
-            problems.append(_sentence(entry["loc"], entry["type"], entry["msg"], entry["input"]))
+        entries = error.errors()
+        problems.extend(dict.fromkeys(_sentences(entries)))
+        wrong = {str(e["loc"][0]) for e in entries if e["loc"] and e["type"] != _UNKNOWN}
+        try:
+            rest = Config.model_validate(_without(tree, (entry["loc"] for entry in entries)))
+        except ValidationError:
+            return None
+        problems.extend(rest.problems(wrong))
         return None
+    problems.extend(config.problems())
+    return config
 
 
-def _sentence(loc: tuple[int | str, ...], kind: str, message: str, value: Any) -> str:
-    key = ".".join(str(part) for part in loc) or "config"
-    if kind == "extra_forbidden":
-        close = difflib.get_close_matches(str(loc[-1]), _keys(loc[:-1]), n=1)
-        hint = f": did you mean {'.'.join([*map(str, loc[:-1]), close[0]])!r}?" if close else ""
-        return f"unknown key {key!r}{hint or ': remove it'}"
-    if kind == "missing":
-        return f"{key} is missing"
-    message = message.removeprefix("Value error, ")
-    shown = "" if isinstance(value, dict) else f" (got {value!r})"
-    return f"{key}: {message}{shown}"
+def _without(tree: dict[str, Any], locs: Iterable[tuple[int | str, ...]]) -> dict[str, Any]:
+    """A copy without the keys that are wrong."""
+    tree = copy.deepcopy(tree)
+    for loc in locs:
+        section: dict[Any, Any] = tree
+        key = loc[0] if loc else ""
+        for part in loc[1:]:
+            if not isinstance(section.get(key), dict):
+                break
+            section, key = section[key], part
+        section.pop(key, None)
+    return tree
+
+
+def _sentences(entries: Iterable[ErrorDetails]) -> Iterator[str]:
+    """One sentence per key; what each alternative of its type says is joined by "or"."""
+    whole: dict[str, tuple[list[str], Any]] = {}
+    for entry in entries:
+        loc, kind, value = entry["loc"], entry["type"], entry["input"]
+        key = ".".join(str(part) for part in loc if not _ALTERNATIVE.search(str(part))) or "config"
+        if kind == _UNKNOWN:
+            whole[f"unknown key {'.'.join(map(str, loc))!r}{_hint(loc)}"] = ([], {})
+        elif kind == "missing":
+            whole[f"{key} is missing: add it"] = ([], {})
+        else:
+            message = entry["msg"].removeprefix("Value error, ")
+            whole.setdefault(key, ([], value))[0].append(_PLAIN.get(kind, message))
+    for key, (messages, value) in whole.items():
+        shown = "" if isinstance(value, dict) else f" (got {value!r})"
+        yield f"{key}: {', or '.join(messages)}{shown}" if messages else key
+
+
+def _hint(loc: tuple[int | str, ...]) -> str:
+    close = difflib.get_close_matches(str(loc[-1]), _keys(loc[:-1]), n=1)
+    if not close:
+        return ": remove it"
+    return f": did you mean {'.'.join([*map(str, loc[:-1]), close[0]])!r}?"
 
 
 def _keys(loc: tuple[int | str, ...]) -> list[str]:

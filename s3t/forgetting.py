@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from s3t.config import Config
-from s3t.errors import IntegrityError
+from s3t.errors import DamagedNodeError
 from s3t.ledger import Deletion
 from s3t.plan import Plan, expected_deletions
 from s3t.plan.trie import Node
@@ -155,6 +155,20 @@ class Forgetting:
         with self._lock:
             self._schedule.apply(self._schedule.without([key]))
 
+    def prove(self) -> None:
+        """Refuse to serve in silence less than was trained.
+
+        Raises:
+            DamagedNodeError: a node that would serve, or carry what would, were it not damaged.
+        """
+        with self._lock:
+            for key, error in self.damaged.items():
+                shard = self.plan.forest[key].shard
+                serving, dead = self._schedule.prefixes[shard], self._schedule.dead(shard)
+                grown = [n.stage for n in self.plan.forest.subtree(key) if n.key not in dead]
+                if max(grown, default=0) >= (1 if serving is None else serving.stage):
+                    raise error
+
     def delete(
         self,
         sample_ids: Iterable[str],
@@ -262,19 +276,21 @@ class Forgetting:
             return view, []
         return view, [(shard, part) for shard, part, _ in self.ledger.hits(since)]
 
-    def _inventory(self) -> tuple[set[NodeKey], dict[NodeKey, float], dict[NodeKey, str]]:
+    def _inventory(
+        self,
+    ) -> tuple[set[NodeKey], dict[NodeKey, float], dict[NodeKey, DamagedNodeError]]:
         """Nodes of the plan that are there with a lineage that proves their key; their scores."""
         available: set[NodeKey] = set()
         scores: dict[NodeKey, float] = {}
-        damaged: dict[NodeKey, str] = {}
+        damaged: dict[NodeKey, DamagedNodeError] = {}
         there = self.run.store.keys()
         for node in self.plan.forest.nodes:
             if node.key not in there:
                 continue
             try:
                 scores[node.key] = self.run.store.meta(node.key).score
-            except IntegrityError as error:
-                damaged[node.key] = str(error)
+            except DamagedNodeError as error:
+                damaged[node.key] = error
             else:
                 available.add(node.key)
         return available, scores, damaged

@@ -23,6 +23,9 @@ __all__ = ["Partition", "partition", "place"]
 NAMED_EMPTY = 10
 """Above this many empty slices they are counted, not listed in a sentence each."""
 
+TOO_MANY = 100_000
+"""Above this many slices, and more of them than samples, they are not even made."""
+
 
 def place(sample: Sample, shards: int, slices: int, salt: str) -> Place:
     """Place of a sample: a keyed hash of its subject or, without one, of its content."""
@@ -81,6 +84,8 @@ def partition(
             occur twice (a lineage could not tell the two apart).
     """
     ordered = sorted(samples, key=lambda sample: sample.id)
+    if not allow_empty and shards * slices > max(len(ordered), TOO_MANY):
+        raise DataError([*_repeated(ordered), _too_few(shards * slices, ordered)], "partition")
     cells: list[list[list[Sample]]] = [[[] for _ in range(slices)] for _ in range(shards)]
     for sample in ordered:
         at = place(sample, shards, slices, salt)
@@ -98,6 +103,18 @@ def _repeated(ordered: list[Sample]) -> list[str]:
     return [f"ids occur twice: {named(ids)}; give every sample its own id"] if ids else []
 
 
+def _too_few(total: int, samples: list[Sample]) -> str:
+    return (
+        f"{total} slices cannot all get one of the {_facts(samples)}: use fewer shards or slices, "
+        "or more data"
+    )
+
+
+def _facts(samples: list[Sample]) -> str:
+    units = len({(sample.subject is None, sample.subject or sample.content) for sample in samples})
+    return f"{len(samples)} samples ({units} subjects or distinct contents)"
+
+
 def _empty(cells: list[list[list[Sample]]], samples: list[Sample]) -> list[str]:
     empty = [
         f"shard {shard} slice {slice_}"
@@ -105,8 +122,7 @@ def _empty(cells: list[list[list[Sample]]], samples: list[Sample]) -> list[str]:
         for slice_, members in enumerate(row)
         if not members
     ]
-    units = len({(sample.subject is None, sample.subject or sample.content) for sample in samples})
-    facts = f"{len(samples)} samples ({units} subjects or distinct contents)"
+    facts = _facts(samples)
     advice = "use fewer shards or slices, another partition.salt, or more data"
     if len(empty) > NAMED_EMPTY:
         total = len(cells) * len(cells[0])

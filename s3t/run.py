@@ -13,8 +13,9 @@ Invariant: plan.json is written last. A directory that holds it is a prepared ru
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from s3t.config import Config, load_config
@@ -79,23 +80,53 @@ class RunDir:
             raise IntegrityError(f"{self.plan_path} cannot be read ({error})") from None
 
     def ledger(self, *, create: bool = False) -> Ledger:
-        """The ledger; the caller closes it."""
+        """The ledger; the caller closes it.
+
+        Raises:
+            IntegrityError: it is missing, damaged or no ledger.
+        """
+        if not create and not self.ledger_path.exists():
+            raise IntegrityError(
+                f"{self.ledger_path} is missing, so nobody knows what was deleted: restore it "
+                "from a copy, or train a new run"
+            )
         return Ledger.open(self.ledger_path, create=create)
 
     @contextmanager
     def training_lock(self) -> Iterator[None]:
         """Hold the run for one training at a time; the system frees it when a holder dies.
 
+        A training that fails before the run is begun leaves no trace, not even this lock.
+
         Raises:
+            InputError: the directory cannot be written.
             S3TError: another process trains this run.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / _LOCK).open("w") as file:
+        path = self.root / _LOCK
+        made = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            file = path.open("w")
+        except OSError as error:
+            raise InputError(
+                f"{self.root} cannot be written ({error}): give another directory with output=DIR"
+            ) from None
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = os.path.samestat(os.fstat(file.fileno()), path.stat())
             except OSError:
+                held = False
+            if not held:
                 raise S3TError(
                     f"{self.root} is being trained by another process: wait for it, or give "
                     "another directory with output=DIR"
-                ) from None
-            yield
+                )
+            try:
+                yield
+            finally:
+                if not self.config_path.exists():
+                    path.unlink()
+                    with suppress(OSError):  # one that was there, or is no longer empty
+                        for folder in made:
+                            folder.rmdir()

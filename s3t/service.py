@@ -255,6 +255,8 @@ class S3T:
     ) -> tuple[tuple[Node | None, ...], Ensemble | None]:
         """The ensemble of the nodes. A damaged block is an error when a run is first served;
         later, when a deletion must not fail for it, the shard falls back to a shorter prefix."""
+        if first:
+            self._forgetting.prove()
         while True:
             try:
                 return nodes, model.ensemble(nodes)

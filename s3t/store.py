@@ -4,8 +4,8 @@
     read:  header ─► the key follows from the lineage ─► the digest follows from the tensors
 
 Invariant: a file that ``read`` returns is whole, was written for this very key, and its lineage
-proves the key. Metadata is one JSON entry, because safetensors does not keep the order of several
-and bytes must not depend on it.
+proves the key. Metadata is one JSON entry with a digest of itself, because safetensors does not
+keep the order of several and bytes must not depend on it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from s3t.errors import DamagedNodeError
 from s3t.plan.lineage import FORMAT, node_key
-from s3t.types import Digest, NodeKey
+from s3t.types import Digest, NodeKey, digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["NodeMeta", "NodeStore", "tensors_digest", "write_durably"]
 
 _ENTRY = "s3t"
+_CHECK = "check"
 _HEADER_LIMIT = 64 * 2**20
+_MALFORMED = (AttributeError, LookupError, RecursionError, TypeError, ValueError, struct.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class NodeStore:
 
         whole = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
         entry = asdict(meta) | {"weights": tensors_digest(whole)}
-        text = json.dumps(entry, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(entry | {_CHECK: digest(entry)}, sort_keys=True, separators=(",", ":"))
         write_durably(self.path(meta.key), save(whole, metadata={_ENTRY: text}))
 
     def meta(self, key: NodeKey) -> NodeMeta:
@@ -107,7 +109,7 @@ class NodeStore:
             meta = _parse_meta(json.loads(header["__metadata__"][_ENTRY]))
         except FileNotFoundError:
             raise self._damaged(key, "is missing") from None
-        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        except (OSError, *_MALFORMED) as error:
             raise self._damaged(key, f"cannot be read ({error})") from None
         if meta.format != FORMAT:
             raise self._damaged(key, f"has format {meta.format}, not {FORMAT}")
@@ -176,6 +178,9 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def _parse_meta(entry: dict[str, Any]) -> NodeMeta:
+    check = entry.pop(_CHECK)
+    if check != digest(entry):
+        raise ValueError("its metadata are not what was written")
     entry["slices"] = tuple(entry["slices"])
     entry["prefix"] = tuple(entry["prefix"])
     return NodeMeta(**entry)

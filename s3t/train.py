@@ -5,31 +5,44 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from s3t.config import load_config
 from s3t.errors import InputError, S3TError
 
-__all__ = ["main"]
+__all__ = ["EXIT_CODE", "main"]
+
+EXIT_CODE = "S3T_EXIT_CODE_FILE"
+"""Names the file that takes the exit code of a failure: accelerate itself makes 1 of any."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train; returns the exit code. Of several processes only the first one speaks."""
+    """Train; returns the exit code. What all processes meet only the first one says."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     first = os.environ.get("RANK", "0") == "0"
     try:
         if not words or words[0].startswith("-"):
             raise InputError("usage: accelerate launch -m s3t.train CONFIG [key=value …]")
         config = load_config(words[0], words[1:])
-        from s3t.training.walk import train
+    except S3TError as error:
+        return _failed(error, speak=first)
+    from s3t.training.walk import train
 
+    try:
         report = train(config)
     except S3TError as error:
-        if first:
-            print(f"s3t: {error}", file=sys.stderr)
-        return error.exit_code
+        return _failed(error, speak=True)
     if first:
         print(report.sentence(), file=sys.stderr)
     return 0
+
+
+def _failed(error: S3TError, *, speak: bool) -> int:
+    if speak:
+        print(f"s3t: {error}", file=sys.stderr)
+    if EXIT_CODE in os.environ:
+        Path(os.environ[EXIT_CODE]).write_text(str(error.exit_code))
+    return error.exit_code
 
 
 if __name__ == "__main__":

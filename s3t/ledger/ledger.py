@@ -159,7 +159,9 @@ class Ledger:
         ids, people = _distinct(sample_ids, "sample_ids"), _distinct(subjects, "subjects")
         if not ids and not people:
             raise InputError("nothing to delete: give at least one sample id or subject")
-        request = uuid.uuid4().hex if request_id is None else request_id
+        request = uuid.uuid4().hex
+        if request_id is not None:
+            (request,) = _distinct([request_id], "request_id")
         fingerprint = steps.keyed(json.dumps([ids, people]), self._secret)
         with self._database.transaction(writes=not dry_run) as connection:
             view = int(connection.execute(_LOCKED_VIEW).scalar_one())

@@ -27,7 +27,7 @@ from s3t.model.lora import Target, find_targets, wrap_targets
 from s3t.store import tensors_digest
 from s3t.types import Digest
 
-__all__ = ["Base"]
+__all__ = ["Base", "find_layers"]
 
 _PROBE_ROWS = 3
 
@@ -87,7 +87,7 @@ class Base:
         self.state: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
         self.fingerprint: Digest = tensors_digest(self.state)
         self.backbone: nn.Module = model.base_model
-        owner, name = _find_layers(self.backbone, model.config.num_hidden_layers)
+        owner, name = find_layers(self.backbone, getattr(model.config, "num_hidden_layers", 0))
         self.layers: list[nn.Module] = list(getattr(owner, name))
         self.lm_head: nn.Module | None = model.get_output_embeddings() if language_model else None
         self._length = length
@@ -217,7 +217,9 @@ class Base:
     def _context(self, length: int) -> dict[str, Any]:
         """A layer's arguments other than hidden states and mask; they depend on T alone."""
         if length not in self._contexts:
-            arguments = self._enter(self._probe(None if self._length is None else length))
+            # kept for training too, so never as tensors of inference mode
+            with torch.inference_mode(False), torch.no_grad():
+                arguments = self._enter(self._probe(None if self._length is None else length))
             self._contexts[length] = {
                 name: _first_row(value)
                 for name, value in arguments.items()
@@ -261,7 +263,14 @@ class Base:
 
     def _find_norm(self, rows: Encoded, expected: Tensor) -> nn.Module | None:
         """The norm after the layers: the one with which the parts agree with the whole."""
-        hidden = self.run(self.start(rows), 0, self.depth, self.attention(rows.mask))
+        refused = InputError(
+            f"{type(self.model).__name__} cannot be run layer by layer with the result of the "
+            "whole: use a base whose layers stand in one list and take the same arguments"
+        )
+        try:
+            hidden = self.run(self.start(rows), 0, self.depth, self.attention(rows.mask))
+        except (TypeError, ValueError, RuntimeError):  # layers that take other arguments
+            raise refused from None
         inner = {id(m) for layer in self.layers for m in layer.modules()}
         norms = [
             module
@@ -281,10 +290,7 @@ class Base:
                 found[real], expected[real], rtol=0, atol=tolerance
             ):
                 return norm
-        raise InputError(
-            f"{type(self.model).__name__} cannot be run layer by layer with the result of the "
-            "whole: use a base whose layers stand in one list and take the same arguments"
-        )
+        raise refused
 
     def _check_window(self) -> None:
         config = self.model.config
@@ -309,7 +315,7 @@ class Base:
             ) from None
 
 
-def _find_layers(backbone: nn.Module, depth: int) -> tuple[nn.Module, str]:
+def find_layers(backbone: nn.Module, depth: int) -> tuple[nn.Module, str]:
     """The module that holds the layers, and the name under which it does."""
     found = [
         (owner, name)

@@ -54,6 +54,7 @@ class TextEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
         self.tokenizer = tokenizer
+        tokenizer("")  # a use drops the cutting and padding that its file may ask for: fingerprint
         self.length = length
         pad = tokenizer.pad_token_id
         # right padding is never attended to, so any id does where the base has none

@@ -107,6 +107,11 @@ def _descend(
             assert labels is not None
             turn = torch.randint(1, 4, (adapt.batch_size,), generator=generator)
             rows, labels = _rotated(rows, turn), labels * 3 + turn - 1
+        if adapt.shift:
+            moves = torch.randint(
+                0, 2 * adapt.shift + 1, (adapt.batch_size, 2), generator=generator
+            )
+            rows = _shifted(rows, moves, adapt.shift)
         optimizer.zero_grad()
         loss = _public_loss(model, head, rows, labels)
         loss.backward()
@@ -141,6 +146,19 @@ def _rotated(rows: Encoded, turns: Tensor) -> Encoded:
         ]
     )
     return Encoded(turned, None)
+
+
+def _shifted(rows: Encoded, moves: Tensor, reach: int) -> Encoded:
+    """Each image moved by up to ``reach`` pixels; its border is drawn out."""
+    size = rows.values.shape[-1]
+    wide = functional.pad(rows.values, (reach,) * 4, mode="replicate")
+    moved = torch.stack(
+        [
+            image[:, down : down + size, right : right + size]
+            for image, (down, right) in zip(wide, moves.tolist(), strict=True)
+        ]
+    )
+    return Encoded(moved, None)
 
 
 @torch.no_grad()

@@ -22,9 +22,9 @@ def launch_command(
     """
     asked, _ = launch_command_parser().parse_known_args([*options, "-m", "s3t.train"])
     words, environment = list(options), {}
-    if asked.use_cpu or not torch.cuda.is_available():
+    if asked.cpu or not torch.cuda.is_available():
         environment["ACCELERATE_USE_CPU"] = "true"
-        words = [word for word in words if word not in ("--cpu", "--use_cpu")]
+        words = [word for word in words if word != "--cpu"]
         if (asked.num_processes or 1) > 1 and not asked.multi_gpu:
             words.insert(0, "--multi_gpu")
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]

@@ -26,11 +26,11 @@ from s3t.model.loading import LoadedModel, build_base, load_model, save_model
 from s3t.partition import Partition, partition
 from s3t.plan import Plan, make_plan, sequences_for
 from s3t.run import RunDir
-from s3t.store import write_durably
+from s3t.store import NodeStore, write_durably
 from s3t.training.adapt import adapt_model, public_head
 from s3t.training.material import LabelledSet
 from s3t.training.recipe import blocks_of, recipe_of, stage_bytes
-from s3t.types import digest
+from s3t.types import Sample, digest
 
 __all__ = ["Draft", "Material", "draft", "encode_rows", "open_material", "prepare", "preview"]
 
@@ -74,10 +74,12 @@ class Material:
     """A prepared run with all that training needs in memory."""
 
     run: RunDir
+    store: NodeStore
     config: Config
     plan: Plan
     base: Base
     classes: int
+    samples: tuple[Sample, ...]
     private: LabelledSet
     validation: LabelledSet
     members: tuple[tuple[torch.Tensor, ...], ...]
@@ -235,10 +237,12 @@ def open_material(run: RunDir, device: torch.device) -> Material:
                 raise InputError(f"slice {number} of shard {shard} changed: restore the data")
     return Material(
         run=run,
+        store=run.store,
         config=config,
         plan=plan,
         base=base,
         classes=len(data.labels),
+        samples=data.private.samples,
         private=encode_rows(loaded.encoder, data.private.rows),
         validation=encode_rows(loaded.encoder, data.validation),
         members=members,

@@ -103,7 +103,7 @@ class StageTrainer:
             on_step: told after each step how many nodes stepped.
 
         Raises:
-            S3TError: a weight became infinite or not a number.
+            S3TError: a weight or a score became infinite or not a number.
             IntegrityError: a frozen tensor changed, or a trained one did not.
         """
         ranked = sorted(group, key=lambda assignment: (-len(assignment.rows), assignment.key))
@@ -113,6 +113,9 @@ class StageTrainer:
             self._check(assignment, before, after)
         self.base.check_frozen()
         scores = self._score(block, ranked, finals)
+        for assignment, score in zip(ranked, scores, strict=True):
+            if not math.isfinite(score):
+                raise _diverged(assignment.key, "its validation score")
         trained = {
             assignment.key: Trained(assignment.key, tensors, score)
             for assignment, tensors, score in zip(ranked, finals, scores, strict=True)
@@ -296,10 +299,7 @@ class StageTrainer:
         self, assignment: Assignment, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
     ) -> None:
         if not all(bool(torch.isfinite(tensor).all()) for tensor in after.values()):
-            raise S3TError(
-                f"node {assignment.key}: training diverged (a weight is not finite); nothing of "
-                "it was kept. Lower stage.learning_rate or set stage.max_grad_norm"
-            )
+            raise _diverged(assignment.key, "a weight")
         short = Batches(assignment.key, assignment.rows, self.recipe.batch_size, 1).steps
         one_step = short * self.recipe.epochs < 2
         still = [
@@ -314,6 +314,13 @@ class StageTrainer:
                 f"node {assignment.key}: {still[0]} was not changed by its stage; raise "
                 "stage.learning_rate, or report this as a bug"
             )
+
+
+def _diverged(key: NodeKey, what: str) -> S3TError:
+    return S3TError(
+        f"node {key}: training diverged ({what} is not finite); nothing of it was kept. "
+        "Lower stage.learning_rate or set stage.max_grad_norm"
+    )
 
 
 def _token_losses(

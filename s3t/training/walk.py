@@ -11,6 +11,7 @@ processes nor of workers changes a byte.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -151,8 +152,7 @@ class _Walk:
         recipe = self.config.stage
         steps = [steps_of(self.plan.forest[key], recipe.batch_size, recipe.epochs) for key in todo]
         share = sum(steps) // self.accelerator.num_processes
-        # disable=None: a bar on a terminal, nothing in a log file
-        with tqdm(total=share, unit="step", disable=None, dynamic_ncols=True) as bar:
+        with tqdm(total=share, unit="step", disable=_silent(), dynamic_ncols=True) as bar:
             yield bar
 
     def _log(self, keys: Sequence[NodeKey]) -> None:
@@ -200,7 +200,8 @@ def _prepared(config: Config, accelerator: Accelerator) -> RunDir:
     run = RunDir(config.run_dir)
     if accelerator.is_main_process:
         try:
-            with tqdm(desc="adapting the base", unit="step", disable=None) as bar:
+            silent = _silent() or config.model.adapt is None
+            with tqdm(desc="adapting the base", unit="step", disable=silent) as bar:
                 prepare(config, accelerator.device, lambda done, total: _advance(bar, done, total))
             run.store.sweep()
         except S3TError as error:
@@ -214,6 +215,11 @@ def _prepared(config: Config, accelerator: Accelerator) -> RunDir:
         if failure[0] is not None and not accelerator.is_main_process:
             raise SystemExit(2)
     return run
+
+
+def _silent() -> bool:
+    """A bar on a terminal, nothing in a log file (accelerate's tqdm takes None for False)."""
+    return not sys.stderr.isatty()
 
 
 def _advance(bar: Any, done: int, total: int) -> None:

@@ -91,7 +91,7 @@ class Workshop:
             lineage = lineage[-1:]
         tensors: dict[str, Tensor] = {}
         for ancestor in lineage:
-            tensors.update(self.material.run.store.read(ancestor.key)[1])
+            tensors.update(self.material.store.read(ancestor.key)[1])
         return tensors
 
     def _publish(self, trained: Trained) -> None:
@@ -111,7 +111,7 @@ class Workshop:
             prefix=node.prefix,
             score=trained.score,
         )
-        material.run.store.write(meta, trained.tensors)
+        material.store.write(meta, trained.tensors)
 
     def _image_tokens(self) -> int:
         base = self.material.base

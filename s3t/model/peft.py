@@ -1,0 +1,124 @@
+"""Adapters in peft's form: a node's lineage on a model of its own, and back. peft's one door.
+
+    layers.003.attention.q_proj.lora_A  ◄──►  …layers.3.attention.q_proj.lora_A.default.weight
+
+Invariant (E8, E9): the modules to adapt are named one by one, in full. peft's own
+``layers_to_transform`` would take an empty list for all layers, and finds no layer of a headless
+decoder, whose names begin with ``layers.``. No adapter at all is refused, not guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from s3t.errors import InputError, named
+from s3t.model.base import find_layers
+from s3t.model.lora import Target
+
+__all__ = ["adapter_config", "from_peft", "to_peft"]
+
+_ADAPTER = "default"
+
+
+def adapter_config(
+    model: PreTrainedModel, targets: Sequence[Target], rank: int, alpha: float
+) -> LoraConfig:
+    """The LoRA config that adapts exactly ``targets`` of an untouched model.
+
+    Raises:
+        InputError: no target; an empty prefix is "no adapter", and is served by the base alone.
+    """
+    if not targets:
+        raise InputError("no layer carries an adapter: there is nothing to give to peft")
+    path, layers = _layers(model)
+    maps = [layers[target.layer].get_submodule(target.path) for target in targets]
+    return LoraConfig(
+        base_model_name_or_path=model.name_or_path or None,
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it by r, whatever its type
+        target_modules=[f"{path}.{target.layer}.{target.path}" for target in targets],
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in maps),
+        bias="none",
+        inference_mode=True,
+    )
+
+
+def to_peft(
+    model: PreTrainedModel,
+    targets: Sequence[Target],
+    tensors: Mapping[str, Tensor],
+    rank: int,
+    alpha: float,
+) -> PeftModel:
+    """Attach a lineage's adapters to an untouched model of the same base, in place.
+
+    Args:
+        model: a fresh transformers model; it becomes part of the answer.
+        targets: all adapted maps of the base, see ``Base.targets``.
+        tensors: adapters by s3t's names, of some or all layers; heads are passed over.
+        rank, alpha: of all adapters.
+
+    Raises:
+        InputError: no adapter, half of one, one of another rank, or of none of the targets.
+    """
+    chosen = [target for target in targets if target.a in tensors]
+    _check(chosen, tensors, rank)
+    adapted = get_peft_model(model, adapter_config(model, chosen, rank, alpha))
+    with torch.no_grad():
+        for target, a, b in _pairs(model, chosen):
+            a.copy_(tensors[target.a])
+            b.copy_(tensors[target.b])
+    adapted.eval()
+    return adapted
+
+
+def from_peft(model: PeftModel, targets: Sequence[Target]) -> dict[str, Tensor]:
+    """The adapters of a PeftModel, by s3t's names; copies, on the CPU."""
+    tensors = {}
+    for target, a, b in _pairs(model.get_base_model(), targets):
+        tensors[target.a] = a.detach().cpu().clone()
+        tensors[target.b] = b.detach().cpu().clone()
+    return tensors
+
+
+def _layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Path of the list of layers in the whole model, and the list."""
+    assert isinstance(model, PreTrainedModel)
+    owner, name = find_layers(model.base_model, model.config.num_hidden_layers)
+    layers = getattr(owner, name)
+    return next(path for path, module in model.named_modules() if module is layers), layers
+
+
+def _pairs(model: nn.Module, targets: Sequence[Target]) -> list[tuple[Target, Tensor, Tensor]]:
+    """A and B of each target that peft has adapted."""
+    _, layers = _layers(model)
+    found: list[tuple[Target, Tensor, Tensor]] = []
+    for target in targets:
+        weights = dict(layers[target.layer].get_submodule(target.path).named_parameters())
+        if f"lora_A.{_ADAPTER}.weight" in weights:
+            a, b = (weights[f"{half}.{_ADAPTER}.weight"] for half in ("lora_A", "lora_B"))
+            found.append((target, a, b))
+    return found
+
+
+def _check(chosen: Sequence[Target], tensors: Mapping[str, Tensor], rank: int) -> None:
+    known = {name for target in chosen for name in (target.a, target.b)}
+    adapters = {name for name in tensors if name.endswith(("lora_A", "lora_B"))}
+    if adapters != known:
+        raise InputError(
+            f"adapters {named(sorted(adapters ^ known))} have no map of the base, or lack their "
+            "other half: give the lineage of a node of this base"
+        )
+    for target in chosen:
+        shapes = tensors[target.a].shape, tensors[target.b].shape
+        if shapes != ((rank, target.inputs), (target.outputs, rank)):
+            raise InputError(
+                f"{target.a} is {list(shapes[0])} and its B {list(shapes[1])}, expected rank "
+                f"{rank}: give the rank that the node was trained with"
+            )
