@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from s3t.config import Config
@@ -27,7 +26,7 @@ from s3t.ensemble import Ensemble, Member
 from s3t.errors import DataError, InputError, IntegrityError
 from s3t.model.base import Base
 from s3t.model.encode import Encoded, TextEncoder
-from s3t.model.head import BIAS, WEIGHT
+from s3t.model.head import read_public_head
 from s3t.model.loading import build_base, load_model
 from s3t.plan import Plan
 from s3t.plan.trie import Node
@@ -97,7 +96,9 @@ class Answering:
         self._labels: tuple[str, ...] = tuple(plan.recipe["labels"])
         self._check_recipe()
         falls_back = config.aggregation.on_exhausted == "base"
-        self._fallback = self._public_head() if falls_back and self._labels else {}
+        self._fallback: dict[str, Tensor] = {}
+        if falls_back and self._labels:
+            self._fallback = read_public_head(run.head_path, plan.base)
         if torch.cuda.is_available():
             self._base.to(torch.device("cuda"))
         self._blocks = [tuple(block) for block in plan.recipe["blocks"]]
@@ -145,32 +146,18 @@ class Answering:
         """The config must be that of the nodes; where and by which software they were trained
         may be another."""
         device = torch.device("cpu")
-        recipe = recipe_of(self._config, self._base, self._encoder, self._labels, device)
+        head = self._plan.recipe.get("head")
+        recipe = recipe_of(self._config, self._base, self._encoder, self._labels, device, head)
         changed = [
             name
             for name in sorted(recipe)
-            if name not in ("engine", "environment") and recipe[name] != self._plan.recipe[name]
+            if name not in ("engine", "environment") and recipe[name] != self._plan.recipe.get(name)
         ]
         if changed:
             raise IntegrityError(
                 f"{self._run.config_path} is not what the run was trained with (another "
                 f"{', '.join(changed)}): restore it, or run s3t train with the config of then"
             )
-
-    def _public_head(self) -> dict[str, Tensor]:
-        """The head that was trained on public data, read before it is needed."""
-        path = self._run.head_path
-        try:
-            with safe_open(path, framework="pt") as file:
-                if file.metadata()["base"] == self._base.fingerprint:
-                    return {name: file.get_tensor(name) for name in (WEIGHT, BIAS)}
-            reason = "it belongs to another base"
-        except (OSError, KeyError, TypeError, SafetensorError) as error:
-            reason = str(error)
-        raise IntegrityError(
-            f"the fallback's head {path} cannot be used ({reason}): restore it, or set "
-            "aggregation.on_exhausted=raise; =base must be set when a run is first trained"
-        )
 
     # ── questions ────────────────────────────────────────────────────────────────────────────
 

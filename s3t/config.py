@@ -229,6 +229,9 @@ class StageConfig(_Section):
     warmup: Fraction = Field(0.0, description="share of the steps")
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
     slices: Literal["cumulative", "current"] = "cumulative"
+    head: Literal["fresh", "public"] = Field(
+        "fresh", description="stage 1 starts from a random head, or from one of public data"
+    )
 
 
 class AggregationConfig(_Section):
@@ -332,6 +335,10 @@ class Config(_Section):
             found.append(f"model.base {base!r} does not fit task {self.task!r}")
         if self.task == "causal-lm" and base in ("make:bert", "make:roberta"):
             found.append(f"model.base {base!r} is an encoder: task causal-lm needs a decoder")
+        if self.stage.head == "public" and self.task == "causal-lm":
+            found.append("stage.head=public does not fit task causal-lm: its head is the base's")
+        elif self.stage.head == "public" and self.data.public.adapt is None:
+            found.append("stage.head=public needs data.public.adapt, on which it is trained")
         if self.model.adapt and self.data.public.adapt is None:
             found.append("model.adapt needs data.public.adapt")
         if (
@@ -386,7 +393,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def dump_config(config: Config) -> str:
     """The resolved config as YAML, with every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    # in ASCII, since PyYAML reads back some of the other characters as line breaks
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 class _Loader(yaml.SafeLoader):

@@ -7,14 +7,28 @@ node; a language model has none and answers through the frozen head of the base.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
+from s3t.errors import IntegrityError
 from s3t.model.base import Base
+from s3t.store import write_durably
+from s3t.types import Digest
 
-__all__ = ["BIAS", "WEIGHT", "classify", "language_logits", "losses"]
+__all__ = [
+    "BIAS",
+    "WEIGHT",
+    "classify",
+    "language_logits",
+    "losses",
+    "read_public_head",
+    "write_public_head",
+]
 
 WEIGHT = "head.weight"
 BIAS = "head.bias"
@@ -42,6 +56,31 @@ def language_logits(base: Base, hidden: Tensor) -> Tensor:
     assert base.lm_head is not None
     logits: Tensor = base.lm_head(base.finish(hidden))
     return logits.float()
+
+
+def write_public_head(path: Path, head: Mapping[str, Tensor], base: Digest) -> None:
+    """Keep a head that was trained on public data, with the fingerprint of its base."""
+    tensors = {name: head[name].detach().cpu().contiguous() for name in (WEIGHT, BIAS)}
+    write_durably(path, save(tensors, metadata={"base": base}))
+
+
+def read_public_head(path: Path, base: Digest) -> dict[str, Tensor]:
+    """The head that ``write_public_head`` kept.
+
+    Raises:
+        IntegrityError: there is none, it is damaged, or it belongs to another base.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            if file.metadata()["base"] == base:
+                return {name: file.get_tensor(name) for name in (WEIGHT, BIAS)}
+        reason = "it belongs to another base"
+    except (OSError, KeyError, TypeError, SafetensorError) as error:
+        reason = str(error)
+    raise IntegrityError(
+        f"the public head {path} cannot be used ({reason}): restore it; a run has one only if "
+        "stage.head=public or aggregation.on_exhausted=base was set when it was first trained"
+    )
 
 
 def losses(logits: Tensor, labels: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -23,12 +24,14 @@ from transformers import (
 )
 
 from s3t.config import Config
-from s3t.errors import InputError
+from s3t.errors import InputError, named
 from s3t.model.base import Base
 from s3t.model.encode import ImageEncoder, TextEncoder
 from s3t.model.made import byte_tokenizer, make_model
 
 __all__ = ["LoadedModel", "build_base", "load_model", "save_model"]
+
+_UNUSABLE = (OSError, ValueError, LookupError, ImportError, AttributeError, SafetensorError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +53,17 @@ def load_model(config: Config, folder: Path | None = None) -> LoadedModel:
     try:
         model = make_model(config) if made else _pretrained(config, name)
         encoder = _encoder(config, model, None if made else name)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except _UNUSABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"model.base {name!r} cannot be loaded ({reason}): give a hub name, a local folder "
             "in transformers' format, or make:vit, make:bert, make:roberta, make:gpt2, make:llama"
         ) from None
+    if not all(hasattr(model.config, needed) for needed in ("num_hidden_layers", "hidden_size")):
+        raise InputError(
+            f"model.base {name!r} is a {type(model).__name__}, which has no list of layers of one "
+            "width: use a transformer encoder or decoder"
+        )
     return LoadedModel(model.to(getattr(torch, config.model.dtype)), encoder)
 
 
@@ -81,7 +89,16 @@ def build_base(config: Config, loaded: LoadedModel) -> Base:
 def _pretrained(config: Config, name: str) -> PreTrainedModel:
     auto = AutoModelForCausalLM if config.task == "causal-lm" else AutoModel
     options: dict[str, Any] = {} if Path(name).exists() else {"revision": config.model.revision}
-    model: PreTrainedModel = auto.from_pretrained(name, use_safetensors=True, **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # transformers makes up what the files lack
+        found: Any = auto.from_pretrained(
+            name, use_safetensors=True, output_loading_info=True, **options
+        )
+    model: PreTrainedModel = found[0]
+    # many checkpoints have no pooler, which no pass here goes through
+    lacking = sorted(key for key in found[1]["missing_keys"] if "pooler" not in key)
+    if lacking:
+        raise ValueError(f"its files lack the weights {named(lacking)}")
     return model
 
 

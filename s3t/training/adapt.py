@@ -36,8 +36,9 @@ def adapt_model(
 ) -> None:
     """Train the whole base on the public ``adapt`` rows, in place.
 
-    AdamW, one-cycle learning rate, gradients clipped at 1. Classification uses the first token and
-    a head that is thrown away; a language model predicts the next token.
+    AdamW, one-cycle learning rate, gradients clipped at 1. Classification uses a head that is
+    thrown away, images on the first token or on the mean of all if the config pools so, texts on
+    the mean; a language model predicts the next token.
 
     Args:
         config: ``model.adapt`` says how.
@@ -113,7 +114,7 @@ def _descend(
             )
             rows = _shifted(rows, moves, adapt.shift)
         optimizer.zero_grad()
-        loss = _public_loss(model, head, rows, labels)
+        loss = _public_loss(config, model, head, rows, labels)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -122,12 +123,13 @@ def _descend(
 
 
 def _public_loss(
-    model: PreTrainedModel, head: nn.Linear, rows: Encoded, labels: Tensor | None
+    config: Config, model: PreTrainedModel, head: nn.Linear, rows: Encoded, labels: Tensor | None
 ) -> Tensor:
     if rows.mask is None:
         hidden = model(pixel_values=rows.values)[0]
         assert labels is not None
-        return functional.cross_entropy(head(hidden[:, 0]), labels)
+        pooled = hidden.mean(dim=1) if config.model.pooling == "mean" else hidden[:, 0]
+        return functional.cross_entropy(head(pooled), labels)
     if labels is None:
         targets = rows.values.masked_fill(rows.mask == 0, -100)
         loss: Tensor = model(input_ids=rows.values, attention_mask=rows.mask, labels=targets).loss

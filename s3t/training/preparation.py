@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +22,16 @@ from s3t.data.rows import LabelledRows
 from s3t.errors import ConfigError, InputError, S3TError
 from s3t.model.base import Base
 from s3t.model.encode import ImageEncoder, TextEncoder
+from s3t.model.head import read_public_head, write_public_head
 from s3t.model.loading import LoadedModel, build_base, load_model, save_model
 from s3t.partition import Partition, partition
 from s3t.plan import Plan, make_plan, sequences_for
 from s3t.run import RunDir
-from s3t.store import NodeStore, write_durably
+from s3t.store import NodeStore, tensors_digest, write_durably
 from s3t.training.adapt import adapt_model, public_head
 from s3t.training.material import LabelledSet
 from s3t.training.recipe import blocks_of, recipe_of, stage_bytes
-from s3t.types import Sample, digest
+from s3t.types import Digest, Sample, digest
 
 __all__ = ["Draft", "Material", "draft", "encode_rows", "open_material", "prepare", "preview"]
 
@@ -52,8 +53,8 @@ class Draft:
         """Number of labels; 0 for a language model."""
         return len(self.data.labels)
 
-    def plan(self, base: Base, device: torch.device) -> Plan:
-        """The plan over a base that is ready."""
+    def plan(self, base: Base, device: torch.device, head: Digest | None) -> Plan:
+        """The plan over a base that is ready, and the digest of the public head it starts from."""
         config, sequences = self.config, self.config.sequences
         return make_plan(
             sizes=self.partition.sizes(),
@@ -62,7 +63,7 @@ class Draft:
                 sequences.strategy, config.partition.slices, config.budget, sequences.explicit
             ),
             base=base.fingerprint,
-            recipe=recipe_of(config, base, self.loaded.encoder, self.data.labels, device),
+            recipe=recipe_of(config, base, self.loaded.encoder, self.data.labels, device, head),
             epochs=config.stage.epochs,
             cumulative=config.stage.slices == "cumulative",
             stage_bytes=stage_bytes(config, base, self.classes),
@@ -79,6 +80,8 @@ class Material:
     plan: Plan
     base: Base
     classes: int
+    head: Mapping[str, torch.Tensor]
+    """The public head from which stage 1 starts; empty if it starts from a random one."""
     samples: tuple[Sample, ...]
     private: LabelledSet
     validation: LabelledSet
@@ -119,7 +122,7 @@ def preview(config: Config) -> dict[str, Any]:
         ConfigError, DataError, InputError: with all problems found.
     """
     drafted = draft(config)
-    plan = drafted.plan(build_base(config, drafted.loaded), torch.device("cpu"))
+    plan = drafted.plan(build_base(config, drafted.loaded), torch.device("cpu"), None)
     data, notes = drafted.data, []
     if data.private.folded:
         notes.append(f"{data.private.folded} exact copies of the same subject count once")
@@ -180,11 +183,15 @@ def prepare(
     if config.model.adapt is not None or config.model.base.startswith("make:"):
         _keep_base(run, drafted.loaded)
     base = build_base(config, drafted.loaded).to(device)
-    if config.aggregation.on_exhausted == "base" and drafted.classes:
+    if drafted.classes and (
+        config.stage.head == "public" or config.aggregation.on_exhausted == "base"
+    ):
         _keep_head(run, config, base, drafted)
+    head = _starting_head(run, config, base)
     with run.ledger(create=True) as ledger:
         ledger.register(drafted.partition.places())
-    write_durably(run.plan_path, drafted.plan(base, device).to_json().encode())
+    plan = drafted.plan(base, device, _digest_of(head))
+    write_durably(run.plan_path, plan.to_json().encode())
     return run
 
 
@@ -206,7 +213,8 @@ def open_material(run: RunDir, device: torch.device) -> Material:
             f"model.base {config.model.base!r} is no longer the base that {run.root} was planned "
             "on: restore it, or start a new run with output=DIR"
         )
-    recipe = recipe_of(config, base, loaded.encoder, data.labels, device)
+    head = _starting_head(run, config, base)
+    recipe = recipe_of(config, base, loaded.encoder, data.labels, device, _digest_of(head))
     if digest(recipe) != digest(plan.recipe):
         changed = sorted(key for key in recipe if recipe[key] != plan.recipe.get(key))
         raise S3TError(
@@ -242,6 +250,7 @@ def open_material(run: RunDir, device: torch.device) -> Material:
         plan=plan,
         base=base,
         classes=len(data.labels),
+        head=head,
         samples=data.private.samples,
         private=encode_rows(loaded.encoder, data.private.rows),
         validation=encode_rows(loaded.encoder, data.validation),
@@ -269,11 +278,19 @@ def _keep_base(run: RunDir, loaded: LoadedModel) -> None:
 
 
 def _keep_head(run: RunDir, config: Config, base: Base, drafted: Draft) -> None:
-    from safetensors.torch import save
-
     public = encode_rows(drafted.loaded.encoder, _adapt_rows(drafted))
     head = public_head(config, base, public, drafted.classes)
-    write_durably(run.head_path, save(head, metadata={"base": base.fingerprint}))
+    write_public_head(run.head_path, head, base.fingerprint)
+
+
+def _starting_head(run: RunDir, config: Config, base: Base) -> dict[str, torch.Tensor]:
+    if config.stage.head != "public":
+        return {}
+    return read_public_head(run.head_path, base.fingerprint)
+
+
+def _digest_of(head: Mapping[str, torch.Tensor]) -> Digest | None:
+    return tensors_digest(head) if head else None
 
 
 def _check_same(run: RunDir, config: Config) -> None:

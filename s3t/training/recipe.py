@@ -20,6 +20,7 @@ from s3t.config import Config
 from s3t.model.base import Base
 from s3t.model.encode import ImageEncoder, TextEncoder
 from s3t.plan.blocks import block_layers
+from s3t.types import Digest
 
 __all__ = ["blocks_of", "environment", "recipe_of", "stage_bytes"]
 
@@ -45,13 +46,22 @@ def recipe_of(
     encoder: TextEncoder | ImageEncoder,
     labels: Sequence[str],
     device: torch.device,
+    head: Digest | None,
 ) -> dict[str, Any]:
-    """Everything in config, code and environment that shapes bytes, as JSON values."""
+    """Everything in config, code and environment that shapes bytes, as JSON values.
+
+    Args:
+        config, base, encoder: the run's.
+        labels: label names in order.
+        device: what nodes are trained on.
+        head: digest of the public head from which stage 1 starts, if it does.
+    """
     return {
         "engine": ENGINE,
         "task": config.task,
         "seed": config.seed,
         "labels": list(labels),
+        "head": head,
         "encoder": encoder.fingerprint(),
         "pooling": base.pooling,
         "dtype": config.model.dtype,

@@ -89,7 +89,7 @@ class Workshop:
         lineage = self.material.plan.forest.lineage(node.key)[:-1]
         if self.material.config.stage.isolation == "snapshot":
             lineage = lineage[-1:]
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = dict(self.material.head)
         for ancestor in lineage:
             tensors.update(self.material.store.read(ancestor.key)[1])
         return tensors
