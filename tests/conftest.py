@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,9 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Before any test module imports transformers or datasets, which read these once.
+# Before any test module imports torch, transformers or datasets, which read these once.
 os.environ.update(
+    OMP_NUM_THREADS="1",  # as training itself; several would wait for each other in small models
     HF_HUB_OFFLINE="1",
     TRANSFORMERS_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
@@ -52,3 +55,115 @@ def run_python() -> Callable[[str], str]:
         return done.stdout.strip()
 
     return run
+
+
+TINY = (
+    "model.make.hidden=16",
+    "model.make.heads=2",
+    "model.adapt.steps=5",
+    "stage.epochs=1",
+    "training.workers=1",
+    "aggregation.on_exhausted=base",  # so that there is a public head; copies raise by default
+)
+"""Overrides that make of configs/digits.yaml a run of seconds."""
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def command() -> Command:
+    """Run ``python -m s3t …`` as a process of its own, in a given directory."""
+
+    def run(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        return subprocess.run(
+            [sys.executable, "-m", "s3t", *map(str, words)],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def digits_training(
+    command: Command, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A tiny digits run, trained by ``s3t train --json`` without ``output``, and what that said."""
+    folder = tmp_path_factory.mktemp("digits")
+    done = command("train", ROOT / "configs/digits.yaml", *TINY, "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "digits", done
+
+
+@pytest.fixture(scope="session")
+def text_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny language model's run on lines with ids, persons, and exact copies across persons."""
+    folder = tmp_path_factory.mktemp("text")
+    write_lines(folder / "private.jsonl", text_rows())
+    public = [{"text": f"public line {number}"} for number in range(12)]
+    write_lines(folder / "public.jsonl", public)
+    source = f"{{format: json, files: {folder}/public.jsonl}}"
+    (folder / "tiny.yaml").write_text(
+        f"""
+task: causal-lm
+output: {folder}/run
+data:
+  private: {{format: json, files: {folder}/private.jsonl}}
+  public: {{validation: {source}, test: {source}}}
+  columns: {{id: key}}
+  max_length: 32
+model:
+  base: make:gpt2
+  make: {{hidden: 16, layers: 2, heads: 2, init_scale: 5}}
+partition: {{shards: 2, slices: 2, salt: text, subject: who}}
+stage: {{epochs: 1, learning_rate: 3e-2}}
+training: {{workers: 1}}
+""",
+        encoding="utf-8",
+    )
+    from s3t.config import load_config
+    from s3t.training.walk import train
+
+    train(load_config(folder / "tiny.yaml"))
+    return folder / "run"
+
+
+@pytest.fixture
+def digits_run(
+    digits_training: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> Path:
+    """A copy of the tiny digits run to do with as a test likes; exhausted, it raises."""
+    run = Path(shutil.copytree(digits_training[0], tmp_path / "run"))
+    config = run / "config.yaml"
+    text = config.read_text(encoding="utf-8")
+    assert "on_exhausted: base" in text
+    config.write_text(text.replace("on_exhausted: base", "on_exhausted: raise"), encoding="utf-8")
+    return run
+
+
+@pytest.fixture
+def text_run(text_training: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny language model's run."""
+    return Path(shutil.copytree(text_training, tmp_path / "text-run"))
+
+
+def text_rows() -> list[dict[str, str | None]]:
+    """40 lines: two a person, the last eight nobody's; lines 0 and 2 are the same text."""
+    return [
+        {
+            "key": f"t{number:02d}",
+            "who": f"p{number // 2:02d}" if number < 32 else None,
+            "text": "said twice" if number in (0, 2) else f"private line {number}",
+        }
+        for number in range(40)
+    ]
+
+
+def write_lines(path: Path, rows: Sequence[object]) -> Path:
+    """Write rows as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

@@ -291,7 +291,7 @@ class StageTrainer:
         if not self.lora.dropout:
             return []
         return [
-            torch.Generator(self.base.device).manual_seed(1)
+            torch.Generator(self.base.device).manual_seed(node_seed(a.key, "dropout"))
             for a in ranked
         ]
 

@@ -1,0 +1,128 @@
+"""A node's lineage as a standard PEFT adapter: the same answers, and back to the same bytes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from s3t.errors import InputError
+from s3t.model.lora import adapted
+from s3t.model.peft import adapter_config, from_peft, to_peft
+from tests.tiny import (
+    FAMILIES,
+    LANGUAGE,
+    bank_of,
+    inputs_of,
+    random_adapter,
+    random_head,
+    real,
+    tiny_base,
+    tiny_model,
+    tiny_rows,
+)
+
+RANK, ALPHA = 4, 12.0
+
+
+@pytest.mark.parametrize("lowest", [0, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prefix_is_the_same_model_in_peft(family: str, lowest: int) -> None:
+    base, rows = tiny_base(family), tiny_rows(family, 4)
+    tensors = random_adapter(base.targets, lowest)
+    model = to_peft(tiny_model(family), base.targets, tensors, RANK, ALPHA)
+    with torch.no_grad():
+        plain = tiny_model(family)(**inputs_of(rows)).last_hidden_state
+        expected = model(**inputs_of(rows)).last_hidden_state
+        with adapted(bank_of(base.targets, tensors, ALPHA / RANK)):
+            hidden = base.run(base.start(rows), 0, base.depth, base.attention(rows.mask))
+        found = base.finish(hidden)
+    assert torch.allclose(found[real(rows)], expected[real(rows)], rtol=0, atol=1e-5)
+    assert float((plain - expected).abs().max()) > 1e-2, "the adapter does something"
+
+
+@pytest.mark.parametrize("family", LANGUAGE)
+def test_a_language_model_too(family: str) -> None:
+    base, rows = tiny_base(family, language_model=True), tiny_rows(family, 4)
+    tensors = random_adapter(base.targets, 1)
+    model = to_peft(tiny_model(family, language_model=True), base.targets, tensors, RANK, ALPHA)
+    assert base.lm_head is not None
+    with torch.no_grad():
+        expected = model(**inputs_of(rows)).logits
+        with adapted(bank_of(base.targets, tensors, ALPHA / RANK)):
+            hidden = base.run(base.start(rows), 0, base.depth, base.attention(rows.mask))
+        found = base.lm_head(base.finish(hidden))
+    assert torch.allclose(found[real(rows)], expected[real(rows)], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_back_from_peft_every_byte_is_the_same(family: str) -> None:
+    base = tiny_base(family)
+    tensors = random_adapter(base.targets, 1)
+    head = random_head(base.hidden_size)
+    model = to_peft(tiny_model(family), base.targets, tensors | head, RANK, ALPHA)
+    found = from_peft(model, base.targets)
+    assert found.keys() == tensors.keys(), "a head is no adapter"
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("family", ["vit", "bert", "gpt2", "llama"])
+def test_of_twelve_layers_exactly_the_adapted_ones(family: str) -> None:
+    base = tiny_base(family, layers=12)
+    chosen = [target for target in base.targets if target.layer in (1, 2)]
+    tensors = random_adapter(chosen)
+    model = to_peft(tiny_model(family, 12), base.targets, tensors, RANK, ALPHA)
+    places = {
+        int(re.findall(r"\.(\d+)\.", name)[0])
+        for name, _ in model.named_parameters()
+        if "lora_" in name
+    }
+    assert places == {1, 2}, "not 10 and 11"
+    assert from_peft(model, base.targets).keys() == tensors.keys()
+
+
+@pytest.mark.parametrize("family", ["vit", "bert", "gpt2", "llama"])
+def test_peft_itself_saves_and_loads_it(family: str, tmp_path: Path) -> None:
+    base, rows = tiny_base(family, layers=12), tiny_rows(family, 3)
+    tensors = random_adapter(base.targets, 1)
+    model = to_peft(tiny_model(family, 12), base.targets, tensors, RANK, ALPHA)
+    model.save_pretrained(str(tmp_path))
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    again = PeftModel.from_pretrained(tiny_model(family, 12), str(tmp_path))
+    found = from_peft(again, base.targets)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    with torch.no_grad():
+        one, two = (m(**inputs_of(rows)).last_hidden_state for m in (model, again))
+    assert torch.equal(one, two)
+
+
+def test_an_empty_prefix_is_refused() -> None:
+    base = tiny_base("vit")
+    model = tiny_model("vit")
+    names = [name for name, _ in model.named_modules()]
+    for tensors in ({}, random_head(base.hidden_size)):
+        with pytest.raises(InputError, match="no layer carries an adapter"):
+            to_peft(model, base.targets, tensors, RANK, ALPHA)
+    with pytest.raises(InputError, match="no layer carries an adapter"):
+        adapter_config(model, [], RANK, ALPHA)
+    assert [name for name, _ in model.named_modules()] == names, "it was not touched"
+
+
+def test_adapters_that_do_not_fit_are_refused() -> None:
+    base, model = tiny_base("vit"), tiny_model("vit")
+    names = [name for name, _ in model.named_modules()]
+    whole = random_adapter(base.targets)
+    half = {name: tensor for name, tensor in whole.items() if name != base.targets[0].b}
+    foreign = whole | {"layers.007.attention.q_proj.lora_A": whole[base.targets[0].a]}
+    for tensors, rank, message in (
+        (half, RANK, "lack their other half"),
+        (foreign, RANK, "layers.007"),
+        (whole, RANK + 1, "expected rank 5"),
+    ):
+        with pytest.raises(InputError, match=message):
+            to_peft(model, base.targets, tensors, rank, ALPHA)
+    assert [name for name, _ in model.named_modules()] == names, "it was not touched"

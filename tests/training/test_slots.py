@@ -1,0 +1,150 @@
+"""The stacked optimizers: those of torch for one slot, and no slot depends on another."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from s3t.config import StageConfig
+from s3t.training.slots import Slots, learning_rate
+
+CPU = torch.device("cpu")
+STEPS = 12
+
+
+def recipe(**values: Any) -> StageConfig:
+    return StageConfig.model_validate({"learning_rate": 0.05, **values})
+
+
+def tensors(seed: int) -> dict[str, Tensor]:
+    """33 numbers: no multiple of a vector register."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "matrix": torch.randn(5, 6, generator=generator),
+        "bias": torch.randn(3, generator=generator),
+    }
+
+
+def loss_of(leaves: dict[str, Tensor], step: int) -> Tensor:
+    """[G] losses whose gradients are rough and change from step to step."""
+    return (leaves["matrix"].sin() * (step + 1)).square().sum(dim=(1, 2)) + (
+        leaves["bias"] - step
+    ).abs().pow(1.5).sum(dim=1) * 10
+
+
+def descend(slots: Slots, rates: list[float], steps: int = STEPS) -> None:
+    for step in range(steps):
+        now = torch.tensor(rates[: len(slots)]) * (1 - step / 100)
+        slots.step(loss_of(slots.leaves, step).sum(), now)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_one_slot_is_torchs_optimizer(optimizer: str, decay: float, clip: float | None) -> None:
+    chosen = recipe(optimizer=optimizer, weight_decay=decay, max_grad_norm=clip)
+    rate = 0.05 if optimizer == "adamw" else 1e-4 if clip is None else 0.05
+    slots = Slots([tensors(1)], chosen, CPU)
+    descend(slots, [rate])
+    leaves = {name: t.clone().requires_grad_() for name, t in tensors(1).items()}
+    other: torch.optim.Optimizer
+    if optimizer == "adamw":
+        other = torch.optim.AdamW(leaves.values(), lr=rate, weight_decay=decay)
+    else:
+        other = torch.optim.SGD(leaves.values(), lr=rate, momentum=0.9)
+    for step in range(STEPS):
+        now = rate * (1 - step / 100)
+        other.param_groups[0]["lr"] = now
+        other.zero_grad()
+        loss = loss_of({name: leaf[None] for name, leaf in leaves.items()}, step).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(leaves.values(), clip)
+        if optimizer == "sgd":  # torch's SGD has weight decay in the gradient only
+            with torch.no_grad():
+                for leaf in leaves.values():
+                    leaf.mul_(1 - now * decay)
+        other.step()
+    found = slots.take(0)
+    for name, leaf in leaves.items():
+        assert torch.allclose(found[name], leaf, rtol=1e-4, atol=1e-5), name
+        assert float((found[name] - tensors(1)[name]).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_slot_has_the_same_bytes_in_any_company(optimizer: str) -> None:
+    chosen = recipe(optimizer=optimizer, weight_decay=0.1, max_grad_norm=0.7)
+    rates = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07]
+    together = Slots([tensors(seed) for seed in range(7)], chosen, CPU)
+    descend(together, rates)
+    for company in ([0], [6], [3, 2], [5, 1, 4]):
+        slots = Slots([tensors(seed) for seed in company], chosen, CPU)
+        descend(slots, [rates[seed] for seed in company])
+        for row, seed in enumerate(company):
+            for name, tensor in slots.take(row).items():
+                assert torch.equal(tensor, together.take(seed)[name])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_slots_that_are_done_leave_the_others_alone(optimizer: str) -> None:
+    chosen = recipe(optimizer=optimizer)
+    slots = Slots([tensors(seed) for seed in range(3)], chosen, CPU)
+    descend(slots, [0.01] * 3, 5)
+    kept = slots.take(0)
+    slots.keep(2)
+    assert len(slots) == 2
+    assert all(torch.equal(slots.take(0)[name], kept[name]) for name in kept)
+    assert {len(leaf) for leaf in slots.leaves.values()} == {2}
+    descend(slots, [0.01] * 2, 5)
+    alone = Slots([tensors(1)], chosen, CPU)
+    descend(alone, [0.01], 5)
+    descend(alone, [0.01], 5)
+    assert all(torch.equal(slots.take(1)[name], alone.take(0)[name]) for name in kept)
+
+
+def test_clipping_bounds_each_slot_by_its_own_norm() -> None:
+    slots = Slots([tensors(0), tensors(1)], recipe(max_grad_norm=1.0), CPU)
+    weights = torch.tensor([1e3, 1e-3])
+    matrix, bias = slots.leaves["matrix"], slots.leaves["bias"]
+    slots.step((matrix * weights[:, None, None]).sum() + 0 * bias.sum(), torch.zeros(2))
+    large, small = slots.gradient.norm(dim=1).tolist()
+    assert large == pytest.approx(1.0, rel=1e-5)
+    assert small == pytest.approx(1e-3 * math.sqrt(30), rel=1e-5), "a small one is left alone"
+
+
+def test_what_is_taken_is_a_copy() -> None:
+    slots = Slots([tensors(0)], recipe(), CPU)
+    taken = slots.take(0)
+    assert all(torch.equal(taken[name], tensor) for name, tensor in tensors(0).items())
+    taken["matrix"].zero_()
+    assert slots.take(0)["matrix"].any()
+
+
+def test_constant() -> None:
+    rate = learning_rate(recipe(), 10)
+    assert {rate(step) for step in range(10)} == {0.05}
+
+
+def test_warm_up_then_linear_to_zero() -> None:
+    rate = learning_rate(recipe(schedule="linear", warmup=0.4), 10)
+    rates = [rate(step) for step in range(11)]
+    assert rates[:4] == pytest.approx([0.0125, 0.025, 0.0375, 0.05])
+    assert rates[4:] == pytest.approx([0.05 * (6 - k) / 6 for k in range(7)])
+    assert rates[10] == 0
+
+
+def test_half_a_cosine() -> None:
+    rate = learning_rate(recipe(schedule="cosine"), 8)
+    assert [rate(step) for step in (0, 4, 8)] == pytest.approx([0.05, 0.025, 0.0])
+    assert rate(2) == pytest.approx(0.05 * (1 + math.sqrt(0.5)) / 2)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("total", [1, 2, 3])
+def test_short_stages_have_a_rate_at_every_step(schedule: str, total: int) -> None:
+    rate = learning_rate(recipe(schedule=schedule, warmup=0.9), total)
+    assert all(rate(step) > 0 for step in range(total))
