@@ -146,18 +146,15 @@ def main() -> int:
 
 def train_all(output: Path) -> dict[str, RunDir]:
     """Train the three runs; the second and third start from the first one's base."""
-    runs = {}
+    runs: dict[str, RunDir] = {}
     for name, title, words in (
         ("s3t", "S3T", ()),
         ("sisa", "SISA on the same shards", SISA),
         ("full", "one LoRA fine-tune on all private data", FULL),
     ):
-        shared = () if name == "s3t" else (f"model.base={output / 's3t' / 'base'}",)
-        plain = ("model.adapt=null",) if shared else ()
-        fallback = ("aggregation.on_exhausted=base",)
-        where = (f"output={output / name}",)
-        config = load_config(CONFIG, (*words, *shared, *plain, *fallback, *where))
-        report = train(config)
+        base = (f"model.base={runs['s3t'].base_path}", "model.adapt=null") if runs else ()
+        where = ("aggregation.on_exhausted=base", f"output={output / name}")
+        report = train(load_config(CONFIG, (*words, *base, *where)))
         print(f"trained {title}: {report.nodes} nodes in {report.seconds:.1f} s", flush=True)
         runs[name] = RunDir.existing(output / name)
     return runs
@@ -222,9 +219,8 @@ def vars_of(point: Point) -> dict[str, Any]:
 
 def print_table(points: list[Point], sisa: list[Point], base: float, full: float) -> None:
     """Accuracy and prefixes against deletions."""
-    print(
-        f"\naccuracy on public test data: base with a public head {base:.4f}, LoRA on all {full:.4f}"
-    )
+    print("\naccuracy on public test data; where nothing serves any more the base answers")
+    print(f"base alone with a head of public data {base:.4f}, LoRA on all private data {full:.4f}")
     print("deletions   S3T accuracy  prefixes      SISA accuracy  prefixes")
     for ours, theirs in zip(points, sisa, strict=True):
         if ours.deletions in (0, 1, 2, 5, 10, 15, 20) or ours is points[-1]:

@@ -1,0 +1,91 @@
+"""The data sets of ../shared/data as the configs read them: written once under runs/data.
+
+    banking77        test.csv.gz, 40 rows an intent ─► adapt 15 │ validation 5 │ test 20
+    tinyshakespeare  input.txt.gz ─► {speaker, text} ─► keyed hash of the speaker ─► private │
+                                                                         validation │ test
+
+Invariant: no public speaker is private, and the split follows from the input alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hmac
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+__all__ = ["ROOT", "prepare", "shared_data"]
+
+ROOT = Path(__file__).resolve().parent.parent
+INTENT_PARTS = {"adapt": 15, "validation": 5, "test": 20}
+PUBLIC_SHARES = {"validation": 3, "test": 10}
+"""Speakers in a hundred."""
+
+Row = Mapping[str, str]
+
+
+def shared_data() -> Path | None:
+    """The folder of the data sets (S3T_SHARED_DATA, or beside the repository), if it is there."""
+    folder = Path(os.environ.get("S3T_SHARED_DATA") or ROOT.parent / "shared" / "data")
+    return folder if folder.is_dir() else None
+
+
+def prepare(shared: Path, target: Path) -> None:
+    """Write the files that the configs name, unless they are there, below ``target``."""
+    if not (target / "banking77" / "test.csv").exists():
+        for name, rows in _intents(shared / "banking77" / "test.csv.gz").items():
+            _write_csv(target / "banking77" / f"{name}.csv", rows)
+    if not (target / "tinyshakespeare" / "test.jsonl").exists():
+        for name, rows in _speeches(shared / "tinyshakespeare" / "input.txt.gz").items():
+            _write_jsonl(target / "tinyshakespeare" / f"{name}.jsonl", rows)
+
+
+def _intents(source: Path) -> dict[str, list[Row]]:
+    seen: dict[str, int] = defaultdict(int)
+    names = [name for name, count in INTENT_PARTS.items() for _ in range(count)]
+    parts: dict[str, list[Row]] = {name: [] for name in INTENT_PARTS}
+    with gzip.open(source, "rt", encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            parts[names[seen[row["category"]]]].append(row)
+            seen[row["category"]] += 1
+    return parts
+
+
+def _speeches(source: Path) -> dict[str, list[Row]]:
+    parts: dict[str, list[Row]] = {"private": [], "validation": [], "test": []}
+    with gzip.open(source, "rt", encoding="utf-8") as stream:
+        blocks = stream.read().split("\n\n")
+    for block in blocks:
+        speaker, _, text = block.partition(":\n")
+        if text.strip():
+            name = speaker.strip()
+            parts[_part(name)].append({"speaker": name, "text": text.strip()})
+    return parts
+
+
+def _part(speaker: str) -> str:
+    """Which part a speaker belongs to."""
+    drawn = int.from_bytes(hmac.digest(b"public", speaker.encode(), "sha256")[:8], "big") % 100
+    for name, share in PUBLIC_SHARES.items():
+        if drawn < share:
+            return name
+        drawn -= share
+    return "private"
+
+
+def _write_csv(path: Path, rows: Iterable[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, ["text", "category"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_jsonl(path: Path, rows: Iterable[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")
