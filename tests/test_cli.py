@@ -205,7 +205,7 @@ CONFIGS: dict[str, tuple[Callable[[], Any], Sequence[str], Sequence[str]]] = {
     "rotations of texts": (
         table,
         ["model.adapt.rotations=true"],
-        ["model.adapt needs data.public.adapt", "rotations needs task image-classification"],
+        ["model.adapt needs data.public.adapt", "model.adapt.rotations", "image-classification"],
     ),
     "fallback without public data for it": (
         table,

@@ -62,7 +62,7 @@ def test_every_problem_is_in_one_error() -> None:
 
 
 def test_problems_across_sections_come_with_those_of_single_keys() -> None:
-    task = ("task=causal-lm", "aggregation.method=vote", "model.adapt=null")
+    task = ("task=causal-lm", "aggregation.method=vote", "model.adapt=null", "stage.head=fresh")
     across = problems(DIGITS, "sequences.budget=25", *task)
     assert [problem.split(":")[0].split(" is over")[0] for problem in across] == [
         "sequences.budget 25",
@@ -100,7 +100,7 @@ def test_what_a_wrong_value_leaves_open_is_not_judged() -> None:
             "task=text-classification model.adapt=null",
             "model.base 'make:vit' does not fit task 'text-class",
         ),
-        ("data.public.adapt=null", "model.adapt needs data.public.adapt"),
+        ("data.public.adapt=null stage.head=fresh", "model.adapt needs data.public.adapt"),
         ("model.base=make:t5", "base 'make:t5' cannot be made: use one of ['make:vit', "),
         ("data.max_length=40", "max_length 40 is not a multiple of 16"),
         ("model.make.heads=7", "hidden 64 is not a multiple of heads 7"),

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from s3t import S3T
@@ -422,20 +423,22 @@ def test_another_base_is_refused(digits_run: Path, images: list[np.ndarray]) -> 
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "what"),
+    ("section", "key", "value", "what"),
     [
-        ("alpha: 16.0", "alpha: 1.0", "lora"),
-        ("isolation: layers", "isolation: snapshot", "blocks, stage"),
-        ("pooling: auto", "pooling: mean", "pooling"),
-        ("image_std: null", "image_std: [0.25]", "encoder"),
+        ("lora", "alpha", 1.0, "lora"),
+        ("stage", "isolation", "snapshot", "blocks, stage"),
+        ("model", "pooling", "mean", "pooling"),
+        ("data", "image_std", [0.25], "encoder"),
     ],
 )
 def test_another_config_is_refused(
-    digits_run: Path, images: list[np.ndarray], old: str, new: str, what: str
+    digits_run: Path, images: list[np.ndarray], section: str, key: str, value: Any, what: str
 ) -> None:
     config = digits_run / "config.yaml"
-    assert old in config.read_text()
-    config.write_text(config.read_text().replace(old, new))
+    tree = yaml.safe_load(config.read_text())
+    assert tree[section][key] != value
+    tree[section][key] = value
+    config.write_text(yaml.safe_dump(tree))
     with S3T.load(digits_run) as service, pytest.raises(IntegrityError, match=f"another {what}"):
         service.predict(images)
 
