@@ -81,7 +81,7 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
 
     resolved = load_config(config, overrides or [])
     with _quiet():
-        from s3t.training.preparation import preview
+        from s3t.training.draft import preview
 
         summary = preview(resolved)
     if as_json:
@@ -168,7 +168,8 @@ def deactivate(
     as_json: AsJson = False,
 ) -> None:
     """Forget samples or persons: all that are named or, on any error, none."""
-    sample_ids = [*_words(ids), *(_lines(ids_file) if ids_file else [])]
+    listed = [line for _, line in _numbered(ids_file)] if ids_file else []
+    sample_ids = [*_words(ids), *listed]
     from s3t.service import S3T
 
     with S3T.load(run) as service:
@@ -205,7 +206,7 @@ def predict(
     seed: Annotated[int, typer.Option(help="language models: of the draws")] = 0,
 ) -> None:
     """Answer JSON lines: labels, or completions of a language model; each with its view."""
-    rows = [_json_row(line, number, source) for number, line in enumerate(_lines(source), 1)]
+    rows = [_json_row(line, number, source) for number, line in _numbered(source)]
     if not rows:
         raise InputError(f"--input {source} holds no rows: give JSON lines, one row each")
     from s3t.config import load_config
@@ -240,13 +241,15 @@ def _words(values: list[str] | None) -> list[str]:
     return [word for value in values or [] for word in value.split(",") if word]
 
 
-def _lines(path: Path) -> list[str]:
+def _numbered(path: Path) -> list[tuple[int, str]]:
+    """The lines that are not blank, with their numbers from 1."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error})") from None
     # not splitlines, which also cuts at characters that JSON allows inside a string
-    return [line.strip() for line in text.split("\n") if line.strip()]
+    lines = enumerate(text.split("\n"), 1)
+    return [(number, line.strip()) for number, line in lines if line.strip()]
 
 
 def _json_row(line: str, number: int, path: Path) -> dict[str, Any]:

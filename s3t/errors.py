@@ -47,10 +47,12 @@ class ConfigError(InputError):
 
     Attributes:
         problems: one sentence per problem, in the order found.
+        source: the file or section that they are of.
     """
 
     def __init__(self, problems: Sequence[str], source: str = "config") -> None:
         self.problems = tuple(problems)
+        self.source = source
         count = len(self.problems)
         head = f"{source}: {count} problem{'s' if count != 1 else ''}"
         super().__init__("\n  - ".join([head, *self.problems]))

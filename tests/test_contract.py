@@ -276,9 +276,10 @@ def test_exit_1_on_anything_else(digits_run: Path, command: Command) -> None:
 def noise(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Libraries that print: from Python, from C, from a process that they start."""
     from s3t import answering
-    from s3t.training import preparation
+    from s3t.training import draft, preparation
 
-    for module, name in ((preparation, "load_all"), (answering, "load_model")):
+    places = ((draft, "load_all"), (preparation, "load_all"), (answering, "load_model"))
+    for module, name in places:
         plain = getattr(module, name)
 
         def loud(*arguments: Any, plain: Any = plain) -> Any:

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from s3t.errors import IntegrityError
 from s3t.model.base import Base
-from s3t.store import write_durably
-from s3t.types import Digest
+from s3t.store import tensors_digest, write_durably
+from s3t.types import Digest, digest
 
 __all__ = [
     "BIAS",
@@ -59,9 +59,10 @@ def language_logits(base: Base, hidden: Tensor) -> Tensor:
 
 
 def write_public_head(path: Path, head: Mapping[str, Tensor], base: Digest) -> None:
-    """Keep a head that was trained on public data, with the fingerprint of its base."""
+    """Keep a head that was trained on public data, with a proof of its weights and its base."""
     tensors = {name: head[name].detach().cpu().contiguous() for name in (WEIGHT, BIAS)}
-    write_durably(path, save(tensors, metadata={"base": base}))
+    proof = digest({"base": base, "weights": tensors_digest(tensors)})
+    write_durably(path, save(tensors, metadata={"proof": proof}))
 
 
 def read_public_head(path: Path, base: Digest) -> dict[str, Tensor]:
@@ -72,9 +73,10 @@ def read_public_head(path: Path, base: Digest) -> dict[str, Tensor]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            if file.metadata()["base"] == base:
-                return {name: file.get_tensor(name) for name in (WEIGHT, BIAS)}
-        reason = "it belongs to another base"
+            head = {name: file.get_tensor(name) for name in (WEIGHT, BIAS)}
+            if file.metadata()["proof"] == digest({"base": base, "weights": tensors_digest(head)}):
+                return head
+        reason = "it is damaged, or belongs to another base"
     except (OSError, KeyError, TypeError, SafetensorError) as error:
         reason = str(error)
     raise IntegrityError(

@@ -115,14 +115,19 @@ def _encoder(
     return TextEncoder(tokenizer, config.data.max_length)
 
 
-def _image_encoder(config: Config, model: PreTrainedModel, name: str | None) -> ImageEncoder:
+def _image_encoder(config: Config, model: PreTrainedModel, source: str | None) -> ImageEncoder:
     shape = model.config
     size = shape.image_size if isinstance(shape.image_size, int) else shape.image_size[0]
     if config.data.image_size not in (None, size):
         raise ValueError(f"data.image_size {config.data.image_size} is not the base's {size}")
-    processor = _preprocessor(name)
+    processor = _preprocessor(source)
     mean = config.data.image_mean or processor.get("image_mean") or (0.5,)
     std = config.data.image_std or processor.get("image_std") or (0.5,)
+    for name, values in (("image_mean", mean), ("image_std", std)):
+        if len(values) not in (1, shape.num_channels):
+            raise ValueError(
+                f"data.{name} has {len(values)} values, expected 1 or {shape.num_channels}"
+            )
     return ImageEncoder(shape.num_channels, size, mean, std)
 
 

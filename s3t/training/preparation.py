@@ -1,9 +1,9 @@
 """From a config to a prepared run, and from a prepared run to what a worker needs.
 
-    data ─► partition ─► base (made, adapted or loaded) ─► plan ─► RUN: config, ledger, base, plan
+    draft ─► base (made, adapted or as loaded) ─► plan ─► RUN: config, ledger, base, plan
 
-Invariant: every problem of config, data and base is found before the first byte is written, and a
-prepared run is opened again only with the same config, data, base and environment (E1).
+Invariant: a run is prepared only from a draft that was checked whole, and a prepared run is opened
+again only with the same config, data, base and environment (E1).
 """
 
 from __future__ import annotations
@@ -17,57 +17,27 @@ from typing import Any
 import torch
 
 from s3t.config import Config, dump_config
-from s3t.data import Data, load_all
+from s3t.data import load_all
 from s3t.data.rows import LabelledRows
-from s3t.errors import ConfigError, InputError, S3TError
+from s3t.errors import InputError, S3TError
 from s3t.model.base import Base
 from s3t.model.encode import ImageEncoder, TextEncoder
 from s3t.model.head import read_public_head, write_public_head
 from s3t.model.loading import LoadedModel, build_base, load_model, save_model
-from s3t.partition import Partition, partition
-from s3t.plan import Plan, make_plan, sequences_for
+from s3t.partition import partition
+from s3t.plan import Plan
 from s3t.run import RunDir
 from s3t.store import NodeStore, tensors_digest, write_durably
 from s3t.training.adapt import adapt_model, public_head
+from s3t.training.draft import Draft, draft
 from s3t.training.material import LabelledSet
-from s3t.training.recipe import blocks_of, recipe_of, stage_bytes
+from s3t.training.recipe import recipe_of
 from s3t.types import Digest, Sample, digest
 
-__all__ = ["Draft", "Material", "draft", "encode_rows", "open_material", "prepare", "preview"]
+__all__ = ["Material", "encode_rows", "open_material", "prepare"]
 
 _FREE = {"training", "aggregation", "output", "name"}
 """Sections that may differ when a run is gone on with: they shape no node."""
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A run as it would be, before anything is written."""
-
-    config: Config
-    data: Data
-    partition: Partition
-    loaded: LoadedModel
-
-    @property
-    def classes(self) -> int:
-        """Number of labels; 0 for a language model."""
-        return len(self.data.labels)
-
-    def plan(self, base: Base, device: torch.device, head: Digest | None) -> Plan:
-        """The plan over a base that is ready, and the digest of the public head it starts from."""
-        config, sequences = self.config, self.config.sequences
-        return make_plan(
-            sizes=self.partition.sizes(),
-            digests=self.partition.digests(),
-            sequences=sequences_for(
-                sequences.strategy, config.partition.slices, config.budget, sequences.explicit
-            ),
-            base=base.fingerprint,
-            recipe=recipe_of(config, base, self.loaded.encoder, self.data.labels, device, head),
-            epochs=config.stage.epochs,
-            cumulative=config.stage.slices == "cumulative",
-            stage_bytes=stage_bytes(config, base, self.classes),
-        )
 
 
 @dataclass(frozen=True)
@@ -87,59 +57,6 @@ class Material:
     validation: LabelledSet
     members: tuple[tuple[torch.Tensor, ...], ...]
     """[shard][slice] → numbers of the slice's rows in ``private``, sorted."""
-
-
-def draft(config: Config, base_folder: Any = None) -> Draft:
-    """Load and check everything that a config names; writes nothing.
-
-    Raises:
-        ConfigError, DataError, InputError: with all problems found.
-    """
-    data = load_all(config)
-    loaded = load_model(config, base_folder)
-    problems: list[str] = []
-    parts: Partition | None = None
-    try:
-        blocks_of(config, int(loaded.model.config.num_hidden_layers))
-    except ConfigError as error:
-        problems.extend(error.problems)
-    try:
-        shape = config.partition
-        parts = partition(data.private.samples, shape.shards, shape.slices, shape.salt)
-    except ConfigError as error:
-        problems.extend(error.problems)
-    if problems or parts is None:
-        raise ConfigError(problems, "config")
-    return Draft(config, data, parts, loaded)
-
-
-def preview(config: Config) -> dict[str, Any]:
-    """What a config would train, as JSON values; writes nothing, trains nothing.
-
-    The plan's ``summary``, the tree of one shard as lines of text, and notes on the data.
-
-    Raises:
-        ConfigError, DataError, InputError: with all problems found.
-    """
-    drafted = draft(config)
-    plan = drafted.plan(build_base(config, drafted.loaded), torch.device("cpu"), None)
-    data, notes = drafted.data, []
-    if data.private.folded:
-        notes.append(f"{data.private.folded} exact copies of the same subject count once")
-    if data.overlap:
-        notes.append(
-            f"{data.overlap} private samples are in the public data too: deleting them does not "
-            "remove what the public data taught"
-        )
-    if isinstance(drafted.loaded.encoder, TextEncoder):
-        cut = drafted.loaded.encoder.encode(data.private.rows.inputs).truncated
-        if cut:
-            notes.append(f"{cut} texts are cut to {config.data.max_length} tokens")
-    tree = [
-        "  " + "   " * (node.stage - 1) + f"{node.last}  ({node.samples} samples)"
-        for node in plan.forest.of_shard(0)
-    ]
-    return plan.summary() | {"tree": tree, "notes": notes}
 
 
 def prepare(
@@ -169,23 +86,8 @@ def prepare(
             f"{run.root} holds files that are no run: give an empty directory with output=DIR"
         )
     write_durably(run.config_path, dump_config(config).encode())
-    if config.model.adapt is not None:
-        public = encode_rows(drafted.loaded.encoder, _adapt_rows(drafted))
-        steps = config.model.adapt.steps
-        done = iter(range(1, steps + 1))
-        adapt_model(
-            config,
-            drafted.loaded.model,
-            public,
-            drafted.classes,
-            lambda: on_step(next(done), steps),
-        )
-    if config.model.adapt is not None or config.model.base.startswith("make:"):
-        _keep_base(run, drafted.loaded)
-    base = build_base(config, drafted.loaded).to(device)
-    if drafted.classes and (
-        config.stage.head == "public" or config.aggregation.on_exhausted == "base"
-    ):
+    base = _ready_base(run, config, drafted, on_step).to(device)
+    if drafted.classes and _needs_head(config):
         _keep_head(run, config, base, drafted)
     head = _starting_head(run, config, base)
     with run.ledger(create=True) as ledger:
@@ -270,6 +172,32 @@ def _adapt_rows(drafted: Draft) -> LabelledRows:
     return rows
 
 
+def _ready_base(
+    run: RunDir, config: Config, drafted: Draft, on_step: Callable[[int, int], None]
+) -> Base:
+    """The draft's base; or one adapted to public data, which the run keeps."""
+    adapt = config.model.adapt
+    if adapt is None and not config.model.base.startswith("make:"):
+        return drafted.base
+    loaded = load_model(config)  # whole again: the draft's has been taken apart
+    if adapt is not None:
+        public = encode_rows(loaded.encoder, _adapt_rows(drafted))
+        done = iter(range(1, adapt.steps + 1))
+        adapt_model(
+            config,
+            loaded.model,
+            public,
+            drafted.classes,
+            lambda: on_step(next(done), adapt.steps),
+        )
+    _keep_base(run, loaded)
+    return build_base(config, loaded)
+
+
+def _needs_head(config: Config) -> bool:
+    return config.stage.head == "public" or config.aggregation.on_exhausted == "base"
+
+
 def _keep_base(run: RunDir, loaded: LoadedModel) -> None:
     temporary = run.root / f".base.{os.getpid()}.tmp"
     save_model(loaded, temporary)
@@ -278,7 +206,7 @@ def _keep_base(run: RunDir, loaded: LoadedModel) -> None:
 
 
 def _keep_head(run: RunDir, config: Config, base: Base, drafted: Draft) -> None:
-    public = encode_rows(drafted.loaded.encoder, _adapt_rows(drafted))
+    public = encode_rows(drafted.encoder, _adapt_rows(drafted))
     head = public_head(config, base, public, drafted.classes)
     write_public_head(run.head_path, head, base.fingerprint)
 
@@ -298,6 +226,8 @@ def _check_same(run: RunDir, config: Config) -> None:
     before = run.config().model_dump(mode="json", exclude=_FREE)
     now = config.model_dump(mode="json", exclude=_FREE)
     changed = _differences("", before, now)
+    if config.task != "causal-lm" and _needs_head(config) and not run.head_path.is_file():
+        changed.append("it was trained without a public head, which this config needs")
     if changed:
         raise InputError(
             f"{run.root} holds a run of another config ({'; '.join(changed)}): "
