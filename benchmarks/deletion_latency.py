@@ -102,10 +102,13 @@ def _trained(run: Path) -> float | None:
 
 
 def _train(run: Path) -> Any:
-    from s3t import load_config
+    from s3t import S3TError, load_config
     from s3t.training.walk import train
 
-    return train(load_config("configs/digits.yaml", [f"output={run}"]))
+    try:
+        return train(load_config("configs/digits.yaml", [f"output={run}"]))
+    except S3TError as error:
+        sys.exit(f"deletion_latency: {error} (a run of an older config: remove {RUN})")
 
 
 def _retrained(copy: Path) -> dict[str, Any]:
@@ -318,7 +321,7 @@ def _draw(result: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("milliseconds")
     axes.set_ylabel("share of deletions done by then")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0.32, 0.98))
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0.42, 0.9))
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 

@@ -351,6 +351,11 @@ def _values(figures: Mapping[str, Any], count: int) -> list[float]:
     return [stream[str(count)]["value"] for stream in _streams(figures)]
 
 
+def _exhausted(figures: Mapping[str, Any], count: int) -> str:
+    """A star for each stream that has nothing left: there the base answers."""
+    return "*" * sum(bool(stream[str(count)]["exhausted"]) for stream in _streams(figures))
+
+
 def _table(task: Task, found: Mapping[str, Any]) -> str:
     scale, form = (100, ".1f") if task.metric == "accuracy" else (1, ".2f")
 
@@ -362,7 +367,12 @@ def _table(task: Task, found: Mapping[str, Any]) -> str:
     rows: list[list[object]] = [["base alone", shown([found["s3t"]["base"]["value"]]), *"–––", "–"]]
     for method in ("full", "s3t", "sisa"):
         figures = found[method]
-        after = [shown(v) if (v := _values(figures, count)) else "–" for count in CHECKPOINTS]
+        after = [
+            shown(values) + _exhausted(figures, count)
+            if (values := _values(figures, count))
+            else "–"
+            for count in CHECKPOINTS
+        ]
         cost = f"{figures['training']['seconds']:.0f}" if "training" in figures else "?"
         rows.append([LABELS[method], shown([figures["before"]["value"]]), *after, cost])
     unit = "accuracy, %" if task.metric == "accuracy" else "perplexity per token"
@@ -373,7 +383,8 @@ def _table(task: Task, found: Mapping[str, Any]) -> str:
     same = "the same bytes" if retrain["same_bytes"] else "OTHER BYTES"
     return (
         f"{table(header, rows)}\n\nrequests name one {task.unit} each; mean (lowest–highest) of "
-        f"{len(_streams(found['s3t']))} streams. One deactivate: median "
+        f"{len(_streams(found['s3t']))} streams; * for each exhausted one, "
+        "where the base alone answers. One deactivate: median "
         f"{median(seconds) * 1e3:.1f} ms, longest {max(seconds) * 1e3:.1f} ms. Training one shard "
         f"again: {retrain['seconds']:.1f} s ({times}), {retrain['nodes']} nodes, {same}"
     )

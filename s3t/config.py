@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
+import os
 import re
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ __all__ = [
     "StageConfig",
     "Task",
     "TrainingConfig",
+    "anchored",
     "dump_config",
     "load_config",
 ]
@@ -389,6 +391,27 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if problems or config is None:
         raise ConfigError(problems, str(path))
     return config
+
+
+def anchored(config: Config) -> Config:
+    """The same config with local paths made absolute, so that it means the same from anywhere."""
+    tree = config.model_dump()
+    sources = [tree["data"]["private"], *tree["data"]["public"].values()]
+    for source in filter(None, sources):
+        files = source["files"]
+        if files:
+            several = [files] if isinstance(files, str) else files
+            absolute = [_absolute(file) for file in several]
+            source["files"] = absolute[0] if isinstance(files, str) else absolute
+        if source["name"] and Path(source["name"]).exists():
+            source["name"] = _absolute(source["name"])
+    if Path(config.model.base).exists():
+        tree["model"]["base"] = _absolute(config.model.base)
+    return Config.model_validate(tree)
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(path)
 
 
 def dump_config(config: Config) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from s3t.config import Config, dump_config
+from s3t.config import Config, anchored, dump_config
 from s3t.data import load_all
 from s3t.data.rows import LabelledRows
 from s3t.errors import InputError, S3TError
@@ -76,6 +76,7 @@ def prepare(
         S3TError: the run was prepared on another kind of machine.
     """
     run = RunDir(config.run_dir)
+    config = anchored(config)
     if run.prepared:
         _check_same(run, config)
         write_durably(run.config_path, dump_config(config).encode())
@@ -223,7 +224,7 @@ def _digest_of(head: Mapping[str, torch.Tensor]) -> Digest | None:
 
 def _check_same(run: RunDir, config: Config) -> None:
     """A prepared run is gone on with only under the config that shaped its nodes."""
-    before = run.config().model_dump(mode="json", exclude=_FREE)
+    before = anchored(run.config()).model_dump(mode="json", exclude=_FREE)
     now = config.model_dump(mode="json", exclude=_FREE)
     changed = _differences("", before, now)
     if config.task != "causal-lm" and _needs_head(config) and not run.head_path.is_file():
