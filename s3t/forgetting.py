@@ -169,6 +169,21 @@ class Forgetting:
                 if max(grown, default=0) >= (1 if serving is None else serving.stage):
                     raise error
 
+    def prove_exhausted(self) -> None:
+        """Tell a run whose budget is spent from one whose nodes are not there.
+
+        Raises:
+            DamagedNodeError: a first node that no deletion has hit cannot serve all the same.
+        """
+        with self._lock:
+            for shard in range(self.plan.shards):
+                dead = self._schedule.dead(shard)
+                for node in self.plan.forest.roots(shard):
+                    if node.key not in dead:
+                        known = self.damaged.get(node.key)
+                        what, path = "is not trained", str(self.run.store.path(node.key))
+                        raise known or DamagedNodeError(node.key, what, path)
+
     def delete(
         self,
         sample_ids: Iterable[str],

@@ -199,6 +199,7 @@ class S3T:
             view = self._pin(model)
             try:
                 if view.ensemble is None:
+                    self._forgetting.prove_exhausted()
                     raise ExhaustedError(
                         f"{self._forgetting.run.root}: no shard has a surviving prefix; train a "
                         "new run, or set aggregation.on_exhausted=base to answer with the base"
@@ -259,10 +260,14 @@ class S3T:
             self._forgetting.prove()
         while True:
             try:
+                if all(node is None for node in nodes):
+                    self._forgetting.prove_exhausted()
                 return nodes, model.ensemble(nodes)
             except DamagedNodeError as error:
                 if first:
                     raise
+                if all(node is None for node in nodes):
+                    return nodes, None  # no fallback either: who asks is told why
                 _log.error("%s; serving a shorter prefix", error)
                 self._forgetting.lose(NodeKey(error.key))
                 _, nodes = self._forgetting.catch_up()

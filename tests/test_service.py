@@ -455,6 +455,35 @@ def test_exhausted_raises(service: S3T, digits_run: Path, images: list[np.ndarra
     assert service.status().exhausted
 
 
+@pytest.mark.parametrize("fallback", ["raise", "base"])
+def test_nodes_that_are_not_there_are_no_exhaustion(
+    digits_run: Path, images: list[np.ndarray], fallback: str
+) -> None:
+    if fallback == "base":
+        on_base(digits_run)
+    for node in (digits_run / "nodes").iterdir():
+        node.unlink()
+    damage = pytest.raises(DamagedNodeError, match="is not trained")
+    with S3T.load(digits_run) as service, damage:
+        service.predict(images)
+
+
+def test_nodes_lost_while_serving_fail_the_answers_not_the_deletion(
+    digits_run: Path, images: list[np.ndarray]
+) -> None:
+    on_base(digits_run)
+    with S3T.load(digits_run) as service:
+        service.predict(images)
+        service._model._tensors.clear()  # type: ignore[union-attr]
+        for node in (digits_run / "nodes").iterdir():
+            node.unlink()
+        with RunDir(digits_run).ledger() as ledger:
+            sample = next(iter(ledger.samples())).sample_id
+        assert service.deactivate([sample]).deleted == (sample,)
+        with pytest.raises(DamagedNodeError):
+            service.predict(images)
+
+
 def on_base(run: Path) -> None:
     config = run / "config.yaml"
     text = config.read_text()
