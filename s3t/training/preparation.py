@@ -76,12 +76,12 @@ def prepare(
         S3TError: the run was prepared on another kind of machine.
     """
     run = RunDir(config.run_dir)
-    config = anchored(config)
     if run.prepared:
-        _check_same(run, config)
-        write_durably(run.config_path, dump_config(config).encode())
+        _check_same(run, anchored(config))
+        write_durably(run.config_path, dump_config(anchored(config)).encode())
         return run
-    drafted = draft(config)
+    drafted = draft(config)  # its messages name the paths as they were given
+    config = anchored(config)
     if run.foreign:
         raise InputError(
             f"{run.root} holds files that are no run: give an empty directory with output=DIR"
