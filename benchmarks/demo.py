@@ -100,10 +100,10 @@ def main() -> int:
     runs = train_all(options.output)
     ids = sample_ids(runs["s3t"], options.deletions, options.seed)
     with S3T.load(runs["sisa"].root) as sisa:
-        sisa_points, _ = forget(sisa, ids, None)
+        sisa_points = forget(sisa, ids, None)
     with S3T.load(runs["s3t"].root) as service:
         users = Predictions(service, test_images(runs["s3t"].config()))
-        points, receipts = forget(service, ids, users)
+        points = forget(service, ids, users)
         status = service.status()
     with S3T.load(runs["full"].root) as full:
         full_accuracy = accuracy(full)
@@ -115,7 +115,7 @@ def main() -> int:
     equal = retrain(runs["s3t"], survivors, options.output / "retrained")
     latency = sorted(point.milliseconds for point in points[1:])
     print(
-        f"\nwhile {len(receipts)} deletions came, {users.answers} predictions were answered, "
+        f"\nwhile {len(ids)} deletions came, {users.answers} predictions were answered, "
         f"{len(users.failures)} failed, {users.stale} were older than an acknowledged deletion"
     )
     print(
@@ -173,12 +173,9 @@ def test_images(config: Config) -> list[Any]:
     return list(load_public(config, "test", labels).inputs)
 
 
-def forget(
-    service: S3T, ids: list[str], users: Predictions | None
-) -> tuple[list[Point], list[Any]]:
+def forget(service: S3T, ids: list[str], users: Predictions | None) -> list[Point]:
     """Forget one id per request, and look at accuracy and prefixes after each."""
     points = [point(service, 0, 0.0)]
-    receipts = []
     thread = threading.Thread(target=users.run) if users else None
     if thread is not None:
         thread.start()
@@ -187,13 +184,12 @@ def forget(
             receipt = service.deactivate([sample])
             if users is not None:
                 users.acknowledged = receipt.view
-            receipts.append(receipt)
             points.append(point(service, number, receipt.seconds * 1000))
     finally:
         if users is not None and thread is not None:
             users.stop()
             thread.join()
-    return points, receipts
+    return points
 
 
 def point(service: S3T, deletions: int, milliseconds: float) -> Point:

@@ -23,6 +23,7 @@ from s3t.errors import InputError, IntegrityError, S3TError
 from s3t.ledger import Ledger
 from s3t.plan import Plan
 from s3t.store import NodeStore
+from s3t.types import Slot
 
 __all__ = ["RunDir"]
 
@@ -91,6 +92,11 @@ class RunDir:
                 "from a copy, or train a new run"
             )
         return Ledger.open(self.ledger_path, create=create)
+
+    def hits(self) -> set[Slot]:
+        """Every (shard, slice) that holds a deleted sample, as the ledger has it now."""
+        with self.ledger() as ledger:
+            return {(shard, part) for shard, part, _ in ledger.hits()}
 
     @contextmanager
     def training_lock(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from s3t.run import RunDir
 from s3t.store import NodeStore
 from s3t.training.material import LabelledSet
 from s3t.training.preparation import Material, open_material
-from s3t.training.workshop import Workshop
+from s3t.training.workshop import Workshop, one_thread
 from s3t.types import NodeKey
 
 __all__ = ["retrain"]
@@ -38,19 +38,14 @@ def retrain(run: RunDir, keys: Iterable[NodeKey], folder: Path) -> dict[NodeKey,
     Raises:
         InputError: the data, apart from deleted samples, are not those of the run.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        material = replace(
-            _without_deleted(open_material(run, torch.device("cpu"))), store=NodeStore(folder)
-        )
+    device = torch.device("cpu")
+    with one_thread(device):
+        material = replace(_without_deleted(open_material(run, device)), store=NodeStore(folder))
         workshop = Workshop(material)
         forest = material.plan.forest
         wanted = {ancestor.key: ancestor for key in keys for ancestor in forest.lineage(key)}
         for node in sorted(wanted.values(), key=lambda node: (node.stage, node.key)):
             workshop.train([node.key])
-    finally:
-        torch.set_num_threads(threads)
     return {
         key: run.store.path(key).read_bytes() == material.store.path(key).read_bytes()
         for key in wanted

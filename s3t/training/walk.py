@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, tqdm
 
@@ -30,7 +29,7 @@ from s3t.plan.trie import Node
 from s3t.run import RunDir
 from s3t.training.pool import Inline, Pool, Workers, worker_count
 from s3t.training.preparation import prepare
-from s3t.training.workshop import steps_of
+from s3t.training.workshop import one_thread, steps_of
 from s3t.types import NodeKey
 
 __all__ = ["Report", "train"]
@@ -82,7 +81,7 @@ def train(config: Config) -> Report:
     started = time.monotonic()
     accelerator = _accelerator(config)
     with ExitStack() as stack:
-        stack.enter_context(_one_thread(accelerator.device))
+        stack.enter_context(one_thread(accelerator.device))
         if accelerator.is_main_process:
             stack.enter_context(RunDir(config.run_dir).training_lock())
         pool = _pool(config, accelerator)
@@ -129,8 +128,7 @@ class _Walk:
 
     def _missing(self, nodes: Sequence[Node] | None = None) -> tuple[list[NodeKey], int]:
         """Keys to train, in the tree's order, and how many a deletion has ruled out."""
-        with self.run.ledger() as ledger:
-            hits = {(shard, part) for shard, part, _ in ledger.hits()}
+        hits = self.run.hits()
         there = self.run.store.keys()
         missing, skipped = [], 0
         for node in self.plan.forest.nodes if nodes is None else nodes:
@@ -225,15 +223,3 @@ def _silent() -> bool:
 def _advance(bar: Any, done: int, total: int) -> None:
     bar.total = total
     bar.update(done - bar.n)
-
-
-@contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    """A node's bytes depend on the number of threads, so on a CPU there is one."""
-    before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -6,7 +6,8 @@ killed by the time it is finished is thrown away, not published.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -17,12 +18,24 @@ from s3t.training.preparation import Material
 from s3t.training.stage import Assignment, StageTrainer, Trained
 from s3t.types import NodeKey, digest
 
-__all__ = ["Workshop", "steps_of"]
+__all__ = ["Workshop", "one_thread", "steps_of"]
 
 
 def steps_of(node: Node, batch_size: int, epochs: int) -> int:
     """Optimizer steps that a node takes."""
     return -(-node.samples // batch_size) * epochs
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """A node's bytes depend on the number of threads, so on a CPU there is one."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Workshop:
@@ -97,8 +110,7 @@ class Workshop:
     def _publish(self, trained: Trained) -> None:
         material = self.material
         node = material.plan.forest[trained.key]
-        with material.run.ledger() as ledger:
-            hits = {(shard, part) for shard, part, _ in ledger.hits()}
+        hits = material.run.hits()
         if any((node.shard, part) in hits for part in node.prefix):
             return
         meta = NodeMeta(
