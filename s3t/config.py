@@ -17,6 +17,8 @@ import math
 import os
 import re
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -36,6 +38,7 @@ __all__ = [
     "ModelConfig",
     "PartitionConfig",
     "PublicConfig",
+    "RiskConfig",
     "SequencesConfig",
     "SourceConfig",
     "StageConfig",
@@ -186,6 +189,50 @@ class ModelConfig(_Section):
         return self
 
 
+class RiskConfig(_Section):
+    """Risk tiers: each owns some slices of every shard, so that like risks lie together.
+
+    The value of a row is the number in ``column`` or, with ``as_of``, the age in days of the date
+    there. Its tier is the number of thresholds that the value reaches; 0 is the lowest.
+    """
+
+    column: str
+    as_of: date | None = Field(None, description="the column holds dates: their age on this day")
+    thresholds: tuple[float, ...] | None = Field(None, description="least value of tier 1, 2, …")
+    quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = Field(
+        None, description="or the thresholds are these quantiles of data.public.adapt's column"
+    )
+    rates: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
+        None, description="by tier, how often one of its slices is hit, relative to the others"
+    )
+    slices: tuple[Positive, ...] | None = Field(
+        None, description="by tier, its slices in each shard; default: as even as possible"
+    )
+
+    @property
+    def tiers(self) -> int:
+        """Number of tiers, one more than thresholds."""
+        return len(self.thresholds or self.quantiles or ()) + 1
+
+    @model_validator(mode="after")
+    def _fits(self) -> RiskConfig:
+        found = []
+        clear = bool(self.thresholds) != bool(self.quantiles)
+        if not clear:
+            found.append("give thresholds or quantiles, one of the two and not empty")
+        for name, cuts in (("thresholds", self.thresholds), ("quantiles", self.quantiles)):
+            if any(low >= high for low, high in pairwise(cuts or ())):
+                found.append(f"{name} {list(cuts or ())} are not in ascending order")
+        for name, given in (("rates", self.rates), ("slices", self.slices)):
+            if given is not None and clear and len(given) != self.tiers:
+                found.append(f"{name} {list(given)} are not one for each of {self.tiers} tiers")
+        if self.rates is not None and not any(self.rates):
+            found.append(f"rates {list(self.rates)} are all 0: leave them out")
+        if found:
+            raise ValueError("; ".join(found))
+        return self
+
+
 class PartitionConfig(_Section):
     """m shards of L slices; a sample's place is a keyed hash of its subject or content."""
 
@@ -193,16 +240,65 @@ class PartitionConfig(_Section):
     slices: Positive = 4
     salt: str = "s3t"
     subject: str | None = Field(None, description="column that names the person of a row")
+    risk: RiskConfig | None = Field(None, description="without it all slices are one tier")
+
+    @model_validator(mode="after")
+    def _holds_tiers(self) -> PartitionConfig:
+        risk = self.risk
+        if risk is not None and risk.slices is not None and sum(risk.slices) != self.slices:
+            raise ValueError(
+                f"risk.slices {list(risk.slices)} add up to {sum(risk.slices)}, "
+                f"but slices is {self.slices}"
+            )
+        if risk is not None and risk.tiers > self.slices:
+            raise ValueError(
+                f"risk has {risk.tiers} tiers for {self.slices} slices: each tier needs a slice "
+                "of its own, so give fewer tiers or more slices"
+            )
+        return self
 
 
 class SequencesConfig(_Section):
-    """Which sequences of slices each shard trains (budget B)."""
+    """Which sequences of slices each shard trains, and what may be spent on them (budget B).
 
-    strategy: Literal["cyclic", "explicit"] = "cyclic"
-    budget: Positive | None = Field(None, description="B; default: number of slices")
+    ``unit`` says what the budget of a shard counts: ``sequences``; ``nodes``; ``slice-passes`` (one
+    slice through one stage); ``sample-passes`` (samples × epochs, of ``samples`` as stated here,
+    since the private data must not shape the tree); ``bytes`` of weights.
+    """
+
+    strategy: Literal[
+        "tree",
+        "greedy",
+        "cyclic",
+        "iterated",
+        "even",
+        "matching",
+        "conditional",
+        "random",
+        "explicit",
+    ] = "tree"
+    budget: Positive | None = Field(None, description="B, per shard; default: one per slice")
+    unit: Literal["sequences", "nodes", "slice-passes", "sample-passes", "bytes"] = "sequences"
+    samples: Positive | None = Field(None, description="private samples, for unit sample-passes")
+    horizon: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="deletion requests per slice over which protection counts"
+    )
+    utility: tuple[float, ...] | None = Field(
+        None, description="worth of a prefix of 0, 1, … slices; default: the share of data"
+    )
     explicit: tuple[tuple[Natural, ...], ...] | None = Field(
         None, description="slice numbers from 0, the same lists for every shard"
     )
+
+    @model_validator(mode="after")
+    def _counts(self) -> SequencesConfig:
+        if self.unit != "sequences" and self.budget is None:
+            raise ValueError(f"unit {self.unit!r} needs budget")
+        if self.unit == "sample-passes" and self.samples is None:
+            raise ValueError("unit 'sample-passes' needs samples, the number to reckon with")
+        if self.utility and any(low > high for low, high in pairwise(self.utility)):
+            raise ValueError(f"utility {list(self.utility)} falls: more data is not worth less")
+        return self
 
 
 class LoraConfig(_Section):
@@ -280,8 +376,8 @@ class Config(_Section):
 
     @property
     def budget(self) -> int:
-        """B, the number of sequences per shard."""
-        if self.sequences.explicit is not None:
+        """B, what each shard may spend, in ``sequences.unit``."""
+        if self.sequences.explicit is not None and self.sequences.unit == "sequences":
             return len(self.sequences.explicit)
         return self.sequences.budget or self.partition.slices
 
@@ -294,24 +390,41 @@ class Config(_Section):
         found = []
         if not {"sequences", "partition"} & {*spoilt}:
             found += self._sequence_problems()
+        if not {"data", "partition"} & {*spoilt}:
+            found += self._risk_problems()
         if not {"task", "data", "model", "aggregation"} & {*spoilt}:
             found += self._task_problems()
         return found
 
+    def _risk_problems(self) -> list[str]:
+        risk = self.partition.risk
+        if risk is None or not risk.quantiles or self.data.public.adapt is not None:
+            return []
+        return [
+            "partition.risk.quantiles needs data.public.adapt, of whose rows they are: "
+            "name that source, or give partition.risk.thresholds"
+        ]
+
     def _sequence_problems(self) -> list[str]:
         found, slices = [], self.partition.slices
         explicit, budget = self.sequences.explicit, self.sequences.budget
+        counted, utility = self.sequences.unit == "sequences", self.sequences.utility
+        if utility is not None and len(utility) != slices + 1:
+            found.append(
+                f"sequences.utility has {len(utility)} values: give {slices + 1}, for prefixes of "
+                f"0 to {slices} slices"
+            )
         if self.sequences.strategy == "explicit":
             if not explicit:
                 found.append("sequences.explicit is empty: list at least one sequence")
-            elif budget is not None and budget != len(explicit):
+            elif counted and budget is not None and budget != len(explicit):
                 found.append(
                     f"sequences.budget {budget} is not the number of explicit sequences "
                     f"({len(explicit)}): leave it out"
                 )
         elif explicit is not None:
             found.append("sequences.explicit needs sequences.strategy=explicit")
-        elif slices <= 20 and self.budget > math.factorial(slices):
+        elif counted and slices <= 20 and self.budget > math.factorial(slices):
             found.append(
                 f"sequences.budget {self.budget} is over the {math.factorial(slices)} "
                 f"permutations of {slices} slices: lower it or add slices"

@@ -1,24 +1,34 @@
 """Which shard and slice a sample lies in.
 
-    HMAC-SHA256(salt, subject or content) ─► 64 bits ─► mod m·L ─► shard = h div L, slice = h mod L
+    HMAC-SHA256(salt, subject or content) ─► 64 bits ─► mod m·W ─► shard = h div W, slice = h mod W
+
+W is L, the number of slices. With risk tiers it is the number of those that the sample's tier owns,
+and the slice is counted from the first of them:
+
+              tier 0       tier 1
+    shard 0   0  1  2      3          each tier is dealt across all shards; within a shard like
+    shard 1   0  1  2      3          risks lie together, so that deletions hit few slices
 
 Invariant E3: a place is a function of the sample alone. No sample's place depends on another's
 presence, so a run without the deleted samples finds every other sample where it was. All samples
-of a subject lie in one slice, and so do exact copies, so that deleting a person touches one slice.
+of a subject lie in one slice, and so do exact copies, so that deleting a person touches one slice;
+hence a subject has one tier, and so have copies: data that say otherwise are refused where they
+are read, and so a tier never depends on another sample either (``data/risk.py``).
 """
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from s3t.config import PartitionConfig
 from s3t.errors import DataError, named
 from s3t.plan.lineage import slice_digest
 from s3t.types import Digest, Place, Sample
 
-__all__ = ["Partition", "partition", "place"]
+__all__ = ["Partition", "partition", "place", "slice_rates", "tier_slices"]
 
 NAMED_EMPTY = 10
 """Above this many empty slices they are counted, not listed in a sentence each."""
@@ -27,14 +37,49 @@ TOO_MANY = 100_000
 """Above this many slices, and more of them than samples, they are not even made."""
 
 
-def place(sample: Sample, shards: int, slices: int, salt: str) -> Place:
-    """Place of a sample: a keyed hash of its subject or, without one, of its content."""
+def tier_slices(shape: PartitionConfig) -> tuple[int, ...]:
+    """Number of slices of each risk tier, in every shard; one tier of all without ``risk``.
+
+    Tiers own consecutive slices, the lowest tier the first ones.
+    """
+    if shape.risk is None:
+        return (shape.slices,)
+    if shape.risk.slices is not None:
+        return shape.risk.slices
+    even, more = divmod(shape.slices, shape.risk.tiers)
+    return tuple(even + (tier < more) for tier in range(shape.risk.tiers))
+
+
+def slice_rates(shape: PartitionConfig) -> tuple[float, ...] | None:
+    """Relative deletion rate of each slice 0 … L−1 of every shard; None where all are equal."""
+    rates = shape.risk.rates if shape.risk is not None else None
+    if rates is None or len(set(rates)) == 1:
+        return None
+    owned = zip(rates, tier_slices(shape), strict=True)
+    return tuple(rate for rate, count in owned for _ in range(count))
+
+
+def place(
+    sample: Sample, shards: int, slices: int, salt: str, tiers: Sequence[int] | None = None
+) -> Place:
+    """Place of a sample: a keyed hash of its subject or, without one, of its content.
+
+    Args:
+        sample: of a tier that ``tiers`` has.
+        shards: m, at least 1.
+        slices: L, at least 1.
+        salt: key of the hash; another salt is another partition.
+        tiers: slices of each risk tier (``tier_slices``), L in all; by default one tier.
+    """
     if sample.subject is not None:
         message = b"subject\0" + sample.subject.encode()
     else:
         message = b"content\0" + sample.content.encode()
     bits = int.from_bytes(hmac.digest(salt.encode(), message, "sha256")[:8], "big")
-    return Place(*divmod(bits % (shards * slices), slices))
+    tiers = tiers or (slices,)
+    width = tiers[sample.tier]
+    shard, within = divmod(bits % (shards * width), width)
+    return Place(shard, sum(tiers[: sample.tier]) + within)
 
 
 @dataclass(frozen=True)
@@ -68,7 +113,13 @@ class Partition:
 
 
 def partition(
-    samples: Iterable[Sample], shards: int, slices: int, salt: str, *, allow_empty: bool = False
+    samples: Iterable[Sample],
+    shards: int,
+    slices: int,
+    salt: str,
+    tiers: Sequence[int] | None = None,
+    *,
+    allow_empty: bool = False,
 ) -> Partition:
     """Put every sample in its place.
 
@@ -77,6 +128,7 @@ def partition(
         shards: m, at least 1.
         slices: L, at least 1.
         salt: key of the hash; another salt is another partition.
+        tiers: slices of each risk tier, L in all; by default one tier.
         allow_empty: accept empty slices (after deletions all of a slice may be gone).
 
     Raises:
@@ -88,9 +140,9 @@ def partition(
         raise DataError([*_repeated(ordered), _too_few(shards * slices, ordered)], "partition")
     cells: list[list[list[Sample]]] = [[[] for _ in range(slices)] for _ in range(shards)]
     for sample in ordered:
-        at = place(sample, shards, slices, salt)
+        at = place(sample, shards, slices, salt, tiers)
         cells[at.shard][at.slice].append(sample)
-    problems = [*_repeated(ordered), *([] if allow_empty else _empty(cells, ordered))]
+    problems = [*_repeated(ordered), *([] if allow_empty else _empty(cells, ordered, tiers))]
     if problems:
         raise DataError(problems, "partition")
     return Partition(
@@ -115,15 +167,21 @@ def _facts(samples: list[Sample]) -> str:
     return f"{len(samples)} samples ({units} subjects or distinct contents)"
 
 
-def _empty(cells: list[list[list[Sample]]], samples: list[Sample]) -> list[str]:
+def _empty(
+    cells: list[list[list[Sample]]], samples: list[Sample], tiers: Sequence[int] | None
+) -> list[str]:
+    tiers = tiers if tiers and len(tiers) > 1 else ()
+    owners = [f" (tier {tier})" for tier, count in enumerate(tiers) for _ in range(count)]
     empty = [
-        f"shard {shard} slice {slice_}"
+        f"shard {shard} slice {slice_}" + (owners[slice_] if owners else "")
         for shard, row in enumerate(cells)
         for slice_, members in enumerate(row)
         if not members
     ]
     facts = _facts(samples)
     advice = "use fewer shards or slices, another partition.salt, or more data"
+    if owners:
+        advice += ", or other thresholds or slices in partition.risk"
     if len(empty) > NAMED_EMPTY:
         total = len(cells) * len(cells[0])
         shown = ", ".join(empty[:NAMED_EMPTY])

@@ -42,11 +42,14 @@ class Sample:
         id: stable id, given by the user or derived from subject and content.
         subject: the person that the sample belongs to, if any.
         content: digest of the sample's inputs and label.
+        tier: risk tier, 0 without ``partition.risk``. It decides the place and nothing else: no
+            digest holds it.
     """
 
     id: SampleId
     subject: Subject | None
     content: Digest
+    tier: int = 0
 
 
 @dataclass(frozen=True, slots=True)

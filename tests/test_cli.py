@@ -247,6 +247,19 @@ CONFIGS: dict[str, tuple[Callable[[], Any], Sequence[str], Sequence[str]]] = {
         ["labels 'c' are not among 'a', 'b'", "never from private samples"],
     ),
     "empty text": (lambda: table("blank_text.csv"), [], ["'text'", "is empty in row 25"]),
+    "risk column that holds no numbers": (
+        table,
+        ["partition.risk.column=label", "partition.risk.thresholds=[1]"],
+        [
+            "column 'label' (partition.risk.column) is not a finite number in rows 1, 2",
+            "risk.as_of",
+        ],
+    ),
+    "risk tier without samples": (
+        table,
+        ["partition.risk.column=key", "partition.risk.thresholds=[99]"],
+        ["shard 0 slice 1 (tier 1) got none of the 24 samples", "other thresholds"],
+    ),
     "problems of several sources": (
         lambda: table("twice.csv", "no_label.csv"),
         [],

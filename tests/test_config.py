@@ -116,6 +116,59 @@ def test_what_a_wrong_value_leaves_open_is_not_judged() -> None:
         ("lora.targets=3", "lora.targets: Input should be 'auto', or expected a list (got 3)"),
         ("stage.isolation=none", "stage.isolation: Input should be 'layers' or 'snapshot'"),
         ("partition.salt=", "partition.salt: Input should be a valid string (got None)"),
+        (
+            "partition.risk.column=age",
+            "partition.risk: give thresholds or quantiles, one of the two and not empty",
+        ),
+        (
+            "partition.risk.column=age partition.risk.thresholds=[1] partition.risk.quantiles=[.5]",
+            "partition.risk: give thresholds or quantiles, one of the two and not empty",
+        ),
+        (
+            "partition.risk.column=age partition.risk.thresholds=[3,3] partition.risk.rates=[1,2]",
+            "partition.risk: thresholds [3.0, 3.0] are not in ascending order; rates [1.0, 2.0] "
+            "are not one for each of 3 tiers",
+        ),
+        (
+            "partition.risk.column=age partition.risk.thresholds=[3] partition.risk.rates=[0,0]",
+            "partition.risk: rates [0.0, 0.0] are all 0: leave them out",
+        ),
+        (
+            "partition.risk.column=age partition.risk.thresholds=[3] partition.risk.slices=[1,2]",
+            "partition: risk.slices [1, 2] add up to 3, but slices is 4",
+        ),
+        (
+            "partition.risk.column=age partition.risk.thresholds=[3] partition.slices=1 "
+            "sequences.budget=1",
+            "partition: risk has 2 tiers for 1 slices: each tier needs a slice of its own",
+        ),
+        ("partition.risk.thresholds=[3]", "partition.risk.column is missing: add it"),
+        (
+            "partition.risk.column=age partition.risk.thresholds=[.inf]",
+            "partition.risk.thresholds.0: Input should be a finite number (got inf)",
+        ),
+        (
+            "partition.risk.column=age partition.risk.quantiles=[1]",
+            "partition.risk.quantiles.0: Input should be less than 1 (got 1)",
+        ),
+        (
+            "partition.risk.column=age partition.risk.quantiles=[.5] data.public.adapt=null "
+            "model.adapt=null stage.head=fresh",
+            "partition.risk.quantiles needs data.public.adapt",
+        ),
+        (
+            "partition.risk.colum=age partition.risk.column=age partition.risk.thresholds=[3]",
+            "unknown key 'partition.risk.colum': did you mean 'partition.risk.column'?",
+        ),
+        ("sequences.unit=nodes sequences.budget=null", "sequences: unit 'nodes' needs budget"),
+        (
+            "sequences.unit=sample-passes sequences.budget=9",
+            "sequences: unit 'sample-passes' needs samples, the number to reckon with",
+        ),
+        ("sequences.unit=hours", "sequences.unit: "),
+        ("sequences.horizon=0", "sequences.horizon: Input should be greater than 0 (got 0)"),
+        ("sequences.utility=[0,1]", "sequences.utility has 2 values: give 5, for prefixes of 0"),
+        ("sequences.utility=[0,1,2,1,3]", "sequences: utility [0.0, 1.0, 2.0, 1.0, 3.0] falls"),
         ("data.pubic=1", "unknown key 'data.pubic': did you mean 'data.public'?"),
         ("model.adapt.step=1", "unknown key 'model.adapt.step': did you mean 'model.adapt.steps'?"),
     ],
@@ -205,6 +258,9 @@ def test_budget_defaults_to_the_slices_and_follows_explicit(tmp_path: Path) -> N
     assert load_config(path, ["partition.slices=3"]).budget == 3
     explicit = ["sequences.strategy=explicit", "sequences.explicit=[[0,1],[3]]"]
     assert load_config(path, explicit).budget == 2
+    paid = ["sequences.unit=slice-passes", "sequences.budget=90"]
+    assert load_config(path, paid).budget == 90, "over 4! but no number of sequences"
+    assert load_config(path, [*explicit, *paid]).budget == 90
 
 
 def test_a_config_cannot_be_changed() -> None:
@@ -223,6 +279,7 @@ def test_a_config_cannot_be_changed() -> None:
     rate=st.floats(1e-6, 10, allow_nan=False),
     salt=st.text(st.characters(codec="utf-8"), max_size=8),
     explicit=st.booleans(),
+    risk=st.none() | st.tuples(st.floats(0, 9), st.none() | st.dates()),
     targets=st.sampled_from(["auto", ("query",), ("q_proj", "v_proj")]),
     labels=st.none() | st.lists(st.text("abc01~", min_size=1), unique=True, min_size=1),
 )
@@ -233,15 +290,17 @@ def test_round_trip(
     rate: float,
     salt: str,
     explicit: bool,
+    risk: Any,
     targets: Any,
     labels: list[str] | None,
 ) -> None:
     sequences = {"strategy": "explicit", "explicit": [[1, 0], [0]]} if explicit else {"budget": 2}
+    tiers = risk and {"column": "seen", "thresholds": [risk[0]], "as_of": risk[1], "rates": [0, 1]}
     config = Config.model_validate(
         {
             **SMALL,
             "data": {**SMALL["data"], "labels": labels},
-            "partition": {"shards": shards, "slices": slices, "salt": salt},
+            "partition": {"shards": shards, "slices": slices, "salt": salt, "risk": tiers},
             "sequences": sequences,
             "stage": {"learning_rate": rate},
             "lora": {"targets": targets},

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from s3t.config import Config
@@ -181,6 +183,166 @@ def test_ids_twice_and_blank_are_problems_together():
         "column 'id' (data.columns.id) is empty in rows 2, 5",
         "ids occur twice: 'x'; give every row its own id",
     )
+
+
+# --- risk tiers ----------------------------------------------------------------------------------
+
+
+def risk_config(rows: list[Row] | str, path: str = "a.jsonl", **more: Any) -> Config:
+    """Text rows with ids and a risk column, ``risk``; more keys go to ``partition.risk``."""
+    subject, adapt = more.pop("subject", None), more.pop("adapt", None)
+    given = more.pop("columns", {"id": "id"})
+    public = {"adapt": {"format": "json", "files": adapt}} if adapt else {}
+    return text_config(
+        rows if isinstance(rows, str) else write(path, rows),
+        columns=given,
+        public=public,
+        partition={"subject": subject, "risk": {"column": "risk", **more}},
+    )
+
+
+def risk_rows(*values: Any, **more: Any) -> list[Row]:
+    return [
+        {"text": f"t{n}", "label": "bad", "id": f"s{n:02d}", "risk": value, **more}
+        for n, value in enumerate(values)
+    ]
+
+
+def tiers(config: Config) -> list[int]:
+    assert load_private(config, LABELS).samples == load_all(config).private.samples
+    return [one.tier for one in load_private(config, LABELS).samples]
+
+
+@pytest.mark.parametrize("path", ["a.csv", "a.jsonl", "a.parquet"])
+def test_a_number_gives_the_tier(path: str):
+    rows = risk_rows(-1.5, 29.999, 30, 59, 60, 1e9)
+    assert tiers(risk_config(rows, path, thresholds=[30, 60])) == [0, 0, 1, 1, 2, 2]
+
+
+def test_numbers_in_other_spellings():
+    rows = risk_rows("3", " 3e0 ", 10**30, "-0")
+    assert tiers(risk_config(rows, thresholds=[3])) == [1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("path", ["a.csv", "a.jsonl", "a.parquet"])
+def test_a_date_gives_its_age_on_a_fixed_day(path: str):
+    dates = ["2024-12-31", "2024-12-22", "2024-12-21", "2023-05-05", "2025-02-01"]
+    config = risk_config(risk_rows(*dates), path, thresholds=[10, 365], as_of="2024-12-31")
+    assert tiers(config) == [0, 0, 1, 2, 0]
+
+
+def test_dates_and_times_of_parquet_and_their_text():
+    import datetime as dt
+
+    for kind in (dt.date(2024, 1, 1), dt.datetime(2024, 1, 1, 23, 59), "2024-01-01T23:59:59Z"):
+        config = risk_config(risk_rows(kind), "a.parquet", thresholds=[10], as_of="2024-01-11")
+        assert tiers(config) == [1]
+        config = risk_config(risk_rows(kind), "a.parquet", thresholds=[11], as_of="2024-01-11")
+        assert tiers(config) == [0]
+
+
+def test_quantiles_are_those_of_the_public_column_alone():
+    write("adapt.jsonl", [{**PUBLIC[0], "risk": value} for value in (9, 1, 7, 3)])
+    quantiles: Row = {"quantiles": [0.5], "adapt": "adapt.jsonl"}
+    config = risk_config(risk_rows(3, 6, 7, 8), **quantiles)
+    assert tiers(config) == [0, 0, 1, 1] and load_all(config).thresholds == (7,)
+    # whoever else is there, and whatever their values are
+    assert tiers(risk_config(risk_rows(3, 6000, 7, 8000), **quantiles)) == [0, 1, 1, 1]
+    assert tiers(risk_config(risk_rows(6), **quantiles)) == [0]
+    write("adapt.jsonl", [{**PUBLIC[0], "risk": value} for value in (9, 1, 7, 8)])
+    assert tiers(risk_config(risk_rows(3, 6, 7, 8), **quantiles)) == [0, 0, 0, 1]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5)), min_size=1, max_size=20),
+    st.data(),
+)
+def test_no_row_moves_another(drawn: list[tuple[int, int]], data: st.DataObject):
+    """Removing rows leaves every other sample its tier, and so its place."""
+    risk_of = {who: value for value, who in drawn}  # the same for all rows of a person
+    rows = [
+        {"text": f"t{n}", "label": "bad", "id": f"s{n}", "who": f"p{who}", "risk": risk_of[who]}
+        for n, (_, who) in enumerate(drawn)
+    ]
+    kept = data.draw(st.lists(st.sampled_from(range(len(rows))), min_size=1, unique=True))
+    write("adapt.jsonl", [{**PUBLIC[0], "risk": value} for value in range(10)])
+    shape: Row = {"subject": "who", "quantiles": [0.3, 0.6], "adapt": "adapt.jsonl"}
+    whole = {s.id: s for s in load_private(risk_config(rows, **shape), LABELS).samples}
+    part = load_private(risk_config([rows[n] for n in kept], **shape), LABELS).samples
+    assert len(part) == len(kept) and all(whole[one.id] == one for one in part)
+
+
+def test_a_person_in_several_tiers_is_refused():
+    rows = [{**row, "who": who} for row, who in zip(risk_rows(1, 2, 5, 9), "abba", strict=True)]
+    (problem,) = problems(load_all, risk_config(rows, subject="who", thresholds=[4]))
+    assert problem == (
+        "partition.risk puts rows of one person into several tiers (subjects 'a', 'b'): "
+        "give a column that is the same for all rows of a person"
+    )
+    assert tiers(risk_config(rows, subject="who", thresholds=[10])) == [0, 0, 0, 0]
+    assert tiers(risk_config(rows, thresholds=[4])) == [0, 0, 1, 1]
+
+
+def test_exact_copies_in_several_tiers_are_refused():
+    rows = [{**row, "text": text} for row, text in zip(risk_rows(1, 2, 5), "xyx", strict=True)]
+    (problem,) = problems(load_private, risk_config(rows, thresholds=[4]), LABELS)
+    assert "exact copies into several tiers (ids 's00', 's02'): give copies the same" in problem
+    # folded into one sample the first of them would decide, which depends on their order
+    (problem,) = problems(load_private, risk_config(rows, thresholds=[4], columns={}), LABELS)
+    assert "exact copies into several tiers (rows 1, 3): give copies the same" in problem
+    mine = [{**row, "who": who} for row, who in zip(rows, ["a", "b", ""], strict=True)]
+    assert tiers(risk_config(mine, subject="who", thresholds=[4])) == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "risk", "expected"),
+    [
+        (
+            [1, None, " ", float("nan"), "x", True, "inf", "1_0", [1], 10**400],
+            {},
+            [
+                "column 'risk' (partition.risk.column) is empty in rows 2, 3, 4",
+                "column 'risk' (partition.risk.column) is not a finite number in rows 5, 6, 7, 8, "
+                "9, 10: for dates give partition.risk.as_of",
+            ],
+        ),
+        (
+            ["2024-01-01", "", "01.02.2024", 20240101, "2024-02-30"],
+            {"as_of": "2024-06-01"},
+            [
+                "column 'risk' (partition.risk.column) is empty in row 2",
+                "column 'risk' (partition.risk.column) is not an ISO date in rows 3, 4, 5: "
+                "write it as YYYY-MM-DD",
+            ],
+        ),
+    ],
+)
+def test_cells_that_give_no_tier_are_named_by_row(values: list[Any], risk: Row, expected: Any):
+    config = risk_config(risk_rows(*values), thresholds=[3], **risk)
+    assert list(problems(load_private, config, LABELS)) == expected
+
+
+def test_problems_of_the_risk_column_come_with_the_others():
+    rows = [{"text": "", "label": "bad", "id": "a"}]
+    write("adapt.jsonl", [{**PUBLIC[0], "risk": value} for value in (1, 1, 1, 2)])
+    config = risk_config(rows, quantiles=[0.5], adapt="adapt.jsonl")
+    expected = (
+        "data.private: no column 'risk' (partition.risk.column): the columns are 'id', 'label', "
+        "'text'",
+        "data.private: column 'text' (data.columns.text) is empty in row 1",
+        "data.public.adapt: column 'risk' (partition.risk): the quantiles [0.5] of its 4 values "
+        "are [1.0], which leaves a tier without any: give thresholds, or fewer quantiles",
+    )
+    assert problems(load_all, config) == problems(load_private, config, LABELS) == expected
+    write("adapt.jsonl", PUBLIC)
+    assert "data.public.adapt: no column 'risk' (partition.risk" in problems(load_all, config)[-1]
+    write("adapt.jsonl", [PUBLIC[0], {**PUBLIC[0], "risk": 3}])
+    assert "is empty in row 1" in problems(load_all, config)[-1]
+    # thresholds need no column in public data, and without adapt there are no quantiles
+    assert tiers(risk_config(risk_rows(1, 2), thresholds=[2], adapt="adapt.jsonl")) == [0, 1]
+    (problem,) = problems(load_all, risk_config(risk_rows(1), quantiles=[0.5]))
+    assert problem.startswith("partition.risk.quantiles needs data.public.adapt")
 
 
 # --- bad rows and columns ------------------------------------------------------------------------
@@ -379,10 +541,13 @@ def test_digits_are_split_once_and_for_all():
 
 
 def test_digits_have_no_columns():
-    config = digits_config(partition={"subject": "who"}, columns={"id": "key"})
+    risk = {"column": "age", "quantiles": [0.5]}
+    config = digits_config(partition={"subject": "who", "risk": risk}, columns={"id": "key"})
     found = problems(load_private, config, tuple("0123456789"))
     assert "data.columns.id is 'key', but digits have no such column" in found[0]
     assert "partition.subject is 'who', but digits have no such column" in found[1]
+    for where, problem in zip(("data.private", "data.public.adapt"), found[2:], strict=True):
+        assert problem.startswith(f"{where}: partition.risk.column is 'age', but digits have no")
 
 
 def test_digits_are_not_text():

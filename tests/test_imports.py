@@ -46,7 +46,7 @@ PURE = ("errors", "types", "config", "partition", "plan", "schedule")
 HEAVY = ("torch", "transformers", "peft", "accelerate")
 
 DOORS = {
-    "networkx": ("s3t.plan.trie",),
+    "networkx": ("s3t.plan.trie", "s3t.plan.strategies.matching"),
     "sqlalchemy": ("s3t.ledger",),
     "accelerate": ("s3t.training", "s3t.train"),
     "peft": ("s3t.model",),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from s3t.config import PartitionConfig
 from s3t.errors import DataError
-from s3t.partition import partition, place
+from s3t.partition import partition, place, slice_rates, tier_slices
 from s3t.plan.lineage import slice_digest
 from s3t.types import Digest, Place, Sample, SampleId, Subject, digest
 
@@ -71,6 +74,24 @@ def test_known_places():
     assert place(sample(0, "ann"), 4, 4, "other") == Place(3, 0)
 
 
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((4, 4, "s3t"), "d43ac1bf9ccedfdae7f511a0b9b87ac1c0e8245a4a706f2f74751f05181875a0"),
+        ((3, 5, ""), "fed1cf1fc4ce269fefcb30434534ee879ee73542e5b421c753fa9d4ea68ff078"),
+        ((7, 2, "é"), "1ccfe26047b26262cf2cfda314c20026fdfe683f267d9e5fb6394be77a3f38f3"),
+    ],
+)
+def test_places_without_tiers_are_those_of_the_first_version(
+    shape: tuple[int, int, str], expected: str
+):
+    samples = [sample(n, f"person {n}" if n % 2 else None) for n in range(200)]
+    one_tier = tier_slices(PartitionConfig(slices=shape[1]))
+    for tiers in (None, one_tier):
+        places = [place(one, *shape, tiers) for one in samples]
+        assert digest([[at.shard, at.slice] for at in places]) == expected
+
+
 def test_places_are_the_same_in_another_process():
     code = (
         "from s3t.partition import place; from s3t.types import Sample;"
@@ -129,3 +150,70 @@ def test_many_empty_slices_are_summarised():
 def test_an_id_that_occurs_twice_is_refused():
     with pytest.raises(DataError, match="ids occur twice: 's3'"):
         partition([*(sample(n) for n in range(9)), sample(3)], 1, 1, "s3t")
+
+
+# ── risk tiers ───────────────────────────────────────────────────────────────────────────────
+
+
+def shape_of(parts: int, /, **risk: Any) -> PartitionConfig:
+    tree = {"slices": parts, "risk": {"column": "age", **risk} if risk else None}
+    return PartitionConfig.model_validate(tree)
+
+
+@pytest.mark.parametrize(
+    ("shape", "tiers", "rates"),
+    [
+        (shape_of(4), (4,), None),
+        (shape_of(4, thresholds=[1]), (2, 2), None),
+        (shape_of(5, thresholds=[1], rates=[2, 2]), (3, 2), None),
+        (shape_of(5, quantiles=[0.3, 0.6], rates=[1, 2, 0]), (2, 2, 1), (1, 1, 2, 2, 0)),
+        (shape_of(5, thresholds=[1], slices=[1, 4], rates=[0.5, 3]), (1, 4), (0.5, 3, 3, 3, 3)),
+    ],
+)
+def test_each_tier_owns_slices_and_gives_them_its_rate(
+    shape: PartitionConfig, tiers: tuple[int, ...], rates: tuple[float, ...] | None
+):
+    assert tier_slices(shape) == tiers
+    assert slice_rates(shape) == rates
+
+
+def test_a_tier_is_dealt_across_all_shards_and_stays_in_its_slices():
+    samples = [replace(sample(n), tier=n % 3) for n in range(3_000)]
+    sizes = partition(samples, 4, 6, "s3t", (1, 3, 2)).sizes()
+    columns = [[row[slice_] for row in sizes] for slice_ in range(6)]
+    for first, count in ((0, 1), (1, 3), (4, 2)):
+        dealt = [size for column in columns[first : first + count] for size in column]
+        assert sum(dealt) == 1000
+        assert min(dealt) > 0.6 * 1000 / len(dealt)
+
+
+@given(populations(), st.lists(st.integers(1, 3), min_size=1, max_size=3), st.data())
+def test_with_tiers_too_no_place_depends_on_other_samples(
+    samples: list[Sample], tiers: list[int], data: st.DataObject
+):
+    tier: dict[str, int] = {}
+    for one in samples:  # a person is of one tier
+        tier.setdefault(one.subject or one.id, data.draw(st.integers(0, len(tiers) - 1)))
+    samples = [replace(one, tier=tier[one.subject or one.id]) for one in samples]
+    kept = data.draw(st.lists(st.sampled_from(samples), unique=True))
+    shape = (2, sum(tiers), "salt", tiers)
+    whole = dict(partition(samples, *shape, allow_empty=True).places())
+    part = dict(partition(kept, *shape, allow_empty=True).places())
+    assert all(whole[one] == at for one, at in part.items())
+    owner = [number for number, count in enumerate(tiers) for _ in range(count)]
+    assert all(owner[at.slice] == one.tier for one, at in whole.items())
+    places = {(one.subject, at) for one, at in whole.items() if one.subject}
+    assert len(places) == len({subject for subject, _ in places})
+
+
+def test_an_empty_slice_names_its_tier():
+    samples = [sample(n) for n in range(50)]
+    with pytest.raises(DataError) as caught:
+        partition(samples, 1, 3, "s3t", (2, 1))
+    (problem,) = caught.value.problems
+    assert problem.startswith("shard 0 slice 2 (tier 1) got none of the 50 samples")
+    assert problem.endswith("or other thresholds or slices in partition.risk")
+
+
+def test_a_tier_shapes_no_digest():
+    assert slice_digest([sample(1)]) == slice_digest([replace(sample(1), tier=1)])

@@ -8,10 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
 from s3t.config import Config, SourceConfig
 from s3t.data.files import numbered, one_line
+from s3t.data.risk import risk_value, tier_of
 from s3t.data.rows import Images, content_digest
 from s3t.data.sources import Table, read_table
 from s3t.errors import DataError, named
@@ -34,6 +36,7 @@ class Columns:
         classes: class names that the label column's type has.
         ids: given ids; None where they are to be derived.
         subjects: the person of each row, if any.
+        risks: values of the risk column; empty where it is not read.
         problems: one sentence each.
         complete: whether every label could be read.
     """
@@ -44,6 +47,7 @@ class Columns:
     classes: tuple[str, ...] = ()
     ids: Sequence[str | None] | None = None
     subjects: Sequence[str | None] = ()
+    risks: Sequence[float | None] = ()
     problems: list[str] = field(default_factory=list)
     complete: bool = False
 
@@ -79,6 +83,52 @@ class Columns:
                 "data.labels or, without it, from the public data, never from private samples"
             )
 
+    def tiers(self, thresholds: Sequence[float], contents: Sequence[Digest]) -> list[int]:
+        """Risk tier of every row that has a value; none where the risk column is not read.
+
+        Rows that must lie in one slice but are in several tiers are noted: those of one subject,
+        and exact copies of no subject.
+
+        Args:
+            thresholds: ascending.
+            contents: what ``digests`` gave.
+        """
+        found = []
+        subjects: dict[str, set[int]] = {}
+        copies: dict[Digest, list[tuple[int, int]]] = {}
+        for row, value in enumerate(self.risks):
+            if value is None:
+                continue
+            found.append(tier := tier_of(value, thresholds))
+            subject = self.subjects[row]
+            if subject is not None:
+                subjects.setdefault(subject, set()).add(tier)
+            elif len(contents) == len(self.risks):
+                copies.setdefault(contents[row], []).append((row, tier))
+        torn = sorted(subject for subject, several in subjects.items() if len(several) > 1)
+        if torn:
+            self.problems.append(
+                "partition.risk puts rows of one person into several tiers (subjects "
+                f"{named(torn)}): give a column that is the same for all rows of a person"
+            )
+        apart = sorted(
+            row
+            for rows in copies.values()
+            if len({tier for _, tier in rows}) > 1
+            for row, _ in rows
+        )
+        if apart:
+            self.problems.append(
+                f"partition.risk puts exact copies into several tiers ({self._which(apart)}): "
+                "give copies the same value, or keep one of them"
+            )
+        return found
+
+    def _which(self, rows: Sequence[int]) -> str:
+        if self.ids is None:
+            return _rows([row + 1 for row in rows])
+        return f"ids {named([self.ids[row] or '' for row in rows])}"
+
 
 def read_columns(config: Config, source: SourceConfig, where: str) -> Columns:
     """Read a source and check it, except for which labels are allowed. Raises nothing."""
@@ -91,26 +141,30 @@ def read_columns(config: Config, source: SourceConfig, where: str) -> Columns:
     if not table.size:
         found.problems.append("has no rows: give it data, or another split")
         return found
-    wanted = _wanted(config, source, where == "data.private", found)
+    wanted = _wanted(config, source, found)
     missing = [f"{name!r} ({key})" for key, name in wanted.items() if name not in table.names]
     if missing:
         found.problems.append(
             f"no column {', '.join(missing)}: the columns are {named(sorted(table.names))}"
         )
-    _read(found, table, {key: name for key, name in wanted.items() if name in table.names})
+    risk = config.partition.risk
+    present = {key: name for key, name in wanted.items() if name in table.names}
+    _read(found, table, present, risk.as_of if risk else None)
     return found
 
 
-def _wanted(
-    config: Config, source: SourceConfig, private: bool, found: Columns
-) -> Mapping[str, str]:
+def _wanted(config: Config, source: SourceConfig, found: Columns) -> Mapping[str, str]:
     """Names of the columns to read, by the key of the config that names them."""
     columns, image = config.data.columns, config.task == "image-classification"
     wanted = {"data.columns.image": columns.image} if image else {"data.columns.text": columns.text}
     if config.task != "causal-lm":
         wanted["data.columns.label"] = columns.label
-    extra = {"data.columns.id": columns.id, "partition.subject": config.partition.subject}
-    set_ = {key: name for key, name in extra.items() if name and private}
+    extra, risk, private = {}, config.partition.risk, found.where == "data.private"
+    if private:
+        extra = {"data.columns.id": columns.id, "partition.subject": config.partition.subject}
+    if risk and (private or (risk.quantiles and found.where == "data.public.adapt")):
+        extra["partition.risk.column"] = risk.column
+    set_ = {key: name for key, name in extra.items() if name}
     if source.format != "digits":
         return wanted | set_
     for key, name in set_.items():
@@ -118,7 +172,7 @@ def _wanted(
     return wanted
 
 
-def _read(found: Columns, table: Table, present: Mapping[str, str]) -> None:
+def _read(found: Columns, table: Table, present: Mapping[str, str], as_of: date | None) -> None:
     values = {key: table.column(name) for key, name in present.items()}
     if "data.columns.text" in values:
         found.inputs = _texts(values["data.columns.text"], present["data.columns.text"], found)
@@ -139,6 +193,9 @@ def _read(found: Columns, table: Table, present: Mapping[str, str]) -> None:
             found.complete = not blank
         if blank and key != "partition.subject":
             found.problems.append(f"column {name!r} ({key}) is empty in {_rows(blank)}")
+    if "partition.risk.column" in values:
+        name = present["partition.risk.column"]
+        found.risks = _risks(values["partition.risk.column"], name, as_of, found)
     if table.ids is not None:
         found.ids = table.ids
     found.subjects = found.subjects or [None] * table.size
@@ -173,6 +230,35 @@ def _names(values: Sequence[Any], column: str, found: Columns) -> list[str | Non
     if odd:
         found.problems.append(f"column {column!r} is not text or a number in {_rows(odd)}")
     return names
+
+
+def _risks(
+    values: Sequence[Any], column: str, as_of: date | None, found: Columns
+) -> list[float | None]:
+    """Values of the risk column, None where a problem is noted."""
+    risks: list[float | None] = []
+    blank: list[int] = []
+    odd: list[int] = []
+    for number, value in enumerate(values, 1):
+        risk = None
+        if value is None or value != value or not str(value).strip():
+            blank.append(number)
+        else:
+            try:
+                risk = risk_value(value, as_of)
+            except (ValueError, OverflowError):
+                odd.append(number)
+        risks.append(risk)
+    where = f"column {column!r} (partition.risk.column) is"
+    if blank:
+        found.problems.append(f"{where} empty in {_rows(blank)}")
+    if odd and as_of is None:
+        found.problems.append(
+            f"{where} not a finite number in {_rows(odd)}: for dates give partition.risk.as_of"
+        )
+    elif odd:
+        found.problems.append(f"{where} not an ISO date in {_rows(odd)}: write it as YYYY-MM-DD")
+    return risks
 
 
 def _is_text(value: Any) -> bool:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from s3t.config import Config, SourceConfig
 from s3t.data.columns import Columns, read_columns
+from s3t.data.risk import quantile_thresholds
 from s3t.data.rows import LabelledRows, pick
 from s3t.errors import DataError, named
 from s3t.types import Digest, Sample, SampleId, Subject, digest
@@ -54,6 +55,7 @@ class Data:
         test: public rows for the final numbers.
         overlap: private samples whose exact content the public data holds too: deleting them
             does not make the run forget it.
+        thresholds: between the risk tiers; empty without ``partition.risk``.
     """
 
     labels: tuple[str, ...]
@@ -62,6 +64,7 @@ class Data:
     validation: LabelledRows
     test: LabelledRows
     overlap: int
+    thresholds: tuple[float, ...]
 
 
 def label_names(config: Config) -> tuple[str, ...]:
@@ -92,10 +95,14 @@ def load_private(config: Config, labels: Sequence[str]) -> PrivateData:
         DataError: with every problem of the source.
     """
     found = read_columns(config, config.data.private, "data.private")
+    risk, source, public = config.partition.risk, config.data.public.adapt, {}
+    if risk and risk.quantiles and source:
+        public["data.public.adapt"] = read_columns(config, source, "data.public.adapt")
     contents = _contents(found, labels)
+    tiers = found.tiers(_thresholds(config, public), contents)
     _check_ids(found)
-    _report([found])
-    return _private(found, contents, labels)
+    _report([found, *public.values()])
+    return _private(found, contents, labels, tiers)
 
 
 def load_public(
@@ -131,11 +138,13 @@ def load_all(config: Config) -> Data:
         labels = _public_labels(public.values())
     # Without a label set every label would be reported as unknown, which is not the problem.
     contents = _contents(private, labels)
+    thresholds = _thresholds(config, public)
+    tiers = private.tiers(thresholds, contents)
     _check_ids(private)
     shared = {content for found in public.values() for content in _contents(found, labels)}
     _report([private, *public.values()])
     labels = labels or ()
-    samples = _private(private, contents, labels)
+    samples = _private(private, contents, labels, tiers)
     rows = {where: _rows(f, range(len(f.inputs)), labels) for where, f in public.items()}
     return Data(
         labels=tuple(labels),
@@ -144,6 +153,7 @@ def load_all(config: Config) -> Data:
         validation=rows["data.public.validation"],
         test=rows["data.public.test"],
         overlap=sum(sample.content in shared for sample in samples.samples),
+        thresholds=thresholds,
     )
 
 
@@ -158,6 +168,24 @@ def _public_labels(public: Iterable[Columns]) -> tuple[str, ...]:
     classes = dict.fromkeys(name for found in public for name in found.classes)
     values = {label for found in public for label in found.labels or () if label}
     return (*classes, *sorted(values - set(classes)))
+
+
+def _thresholds(config: Config, public: Mapping[str, Columns]) -> tuple[float, ...]:
+    """Thresholds between the risk tiers; none without risk, or where a problem is noted."""
+    risk = config.partition.risk
+    if risk is None or not risk.quantiles:
+        return (risk.thresholds if risk else None) or ()
+    adapt = public.get("data.public.adapt")
+    if adapt is None:
+        raise DataError(["partition.risk.quantiles needs data.public.adapt: name that source"])
+    values = [value for value in adapt.risks if value is not None]
+    if not values or len(values) < len(adapt.risks):
+        return ()
+    try:
+        return quantile_thresholds(risk.quantiles, values)
+    except ValueError as error:
+        adapt.problems.append(f"column {risk.column!r} (partition.risk): {error}")
+        return ()
 
 
 def _contents(found: Columns, labels: Sequence[str] | None) -> list[Digest]:
@@ -183,7 +211,9 @@ def _report(sources: Sequence[Columns]) -> None:
         raise DataError([f"{f.where}: {problem}" for f in failed for problem in f.problems], "data")
 
 
-def _private(found: Columns, contents: Sequence[Digest], labels: Sequence[str]) -> PrivateData:
+def _private(
+    found: Columns, contents: Sequence[Digest], labels: Sequence[str], tiers: Sequence[int]
+) -> PrivateData:
     first: dict[SampleId, tuple[Sample, int]] = {}
     for row, content in enumerate(contents):
         subject = found.subjects[row]
@@ -192,6 +222,7 @@ def _private(found: Columns, contents: Sequence[Digest], labels: Sequence[str]) 
             id=SampleId(given if given is not None else digest([subject, content])),
             subject=Subject(subject) if subject is not None else None,
             content=content,
+            tier=tiers[row] if tiers else 0,
         )
         first.setdefault(sample.id, (sample, row))
     pairs = sorted(first.values(), key=lambda pair: pair[0].id)

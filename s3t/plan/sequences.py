@@ -1,10 +1,10 @@
-"""Which sequences of slices a shard trains: the strategies, and the one way to call them.
+"""Sequences of slices: what they are, those that a config lists, and the paper's rotation.
 
 A sequence is an order in which the slices of a shard are learnt, one per stage. Only its prefixes
 matter: each becomes a node, and a prefix survives as long as none of its slices is hit.
 
-Invariant: a strategy is a function of (slices, budget) alone, so that the same config gives the
-same plan everywhere; its sequences are distinct, and each meets a slice once at most.
+Invariant: the sequences of a shard are distinct, and each meets a slice once at most. Further ways
+to choose them are in ``strategies``.
 """
 
 from __future__ import annotations
@@ -12,26 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice, permutations
-from typing import Protocol
 
 from s3t.errors import ConfigError
 
-__all__ = ["STRATEGIES", "Sequences", "Strategy", "cyclic", "explicit", "sequences_for"]
+__all__ = ["Sequences", "cyclic", "explicit", "rotated_bases"]
 
 Sequences = tuple[tuple[int, ...], ...]
 """The sequences of one shard, in the order of the budget."""
-
-
-class Strategy(Protocol):
-    """What a strategy is: it names ``budget`` distinct sequences over ``slices`` slices."""
-
-    def __call__(self, slices: int, budget: int) -> Sequences:
-        """``budget`` sequences of slice numbers from 0.
-
-        Raises:
-            ConfigError: the budget cannot be met.
-        """
-        ...
 
 
 def cyclic(slices: int, budget: int) -> Sequences:
@@ -56,7 +43,7 @@ def cyclic(slices: int, budget: int) -> Sequences:
                 f"of {slices} slices: lower it or add slices"
             ]
         )
-    return tuple(islice(_rotations(slices), budget))
+    return tuple(islice(rotated_bases(slices), budget))
 
 
 def explicit(sequences: Sequence[Sequence[int]], slices: int) -> Sequences:
@@ -80,41 +67,8 @@ def explicit(sequences: Sequence[Sequence[int]], slices: int) -> Sequences:
     return listed
 
 
-STRATEGIES: dict[str, Strategy] = {"cyclic": cyclic}
-"""Strategies by their name in the config; ``explicit`` is apart, it computes nothing."""
-
-
-def sequences_for(
-    strategy: str,
-    slices: int,
-    budget: int,
-    listed: Sequence[Sequence[int]] | None = None,
-) -> Sequences:
-    """Sequences of one shard, as the config's section ``sequences`` asks.
-
-    Args:
-        strategy: a name in ``STRATEGIES``, or ``explicit``.
-        slices: L, slices per shard.
-        budget: B, sequences per shard.
-        listed: the sequences themselves, for ``explicit``.
-
-    Raises:
-        ConfigError: an unknown strategy, or a budget that cannot be met.
-    """
-    if strategy == "explicit":
-        found = explicit(listed or (), slices)
-        if len(found) != budget:
-            raise ConfigError(
-                [f"sequences.budget {budget} is not the number of explicit ones ({len(found)})"]
-            )
-        return found
-    if strategy not in STRATEGIES:
-        known = ", ".join(sorted([*STRATEGIES, "explicit"]))
-        raise ConfigError([f"sequences.strategy {strategy!r} is unknown: use one of {known}"])
-    return STRATEGIES[strategy](slices, budget)
-
-
-def _rotations(slices: int) -> Iterator[tuple[int, ...]]:
+def rotated_bases(slices: int) -> Iterator[tuple[int, ...]]:
+    """Every permutation once: all rotations of 0, 1, …, L − 1, then of the next base, and so on."""
     for tail in permutations(range(1, slices)):
         base = (0, *tail)
         for start in range(slices):

@@ -10,8 +10,9 @@ reported here, together, before the first byte of a run is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -22,12 +23,14 @@ from s3t.errors import ConfigError, InputError
 from s3t.model.base import Base
 from s3t.model.encode import ImageEncoder, TextEncoder
 from s3t.model.loading import build_base, load_model
-from s3t.partition import Partition, partition
-from s3t.plan import Plan, make_plan, sequences_for
+from s3t.partition import Partition, partition, slice_rates, tier_slices
+from s3t.plan import Plan, Sequences, make_plan
+from s3t.plan.strategies.brief import Brief
+from s3t.plan.strategies.registry import sequences_for
 from s3t.training.recipe import blocks_of, recipe_of, stage_bytes
 from s3t.types import Digest
 
-__all__ = ["Draft", "draft", "preview"]
+__all__ = ["Draft", "brief_of", "draft", "preview"]
 
 Part = TypeVar("Part")
 
@@ -41,6 +44,7 @@ class Draft:
     partition: Partition
     base: Base
     encoder: TextEncoder | ImageEncoder
+    sequences: Sequences
 
     @property
     def classes(self) -> int:
@@ -49,13 +53,11 @@ class Draft:
 
     def plan(self, base: Base, device: torch.device, head: Digest | None) -> Plan:
         """The plan over a base that is ready, and the digest of the public head it starts from."""
-        config, sequences = self.config, self.config.sequences
+        config = self.config
         return make_plan(
             sizes=self.partition.sizes(),
             digests=self.partition.digests(),
-            sequences=sequences_for(
-                sequences.strategy, config.partition.slices, config.budget, sequences.explicit
-            ),
+            sequences=self.sequences,
             base=base.fingerprint,
             recipe=recipe_of(config, base, self.encoder, self.data.labels, device, head),
             epochs=config.stage.epochs,
@@ -76,11 +78,53 @@ def draft(config: Config) -> Draft:
     shape, parts = config.partition, None
     if data is not None:
         samples = data.private.samples
-        parts = _tried(problems, lambda: partition(samples, shape.shards, shape.slices, shape.salt))
-    if problems or data is None or model is None or parts is None:
+        tiers = tier_slices(shape)
+        parts = _tried(
+            problems,
+            lambda: partition(samples, shape.shards, shape.slices, shape.salt, tiers),
+        )
+    chosen = None
+    if data is not None and model is not None:
+        sizes = stage_bytes(config, model[0], len(data.labels))
+        listed = config.sequences.explicit
+        chosen = _tried(
+            problems,
+            lambda: sequences_for(config.sequences.strategy, brief_of(config, sizes), listed),
+        )
+    if problems or data is None or model is None or parts is None or chosen is None:
         raise ConfigError(problems, "config")
-    base, encoder = model
-    return Draft(config, data, parts, base, encoder)
+    return Draft(config, data, parts, *model, chosen)
+
+
+def brief_of(config: Config, stage_bytes: Sequence[int]) -> Brief:
+    """What the config asks of a strategy, from nothing but config and base (E3).
+
+    Args:
+        config: the config.
+        stage_bytes: [L], bytes of a node of stage 1, 2, … L.
+
+    Raises:
+        ConfigError: a budget that cannot be met.
+    """
+    shape, asked = config.partition, config.sequences
+    stages = range(1, shape.slices + 1)
+    slices = [stage if config.stage.slices == "cumulative" else 1 for stage in stages]
+    per_slice = (asked.samples or 0) / (shape.shards * shape.slices) * config.stage.epochs
+    costs = {
+        "sequences": None,
+        "nodes": [1] * shape.slices,
+        "slice-passes": slices,
+        "sample-passes": [count * per_slice for count in slices],
+        "bytes": stage_bytes,
+    }[asked.unit]
+    return Brief(
+        slices=shape.slices,
+        budget=config.budget,
+        costs=None if costs is None else tuple(float(cost) for cost in costs),
+        rates=slice_rates(shape) or (),
+        utility=asked.utility or (),
+        horizon=asked.horizon,
+    )
 
 
 def _base_of(config: Config) -> tuple[Base, TextEncoder | ImageEncoder]:
@@ -104,14 +148,14 @@ def _tried(problems: list[str], load: Callable[[], Part]) -> Part | None:
 def preview(config: Config) -> dict[str, Any]:
     """What a config would train, as JSON values; writes nothing, trains nothing.
 
-    The plan's ``summary``, the tree of one shard as lines of text, and notes on the data.
+    The plan's ``summary``, the tree of one shard as lines of text, and notes on tiers and data.
 
     Raises:
         ConfigError, DataError, InputError: with all problems found.
     """
     drafted = draft(config)
     plan = drafted.plan(drafted.base, torch.device("cpu"), None)
-    data, notes = drafted.data, []
+    data, notes = drafted.data, list(_tier_notes(drafted))
     if data.private.folded:
         notes.append(f"{data.private.folded} exact copies of the same subject count once")
     if data.overlap:
@@ -128,3 +172,27 @@ def preview(config: Config) -> dict[str, Any]:
         for node in plan.forest.of_shard(0)
     ]
     return plan.summary() | {"tree": tree, "notes": notes}
+
+
+def _tier_notes(drafted: Draft) -> Iterator[str]:
+    """One sentence per risk tier, none without tiers: its values, slices, samples and rate."""
+    shape, sizes = drafted.config.partition, drafted.partition.sizes()
+    if shape.risk is None:
+        return
+    what = "age in days" if shape.risk.as_of else repr(shape.risk.column)
+    bounds = [f"{bound:.12g}" for bound in drafted.data.thresholds]
+    values = [
+        f"below {bounds[0]}",
+        *(f"from {one} to below {next_}" for one, next_ in pairwise(bounds)),
+        f"from {bounds[-1]}",
+    ]
+    rates = shape.risk.rates or (1.0,) * shape.risk.tiers
+    first = 0
+    for tier, count in enumerate(tier_slices(shape)):
+        samples = sum(sum(row[first : first + count]) for row in sizes)
+        slices = f"slices {first} to {first + count - 1}" if count > 1 else f"slice {first}"
+        yield (
+            f"risk tier {tier} ({what} {values[tier]}): {slices} of each shard, "
+            f"{samples} samples, rate {rates[tier]:g}"
+        )
+        first += count

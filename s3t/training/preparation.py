@@ -24,7 +24,7 @@ from s3t.model.base import Base
 from s3t.model.encode import ImageEncoder, TextEncoder
 from s3t.model.head import read_public_head, write_public_head
 from s3t.model.loading import LoadedModel, build_base, load_model, save_model
-from s3t.partition import partition
+from s3t.partition import partition, tier_slices
 from s3t.plan import Plan
 from s3t.run import RunDir
 from s3t.store import NodeStore, tensors_digest, write_durably
@@ -129,7 +129,12 @@ def open_material(run: RunDir, device: torch.device) -> Material:
     with run.ledger() as ledger:
         hits = {(shard, part) for shard, part, _ in ledger.hits()}
         whole = partition(
-            data.private.samples, shape.shards, shape.slices, shape.salt, allow_empty=True
+            data.private.samples,
+            shape.shards,
+            shape.slices,
+            shape.salt,
+            tier_slices(shape),
+            allow_empty=True,
         )
         ledger.register(whole.places())
     index = data.private.index

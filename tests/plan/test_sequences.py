@@ -1,4 +1,4 @@
-"""Strategies: the paper's rotation, the iterated one beyond it, and what is refused."""
+"""Sequences: the paper's rotation, the bases beyond it, and what is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3t.errors import ConfigError
-from s3t.plan import STRATEGIES, cyclic, explicit, sequences_for
+from s3t.plan import cyclic, explicit
 
 
 def test_rotation_starts_at_its_own_number() -> None:
@@ -55,17 +55,3 @@ def test_explicit_names_every_problem() -> None:
     assert len(caught.value.problems) == 5
     with pytest.raises(ConfigError, match="is empty"):
         explicit([], 3)
-
-
-def test_sequences_for_asks_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sequences_for("cyclic", 3, 2) == cyclic(3, 2)
-    assert sequences_for("explicit", 3, 1, [[1, 2]]) == ((1, 2),)
-    monkeypatch.setitem(STRATEGIES, "last", lambda slices, budget: ((slices - 1,),) * budget)
-    assert sequences_for("last", 3, 1) == ((2,),)
-
-
-def test_sequences_for_refuses_what_it_does_not_know() -> None:
-    with pytest.raises(ConfigError, match="use one of cyclic, explicit"):
-        sequences_for("spiral", 3, 1)
-    with pytest.raises(ConfigError, match="not the number of explicit ones"):
-        sequences_for("explicit", 3, 2, [[1, 2]])

@@ -16,9 +16,12 @@ import pytest
 import torch
 
 from s3t.config import Config, dump_config
-from s3t.errors import ConfigError, DamagedNodeError, InputError, S3TError
+from s3t.errors import ConfigError, DamagedNodeError, DataError, InputError, S3TError
 from s3t.run import RunDir
+from s3t.service import S3T
+from s3t.training.draft import draft, preview
 from s3t.training.preparation import open_material
+from s3t.training.retraining import retrain
 from s3t.training.walk import train
 from s3t.training.workshop import Workshop
 from s3t.types import NodeKey
@@ -70,6 +73,7 @@ def make(tmp_path: Path) -> Make:
                 "make": {"hidden": 16, "layers": 2, "heads": 2, "init_scale": 5},
             },
             "partition": {"shards": 2, "slices": 2, "salt": "walk", "subject": "who"},
+            "sequences": {"strategy": "cyclic"},
             "lora": {"rank": 2},
             "stage": {"epochs": 2, "learning_rate": 1e-2},
             "training": {"workers": 1},
@@ -353,6 +357,103 @@ def test_without_the_deleted_samples_surviving_nodes_have_the_same_bytes(
     }
     assert not dead & without.keys(), "a dead key stands for data that are no longer there"
     assert len(without) == len(before), "the slice that was hit was trained on what is left of it"
+
+
+def deep(make: Make, output: str, sequences: dict[str, Any], **sections: Any) -> Config:
+    """A config of 2 × 3 slices over a base of 3 layers."""
+    model = {"make": {"hidden": 16, "layers": 3, "heads": 2, "init_scale": 5}}
+    partition = {"shards": 2, "slices": 3, "salt": "c"}
+    return make(output, model=model, partition=partition, sequences=sequences, **sections)
+
+
+@pytest.mark.parametrize("unit", ["sequences", "slice-passes", "bytes"])
+def test_a_set_tree_is_trained_served_and_proved_like_sequences(make: Make, unit: str) -> None:
+    cyclic = deep(make, "cyclic", {"strategy": "cyclic"})
+    budget = {"sequences": 3, "slice-passes": 10, "bytes": 0}[unit]
+    drafted = draft(cyclic)
+    plan = drafted.plan(drafted.base, torch.device("cpu"), None)
+    whole = len(plan.forest)
+    budget = budget or sum(node.bytes for node in plan.forest.of_shard(0)[:5])
+    tree = deep(make, "tree", {"strategy": "tree", "unit": unit, "budget": budget})
+    train(tree)
+    forest = RunDir(tree.run_dir).plan().forest
+    sets = [(node.shard, frozenset(node.prefix)) for node in forest]
+    assert len(set(sets)) == len(sets) < whole
+    assert {f"{node.key}.safetensors" for node in forest} == nodes(tree).keys()
+    if unit == "slice-passes":
+        assert sum(node.stage for node in forest.of_shard(0)) <= 10
+    forget(tree, "p03")
+    dead = dead_keys(tree)
+    assert dead
+    with S3T.load(tree.run_dir) as service:
+        status = service.status()
+        served = [shard.node for shard in status.shards if shard.node is not None]
+        hit = {shard.shard: set(shard.slices_hit) for shard in status.shards}
+        for shard in status.shards:
+            alive = [n for n in forest.of_shard(shard.shard) if not hit[shard.shard] & {*n.prefix}]
+            assert len(shard.prefix) == max((node.stage for node in alive), default=0)
+        assert not dead & {*served}
+        assert service.predict([{"text": "person 4 says 5"}])[0].label in ("good", "bad")
+    assert set(retrain(RunDir(tree.run_dir), served, tree.run_dir.parent / "again").values()) == {
+        True
+    }
+
+
+def test_the_tree_depends_on_nothing_private(make: Make, tmp_path: Path) -> None:
+    """E3: without the deleted samples the same slices are planned, whatever the unit counts."""
+    write_csv(tmp_path / "kept.csv", [row for row in person_rows() if row["who"] != "p03"])
+    for unit, budget in (("sample-passes", 90), ("bytes", 9000), ("nodes", 4)):
+        words = {"strategy": "tree", "unit": unit, "budget": budget, "samples": 48}
+        one = preview(deep(make, "run", words))
+        two = preview(deep(make, "run", words, private="kept.csv"))
+        assert one["sequences"] == two["sequences"] and one["slice_sizes"] != two["slice_sizes"]
+
+
+def tiered(make: Make, tmp_path: Path, output: str, without: str = "") -> Config:
+    """A config with two risk tiers by date, of the rows but those of one person."""
+    rows = [row | {"since": f"20{row['who'][1:]}-05-01"} for row in person_rows()]
+    kept = [row for row in rows if row["who"] != without]
+    write_csv(tmp_path / f"{output}.csv", kept)
+    write_csv(tmp_path / "public.csv", rows)  # its median, 2007-05-01, parts the tiers
+    risk = {"column": "since", "as_of": "2020-01-01", "quantiles": [0.5], "rates": [3, 1]}
+    return make(output, f"{output}.csv", partition={"risk": risk})
+
+
+def test_with_risk_tiers_surviving_nodes_have_the_same_bytes(make: Make, tmp_path: Path) -> None:
+    one, two = tiered(make, tmp_path, "one"), tiered(make, tmp_path, "two", without="p03")
+    notes = preview(one)["notes"]
+    assert notes[:2] == [
+        "risk tier 0 (age in days below 4628): slice 0 of each shard, 24 samples, rate 3",
+        "risk tier 1 (age in days from 4628): slice 1 of each shard, 24 samples, rate 1",
+    ]
+    train(one)
+    with RunDir(one.run_dir).ledger() as ledger:
+        assert all(entry.slice == (str(entry.subject) < "p08") for entry in ledger.samples())
+    train(two)
+    forget(one, "p03")
+    dead, before, without = dead_keys(one), nodes(one), nodes(two)
+    alive = [name for name in before if NodeKey(name[:64]) not in dead]
+    assert 0 < len(alive) < len(before) == len(without)
+    assert all(without[name] == before[name] for name in alive)
+    again = retrain(RunDir(one.run_dir), [NodeKey(name[:64]) for name in alive], tmp_path / "again")
+    assert set(again) == {NodeKey(name[:64]) for name in alive} and all(again.values())
+
+
+def test_a_tier_that_changed_is_refused(make: Make, tmp_path: Path) -> None:
+    config = tiered(make, tmp_path, "one")
+    train(config)
+    run, private = RunDir(config.run_dir), tmp_path / "one.csv"
+    run.store.path(next(iter(run.store.keys()))).unlink()
+    before, text = everything(config.run_dir), private.read_text(encoding="utf-8")
+    private.write_text(text.replace("2003-05-01", "2015-05-01"), encoding="utf-8")
+    with pytest.raises(InputError, match="new or changed: 's030', 's031', 's032'"):
+        train(config)
+    private.write_text(text.replace("2003-05-01", "2015-05-01", 1), encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows of one person into several tiers .*'p03'"):
+        train(config)
+    assert everything(config.run_dir) == before
+    private.write_text(text.replace("2003-05-01", "2002-05-01"), encoding="utf-8")
+    assert train(config).trained == 1, "another value of the same tier shapes nothing"
 
 
 def test_after_a_deletion_dead_nodes_are_not_trained(make: Make, tmp_path: Path) -> None:

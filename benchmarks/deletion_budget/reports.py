@@ -1,0 +1,69 @@
+"""What the deletion-budget benchmarks share: a command line, an interval, one JSON and a picture.
+
+Invariant: a result is written with the environment that it was measured in, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import t
+
+from benchmarks.environment import environment, write_json
+
+__all__ = ["OUTPUT", "Report", "interval", "main"]
+
+OUTPUT = Path("runs/benchmarks/deletion_budget")
+
+
+class Report:
+    """One benchmark's JSON and the picture beside it."""
+
+    def __init__(self, name: str, output: Path) -> None:
+        self._environment = environment()  # of the start, with the load at that moment
+        self._json = output / f"{name}.json"
+
+    def finish(
+        self,
+        result: dict[str, Any],
+        draw: Callable[[Any], None] | None = None,
+        size: tuple[float, float] = (13, 4),
+    ) -> dict[str, Any]:
+        """Write the result, draw the picture, say where they are; returns the result."""
+        write_json(self._json, {"environment": self._environment, **result})
+        written = f"figures {self._json}"
+        if draw is not None:
+            import matplotlib
+
+            matplotlib.use("Agg")
+            from matplotlib import pyplot as plt
+
+            figure = plt.figure(figsize=size, layout="constrained")
+            draw(figure)
+            figure.savefig(self._json.with_suffix(".png"), dpi=120)
+            plt.close(figure)
+            written += f", picture {self._json.with_suffix('.png')}"
+        print(written, flush=True)
+        return result
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % confidence interval of the mean (Student's t)."""
+    mean, spread = statistics.fmean(values), statistics.stdev(values)
+    half = float(t.ppf(0.975, len(values) - 1)) * spread / len(values) ** 0.5
+    return mean - half, mean + half
+
+
+def main(run: Callable[[Path, bool], dict[str, Any]], description: str | None) -> None:
+    """The command line of one benchmark."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--quick", action="store_true", help="smaller, for a first look")
+    options = parser.parse_args()
+    run(options.output, options.quick)

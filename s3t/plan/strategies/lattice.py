@@ -1,0 +1,180 @@
+"""The lattice of slice sets: what each further set would protect, and the best chain to add.
+
+              {0,1,2}            A trained set S of k slices covers every untouched set U ⊇ S: a
+            ╱    │    ╲          shard with U untouched then serves k slices or more.
+        {0,1}  {0,2}  {1,2}
+          │  ╳    ╳  │           value of a tree   Σ_U law(U)·utility(longest set inside U)
+         {0}    {1}   {2}        gain of S         (u_k − u_{k−1})·law{U ⊇ S: nothing of size k yet}
+            ╲    │    ╱
+                 ∅               A chain of sets gains the sum of its gains: levels do not meet.
+
+Invariant: weights are whole multiples of 2^−40, so their sums are exact and equal gains are equal
+to the last bit: what is chosen depends on the numbers asked for, not on how they were added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from s3t.errors import InputError
+from s3t.plan.survival.untouched import Floats, contained, set_sizes
+
+__all__ = ["EXACT", "Coverage", "levels"]
+
+EXACT = 14
+"""Most slices for which every set is looked at; beyond, ``scenarios`` draws some."""
+
+_UNIT = 2.0**40
+Masks = npt.NDArray[np.intp]
+
+
+@cache
+def levels(slices: int) -> tuple[Masks, ...]:
+    """Sets by size 0 … L, as bit masks in ascending order."""
+    sizes = set_sizes(slices)
+    return tuple(np.flatnonzero(sizes == size) for size in range(slices + 1))
+
+
+@cache
+def _extensions(slices: int) -> tuple[tuple[Masks, Masks], ...]:
+    """Per size k < L: the slices that each set lacks, ascending, and the sets with one of them.
+
+    Two arrays of shape [sets of size k, L − k].
+    """
+    found = []
+    for size, masks in enumerate(levels(slices)[:-1]):
+        bits = np.arange(slices)
+        lacking = (masks[:, None] >> bits & 1) == 0
+        added = np.broadcast_to(bits, lacking.shape)[lacking].reshape(len(masks), slices - size)
+        found.append((added, masks[:, None] | 1 << added))
+    return tuple(found)
+
+
+class Coverage:
+    """Which untouched sets a growing tree covers, and what every further set would gain.
+
+    Attributes:
+        slices: L.
+        covered: [2^L], longest trained set inside each untouched set.
+        gains: [2^L], what training the set would add to the value, if its chain is trained too.
+    """
+
+    def __init__(self, law: Floats, utility: Sequence[float]) -> None:
+        """Nothing is trained yet.
+
+        Args:
+            law: [2^L], weight of each untouched set.
+            utility: [L + 1], worth of a prefix of k slices; must not fall.
+
+        Raises:
+            InputError: a utility that falls, or that does not fit the law.
+        """
+        self.slices = len(law).bit_length() - 1
+        steps = np.diff(np.asarray(utility, dtype=np.float64))
+        if len(steps) != self.slices or not (steps >= 0).all():
+            raise InputError(
+                f"utility {list(utility)}: expected {self.slices + 1} values that do not fall"
+            )
+        self._steps = steps
+        self._weights = np.rint(law * _UNIT)
+        self._sizes = set_sizes(self.slices)
+        self.covered = np.zeros(1 << self.slices, dtype=np.uint8)
+        self.gains = np.zeros(1 << self.slices)
+        self._bias: Floats | None = None
+        self._refresh(range(1, self.slices + 1))
+
+    @property
+    def value(self) -> float:
+        """Expected utility above that of an empty prefix."""
+        worth = np.concatenate([[0.0], np.cumsum(self._steps)])
+        at = np.bincount(self.covered, weights=self._weights, minlength=self.slices + 1)
+        return float(at @ worth) / _UNIT
+
+    @property
+    def bound(self) -> float:
+        """``value`` if every set were trained: all permutations."""
+        worth = np.concatenate([[0.0], np.cumsum(self._steps)])
+        return float(self._weights @ worth[self._sizes]) / _UNIT
+
+    def train(self, sets: Iterable[int]) -> None:
+        """Count sets as trained; the chain below each must be trained too, before or with it."""
+        fresh = np.array(sorted(sets), dtype=np.intp)
+        table = np.zeros_like(self.covered)
+        table[fresh] = self._sizes[fresh]
+        for c in range(self.slices):
+            halves = table.reshape(-1, 2, 1 << c)
+            np.maximum(halves[:, 1], halves[:, 0], out=halves[:, 1])
+        np.maximum(self.covered, table, out=self.covered)
+        self._refresh(sorted({int(size) for size in self._sizes[fresh]}))
+
+    def reset(self, sets: Iterable[int]) -> None:
+        """Start again from exactly these sets."""
+        self.covered[:] = 0
+        self._refresh(range(1, self.slices + 1))
+        if trained := list(sets):
+            self.train(trained)
+
+    def bias(self, factors: Floats | None) -> None:
+        """Let chains be chosen as if gains were greater or smaller: [2^L] factors, None for none.
+
+        What is covered and the value stay true.
+        """
+        self._bias = factors
+
+    def best_chain(
+        self,
+        starts: Iterable[int],
+        blocked: Iterable[int] = (),
+        *,
+        price: Sequence[float] | None = None,
+        deepest: int | None = None,
+        whole: bool = False,
+    ) -> tuple[float, int, tuple[int, ...]]:
+        """The chain of new sets with the greatest gain less price, by a recursion over levels.
+
+        Args:
+            starts: sets from which a chain may start (0 is the empty set).
+            blocked: sets that a chain may not enter: those trained already.
+            price: [L], of a set of 1, 2, … L slices; free by default.
+            deepest: largest set that a chain may reach.
+            whole: go on to ``deepest`` even where nothing is gained.
+
+        Returns:
+            (gain less price, start, slices added in order). Ties go to the smallest slice number
+            and the smallest start.
+        """
+        deepest = self.slices if deepest is None else deepest
+        ahead = np.zeros(1 << self.slices)
+        choice = np.full(1 << self.slices, -1, dtype=np.int8)
+        closed = np.array(sorted(blocked), dtype=np.intp)
+        open_gains = self.gains * self._bias if self._bias is not None else self.gains.copy()
+        open_gains[closed] = -np.inf
+        masks, extensions = levels(self.slices), _extensions(self.slices)
+        for size in range(deepest - 1, -1, -1):
+            added, larger = extensions[size]
+            worth = open_gains[larger] + ahead[larger]
+            pick = np.argmax(worth, axis=1)
+            best = worth[np.arange(len(pick)), pick] - (price[size] if price is not None else 0.0)
+            go = np.full(len(best), whole) if whole else best > 0
+            ahead[masks[size]] = np.where(go, best, 0.0)
+            choice[masks[size]] = np.where(go, added[np.arange(len(pick)), pick], -1)
+        start = max(sorted(starts), key=lambda mask: ahead[mask])
+        chain, mask = [], start
+        while choice[mask] >= 0 and self._sizes[mask] < deepest:
+            chain.append(int(choice[mask]))
+            mask |= 1 << chain[-1]
+        return float(ahead[start]), start, tuple(chain)
+
+    def _refresh(self, sizes: Iterable[int]) -> None:
+        """Gains of all sets of these sizes, from what is covered now."""
+        asked = list(sizes)
+        if not asked:
+            return
+        left = np.where(self.covered < np.array(asked)[:, None], self._weights, 0.0)
+        for size, sums in zip(asked, contained(left), strict=True):
+            masks = levels(self.slices)[size]
+            self.gains[masks] = sums[masks] * (self._steps[size - 1] / _UNIT)

@@ -1,0 +1,86 @@
+"""Rotations: the strategies of the paper that know nothing of who is deleted.
+
+    cyclic, L = 4          iterated, from the fifth        even, B = 2
+    0 1 2 3                0 3 1 2                         0 1 2 3
+    1 2 3 0                1 0 2 3                         2 3 0 1
+    2 3 0 1                …
+    3 0 1 2
+
+Invariant: sequences are distinct permutations of all slices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import islice
+
+from s3t.plan import sequences
+from s3t.plan.sequences import Sequences, rotated_bases
+from s3t.plan.strategies.brief import Brief
+
+__all__ = ["cyclic", "even", "iterated"]
+
+
+def cyclic(brief: Brief) -> Sequences:
+    """The paper's cyclic rotation: sequence b starts at slice b; further bases beyond L.
+
+    Source: arXiv 2406.16257, section 3 (cyclic rotation). The bases beyond the first come in
+    lexicographic order among the permutations that begin with slice 0.
+    """
+    return sequences.cyclic(brief.slices, int(brief.budget))
+
+
+def iterated(brief: Brief) -> Sequences:
+    """The paper's iterated rotation: beyond L sequences the rest behind the first slice is rotated
+    in its turn, then the rest behind the second, and so on.
+
+    Sequence b, written in mixed radix (b mod L, b div L mod L − 1, …), says how far to rotate at
+    each depth, to the right as the authors do; so all L! come once. For L < B ≤ 2L the sets are
+    those of the first L rotations, so nothing is protected better.
+
+    Source: arXiv 2406.16257, section 3 (iterative cyclic rotation), and the authors'
+    ``sequence_selection.py``.
+    """
+    return tuple(_iterated(brief.slices, number) for number in range(int(brief.budget)))
+
+
+def even(brief: Brief) -> Sequences:
+    """Evenly spaced rotations: nearly the best there is for B < L under uniform deletions.
+
+    B ≤ L rotations of 0, 1, …, L − 1 start at ⌊b·L/B⌋. Beyond L the slices are stepped through by
+    2, 3, … (steps coprime to L and under L/2: a step and its mirror image give the same sets), each
+    in L rotations; then come the bases of ``cyclic``.
+
+    Source: this project (docs/design.md).
+    """
+    slices, budget = brief.slices, int(brief.budget)
+    if budget <= slices:
+        base = tuple(range(slices))
+        starts = [number * slices // budget for number in range(budget)]
+        return tuple(base[start:] + base[:start] for start in starts)
+    found = dict.fromkeys(islice(_strides(slices), budget))
+    for sequence in rotated_bases(slices):
+        if len(found) == budget:
+            break
+        found.setdefault(sequence)
+    return tuple(found)
+
+
+def _iterated(slices: int, number: int) -> tuple[int, ...]:
+    sequence = list(range(slices))
+    for depth in range(slices):
+        number, steps = divmod(number, slices - depth)
+        # The first level goes to the left, so that sequence b starts at slice b.
+        rest = sequence[depth:]
+        turn = steps if depth == 0 else (len(rest) - steps) % len(rest)
+        sequence[depth:] = rest[turn:] + rest[:turn]
+    return tuple(sequence)
+
+
+def _strides(slices: int) -> Iterator[tuple[int, ...]]:
+    for step in range(1, max(slices // 2, 1) + 1):
+        if math.gcd(step, slices) == 1 and (step == 1 or 2 * step < slices):
+            base = tuple(number * step % slices for number in range(slices))
+            for start in range(slices):
+                yield base[start:] + base[:start]

@@ -1,0 +1,72 @@
+"""Sequences drawn at random: uniformly, or with the slices that are deleted least first.
+
+Invariant: the seed of the brief alone decides, and every draw ends: after a number of repeats what
+is missing is filled up in lexicographic order.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from itertools import permutations
+
+from s3t.plan.sequences import Sequences
+from s3t.plan.strategies.brief import Brief
+
+__all__ = ["conditional", "uniform"]
+
+_REPEATS = 50
+"""Draws in a row that bring nothing new before the rest is filled up."""
+
+
+def uniform(brief: Brief) -> Sequences:
+    """Distinct permutations, each as likely.
+
+    Source: arXiv 2406.16257, appendix (random sampling, a baseline).
+    """
+    return _distinct(brief, [1.0] * brief.slices)
+
+
+def conditional(brief: Brief) -> Sequences:
+    """Conditional sampling: the next slice with probability in proportion to 1 − its deletion
+    probability, given those drawn before.
+
+    Relative rates are read as probabilities if they are at most 1 and not all 0, else scaled by
+    the greatest. Where every slice left has probability 1 they are equally likely; the authors'
+    loop does not end there.
+
+    Source: arXiv 2406.16257, section 3 (conditional sampling), and the authors'
+    ``sequence_selection.py``.
+    """
+    rates = brief.rates or (0.0,) * brief.slices
+    scale = max(1.0, *rates)
+    return _distinct(brief, [1 - rate / scale for rate in rates])
+
+
+def _distinct(brief: Brief, weights: Sequence[float]) -> Sequences:
+    draws = random.Random(brief.seed)
+    found: dict[tuple[int, ...], None] = {}
+    repeats = 0
+    while len(found) < brief.budget and repeats < _REPEATS:
+        drawn = _draw(draws, weights)
+        repeats = repeats + 1 if drawn in found else 0
+        found[drawn] = None
+    if len(found) < brief.budget:
+        for sequence in permutations(range(brief.slices)):
+            found.setdefault(sequence)
+            if len(found) == brief.budget:
+                break
+    return tuple(found)
+
+
+def _draw(draws: random.Random, weights: Sequence[float]) -> tuple[int, ...]:
+    left, sequence = list(range(len(weights))), []
+    while left:
+        total = sum(weights[c] for c in left)
+        shares = [weights[c] / total if total > 0 else 1 / len(left) for c in left]
+        at, mark = 0, draws.random() - shares[0]
+        while mark >= 0 and at < len(left) - 1:
+            at += 1
+            mark -= shares[at]
+        sequence.append(left.pop(at))
+    return tuple(sequence)
