@@ -3,10 +3,10 @@
     python -m benchmarks.deletion_budget.curves [--output DIR] [--quick]
 
 m = 5 shards, L = 6 slices. SISA (one sequence per shard: its prefixes survive exactly like those of
-one S3T sequence, so the two share a curve), S3T with B = 2 … 6 rotations, the set tree at the cost of
-SISA × 3 and with the protection of B = 6, and all 720 permutations; uniform deletions, and Zipf
-within each shard. Exact at every request (laws over untouched sets) and simulated, with the share of
-requests at which the exact value lies in the simulation's 95 % interval.
+one S3T sequence, so the two share a curve), S3T with B = 2 … 6 rotations, the set tree at the cost
+of B = 3 and with 6 leaves, and all 720 permutations; uniform deletions, and Zipf within each shard.
+Exact at every request (laws over untouched sets) and simulated, with the share of requests at which
+the exact value lies in the simulation's 95 % interval.
 """
 
 from __future__ import annotations

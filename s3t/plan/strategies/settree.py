@@ -89,7 +89,7 @@ class SetTree:
         starts = self._prefix if len(ends) < leaves else [_mask(prefix) for prefix in ends]
         return self._add(*self._coverage.best_chain(starts, self._prefix)[1:])
 
-    def extend(self, left: float, floor: float = 0.0) -> bool:
+    def extend(self, left: float) -> bool:
         """Add the chain with the greatest gain per cost that ``left`` still pays for.
 
         The ratio is maximised by Dinkelbach's iteration: the best chain at a price per cost gives
@@ -97,10 +97,9 @@ class SetTree:
 
         Args:
             left: what the chain may cost at most.
-            floor: least gain per cost.
         """
         best: tuple[int, Prefix] | None = None
-        ratio = floor
+        ratio = 0.0
         for start_size, deepest in self._reach(left):
             starts = [m for m, p in self._prefix.items() if len(p) == start_size]
             while True:

@@ -1,0 +1,57 @@
+"""The typed config: one YAML file plus dotted overrides, read once at the edge.
+
+    YAML ─┐
+          ├─► merged tree ─► Config (frozen, unknown keys refused) ─► plain arguments inside
+    a.b=c ┘
+
+files ──► config ──► sections
+
+Invariant: a Config that exists is possible in itself. What depends on the data or on the base
+model (empty slices, missing columns, number of layers) is checked where those are known, and is
+reported in the same form: all problems together, before anything is written.
+"""
+
+from __future__ import annotations
+
+from s3t.config.config import Config, Task
+from s3t.config.files import anchored, dump_config, load_config
+from s3t.config.sections import (
+    MADE_BASES,
+    AdaptConfig,
+    AggregationConfig,
+    ColumnsConfig,
+    DataConfig,
+    LoraConfig,
+    MakeConfig,
+    ModelConfig,
+    PartitionConfig,
+    PublicConfig,
+    RiskConfig,
+    SequencesConfig,
+    SourceConfig,
+    StageConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "MADE_BASES",
+    "AdaptConfig",
+    "AggregationConfig",
+    "ColumnsConfig",
+    "Config",
+    "DataConfig",
+    "LoraConfig",
+    "MakeConfig",
+    "ModelConfig",
+    "PartitionConfig",
+    "PublicConfig",
+    "RiskConfig",
+    "SequencesConfig",
+    "SourceConfig",
+    "StageConfig",
+    "Task",
+    "TrainingConfig",
+    "anchored",
+    "dump_config",
+    "load_config",
+]

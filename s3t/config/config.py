@@ -1,0 +1,150 @@
+"""All of a run's configuration, and what is impossible across its sections."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from s3t.config.sections import (
+    AggregationConfig,
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    Natural,
+    PartitionConfig,
+    Section,
+    SequencesConfig,
+    StageConfig,
+    TrainingConfig,
+)
+
+__all__ = ["Config", "Task"]
+
+Task = Literal["image-classification", "text-classification", "causal-lm"]
+
+
+class Config(Section):
+    """All of a run's configuration."""
+
+    name: str = "run"
+    output: str | None = Field(None, description="run directory; default runs/<name>")
+    task: Task
+    seed: Natural = 0
+    data: DataConfig
+    model: ModelConfig
+    partition: PartitionConfig = PartitionConfig()
+    sequences: SequencesConfig = SequencesConfig()
+    lora: LoraConfig = LoraConfig()
+    stage: StageConfig = StageConfig()
+    aggregation: AggregationConfig = AggregationConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run lies."""
+        return Path(self.output) if self.output else Path("runs") / self.name
+
+    @property
+    def budget(self) -> int:
+        """B, what each shard may spend, in ``sequences.unit``."""
+        if self.sequences.explicit is not None and self.sequences.unit == "sequences":
+            return len(self.sequences.explicit)
+        return self.sequences.budget or self.partition.slices
+
+    def problems(self, spoilt: Collection[str] = ()) -> list[str]:
+        """What is impossible across sections, one sentence each.
+
+        Args:
+            spoilt: sections that hold nothing to judge by, since values of theirs were wrong.
+        """
+        found = []
+        if not {"sequences", "partition"} & {*spoilt}:
+            found += self._sequence_problems()
+        if not {"data", "partition"} & {*spoilt}:
+            found += self._risk_problems()
+        if not {"task", "data", "model", "aggregation"} & {*spoilt}:
+            found += self._task_problems()
+        return found
+
+    def _risk_problems(self) -> list[str]:
+        risk = self.partition.risk
+        if risk is None or not risk.quantiles or self.data.public.adapt is not None:
+            return []
+        return [
+            "partition.risk.quantiles needs data.public.adapt, of whose rows they are: "
+            "name that source, or give partition.risk.thresholds"
+        ]
+
+    def _sequence_problems(self) -> list[str]:
+        found, slices = [], self.partition.slices
+        explicit, budget = self.sequences.explicit, self.sequences.budget
+        counted, utility = self.sequences.unit == "sequences", self.sequences.utility
+        if utility is not None and len(utility) != slices + 1:
+            found.append(
+                f"sequences.utility has {len(utility)} values: give {slices + 1}, for prefixes of "
+                f"0 to {slices} slices"
+            )
+        if self.sequences.strategy == "explicit":
+            if not explicit:
+                found.append("sequences.explicit is empty: list at least one sequence")
+            elif counted and budget is not None and budget != len(explicit):
+                found.append(
+                    f"sequences.budget {budget} is not the number of explicit sequences "
+                    f"({len(explicit)}): leave it out"
+                )
+        elif explicit is not None:
+            found.append("sequences.explicit needs sequences.strategy=explicit")
+        elif counted and slices <= 20 and self.budget > math.factorial(slices):
+            found.append(
+                f"sequences.budget {self.budget} is over the {math.factorial(slices)} "
+                f"permutations of {slices} slices: lower it or add slices"
+            )
+        for number, sequence in enumerate(explicit or ()):
+            if len(set(sequence)) < len(sequence) or not sequence:
+                found.append(
+                    f"sequences.explicit[{number}] {list(sequence)} is empty or repeats a slice"
+                )
+            elif max(sequence) >= slices:
+                found.append(
+                    f"sequences.explicit[{number}] {list(sequence)} names slice {max(sequence)}: "
+                    f"there are {slices}, numbered from 0"
+                )
+        if explicit and len(set(explicit)) < len(explicit):
+            found.append("sequences.explicit holds the same sequence twice")
+        return found
+
+    def _task_problems(self) -> list[str]:
+        found = []
+        base, image = self.model.base, self.task == "image-classification"
+        if base.startswith("make:") and image != (base == "make:vit"):
+            found.append(f"model.base {base!r} does not fit task {self.task!r}")
+        if self.task == "causal-lm" and base in ("make:bert", "make:roberta"):
+            found.append(f"model.base {base!r} is an encoder: task causal-lm needs a decoder")
+        if self.stage.head == "public" and self.task == "causal-lm":
+            found.append("stage.head=public does not fit task causal-lm: its head is the base's")
+        elif self.stage.head == "public" and self.data.public.adapt is None:
+            found.append("stage.head=public needs data.public.adapt, on which it is trained")
+        if self.model.adapt and self.data.public.adapt is None:
+            found.append("model.adapt needs data.public.adapt")
+        if (
+            self.model.adapt
+            and (self.model.adapt.rotations or self.model.adapt.shift)
+            and not image
+        ):
+            found.append("model.adapt.rotations and .shift need task image-classification")
+        if self.task == "causal-lm" and self.aggregation.method == "vote":
+            found.append("aggregation.method 'vote' does not fit task causal-lm")
+        if (
+            self.aggregation.on_exhausted == "base"
+            and self.task != "causal-lm"
+            and self.data.public.adapt is None
+        ):
+            found.append(
+                "aggregation.on_exhausted=base needs data.public.adapt, "
+                "on which the fallback's head is trained"
+            )
+        return found

@@ -1,0 +1,192 @@
+"""Configs as files: YAML with dotted overrides in, resolved YAML out.
+
+Invariant: all problems of a file come in one error, in sentences that name the key, the value and
+what to do.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import os
+import re
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from s3t.config.config import Config
+from s3t.errors import ConfigError, named
+
+__all__ = ["anchored", "dump_config", "load_config"]
+
+_UNKNOWN = "extra_forbidden"
+_PLAIN = {"model_type": "expected keys and values", "tuple_type": "expected a list"}
+"""pydantic's words for kinds of errors, where they speak of Python."""
+_ALTERNATIVE = re.compile(r"\W|^str$|^constrained-")
+"""Parts of an error's place that name an alternative of a type, as ``tuple[str, ...]``: no key."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply ``a.b=value`` overrides, and validate the whole.
+
+    Args:
+        path: the YAML file.
+        overrides: ``dotted.key=value``; the value is read as YAML.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"cannot read it ({error}): give the path of a YAML file"
+        raise ConfigError([problem], str(path)) from None
+    except yaml.YAMLError as error:
+        raise ConfigError([f"is not YAML: {' '.join(str(error).split())}"], str(path)) from None
+    if not isinstance(tree, dict):
+        raise ConfigError([f"holds a {type(tree).__name__}, expected keys and values"], str(path))
+    tree.setdefault("name", path.stem)
+    problems: list[str] = []
+    for override in overrides:
+        _apply(tree, override, problems)
+    config = _validated(tree, problems)
+    if problems or config is None:
+        raise ConfigError(problems, str(path))
+    return config
+
+
+def anchored(config: Config) -> Config:
+    """The same config with local paths made absolute, so that it means the same from anywhere."""
+    tree = config.model_dump()
+    sources = [tree["data"]["private"], *tree["data"]["public"].values()]
+    for source in filter(None, sources):
+        files = source["files"]
+        if files:
+            several = [files] if isinstance(files, str) else files
+            absolute = [_absolute(file) for file in several]
+            source["files"] = absolute[0] if isinstance(files, str) else absolute
+        if source["name"] and Path(source["name"]).exists():
+            source["name"] = _absolute(source["name"])
+    if Path(config.model.base).exists():
+        tree["model"]["base"] = _absolute(config.model.base)
+    return Config.model_validate(tree)
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(path)
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML, with every default written out."""
+    # in ASCII, since PyYAML reads back some of the other characters as line breaks
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML where a key that occurs twice is an error; PyYAML drops the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"keys occur twice: {named(twice)}", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def _apply(tree: dict[str, Any], override: str, problems: list[str]) -> None:
+    key, sep, text = override.partition("=")
+    if not sep or not all(key.split(".")):
+        problems.append(f"override {override!r} is not of the form key=value")
+        return
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        problems.append(f"override {override!r}: the value is not YAML")
+        return
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if not isinstance(child, dict):
+            if child is not None:
+                problems.append(f"override {override!r}: {parent!r} is not a section")
+                return
+            child = tree[parent] = {}
+        tree = child
+    tree[last] = value
+
+
+def _validated(tree: dict[str, Any], problems: list[str]) -> Config | None:
+    """The config, after noting every problem: of single keys, and across the sections that have
+    no wrong value."""
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        entries = error.errors()
+        problems.extend(dict.fromkeys(_sentences(entries)))
+        wrong = {str(e["loc"][0]) for e in entries if e["loc"] and e["type"] != _UNKNOWN}
+        try:
+            rest = Config.model_validate(_without(tree, (entry["loc"] for entry in entries)))
+        except ValidationError:
+            return None
+        problems.extend(rest.problems(wrong))
+        return None
+    problems.extend(config.problems())
+    return config
+
+
+def _without(tree: dict[str, Any], locs: Iterable[tuple[int | str, ...]]) -> dict[str, Any]:
+    """A copy without the keys that are wrong."""
+    tree = copy.deepcopy(tree)
+    for loc in locs:
+        section: dict[Any, Any] = tree
+        key = loc[0] if loc else ""
+        for part in loc[1:]:
+            if not isinstance(section.get(key), dict):
+                break
+            section, key = section[key], part
+        section.pop(key, None)
+    return tree
+
+
+def _sentences(entries: Iterable[ErrorDetails]) -> Iterator[str]:
+    """One sentence per key; what each alternative of its type says is joined by "or"."""
+    whole: dict[str, tuple[list[str], Any]] = {}
+    for entry in entries:
+        loc, kind, value = entry["loc"], entry["type"], entry["input"]
+        key = ".".join(str(part) for part in loc if not _ALTERNATIVE.search(str(part))) or "config"
+        if kind == _UNKNOWN:
+            whole[f"unknown key {'.'.join(map(str, loc))!r}{_hint(loc)}"] = ([], {})
+        elif kind == "missing":
+            whole[f"{key} is missing: add it"] = ([], {})
+        else:
+            message = entry["msg"].removeprefix("Value error, ")
+            whole.setdefault(key, ([], value))[0].append(_PLAIN.get(kind, message))
+    for key, (messages, value) in whole.items():
+        shown = "" if isinstance(value, dict) else f" (got {value!r})"
+        yield f"{key}: {', or '.join(messages)}{shown}" if messages else key
+
+
+def _hint(loc: tuple[int | str, ...]) -> str:
+    close = difflib.get_close_matches(str(loc[-1]), _keys(loc[:-1]), n=1)
+    if not close:
+        return ": remove it"
+    return f": did you mean {'.'.join([*map(str, loc[:-1]), close[0]])!r}?"
+
+
+def _keys(loc: tuple[int | str, ...]) -> list[str]:
+    """Field names of the section at ``loc``."""
+    section: Any = Config
+    for part in loc:
+        field = section.model_fields.get(str(part)) if hasattr(section, "model_fields") else None
+        if field is None:
+            return []
+        options = [field.annotation, *get_args(field.annotation)]
+        section = next((o for o in options if hasattr(o, "model_fields")), None)
+    return list(section.model_fields) if section is not None else []
