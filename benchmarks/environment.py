@@ -19,7 +19,7 @@ from typing import Any
 
 __all__ = ["environment", "load_average", "median", "quantile", "table", "write_json"]
 
-_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "SQLAlchemy", "numpy")
+_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "SQLAlchemy", "numpy", "scipy")
 
 
 def environment() -> dict[str, Any]:

@@ -146,6 +146,15 @@ class Forgetting:
             self._view = view
             return view, self._schedule.prefixes
 
+    def first_slices(self) -> tuple[int, list[Slot], list[Slot]]:
+        """The ledger's view; the first slices that live at it; those neither hit nor able to."""
+        with self._lock:
+            view, _ = self.catch_up()
+            roots = [node for node in self.plan.forest.nodes if node.parent is None]
+            living = [(node.shard, node.last) for node in roots if self.is_alive(node.key)]
+            rest = {(node.shard, node.last) for node in roots}.difference(living)
+            return view, living, sorted(rest - self._schedule.hits)
+
     def is_alive(self, key: NodeKey) -> bool:
         """Whether a node can serve, as of the last ``catch_up``."""
         return self._schedule.is_alive(key)

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +30,7 @@ from s3t.types import Draw, NodeKey
 if TYPE_CHECKING:
     from s3t.answering import Answering, Completion, Evaluation, Prediction
     from s3t.ensemble import Ensemble
+    from s3t.plan.forecast import Forecast
 
 __all__ = ["S3T"]
 
@@ -123,6 +125,24 @@ class S3T:
     def status(self) -> Status:
         """Shards, prefixes and what is left, at the ledger's present view."""
         return self._forgetting.status()
+
+    def forecast(
+        self, *, now: datetime | None = None, trials: int | None = None, seed: int = 0
+    ) -> Forecast:
+        """How many requests, and days, are left until the first shard dies and until exhaustion.
+
+        Args:
+            now: with a time zone, by default this moment; the observed rate is counted until then.
+            trials: simulated streams, where risk rates make them necessary.
+            seed: of the simulation.
+
+        Raises:
+            InputError: no trials, or a negative seed.
+        """
+        from s3t.forecasting import run_forecast  # numpy and scipy take their time
+
+        now = now or datetime.now(UTC)
+        return run_forecast(self._forgetting, now=now, trials=trials, seed=seed)
 
     # ── answering ────────────────────────────────────────────────────────────────────────────
 

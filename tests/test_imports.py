@@ -30,6 +30,8 @@ LAYERS = (
     "model",
     "training",
     "forgetting",
+    "forecasting",
+    "picture",
     "ensemble",
     "answering",
     "service",
@@ -50,6 +52,7 @@ DOORS = {
     "sqlalchemy": ("s3t.ledger",),
     "accelerate": ("s3t.training", "s3t.train"),
     "peft": ("s3t.model",),
+    "matplotlib": ("s3t.picture",),
 }
 """Third-party package → the only modules or packages that may import it."""
 

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from s3t.errors import (
     S3TError,
     UnknownSampleError,
 )
-from s3t.ledger import Deletion, Ledger, database, schema
+from s3t.ledger import Deletion, Ledger, SlotPersons, database, schema
 from s3t.types import Digest, Place, Sample, SampleId, Subject
 
 Rows = list[tuple[Sample, Place]]
@@ -332,6 +333,56 @@ class TestRegister:
         assert list(ledger.samples(deleted=False)) == listed[3:]
         there = [entry for entry in listed if (entry.shard, entry.slice) == (1, 2)]
         assert list(ledger.samples(slot=(1, 2))) == there != []
+
+
+class TestPersons:
+    @pytest.fixture
+    def ledger(self, path: Path) -> Iterator[Ledger]:
+        """Slot 0:0 p0 with two samples, p1 with one, two of nobody; slot 1:2 two of nobody."""
+        people = ["p0", "p0", "p1", None, None]
+        placed = [(0, 0, who) for who in people] + [(1, 2, None)] * 2
+        with Ledger.open(path, create=True) as opened:
+            opened.register(
+                (
+                    Sample(SampleId(f"s{number}"), who and Subject(who), Digest("same")),
+                    Place(shard, part),
+                )
+                for number, (shard, part, who) in enumerate(placed)
+            )
+            yield opened
+
+    def test_persons_of_every_slot(self, ledger: Ledger) -> None:
+        assert ledger.persons() == [SlotPersons(0, 0, 4, 4), SlotPersons(1, 2, 2, 2)]
+        ledger.delete(["s0", "s3"], [], decide=agree)
+        assert ledger.persons() == [SlotPersons(0, 0, 4, 3), SlotPersons(1, 2, 2, 2)]
+        ledger.delete(["s5", "s6"], ["p0", "p1"], decide=agree)
+        assert ledger.persons() == [SlotPersons(0, 0, 4, 1), SlotPersons(1, 2, 2, 0)]
+
+    def test_nobody(self, tmp_path: Path) -> None:
+        with Ledger.open(tmp_path / "empty.db", create=True) as empty:
+            assert (empty.persons(), empty.history()) == ([], [])
+
+    def test_history_counts_persons_of_each_deletion(self, ledger: Ledger, path: Path) -> None:
+        began = datetime.now(UTC) - timedelta(milliseconds=1)
+        assert ledger.history() == []
+        ledger.delete(["s3"], ["p0"], decide=agree)
+        ledger.delete(["s5"], [], decide=agree, dry_run=True)
+        ledger.delete(["s3", "s0"], [], decide=agree)  # deleted before
+        ledger.delete(["s2", "s4", "s5"], [], decide=agree)
+        moments, counts = zip(*ledger.history(), strict=True)
+        assert counts == (2, 3)
+        assert began <= moments[0] <= moments[1] <= datetime.now(UTC)
+        assert [moment.isoformat(timespec="milliseconds") for moment in moments] == [
+            created for *_, created in sorted(dump(path)["requests"], key=lambda row: row[-1])[::2]
+        ]
+
+    def test_a_moment_that_is_none(self, ledger: Ledger, path: Path) -> None:
+        ledger.delete(["s3"], [], decide=agree)
+        with sqlite3.connect(path) as connection:
+            connection.execute("UPDATE requests SET created_at = 'long ago'")
+        connection.close()
+        with pytest.raises(IntegrityError, match=r"ledger\.db .*long ago.*restore it"):
+            ledger.history()
 
 
 class TestDelete:

@@ -9,6 +9,6 @@ from __future__ import annotations
 
 from s3t.ledger.deletion import Decide, Deleted, Deletion
 from s3t.ledger.ledger import Ledger
-from s3t.ledger.registry import Entry
+from s3t.ledger.registry import Entry, SlotPersons
 
-__all__ = ["Decide", "Deleted", "Deletion", "Entry", "Ledger"]
+__all__ = ["Decide", "Deleted", "Deletion", "Entry", "Ledger", "SlotPersons"]

@@ -27,6 +27,7 @@ __all__ = [
     "Deleted",
     "Deletion",
     "find",
+    "history",
     "hits_after",
     "judge",
     "keyed",
@@ -216,6 +217,25 @@ def hits_after(connection: sa.Connection, view: int) -> list[tuple[int, int, int
     """(shard, slice, view) of the slots first hit after ``view``, sorted."""
     query = sa.select(hits).where(hits.c.view > view).order_by(hits.c.shard, hits.c.slice)
     return [(row.shard, row.slice, row.view) for row in connection.execute(query)]
+
+
+def history(connection: sa.Connection) -> list[tuple[str, int]]:
+    """When each deletion was made (ISO 8601), and how many persons it took a sample of, by view.
+
+    A sample of no subject counts as a person.
+    """
+    # A request that found everything deleted has the view of the deletion before it.
+    made = sa.select(requests.c.view, sa.func.min(requests.c.created_at).label("at"))
+    when = made.group_by(requests.c.view).subquery()
+    alone = sa.case((samples.c.subject.is_(None), 1), else_=0)
+    people = sa.func.count(samples.c.subject.distinct()) + sa.func.sum(alone)
+    query = (
+        sa.select(when.c.at, people)
+        .join(samples, samples.c.deleted_view == when.c.view)
+        .group_by(when.c.view, when.c.at)
+        .order_by(when.c.view)
+    )
+    return [(at, int(count)) for at, count in connection.execute(query)]
 
 
 def _copies(connection: sa.Connection, contents: set[str]) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from s3t.ledger import deletion as steps
 from s3t.ledger import registry, schema
 from s3t.ledger.database import Database
 from s3t.ledger.deletion import Decide, Deleted
-from s3t.ledger.registry import Entry
+from s3t.ledger.registry import Entry, SlotPersons
 from s3t.types import Digest, Place, Sample, Slot
 
 __all__ = ["Ledger"]
@@ -102,6 +103,27 @@ class Ledger:
         """(shard, slice, view) of every slot hit after ``since_view``, sorted."""
         with self._database.transaction() as connection:
             return steps.hits_after(connection, since_view)
+
+    def persons(self) -> list[SlotPersons]:
+        """The persons of every slot that holds samples, by slot: one scan, 2 s for 10^6 samples."""
+        with self._database.transaction() as connection:
+            return registry.persons(connection)
+
+    def history(self) -> list[tuple[datetime, int]]:
+        """When each deletion was made and of how many persons, by view; dry runs leave no trace.
+
+        Raises:
+            IntegrityError: a moment that is none.
+        """
+        with self._database.transaction() as connection:
+            made = steps.history(connection)
+        try:
+            return [(datetime.fromisoformat(at).astimezone(UTC), count) for at, count in made]
+        except ValueError as error:
+            raise IntegrityError(
+                f"{self._database.name} has a receipt of no known moment ({error}): "
+                "restore it from a copy"
+            ) from None
 
     def samples(self, slot: Slot | None = None, deleted: bool | None = None) -> Iterator[Entry]:
         """Samples by id, read in pages, so each page sees the deletions of its moment.

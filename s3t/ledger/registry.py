@@ -20,7 +20,16 @@ from s3t.ledger import schema
 from s3t.ledger.schema import REGISTERED, incoming, run, samples
 from s3t.types import Digest, Place, Sample, SampleId, Slot, Subject
 
-__all__ = ["ROWS", "Entry", "chunks", "page_after", "register", "where_in"]
+__all__ = [
+    "ROWS",
+    "Entry",
+    "SlotPersons",
+    "chunks",
+    "page_after",
+    "persons",
+    "register",
+    "where_in",
+]
 
 CHUNK = 500
 """Values per IN; far below SQLite's limit of variables, and one compiled statement."""
@@ -38,6 +47,21 @@ class Entry:
     shard: int
     slice: int
     deleted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPersons:
+    """The persons of one slot. A sample of no subject counts as a person of its own.
+
+    Attributes:
+        registered: persons written down.
+        left: those with a sample that is not deleted.
+    """
+
+    shard: int
+    slice: int
+    registered: int
+    left: int
 
 
 def register(
@@ -71,6 +95,29 @@ def page_after(
         Entry(row.sample_id, row.subject, row.shard, row.slice, row.deleted_view is not None)
         for row in connection.execute(query)
     ]
+
+
+def persons(connection: sa.Connection) -> list[SlotPersons]:
+    """The persons of every slot that holds samples, by slot.
+
+    One scan of all samples; a person has all theirs in one slot (``partition.py``).
+    """
+    there = sa.case((samples.c.deleted_view.is_(None), 1), else_=0)
+    with_subject = (
+        sa.select(
+            sa.func.min(samples.c.shard).label("shard"),
+            sa.func.min(samples.c.slice).label("slice"),
+            sa.func.max(there).label("there"),
+        )
+        .where(samples.c.subject.is_not(None))
+        .group_by(samples.c.subject)
+    )
+    without = sa.select(samples.c.shard, samples.c.slice, there).where(samples.c.subject.is_(None))
+    each = sa.union_all(with_subject, without).subquery()
+    slot = each.c.shard, each.c.slice
+    query = sa.select(*slot, sa.func.count(), sa.func.sum(each.c.there))
+    rows = connection.execute(query.group_by(*slot).order_by(*slot))
+    return [SlotPersons(*row) for row in rows]
 
 
 def where_in(
