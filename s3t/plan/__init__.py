@@ -1,8 +1,8 @@
 """The plan of a run: pure maths, no I/O and no torch.
 
-strategies ──► sequences ──► prefixes ──► nodes with keys (lineage) ──► Forest (trie) ──► Plan (layout)
+sequences ──► prefixes ──► nodes with keys (lineage) ──► Forest (trie) ──► Plan (layout)
     ▲
-survival     how long prefixes last      neither is imported here: numpy and scipy take their time
+strategies ◄── survival: how long prefixes last    not imported here: numpy, scipy take their time
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ reported here, together, before the first byte of a run is written.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from s3t.model.base import Base
 from s3t.model.encode import ImageEncoder, TextEncoder
 from s3t.model.loading import build_base, load_model
 from s3t.partition import Partition, partition, slice_rates, tier_slices
-from s3t.plan import Plan, Sequences, make_plan
+from s3t.plan import Plan, Sequences, cyclic, make_plan, prefixes
 from s3t.plan.strategies.brief import Brief
 from s3t.plan.strategies.registry import sequences_for
 from s3t.training.recipe import blocks_of, recipe_of, stage_bytes
@@ -33,6 +33,9 @@ from s3t.types import Digest
 __all__ = ["Draft", "brief_of", "draft", "preview"]
 
 Part = TypeVar("Part")
+
+ROWS = 7
+"""Equal steps of a horizon."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +148,14 @@ def _tried(problems: list[str], load: Callable[[], Part]) -> Part | None:
     return None
 
 
-def preview(config: Config) -> dict[str, Any]:
+def preview(config: Config, horizon: int | None = None) -> dict[str, Any]:
     """What a config would train, as JSON values; writes nothing, trains nothing.
 
     The plan's ``summary``, the tree of one shard as lines of text, and notes on tiers and data.
+
+    Args:
+        config: the config.
+        horizon: R, deletions along which to say what serves, under ``horizon``.
 
     Raises:
         ConfigError, DataError, InputError: with all problems found.
@@ -171,7 +178,33 @@ def preview(config: Config) -> dict[str, Any]:
         "  " + "   " * (node.stage - 1) + f"{node.last}  ({node.samples} samples)"
         for node in plan.forest.of_shard(0)
     ]
-    return plan.summary() | {"tree": tree, "notes": notes}
+    found = plan.summary() | {"tree": tree, "notes": notes}
+    return found if horizon is None else found | {"horizon": _along(drafted, plan, horizon)}
+
+
+def _along(drafted: Draft, plan: Plan, horizon: int) -> dict[str, Any]:
+    """What the plan serves along a horizon of deletions, and the paper's cyclic plan beside it."""
+    from s3t.plan.budget.horizon import along
+
+    shape, sizes = drafted.config.partition, drafted.partition.sizes()
+    rates = slice_rates(shape) or (1.0,) * shape.slices
+    rotations = cyclic(shape.slices, shape.slices)
+    trained = prefixes(rotations) if plan.cumulative else [p[-1:] for p in prefixes(rotations)]
+    passes = plan.epochs * sum(sum(row[c] for c in prefix) for row in sizes for prefix in trained)
+    moments = sorted({round(horizon * part / ROWS) for part in range(ROWS + 1)})
+    ours, theirs = (
+        along(shape.shards, rates, each, moments) for each in (drafted.sequences, rotations)
+    )
+    return {
+        "requests": horizon,
+        "trials": ours.trials,
+        "sample_passes": sum(node.passes for node in plan.forest.nodes),
+        "cyclic_sample_passes": passes,
+        "moments": [
+            asdict(one) | {"cyclic": asdict(other)}
+            for one, other in zip(ours.moments, theirs.moments, strict=True)
+        ],
+    }
 
 
 def _tier_notes(drafted: Draft) -> Iterator[str]:

@@ -100,20 +100,17 @@ class SetTree:
         """
         best: tuple[int, Prefix] | None = None
         ratio = 0.0
-        for start_size, deepest in self._reach(left):
-            starts = [m for m, p in self._prefix.items() if len(p) == start_size]
+        for deepest, starts in self._reach(left).items():
             while True:
                 price = [ratio * cost for cost in self._costs]
                 surplus, start, chain = self._coverage.best_chain(
                     starts, self._prefix, price=price, deepest=deepest
                 )
-                if not chain or surplus <= 1e-15:
+                size = len(self._prefix[start])
+                cost = sum(self._costs[size : size + len(chain)])
+                if surplus <= 1e-15 or surplus / cost + ratio <= ratio:
                     break
-                cost = sum(self._costs[start_size : start_size + len(chain)])
-                found = surplus / cost + ratio
-                if found <= ratio:
-                    break
-                best, ratio = (start, chain), found
+                best, ratio = (start, chain), surplus / cost + ratio
         return best is not None and self._add(*best)
 
     def drop(self, leaf: Prefix) -> None:
@@ -140,16 +137,20 @@ class SetTree:
         self.cost = sum(self._costs[len(p) - 1] for p in prefixes.values() if p)
         self._coverage.reset(mask for mask in prefixes if mask)
 
-    def _reach(self, left: float) -> Iterator[tuple[int, int]]:
-        """Per size of a start the deepest set that ``left`` pays for."""
-        sizes = sorted({len(prefix) for prefix in self._prefix.values()})
-        for size in sizes:
-            deepest, cost = size, 0.0
-            while deepest < len(self._costs) and cost + self._costs[deepest] <= left + 1e-9:
-                cost += self._costs[deepest]
-                deepest += 1
-            if deepest > size:
-                yield size, deepest
+    def _reach(self, left: float) -> dict[int, list[int]]:
+        """By the deepest set that ``left`` pays for, the sets from which a chain may start."""
+        reach: dict[int, list[int]] = {}
+        deepest = []
+        for size in range(len(self._costs) + 1):
+            end, cost = size, 0.0
+            while end < len(self._costs) and cost + self._costs[end] <= left + 1e-9:
+                cost += self._costs[end]
+                end += 1
+            deepest.append(end)
+        for mask, prefix in self._prefix.items():
+            if deepest[len(prefix)] > len(prefix):
+                reach.setdefault(deepest[len(prefix)], []).append(mask)
+        return reach
 
     def _add(self, start: int, chain: Prefix) -> bool:
         prefix, fresh = self._prefix[start], []

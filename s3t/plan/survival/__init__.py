@@ -1,4 +1,15 @@
-"""How long plans last. Only the coupon collector is imported here: it needs neither numpy nor scipy."""
+"""How long plans last.
+
+Only the coupon collector is imported here: it needs neither numpy nor scipy.
+
+untouched    laws over the sets of slices that no request has hit, all 2^L of them
+lengths      the longest surviving prefix: any tree under a law; closed forms for any L
+drawn        the same by Monte Carlo, for what has neither
+stream       requests over slots, with or without repeats ──► hits, law: counted by a clock
+exhaustion   how many requests a plan lasts: the exact law for any rates and sizes
+persons      the same for persons who are not equally likely to ask
+simulation, trajectories    Monte Carlo from first hits
+"""
 
 from __future__ import annotations
 

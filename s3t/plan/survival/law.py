@@ -42,6 +42,8 @@ _CUT = 80.0
 _ROWS = 1024
 """Numbers of requests that are worked on together."""
 
+_ROUNDING = 1e-12
+
 _MOST_PANELS = 1 << 13
 
 _NOW = (0.0, 0.0)
@@ -145,16 +147,18 @@ class RequestLaw:
         if not self.event.certain:
             return math.inf
         above = self.samples or 2 * math.ceil(self.mean) + 1
-        while self.samples is None and self._after(above) > 1 - share:
+        while self.samples is None and self._is_pending(above, 1 - share):
             above *= 2
         below = -1
         while above - below > 1:
             middle = (above + below) // 2
-            below, above = (middle, above) if self._after(middle) > 1 - share else (below, middle)
+            pending = self._is_pending(middle, 1 - share)
+            below, above = (middle, above) if pending else (below, middle)
         return float(above)
 
-    def _after(self, requests: int) -> float:
-        return float(self._survival(np.array([requests]))[0])
+    def _is_pending(self, requests: int, share: float) -> bool:
+        """Whether P(R > r) > share; what differs by rounding is equal."""
+        return bool(self._survival(np.array([requests]))[0] > share + _ROUNDING)
 
     def _survival(self, requests: npt.NDArray[np.int64]) -> Floats:
         """P(R > r) for r of shape [n], up to ``_ROWS``."""

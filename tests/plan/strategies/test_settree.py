@@ -163,6 +163,52 @@ def test_steps_are_a_frontier() -> None:
     assert 55 < found[-1].cost <= 60
 
 
+def priced(slices: int, horizon: float, rises: list[float], overhead: float) -> Brief:
+    worth = [sum(rises[:k]) for k in range(slices + 1)]
+    costs = tuple(stage + overhead for stage in range(1, slices + 1))
+    return Brief(slices, 10.0**6, costs, utility=tuple(worth), horizon=horizon)
+
+
+briefs = st.integers(1, 5).flatmap(
+    lambda slices: st.builds(
+        priced,
+        st.just(slices),
+        st.sampled_from([0.1, 1.0, 5.0]),
+        st.lists(st.sampled_from([0.0, 0.1, 1.0]), min_size=slices, max_size=slices),
+        st.sampled_from([0.0, 2.0]),
+    )
+)
+
+
+@given(briefs)
+@settings(max_examples=40, deadline=None)
+def test_each_tree_is_the_one_before_and_a_chain_more(asked: Brief) -> None:
+    before: set[tuple[int, ...]] = set()
+    for step in steps(asked):
+        nodes = prefixes(step.leaves)
+        assert before < set(nodes)
+        assert len({frozenset(node) for node in nodes}) == len(nodes), "each set once"
+        assert len({leaf[: len(other)] == other for leaf in step.leaves for other in nodes}) <= 2
+        assert step.cost == pytest.approx(spent(step.leaves, asked.node_costs))
+        assert step.value == pytest.approx(value(asked, step.leaves), abs=1e-9)
+        before = set(nodes)
+
+
+@given(briefs)
+@settings(max_examples=40, deadline=None)
+def test_without_a_limit_all_there_is_to_gain_is_gained(asked: Brief) -> None:
+    bound = SetTree(asked.law, asked.worth, asked.node_costs).bound
+    values = [0.0, *(step.value for step in steps(asked))]
+    assert values == sorted(values)
+    assert values[-1] == pytest.approx(bound, abs=1e-9)
+
+
+def test_a_limit_that_pays_for_nothing_more() -> None:
+    assert [step.cost for step in steps(Brief(3, 2.0, (1.5, 3.0, 4.5)))] == [1.5]
+    assert list(steps(Brief(2, 2.9, (1.0, 2.0), utility=(0, 0, 1)))) == []
+    assert list(steps(Brief(3, 100, (1.0, 2.0, 3.0), utility=(1, 1, 1, 1)))) == []
+
+
 # ── more slices than sets can be listed ──────────────────────────────────────────────────────
 
 

@@ -63,7 +63,15 @@ def hit_sets(first: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.bool_]]:
 
 @pytest.mark.parametrize(
     ("slots", "first", "horizon"),
-    [(1, 1, 9), (2, 1, 90), (2, 2, 90), (3, 3, 90), (30, 5, 900), (30, 30, 900), (900, 700, 12_000)],
+    [
+        (1, 1, 9),
+        (2, 1, 90),
+        (2, 2, 90),
+        (3, 3, 90),
+        (30, 5, 900),
+        (30, 30, 900),
+        (900, 700, 12_000),
+    ],
 )
 def test_coupons(slots: int, first: int, horizon: int) -> None:
     law = uniform_exhaustion(slots, first)
@@ -91,11 +99,19 @@ def test_a_large_system() -> None:
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
 @pytest.mark.parametrize(
     "law",
-    [uniform_exhaustion(30, 20), until_exhausted(finite([[9, 1], [4, 7]]), np.ones((2, 2), dtype=bool))],
+    [
+        uniform_exhaustion(30, 20),
+        until_exhausted(finite([[9, 1], [4, 7]]), np.ones((2, 2), dtype=bool)),
+    ],
 )
 def test_quantiles_are_where_the_law_says(law: RequestLaw, share: float) -> None:
     at = int(law.quantile(share))
     assert law.survival(at) <= 1 - share < law.survival(at - 1)
+
+
+def test_quantiles_where_the_law_meets_the_share() -> None:
+    law = until_exhausted(finite([[1, 1, 1, 1, 1]]), np.array([[True, *[False] * 4]]))
+    assert [law.quantile(r / 5) for r in range(1, 5)] == [1, 2, 3, 4]  # R is uniform on 1 … 5
 
 
 def test_before_the_first_request_and_after_the_last() -> None:
@@ -132,7 +148,9 @@ def along_removals(stream: Stream, first: Any, until: Until) -> list[float]:
     total, every = int(stream.weights.sum()), len(sets) - 1
     found = []
     for r in range(total + 1):
-        inside = [sum(n for bit, n in enumerate(sizes) if mask >> bit & 1) for mask in range(every + 1)]
+        inside = [
+            sum(n for bit, n in enumerate(sizes) if mask >> bit & 1) for mask in range(every + 1)
+        ]
         law = [Fraction(math.comb(total - n, r), math.comb(total, r)) for n in inside]
         for bit in range(len(sizes)):
             for mask in range(every + 1):
@@ -228,7 +246,8 @@ def test_equal_sizes_have_a_closed_form(shards: int, slices: int, samples: int, 
 
 
 @pytest.mark.parametrize(
-    ("first", "samples", "others"), [(50, 2, 0), (100, 1, 0), (100, 1, 1), (30, 5, 20), (300, 3, 99)]
+    ("first", "samples", "others"),
+    [(50, 2, 0), (100, 1, 0), (100, 1, 1), (30, 5, 20), (300, 3, 99)],
 )
 def test_many_slices_of_few_samples(first: int, samples: int, others: int) -> None:
     total = first * samples + others

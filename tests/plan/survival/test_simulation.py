@@ -12,7 +12,7 @@ import pytest
 from s3t.errors import InputError
 from s3t.plan.survival.exhaustion import until_exhausted, until_first_death
 from s3t.plan.survival.simulation import Estimate, estimate, forecast, simulate_exhaustion
-from s3t.plan.survival.stream import Stream, endless, finite, uniform
+from s3t.plan.survival.stream import endless, finite, uniform
 
 RATES = np.random.default_rng(2).random((5, 6)) + 0.2
 STREAMS = {

@@ -26,9 +26,7 @@ def table(sequences: Plan, slices: int) -> Any:
 
 def longest(sequences: Plan, hit: set[int]) -> int:
     """Longest prefix without a slice that was hit, by the definition."""
-    return max(
-        next((stage for stage, c in enumerate(s) if c in hit), len(s)) for s in sequences
-    )
+    return max(next((stage for stage, c in enumerate(s) if c in hit), len(s)) for s in sequences)
 
 
 ROTATIONS = [cyclic(6, budget) for budget in range(1, 7)]
@@ -137,8 +135,7 @@ def test_shards_that_serve_are_a_table_too() -> None:
 @pytest.mark.parametrize("stream", [uniform(3, 4), endless([[1, 2, 3, 4]] * 3)])
 def test_threads_change_nothing(stream: Stream, engine: str) -> None:
     one, three = (
-        _followed(engine, stream, [cyclic(4, 2)], 30, 60_000, threads=threads)
-        for threads in (1, 3)
+        _followed(engine, stream, [cyclic(4, 2)], 30, 60_000, threads=threads) for threads in (1, 3)
     )
     assert np.array_equal(one.mean, three.mean)
     assert np.array_equal(one.variance, three.variance)

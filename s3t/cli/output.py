@@ -1,0 +1,47 @@
+"""Where answers go: one document on standard output, files whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from s3t.errors import InputError
+
+__all__ = ["print_json", "quiet", "write"]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Third parties' bars and advice are not ours to print; what they print all the same, from
+    Python or from below it, goes to standard error, so that standard output holds our answer."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(ours, 1)
+        os.close(ours)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def write(path: Path, content: bytes, option: str) -> None:
+    """Write a file whole or not at all."""
+    from s3t.store import write_durably
+
+    try:
+        write_durably(path, content)
+    except OSError as error:
+        raise InputError(f"{option} {path} cannot be written ({error})") from None

@@ -1,0 +1,184 @@
+"""Answers as lines of text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from textwrap import wrap
+from typing import Any
+
+__all__ = ["budget_lines", "forecast_lines", "plan_lines", "receipt_lines", "status_lines"]
+
+
+def plan_lines(summary: dict[str, Any]) -> Iterator[str]:
+    yield (
+        f"{summary['shards']} shards × {summary['slices']} slices, budget {summary['budget']}: "
+        f"{summary['nodes']} nodes"
+    )
+    yield "samples per slice"
+    for shard, sizes in enumerate(summary["slice_sizes"]):
+        yield f"  shard {shard}: " + " ".join(f"{size:5d}" for size in sizes)
+    yield "sequences, each of every shard"
+    for sequence in summary["sequences"][0]:
+        yield "  " + " → ".join(str(part) for part in sequence)
+    yield "tree of shard 0 (slice numbers; each is a node)"
+    yield from summary["tree"]
+    yield "stage  nodes  sample passes      bytes"
+    for stage in summary["stages"]:
+        yield (
+            f"{stage['stage']:5d}  {stage['nodes']:5d}  {stage['sample_passes']:13,d}  "
+            f"{stage['bytes']:9,d}"
+        )
+    yield f"  all  {summary['nodes']:5d}  {summary['sample_passes']:13,d}  {summary['bytes']:9,d}"
+    yield f"expected deletions until exhaustion: {summary['expected_deletions']:.1f}"
+    if "horizon" in summary:
+        yield from _horizon_lines(summary["horizon"])
+    for note in summary["notes"]:
+        yield f"note: {note}"
+
+
+def _horizon_lines(found: dict[str, Any]) -> Iterator[str]:
+    yield "                        this plan │ cyclic, a sequence for each slice"
+    yield "deletions  slices   data  exhausted │ slices   data  exhausted"
+    for moment in found["moments"]:
+        ours, theirs = (
+            f"{one['slices_served']:6.2f}  {one['data_served']:5.1%}  {one['exhausted']:9.2g}"
+            for one in (moment, moment["cyclic"])
+        )
+        yield f"{moment['requests']:9,d}  {ours} │ {theirs}"
+    yield (
+        "expected slices and share of data that a shard serves, probability that no shard serves; "
+        + ("exact" if found["trials"] is None else f"{found['trials']:,} simulated streams")
+    )
+    share = found["sample_passes"] / found["cyclic_sample_passes"]
+    yield (
+        f"sample passes: {found['sample_passes']:,}, {share:.0%} of the "
+        f"{found['cyclic_sample_passes']:,} of cyclic"
+    )
+
+
+def budget_lines(found: Any) -> Iterator[str]:
+    from s3t.plan.budget.advice import config_of, stairs
+    from s3t.plan.budget.curve import DEFAULT
+
+    question = found.question
+    yield (
+        f"{question.samples:,} samples, {question.layers} layers, {question.deletions:,} "
+        f"deletions: {found.candidates:,} plans in {len(found.cells)} cells of shards × slices"
+    )
+    assumed = (
+        " (assumed; python -m benchmarks.deletion_budget.accuracy writes a measured one)"
+        if question.curve is DEFAULT
+        else ""
+    )
+    yield f"curve {question.curve}{assumed}"
+    known = question.layer_bytes is not None
+    unit = "bytes" if known else "adapters"
+    yield (
+        f"shards  slices  plan          leaves  nodes  sample passes  {unit:>14s}  utility  "
+        "at the end  exhausted"
+    )
+    for one in stairs(found):
+        stored = f"{one.bytes:,d}" if known else f"{one.adapters:,.1f}"
+        yield (
+            f"{one.shards:6d}  {one.slices:6d}  {one.kind:12s}  {len(one.sequences):6d}  "
+            f"{one.nodes:5d}  {one.passes:13,.0f}  {stored:>14s}  {one.utility:7.4f}  "
+            f"{one.utility_at_end:10.4f}  {one.exhausted:9.2g}"
+            + ("  ◄" if one == found.recommended else "")
+        )
+    yield f"of {len(found.front)} plans that no other beats (--json has all of them)"
+    yield from wrap(found.reason, 100)
+    yield "in a config:"
+    for line in config_of(found.recommended, question).splitlines():
+        yield f"  {line}"
+
+
+def status_lines(found: Any) -> Iterator[str]:
+    yield (
+        f"view {found.view}: {found.deleted} of {found.samples} samples deleted, "
+        f"{found.expected_deletions_left:.1f} more expected until exhaustion"
+        + (", EXHAUSTED" if found.exhausted else "")
+    )
+    yield "shard  " + " ".join(f"{part:>2d}" for part in range(found.slices)) + "   serves"
+    for shard in found.shards:
+        marks = [
+            " ×" if part in shard.slices_hit else " ●" if part in shard.prefix else " ·"
+            for part in range(found.slices)
+        ]
+        serves = " → ".join(map(str, shard.prefix)) or "nothing"
+        missing = f", {shard.nodes_missing} missing" if shard.nodes_missing else ""
+        yield (
+            f"{shard.shard:5d}  {' '.join(marks)}   {serves}   "
+            f"({shard.nodes_alive} nodes alive, {shard.nodes_dead} dead{missing})"
+        )
+    yield "● serves   · intact, does not serve   × holds a deleted sample"
+
+
+def forecast_lines(found: dict[str, Any]) -> Iterator[str]:
+    shards = found["shards"]
+    serving = sum(bool(shard["first_slices"]) for shard in shards)
+    yield (
+        f"view {found['view']}: {found['persons_left']:,} persons left, "
+        f"{found['first_slices_left']:,} first slices left in {serving} of {len(shards)} shards"
+        + (", EXHAUSTED: no shard serves" if found["exhausted"] else "")
+    )
+    if found["first_slices_missing"]:
+        yield (
+            f"note: {found['first_slices_missing']} first slices are not trained, or damaged, and "
+            "count as dead"
+        )
+    if found["exhausted"]:
+        return
+    seen, trials = found["observed"], found["trials"]
+    yield from _outlook_lines(found, "requests")
+    yield "each deletes one of the persons left; " + (
+        "all are alike, and the figures exact"
+        if trials is None
+        else f"the config's risk rates, {trials:,} streams simulated with seed {found['seed']}"
+    )
+    if seen is None:
+        yield "no rate in time before two deletions"
+    else:
+        yield from _outlook_lines(found, "days")
+        yield (
+            f"at {_short(seen['per_day'])} persons a day, as observed since the first request: "
+            f"{seen['persons']:,} in {_short(seen['days'])} days"
+        )
+    yield "shard  persons  ≈ dies after  first slices left"
+    for shard in shards:
+        left = " ".join(map(str, shard["first_slices"]))
+        dies = _short(shard["median_requests"]) if left else "dead"
+        yield f"{shard['shard']:5d}  {shard['persons_left']:7,d}  {dies:>12s}  {left}".rstrip()
+
+
+def _outlook_lines(found: dict[str, Any], unit: str) -> Iterator[str]:
+    names = ("p5", "p50", "p95", "mean")
+    yield f"{unit:16s}  " + "  ".join(f"{name:>9s}" for name in names)
+    for event, title in (("first_death", "first shard dies"), ("exhaustion", "exhausted")):
+        row = found[event][unit]
+        yield f"{title:16s}  " + "  ".join(f"{_short(row[name]):>9s}" for name in names)
+
+
+def _short(number: float | None) -> str:
+    """Three figures of it, or all before the point; None stands for what need not happen."""
+    if number is None:
+        return "never"
+    whole = number >= 100 or number == int(number)
+    return f"{number:,.0f}" if whole else f"{number:.3g}"
+
+
+def receipt_lines(receipt: Any) -> Iterator[str]:
+    verb = "would delete" if receipt.dry_run else "deleted"
+    yield (
+        f"request {receipt.request_id}: {verb} {len(receipt.deleted)} samples "
+        f"({len(receipt.already_deleted)} were deleted before), view {receipt.view}, "
+        f"{receipt.seconds * 1000:.1f} ms"
+    )
+    if receipt.copies_elsewhere:
+        yield f"{receipt.copies_elsewhere} exact copies that other subjects hold stay"
+    yield f"{len(receipt.nodes_dead)} nodes switched off"
+    for change in receipt.prefixes:
+        if change.before != change.after:
+            before = " → ".join(map(str, change.before)) or "nothing"
+            after = " → ".join(map(str, change.after)) or "nothing"
+            yield f"shard {change.shard}: served {before}, now {after}"
+    yield f"expected deletions left: {receipt.expected_deletions_left:.1f}"

@@ -1,0 +1,326 @@
+"""How much insurance to buy: the front of all plans, and one that is recommended.
+
+    candidates ──► front over training cost, storage, utility, P(exhausted)
+                     │   within the limits: risk, training, storage
+                     ▼
+                   best (greatest utility) ──► recommended: the cheapest that is nearly as good
+
+The rule: of the plans within the limits whose utility above that of an empty prefix is at least
+``ENOUGH`` of the best one's, the one that costs the least training; of those the one that takes the
+least storage. The last hundredth of utility is the most expensive, and no curve is known that well.
+Where no plan stays within the risk, the one with the least risk is shown, as what it is.
+
+Invariant: what is recommended lies on the front; with more training allowed it is never worth less.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from s3t.errors import InputError
+from s3t.plan.budget.candidates import Candidate, Candidates, candidates
+from s3t.plan.budget.pareto import non_dominated
+from s3t.plan.budget.question import Question
+from s3t.plan.survival.exhaustion import uniform_exhaustion
+
+__all__ = ["Budget", "Cell", "advise", "config_of", "stairs"]
+
+ENOUGH = 0.99
+"""Share of the best plan's gain over no training at all that is as good as all of it."""
+
+NEGLIGIBLE = 1e-6
+"""Probabilities of exhaustion below this count as equal on the front."""
+
+Rows = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the grid.
+
+    Attributes:
+        shards: m.
+        slices: L.
+        utility: of the best plan within the limits, None if there is none.
+    """
+
+    shards: int
+    slices: int
+    utility: float | None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The planner's answer.
+
+    Attributes:
+        question: what was asked.
+        candidates: how many plans were weighed.
+        cells: the grid.
+        front: plans that no other one beats in training, storage, utility and risk together, by
+            training cost; within the limits or not.
+        lasts: whether any plan within the limits of cost stays within the risk.
+        recommended: by the rule of the module.
+        best: within the limits, the one with the greatest utility; the same where nothing lasts.
+        cyclic: the paper's plan of as many shards and slices as the recommended one.
+        safe: deletions up to which the recommended plan stays within the risk.
+        reason: why, in words.
+    """
+
+    question: Question
+    candidates: int
+    cells: tuple[Cell, ...]
+    front: tuple[Candidate, ...]
+    lasts: bool
+    recommended: Candidate
+    best: Candidate
+    cyclic: Candidate
+    safe: int
+    reason: str
+
+    def affords(self, candidate: Candidate) -> bool:
+        """Whether a plan keeps to the limits of training and storage."""
+        question = self.question
+        return (
+            candidate.passes <= question.max_passes and (candidate.bytes or 0) <= question.max_bytes
+        )
+
+    def within(self, candidate: Candidate) -> bool:
+        """Whether a plan keeps to all limits."""
+        return self.affords(candidate) and candidate.exhausted <= self.question.risk
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; the plans of the front without their sequences."""
+        question = {name: _finite(value) for name, value in vars(self.question).items()}
+        return {
+            "question": question | {"curve": str(self.question.curve)},
+            "candidates": self.candidates,
+            "cells": [asdict(cell) for cell in self.cells],
+            "front": [_values(one) | {"within": self.within(one)} for one in self.front],
+            "lasts": self.lasts,
+            "recommended": _values(self.recommended)
+            | {"sequences": [list(sequence) for sequence in self.recommended.sequences]},
+            "best": _values(self.best),
+            "cyclic": _values(self.cyclic),
+            "safe_deletions": self.safe,
+            "reason": self.reason,
+            "config": config_of(self.recommended, self.question),
+        }
+
+
+def advise(question: Question) -> Budget:
+    """Weigh every plan and recommend one.
+
+    Raises:
+        InputError: no plan is as cheap as the limits ask.
+    """
+    found = candidates(question)
+    affordable = found.passes <= question.max_passes
+    if question.layer_bytes is not None:
+        affordable &= found.bytes <= question.max_bytes
+    if not affordable.any():
+        raise InputError(
+            f"no plan fits: the cheapest takes {math.ceil(found.passes.min()):,} sample passes and "
+            f"the smallest {_storage(found, ~affordable)}; raise max-passes or max-bytes"
+        )
+    risk = np.maximum(found.exhausted, NEGLIGIBLE)
+    front = non_dominated(np.stack([found.passes, found.adapters, -found.utility, risk], axis=1))
+    front = front[np.argsort(found.passes[front], kind="stable")]
+    lasting = found.exhausted <= question.risk
+    rows = front[(affordable & lasting)[front]]
+    if len(rows):
+        best, chosen = _chosen(found, rows)
+    else:
+        best = chosen = _least_risky(found, front[affordable[front]])
+    recommended, cyclic = found[chosen], found[_cyclic_like(found, chosen)]
+    first = len({sequence[0] for sequence in recommended.sequences}) * recommended.shards
+    slots = recommended.shards * recommended.slices
+    safe = int(uniform_exhaustion(slots, first).quantile(question.risk)) - 1
+    reason = _Reason(found, affordable, recommended, found[best], cyclic, safe)
+    return Budget(
+        question,
+        len(found),
+        tuple(_cells(found, affordable & lasting)),
+        tuple(found[row] for row in front),
+        bool(len(rows)),
+        recommended,
+        found[best],
+        cyclic,
+        safe,
+        reason.of_lasting() if len(rows) else reason.of_exhausted(),
+    )
+
+
+def stairs(budget: Budget, limit: int = 15) -> list[Candidate]:
+    """Plans of the front to show: each dearer one is better than all cheaper ones.
+
+    Better in utility, among the plans within the limits; in risk where no plan lasts. Thinned to
+    about ``limit`` with even steps; the cheapest, the recommended and the best one stay.
+    """
+
+    def score(one: Candidate) -> float:
+        return one.utility if budget.lasts else -one.exhausted
+
+    kept: list[Candidate] = []
+    for one in budget.front:
+        shown = budget.within(one) if budget.lasts else budget.affords(one)
+        if shown and (not kept or score(one) > score(kept[-1])):
+            kept.append(one)
+    if len(kept) > limit:
+        at = np.linspace(0, len(kept) - 1, limit - 2).round().astype(int)
+        kept = [kept[number] for number in np.unique(at)]
+    kept += [one for one in {budget.recommended: None, budget.best: None} if one not in kept]
+    return sorted(kept, key=lambda one: (one.passes, one.utility))
+
+
+def config_of(candidate: Candidate, question: Question) -> str:
+    """The lines of a config that ask for such a plan, as YAML.
+
+    A tree is grown anew from them, with a search on top (``strategies.settree``): it costs no more
+    and is worth as much or a little more, but need not be the same tree.
+    """
+    shape = f"partition: {{shards: {candidate.shards}, slices: {candidate.slices}}}\n"
+    stage = f"stage: {{epochs: {question.epochs}}}\n"
+    if candidate.kind != "tree":
+        budget = len(candidate.sequences)
+        return f"{shape}sequences: {{strategy: cyclic, budget: {budget}}}\n{stage}"
+    horizon = question.horizon(candidate.shards, candidate.slices)
+    worth = question.worth(candidate.shards, candidate.slices)
+    gain = float(worth[-1] - worth[0])
+    digits = 4 - math.floor(math.log10(gain)) if gain else 0  # five figures of what is to be gained
+    utility = ", ".join(f"{value:.{max(digits, 0)}f}" for value in worth)
+    return (
+        f"{shape}sequences:\n  strategy: tree\n  unit: slice-passes\n"
+        f"  budget: {candidate.slice_passes}\n  horizon: {horizon:.6g}\n"
+        f"  utility: [{utility}]\n{stage}"
+    )
+
+
+def _chosen(found: Candidates, rows: Rows) -> tuple[np.intp, np.intp]:
+    """The best row, and the one that is recommended."""
+    best: np.intp = rows[np.argmax(found.utility[rows])]
+    nothing = float(found.question.curve.utility(0, found.question.samples))
+    goal = nothing + ENOUGH * (found.utility[best] - nothing)
+    enough = rows[found.utility[rows] >= goal - 1e-12]
+    keys = (found.exhausted, -found.utility, found.adapters, found.passes)
+    return best, enough[np.lexsort([key[enough] for key in keys])[0]]
+
+
+def _least_risky(found: Candidates, rows: Rows) -> np.intp:
+    """The row to show where nothing lasts: of equal risk the most useful, then the cheapest."""
+    keys = (found.adapters, found.passes, -found.utility, found.exhausted)
+    least: np.intp = rows[np.lexsort([key[rows] for key in keys])[0]]
+    return least
+
+
+def _cyclic_like(found: Candidates, row: int | np.intp) -> np.intp:
+    """The cyclic plan of the same m and L; with one slice it is the one sequence."""
+    same = (found.shards == found.shards[row]) & (found.slices == found.slices[row])
+    kind = found.kinds("cyclic" if found.slices[row] > 1 else "one sequence")
+    first: np.intp = np.flatnonzero(same & kind)[0]
+    return first
+
+
+def _cells(found: Candidates, within: npt.NDArray[np.bool_]) -> Iterator[Cell]:
+    for slices, shards in found.question.cells.items():
+        for m in shards:
+            here = within & (found.shards == m) & (found.slices == slices)
+            utility = float(found.utility[here].max()) if here.any() else None
+            yield Cell(m, slices, utility)
+
+
+@dataclass(frozen=True, eq=False)
+class _Reason:
+    """Why a plan is recommended, in words. ``affordable`` says of each candidate whether it is."""
+
+    found: Candidates
+    affordable: npt.NDArray[np.bool_]
+    chosen: Candidate
+    best: Candidate
+    cyclic: Candidate
+    safe: int
+
+    def of_lasting(self) -> str:
+        """Of a plan that stays within the risk."""
+        found, question, one = self.found, self.found.question, self.chosen
+        within = self.affordable & (found.exhausted <= question.risk)
+        once = question.samples * question.epochs
+        share = f"{ENOUGH:.0%} of its gain over no training"
+        chosen = (
+            f"none that is cheaper has {share}"
+            if one == self.best
+            else f"this is the cheapest with {share}: {one.utility:.4f} for {one.passes:,.0f}"
+        )
+        parts = [
+            f"{within.sum():,} of {len(found):,} plans keep to the limits: {_capped(question)}"
+            f"exhausted within {question.deletions:,} deletions with a probability of at "
+            f"most {question.risk:.3g}. The best of them is worth {self.best.utility:.4f}, on "
+            f"average along the deletions, for {self.best.passes:,.0f} sample passes; {chosen}. "
+            f"That is as much as {one.passes / once:.3g} trainings of one model on all data; it "
+            f"keeps to the risk for {self.safe:,} deletions."
+        ]
+        cheaper = np.flatnonzero(within & (found.passes < one.passes))
+        if len(cheaper):
+            next_ = found[cheaper[found.utility[cheaper].argmax()]]
+            parts.append(
+                f"The best that is cheaper, {_named(next_)}, is worth {next_.utility:.4f} for "
+                f"{next_.passes:,.0f}."
+            )
+        return " ".join([*parts, self._compared()])
+
+    def of_exhausted(self) -> str:
+        """Of the least risky plan where none stays within the risk."""
+        question = self.found.question
+        lasting = self.found.exhausted <= question.risk
+        hint = "give more samples, a smaller min-slice or a base with more layers"
+        if lasting.any():
+            least = math.ceil(self.found.passes[lasting].min())
+            hint = f"raise the limits: from {least:,} sample passes and "
+            hint += f"{_storage(self.found, lasting)} on there are plans that last"
+        return (
+            f"No plan lasts: the least risky one is exhausted within "
+            f"{question.deletions:,} deletions with probability "
+            f"{self.chosen.exhausted:.3g}, over {question.risk:.3g}. It keeps to that for "
+            f"{self.safe:,} deletions. Train anew by then, accept a greater risk, or {hint}. "
+            f"{self._compared()}"
+        )
+
+    def _compared(self) -> str:
+        if self.chosen == self.cyclic:
+            return "It is the cyclic plan itself."
+        return (
+            f"The cyclic plan of as many shards and slices is worth {self.cyclic.utility:.4f} for "
+            f"{self.cyclic.passes:,.0f}, exhausted with probability {self.cyclic.exhausted:.3g}."
+        )
+
+
+def _capped(question: Question) -> str:
+    caps = ((question.max_passes, "sample passes"), (question.max_bytes, "bytes"))
+    return "".join(f"{value:,.0f} {unit}, " for value, unit in caps if value < math.inf)
+
+
+def _named(one: Candidate) -> str:
+    what = f"tree with {len(one.sequences)} leaves" if one.kind == "tree" else one.kind
+    return f"{one.shards} × {one.slices}, {what}"
+
+
+def _storage(found: Candidates, rows: npt.NDArray[np.bool_]) -> str:
+    if found.question.layer_bytes is None:
+        return f"{found.adapters[rows].min():,.3g} adapters"
+    return f"{found.bytes[rows].min():,.0f} bytes"
+
+
+def _values(one: Candidate) -> dict[str, Any]:
+    values = asdict(one)
+    del values["sequences"]
+    return values | {"leaves": len(one.sequences)}
+
+
+def _finite(value: Any) -> Any:
+    return None if value == math.inf else value

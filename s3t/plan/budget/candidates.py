@@ -1,0 +1,232 @@
+"""Every plan that the planner weighs: in cells of m shards × L slices sequences and trees.
+
+    plan (one sequence, cyclic, set trees)          cell (m, L)
+      │                                               │
+      └ longest prefix, by untouched slices           └ law of their number, worth of 0 … L slices
+                              └────────────┬────────────┘
+                                           ▼
+            training cost, storage, utility along the horizon, P(exhausted)
+
+Trees of one L are grown for a few cells and then weighed in all: what a tree covers does not depend
+on m. The weights are exact: requests are counted, each hitting one of the m·L slots alike, with
+repeats (arXiv 2406.16257, section 4).
+
+What is left out, so that one shard can speak for all: slices are of equal size, a shard's worth
+depends on the data of its prefix alone (not on how many blocks that trains), the shards' utilities
+are averaged, a shard without a prefix counting what nothing is worth, and an ensemble is worth what
+its members are on average. Heads are not counted in the storage.
+
+Invariant: candidates follow from the question alone, in the same order every time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from s3t.plan.blocks import block_layers
+from s3t.plan.budget.question import Question
+from s3t.plan.sequences import Sequences, cyclic
+from s3t.plan.strategies.brief import Brief, spent
+from s3t.plan.strategies.settree import steps
+from s3t.plan.survival.exhaustion import uniform_exhaustion
+from s3t.plan.survival.lengths import expected_utility, length_law, length_table
+from s3t.plan.survival.occupancy import occupancy, occupancy_along
+from s3t.plan.survival.untouched import Floats, set_sizes
+from s3t.plan.trie import prefixes
+
+__all__ = ["Candidate", "Candidates", "candidates"]
+
+HORIZONS = (0.25, 1.0, 4.0)
+"""Requests per slice for which trees are grown, in the nearest cell of each L. In a cell between
+two of them the best of these trees is worth, on average over costs, 0 to 2 % less than its own."""
+
+FEW = 6
+"""Up to so many slices trees are grown until they cost what cyclic costs; beyond, until they are
+worth what cyclic is in the cell, which takes two thirds to an eighth of its cost."""
+
+Kind = Literal["tree", "cyclic", "one sequence"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One plan, and what can be expected of it.
+
+    Attributes:
+        shards: m.
+        slices: L.
+        kind: a set tree, the paper's cyclic plan with a sequence per slice, or one sequence (SISA).
+        sequences: of each shard; of a tree its leaves.
+        nodes: of all shards.
+        passes: training cost in samples × epochs, with the overhead of each node.
+        adapters: storage; 1 is a whole adapter of all layers.
+        bytes: storage, None if a layer's bytes are unknown.
+        utility: expected, on average over 0, 1, … R deletions.
+        utility_at_end: expected after R deletions.
+        exhausted: P(no shard has a prefix left after R deletions).
+    """
+
+    shards: int
+    slices: int
+    kind: Kind
+    sequences: Sequences
+    nodes: int
+    passes: float
+    adapters: float
+    bytes: int | None
+    utility: float
+    utility_at_end: float
+    exhausted: float
+
+    @property
+    def slice_passes(self) -> int:
+        """Cost of one shard as ``sequences.unit: slice-passes`` counts it."""
+        return sum(len(prefix) for prefix in prefixes(self.sequences))
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """All plans in all cells, by column [n]; the numbers as in ``Candidate``."""
+
+    question: Question
+    plans: tuple[tuple[Kind, Sequences], ...]
+    plan: npt.NDArray[np.intp]
+    shards: npt.NDArray[np.intp]
+    slices: npt.NDArray[np.intp]
+    nodes: npt.NDArray[np.intp]
+    passes: Floats
+    adapters: Floats
+    utility: Floats
+    utility_at_end: Floats
+    exhausted: Floats
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, number: int | np.intp) -> Candidate:
+        kind, sequences = self.plans[self.plan[number]]
+        adapters, question = float(self.adapters[number]), self.question
+        whole = question.layers * question.layer_bytes if question.layer_bytes else None
+        return Candidate(
+            int(self.shards[number]),
+            int(self.slices[number]),
+            kind,
+            sequences,
+            int(self.nodes[number]),
+            float(self.passes[number]),
+            adapters,
+            None if whole is None else round(adapters * whole),
+            float(self.utility[number]),
+            float(self.utility_at_end[number]),
+            float(self.exhausted[number]),
+        )
+
+    @property
+    def bytes(self) -> Floats:
+        """Storage in bytes, inf if a layer's bytes are unknown: [n]."""
+        return self.adapters * (self.question.layers * (self.question.layer_bytes or np.inf))
+
+    def kinds(self, kind: Kind) -> npt.NDArray[np.bool_]:
+        """Which plans are of a kind: [n]."""
+        return np.array([found == kind for found, _ in self.plans])[self.plan]
+
+
+def candidates(question: Question) -> Candidates:
+    """Every plan in every cell, weighed exactly. A second for 64 cells."""
+    plans: list[tuple[Kind, Sequences]] = []
+    parts = []
+    for slices, shards in question.cells.items():
+        found = list(_plans(question, slices, shards))
+        parts.append(_weighed(question, slices, shards, [plan for _, plan in found], len(plans)))
+        plans += found
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return Candidates(question, tuple(plans), *columns)
+
+
+def _plans(
+    question: Question, slices: int, shards: Sequence[int]
+) -> Iterator[tuple[Kind, Sequences]]:
+    yield "one sequence", cyclic(slices, 1)
+    if slices == 1:
+        return
+    yield "cyclic", cyclic(slices, slices)
+    horizons = np.log([question.horizon(m, slices) for m in shards])
+    nearest = {int(np.abs(horizons - np.log(wanted)).argmin()) for wanted in HORIZONS}
+    for number in sorted(nearest):
+        for tree in _trees(question, slices, shards[number]):
+            yield "tree", tree
+
+
+def _trees(question: Question, slices: int, shards: int) -> Iterator[Sequences]:
+    """A family of set trees, each the one before and a chain more, grown for one cell."""
+    training = question.samples / (shards * slices) * question.epochs
+    costs = tuple(stage + question.overhead / training for stage in range(1, slices + 1))
+    worth, rotations = question.worth(shards, slices), cyclic(slices, slices)
+    horizon = question.horizon(shards, slices)
+    utility = tuple(worth.tolist())
+    brief = Brief(slices, spent(rotations, costs), costs, utility=utility, horizon=horizon)
+    lengths = length_law(length_table(prefixes(rotations), slices), brief.law)
+    enough = math.inf if slices <= FEW else expected_utility(lengths, utility) - worth[0]
+    for step in steps(brief):
+        yield step.leaves
+        if step.value >= enough:
+            return
+
+
+def _weighed(
+    question: Question, slices: int, shards: Sequence[int], plans: Sequence[Sequences], start: int
+) -> tuple[npt.NDArray[np.generic], ...]:
+    """Columns of ``Candidates`` from ``plan`` on, plan by plan and m by m."""
+    nodes = [prefixes(plan) for plan in plans]
+    stages = np.array([np.bincount([len(p) for p in n], minlength=slices + 1)[1:] for n in nodes])
+    m = np.array(shards)
+    training = question.samples / slices * question.epochs * np.arange(1, slices + 1)
+    passes = (stages @ training)[:, None] + question.overhead * stages.sum(axis=1)[:, None] * m
+    blocks = np.array([hi - lo for lo, hi in block_layers(question.layers, slices)])
+    covers = np.array([_covers(found, slices) for found in nodes])
+    worth = covers @ np.array([question.worth(count, slices) for count in shards]).T
+    along = occupancy_along(slices, m * slices, question.deletions).T
+    at_end = occupancy(slices, m * slices, question.deletions).T
+    first = [sum(len(prefix) == 1 for prefix in found) for found in nodes]
+    risks = {
+        k: [_exhausted(count * slices, count * k, question.deletions) for count in shards]
+        for k in set(first)
+    }
+    shape = (len(plans), len(shards))
+    return tuple(
+        np.broadcast_to(column, shape).ravel()
+        for column in (
+            np.arange(start, start + len(plans))[:, None],
+            m,
+            np.array(slices),
+            stages.sum(axis=1)[:, None] * m,
+            passes,
+            (stages @ blocks)[:, None] * m / question.layers,
+            (along * worth).sum(axis=1),
+            (at_end * worth).sum(axis=1),
+            np.array([risks[k] for k in first]),
+        )
+    )
+
+
+def _covers(nodes: Sequence[Sequence[int]], slices: int) -> Floats:
+    """Share of the sets of j slices whose longest trained set has k: [j, k], rows sum to 1."""
+    table = length_table(nodes, slices)
+    width = slices + 1
+    pairs = set_sizes(slices).astype(np.intp) * width + table
+    counts = np.bincount(pairs, minlength=width * width).reshape(width, width)
+    shares: Floats = counts / counts.sum(axis=1, keepdims=True)
+    return shares
+
+
+def _exhausted(slots: int, first: int, requests: int) -> float:
+    """P(all first slices are hit by so many requests); rounding below 1e-12 is taken for 0."""
+    if requests < first:
+        return 0.0
+    found = 1 - float(uniform_exhaustion(slots, first).survival(requests))
+    return found if found > 1e-12 else 0.0
