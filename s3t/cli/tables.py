@@ -95,8 +95,12 @@ def budget_lines(found: Any) -> Iterator[str]:
 def status_lines(found: Any) -> Iterator[str]:
     yield (
         f"view {found.view}: {found.deleted} of {found.samples} samples deleted, "
-        f"{found.expected_deletions_left:.1f} more expected until exhaustion"
-        + (", EXHAUSTED" if found.exhausted else "")
+        + (
+            "EXHAUSTED"
+            if found.exhausted
+            else f"by rule of thumb {found.expected_deletions_left:.1f} more until exhaustion "
+            "(s3t forecast counts who is left)"
+        )
     )
     yield "shard  " + " ".join(f"{part:>2d}" for part in range(found.slices)) + "   serves"
     for shard in found.shards:

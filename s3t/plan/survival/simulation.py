@@ -1,4 +1,4 @@
-"""Monte Carlo from first hits: how many requests plans last, and what is left of a running system.
+"""Monte Carlo from first hits: how many requests plans last.
 
 Every plan meets the same requests in a trial (common random numbers), so differences between plans
 are far surer than each of them. Compare with ``exhaustion``, which is exact for one plan at a time;
@@ -22,7 +22,7 @@ from s3t.plan.survival.exhaustion import checked_mask
 from s3t.plan.survival.hits import CELLS, Sizes, first_hits, in_chunks, log_uniform
 from s3t.plan.survival.stream import Floats, Stream
 
-__all__ = ["Estimate", "Forecast", "estimate", "forecast", "simulate_exhaustion"]
+__all__ = ["Estimate", "estimate", "simulate_exhaustion"]
 
 Counts = npt.NDArray[np.int64]
 
@@ -41,19 +41,6 @@ class Estimate:
     def holds(self, value: float) -> bool:
         """Whether ``value`` lies in the interval."""
         return abs(value - self.mean) <= self.half_width
-
-
-@dataclass(frozen=True, eq=False)
-class Forecast:
-    """What lies ahead of a running system, [trials] each, paired; inf where it never comes.
-
-    Attributes:
-        first_death: requests until the first of the shards that still serve dies.
-        exhaustion: requests until no shard serves.
-    """
-
-    first_death: Floats
-    exhaustion: Floats
 
 
 def estimate(values: npt.ArrayLike) -> Estimate:
@@ -111,39 +98,6 @@ def simulate_exhaustion(
     cells = _UNIFORM_CELLS if stream.is_uniform else CELLS
     found = list(in_chunks(task, stream.slots, trials, seed, threads, cells))
     return np.concatenate(found, axis=1).T
-
-
-def forecast(
-    stream: Stream, first: npt.ArrayLike, trials: int, *, seed: int, threads: int = 1
-) -> Forecast:
-    """What lies ahead of a system some of whose slices may be hit already.
-
-    Args:
-        stream: what the requests to come hit; ``finite`` with the samples that are left.
-        first: bool [m, L], the first slices that are still untouched.
-        trials: independent repetitions.
-        seed: of all draws.
-        threads: chunks of trials that are worked on at a time.
-
-    Raises:
-        InputError: a mask that does not fit, or every shard is dead.
-    """
-    mask = checked_mask(stream, first)
-    shards = [np.flatnonzero(row) + shard * stream.slices for shard, row in enumerate(mask)]
-    serving = [slots for slots in shards if len(slots)]
-    if not serving:
-        raise InputError("no shard has a first slice left: there is nothing to forecast")
-
-    def task(draw: np.random.Generator, sizes: Sizes) -> Floats:
-        ends = []
-        for size in sizes:
-            numbers = _numbers_by_slot(draw, stream, size)
-            deaths = np.stack([_latest(numbers[slots]) for slots in serving])
-            ends.append([deaths.min(axis=0), deaths.max(axis=0)])
-        return np.concatenate(ends, axis=1)
-
-    found = np.concatenate(list(in_chunks(task, stream.slots, trials, seed, threads)), axis=1)
-    return Forecast(found[0], found[1])
 
 
 def _latest(numbers: Floats) -> Floats:
