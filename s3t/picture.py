@@ -56,6 +56,8 @@ def draw_budget(figure: Figure, budget: Budget) -> None:
 
 
 def _front(axes: Axes, budget: Budget) -> None:
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     for within, colour, label in (
         (False, "lightgrey", "on the front, over a limit"),
         (True, "tab:blue", "on the front, within all limits"),
@@ -75,6 +77,10 @@ def _front(axes: Axes, budget: Budget) -> None:
     axes.scatter([chosen.passes], [chosen.utility], marker="*", s=160, color="tab:red", zorder=3,
                  label=f"{name}, {chosen.shards} × {chosen.slices}")  # fmt: skip
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", labelsize=8)
     axes.set_xlabel("training cost, sample passes")
     axes.set_ylabel("expected utility, mean along the deletions")
     axes.grid(alpha=0.3)
