@@ -1,10 +1,11 @@
 """``make demo``: train on digits, forget people one after another, keep answering, prove it.
 
-    1  S3T on digits: 4 shards × 4 slices, 4 sequences, a ViT whose base has seen public data only
-    2  beside it SISA on the same shards (one sequence) and one LoRA fine-tune on all private data
-    3  samples are forgotten one request after another while a thread keeps predicting
-    4  a table and a picture: accuracy and surviving prefixes against deletions
-    5  surviving nodes are trained again without the deleted samples: the bytes must be equal
+    1  S3T on digits: 4 shards × 4 slices, 4 rotations, a ViT whose base has seen public data only
+    2  the set tree at 60 % of the rotations' training; nodes that both have are trained once
+    3  beside them SISA on the same shards (one sequence) and one LoRA fine-tune on all private data
+    4  samples are forgotten one request after another while a thread keeps predicting
+    5  a table and a picture: accuracy and surviving prefixes against deletions
+    6  surviving nodes are trained again without the deleted samples: the bytes must be equal
 
 Exit code 0 only if no request failed, no answer was older than an acknowledged deletion, and all
 bytes are equal.
@@ -22,19 +23,22 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a user and the one who forgets: a core each
 
+from benchmarks.adoption import Trained, on_base_of, trained
 from s3t import S3T, load_config
 from s3t.config import Config
 from s3t.data import load_public
 from s3t.run import RunDir
 from s3t.training.retraining import retrain
-from s3t.training.walk import train
+from s3t.types import NodeKey
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "digits.yaml"
 FULL = (
@@ -44,6 +48,8 @@ FULL = (
     "stage.isolation=snapshot",
 )
 SISA = ("sequences.budget=1", "stage.isolation=snapshot")
+TREE = ("sequences={strategy: tree, unit: slice-passes, budget: 24}",)
+NAMES = {"s3t": "S3T, 4 rotations", "tree": "S3T, set tree", "sisa": "SISA, 1 sequence"}
 
 
 @dataclass
@@ -79,11 +85,20 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Point:
-    """State after a number of deletions."""
+    """State after a number of deletions.
+
+    Attributes:
+        deletions: so many.
+        accuracy: on the public test data.
+        prefixes: length of each shard's prefix.
+        nodes: keys of those that serve.
+        milliseconds: that the last deletion took.
+    """
 
     deletions: int
     accuracy: float
     prefixes: tuple[int, ...]
+    nodes: tuple[NodeKey, ...]
     milliseconds: float
 
 
@@ -99,21 +114,27 @@ def main() -> int:
     shutil.rmtree(options.output, ignore_errors=True)
     runs = train_all(options.output)
     ids = sample_ids(runs["s3t"], options.deletions, options.seed)
-    with S3T.load(runs["sisa"].root) as sisa:
-        sisa_points = forget(sisa, ids, None)
     with S3T.load(runs["s3t"].root) as service:
         users = Predictions(service, test_images(runs["s3t"].config()))
-        points = forget(service, ids, users)
-        status = service.status()
+        points = {"s3t": forget(service, ids, users)}
+    for name in ("tree", "sisa"):
+        with S3T.load(runs[name].root) as service:
+            points[name] = forget(service, ids, None)
     with S3T.load(runs["full"].root) as full:
         full_accuracy = accuracy(full)
         full.deactivate(sample_ids(runs["full"], 1, options.seed))
         base_accuracy = accuracy(full)  # its only prefix is gone: base and public head answer
-    print_table(points, sisa_points, base_accuracy, full_accuracy)
-    picture = draw(options.output / "demo.png", points, sisa_points, base_accuracy, full_accuracy)
-    survivors = [shard.node for shard in status.shards if shard.node is not None]
-    equal = retrain(runs["s3t"], survivors, options.output / "retrained")
-    latency = sorted(point.milliseconds for point in points[1:])
+    shares = {name: cost(runs[name]) / cost(runs["s3t"]) for name in NAMES}
+    print_table(points, shares, base_accuracy, full_accuracy)
+    picture = draw(options.output / "demo.png", points, shares, base_accuracy, full_accuracy)
+    equal = {
+        name: retrain(runs[name], survivors, options.output / "retrained" / name)
+        for name, survivors in (
+            ("s3t", points["s3t"][-1].nodes),
+            ("tree", longest(runs["tree"], points["tree"][-1].nodes)),
+        )
+    }
+    latency = sorted(point.milliseconds for point in points["s3t"][1:])
     print(
         f"\nwhile {len(ids)} deletions came, {users.answers} predictions were answered, "
         f"{len(users.failures)} failed, {users.stale} were older than an acknowledged deletion"
@@ -122,42 +143,60 @@ def main() -> int:
         f"deactivate, durable and with the wait for running predictions: median "
         f"{statistics.median(latency):.1f} ms, slowest {latency[-1]:.1f} ms"
     )
+    checks = [same for found in equal.values() for same in found.values()]
     print(
-        f"exactness: {len(equal)} surviving nodes trained again without the deleted samples, "
-        f"{sum(equal.values())} with equal bytes"
+        f"exactness: {len(checks)} surviving nodes trained again without the deleted samples "
+        f"({len(equal['tree'])} of the set tree), {sum(checks)} with equal bytes"
     )
     result = {
         "base": base_accuracy,
         "full_lora": full_accuracy,
-        "s3t": [vars_of(point) for point in points],
-        "sisa": [vars_of(point) for point in sisa_points],
+        "cost": shares,
+        **{name: [vars_of(point) for point in found] for name, found in points.items()},
         "answers": users.answers,
         "failures": users.failures,
         "stale": users.stale,
-        "equal_bytes": {str(key): same for key, same in equal.items()},
+        "equal_bytes": equal,
         "seconds": round(time.monotonic() - started, 1),
     }
     report = options.output / "demo.json"
     report.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"picture {picture}, figures {report}, {result['seconds']} s in all")
-    sound = not users.failures and not users.stale and users.answers and all(equal.values())
+    sound = not users.failures and not users.stale and users.answers and all(checks)
     return 0 if sound else 1
 
 
 def train_all(output: Path) -> dict[str, RunDir]:
-    """Train the three runs; the second and third start from the first one's base."""
+    """Train the four runs; all stand on the first one's base, and none trains a node twice."""
     runs: dict[str, RunDir] = {}
     for name, title, words in (
-        ("s3t", "S3T", ()),
+        ("s3t", "S3T, 4 rotations", ()),
+        ("tree", "S3T, set tree", TREE),
         ("sisa", "SISA on the same shards", SISA),
         ("full", "one LoRA fine-tune on all private data", FULL),
     ):
-        base = (f"model.base={runs['s3t'].base_path}", "model.adapt=null") if runs else ()
+        base = on_base_of(runs["s3t"]) if runs else ()
         where = ("aggregation.on_exhausted=base", f"output={output / name}")
-        report = train(load_config(CONFIG, (*words, *base, *where)))
-        print(f"trained {title}: {report.nodes} nodes in {report.seconds:.1f} s", flush=True)
-        runs[name] = RunDir.existing(output / name)
+        found = trained(load_config(CONFIG, (*words, *base, *where)), runs.values())
+        runs[name] = found.run
+        print(f"trained {title}: {_sentence(found)}", flush=True)
     return runs
+
+
+def _sentence(found: Trained) -> str:
+    taken = f", {found.adopted} of them taken over" if found.adopted else ""
+    return f"{found.nodes} nodes{taken} in {found.seconds:.1f} s"
+
+
+def cost(run: RunDir) -> int:
+    """Sample passes of a run's plan: what training all of it takes."""
+    return int(run.plan().summary()["sample_passes"])
+
+
+def longest(run: RunDir, survivors: Sequence[NodeKey]) -> list[NodeKey]:
+    """The survivor with the longest lineage, at most one."""
+    forest = run.plan().forest
+    return sorted(survivors, key=lambda key: (-forest[key].stage, key))[:1]
 
 
 def sample_ids(run: RunDir, count: int, seed: int) -> list[str]:
@@ -193,9 +232,11 @@ def forget(service: S3T, ids: list[str], users: Predictions | None) -> list[Poin
 
 
 def point(service: S3T, deletions: int, milliseconds: float) -> Point:
-    """Accuracy on the public test data, and each shard's prefix length."""
-    lengths = tuple(len(shard.prefix) for shard in service.status().shards)
-    return Point(deletions, accuracy(service), lengths, milliseconds)
+    """Accuracy, and what serves, as it is now."""
+    shards = service.status().shards
+    lengths = tuple(len(shard.prefix) for shard in shards)
+    nodes = tuple(shard.node for shard in shards if shard.node is not None)
+    return Point(deletions, accuracy(service), lengths, nodes, milliseconds)
 
 
 def accuracy(service: S3T) -> float:
@@ -213,20 +254,32 @@ def vars_of(point: Point) -> dict[str, Any]:
     }
 
 
-def print_table(points: list[Point], sisa: list[Point], base: float, full: float) -> None:
+def print_table(
+    points: dict[str, list[Point]], shares: dict[str, float], base: float, full: float
+) -> None:
     """Accuracy and prefixes against deletions."""
     print("\naccuracy on public test data; where nothing serves any more the base answers")
     print(f"base alone with a head of public data {base:.4f}, LoRA on all private data {full:.4f}")
-    print("deletions   S3T accuracy  prefixes      SISA accuracy  prefixes")
-    for ours, theirs in zip(points, sisa, strict=True):
-        if ours.deletions in (0, 1, 2, 5, 10, 15, 20) or ours is points[-1]:
-            print(
-                f"{ours.deletions:9d}   {ours.accuracy:12.4f}  {_lengths(ours):12s}  "
-                f"{theirs.accuracy:13.4f}  {_lengths(theirs)}"
-            )
+    print("deletions" + "".join(f"  {_label(name, shares):>26s}" for name in NAMES))
+    last = len(points["s3t"]) - 1
+    for number in [n for n in (0, 1, 2, 5, 10, 15, 20) if n < last] + [last]:
+        of = [points[name][number] for name in NAMES]
+        cells = [f"{point.accuracy:.4f}  {' '.join(map(str, point.prefixes))}" for point in of]
+        print(f"{number:9d}" + "".join(f"  {cell:>26s}" for cell in cells))
 
 
-def draw(path: Path, points: list[Point], sisa: list[Point], base: float, full: float) -> Path:
+def _label(name: str, shares: dict[str, float]) -> str:
+    """A run's name, with its training as a share of the rotations'."""
+    return f"{NAMES[name]} ({100 * shares[name]:.0f} %)"
+
+
+def draw(
+    path: Path,
+    points: dict[str, list[Point]],
+    shares: dict[str, float],
+    base: float,
+    full: float,
+) -> Path:
     """Two panels: accuracy, and slices that serve."""
     import matplotlib
 
@@ -234,30 +287,24 @@ def draw(path: Path, points: list[Point], sisa: list[Point], base: float, full: 
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    at = [point.deletions for point in points]
     left.axhline(full, color="grey", linestyle=":", label="LoRA on all, nothing deleted")
     left.axhline(base, color="grey", linestyle="--", label="base with a public head")
-    for name, series, colour in (
-        ("S3T, 4 sequences", points, "C0"),
-        ("SISA, 1 sequence", sisa, "C3"),
-    ):
-        left.plot(at, [point.accuracy for point in series], "o-", color=colour, ms=3, label=name)
+    for (name, series), colour in zip(points.items(), ("C0", "C2", "C3"), strict=True):
+        at = [point.deletions for point in series]
+        style = {"color": colour, "label": _label(name, shares)}
+        left.plot(at, [point.accuracy for point in series], "o-", ms=3, **style)
         served = [sum(point.prefixes) for point in series]
-        right.step(at, served, where="post", color=colour, label=name)
+        right.step(at, served, where="post", **style)
     left.set(xlabel="deletions", ylabel="accuracy on public test data", title="Accuracy")
     right.set(
         xlabel="deletions", ylabel="slices in the serving prefixes", title="What still serves"
     )
     right.set_ylim(bottom=0)
     left.legend(fontsize=8)
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, title="share of the rotations' training", title_fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path
-
-
-def _lengths(point: Point) -> str:
-    return " ".join(str(length) for length in point.prefixes)
 
 
 if __name__ == "__main__":
