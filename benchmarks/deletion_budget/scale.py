@@ -4,14 +4,14 @@
 
 m = 1,000 shards × L = 64 slices, on two threads: requests until exhaustion for B = 1, 8 and 64 or
 more; and what serves after each request, for the paper's rotations (B = 64, and 256 from four base
-permutations) and for 256 random sequences, all over the same requests. One sequence and B = 64 have
-exact laws, which the simulation is held against. Then seconds and memory of the exact laws:
-exhaustion by the number K of first slices, alike and with rates of their own; prefixes by L.
+permutations), for 256 random sequences and for set trees, all over the same requests. One sequence
+and B = 64 have exact laws, which the simulation is held against. Then seconds and memory of the
+exact laws: exhaustion by the number K of first slices, alike and with rates of their own; prefixes
+by L.
 """
 
 from __future__ import annotations
 
-import random
 import resource
 import time
 import tracemalloc
@@ -25,6 +25,8 @@ import numpy as np
 from benchmarks.deletion_budget.reports import Report, main
 from benchmarks.environment import table
 from s3t.plan import Sequences, cyclic, prefixes
+from s3t.plan.strategies.brief import Brief
+from s3t.plan.strategies.registry import sequences_for
 from s3t.plan.survival.exhaustion import uniform_exhaustion, until_exhausted
 from s3t.plan.survival.law import RequestLaw
 from s3t.plan.survival.lengths import (
@@ -122,7 +124,9 @@ def _prefixes(wanted: int) -> dict[str, Any]:
         "one sequence": cyclic(SLICES, 1),
         f"cyclic, B = {SLICES}": cyclic(SLICES, SLICES),
         f"cyclic, B = {BUDGET}": cyclic(SLICES, BUDGET),
-        f"random, B = {BUDGET}": _random_sequences(),
+        f"random, B = {BUDGET}": sequences_for("random", Brief(SLICES, BUDGET)),
+        f"set tree, B = {BUDGET}": sequences_for("tree", Brief(SLICES, BUDGET)),
+        "set tree, half the cost": sequences_for("tree", _half()),
     }
     seconds, found = _timed(
         lambda: serve_by_sequences(
@@ -153,9 +157,10 @@ def _prefixes(wanted: int) -> dict[str, Any]:
     }
 
 
-def _random_sequences() -> Sequences:
-    draw = random.Random(0)
-    return tuple(tuple(draw.sample(range(SLICES), SLICES)) for _ in range(BUDGET))
+def _half() -> Brief:
+    """Half of the slice passes of as many whole sequences."""
+    costs = tuple(float(stage) for stage in range(1, SLICES + 1))
+    return Brief(SLICES, BUDGET * sum(costs) / 2, costs=costs)
 
 
 # ── exact ────────────────────────────────────────────────────────────────────────────────────
