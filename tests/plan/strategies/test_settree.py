@@ -17,7 +17,8 @@ from s3t.plan.strategies.greedy import greedy
 from s3t.plan.strategies.lattice import EXACT, Coverage
 from s3t.plan.strategies.registry import sequences_for
 from s3t.plan.strategies.settree import SetTree, set_tree, steps
-from s3t.plan.survival.lengths import expected_utility, length_law, length_table
+from s3t.plan.survival.drawn import lengths_after_time
+from s3t.plan.survival.lengths import expected_utility, length_law, length_table, served
 from s3t.plan.survival.untouched import along_time
 
 ZIPF = (1.0, 1 / 2, 1 / 3, 1 / 4)
@@ -232,3 +233,24 @@ def test_many_slices_work(slices: int) -> None:
     cap = Brief(slices, 4.0 * slices * slices, costs=costs)
     assert 0 < spent(set_tree(cap), costs) <= cap.budget
     assert set_tree(cap) == set_tree(cap)
+
+
+@pytest.mark.parametrize("skewed", [False, True])
+def test_many_slices_are_protected_best_by_the_tree(skewed: bool) -> None:
+    rates = tuple(1 / (c + 1) for c in range(24)) if skewed else ()
+    brief = Brief(24, 24, rates=rates)
+    costs = tuple(float(stage) for stage in range(1, 25))
+
+    def along(name: str) -> float:
+        """Slices served at three moments of the horizon."""
+        sequences = sequences_for(name, brief)
+        moments = [
+            lengths_after_time(sequences, brief.scaled_rates, time, 20_000, seed=8)[0]
+            for time in (0.1, 0.4, 0.8)
+        ]
+        return sum(served(law) for law in moments)
+
+    values = {name: along(name) for name in ("tree", "random", "conditional", "even", "cyclic")}
+    assert values["tree"] > 1.005 * max(values[name] for name in values if name != "tree"), values
+    whole = spent(sequences_for("random", brief), costs)
+    assert spent(sequences_for("tree", brief), costs) < 0.95 * whole
