@@ -50,7 +50,14 @@ from benchmarks.adoption import Trained, on_base_of, trained
 from benchmarks.deletion_budget.accuracy_report import contrasts, draw, figures, show
 from benchmarks.deletion_budget.along import Scorer, Trace, checked, requests, trace
 from benchmarks.deletion_budget.reports import OUTPUT, Report
-from benchmarks.deletion_budget.worth import Prefix, curve, planned_for, prefixes_of, write_curve
+from benchmarks.deletion_budget.worth import (
+    Prefix,
+    curve,
+    nothing_of,
+    planned_for,
+    prefixes_of,
+    write_curve,
+)
 from s3t import load_config
 from s3t.config import Config
 from s3t.run import RunDir
@@ -213,7 +220,7 @@ def measure(asked: Asked) -> dict[str, Any]:
     plans = methods(config)
     found = Gathered({method: {} for method in plans}, {m: [] for m in plans}, [], {}, [])
     base: tuple[str, ...] = ()
-    worth = ""
+    worth, nothing = "", 0.0
     for salt in asked.salts:
         runs: dict[str, RunDir] = {}
         for number, method in enumerate(plans):
@@ -222,7 +229,9 @@ def measure(asked: Asked) -> dict[str, Any]:
             done = trained(_placed(asked.config, words, base, where), runs.values())
             runs[method] = done.run
             base = base or on_base_of(done.run)
-            worth = worth or planned_for(Scorer(done.run, {}), max(asked.steps))
+            if not worth:
+                scorer = Scorer(done.run, {})
+                nothing, worth = nothing_of(scorer), planned_for(scorer, max(asked.steps))
             _say(f"{salt}, {method}: {_sentence(done)}")
         _forget(asked, salt, runs, found)
         if not found.alone:
@@ -243,7 +252,7 @@ def measure(asked: Asked) -> dict[str, Any]:
         "worth": worth,
         "contrasts": contrasts(found.traces, CONTRASTS),
         "service": {"streams": len(plans), "different": found.different},
-        "curve": curve(found.prefixes, found.alone["base_utility"]),
+        "curve": curve(found.prefixes, nothing),
         "seconds": round(time.perf_counter() - started, 1),
     }
     show(result)

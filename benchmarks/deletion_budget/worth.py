@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.deletion_budget.along import Scorer
 from s3t.types import NodeKey
 
-__all__ = ["Prefix", "curve", "planned_for", "prefixes_of", "write_curve"]
+__all__ = ["Prefix", "curve", "nothing_of", "planned_for", "prefixes_of", "write_curve"]
 
 Curve = list[tuple[float, float]]
 """(samples, utility), by samples."""
@@ -58,6 +58,16 @@ def curve(prefixes: Iterable[Prefix], nothing: float) -> Curve:
     return rows
 
 
+def nothing_of(scorer: Scorer) -> float:
+    """What a shard without a prefix is worth: guessing; the base's own loss for a language model.
+
+    Not the base with a public head: it can be better than short prefixes, and a curve that starts
+    above them says that they are worth nothing.
+    """
+    labels = scorer.plan.recipe["labels"]
+    return 1 / len(labels) if labels else scorer.utility((None,) * scorer.plan.shards)
+
+
 def planned_for(scorer: Scorer, requests: int) -> str:
     """Keys of ``sequences`` for a tree that is planned by what was measured.
 
@@ -69,9 +79,7 @@ def planned_for(scorer: Scorer, requests: int) -> str:
         requests: deletions that will come.
     """
     plan = scorer.plan
-    labels = plan.recipe["labels"]
-    nothing = 1 / len(labels) if labels else scorer.utility((None,) * plan.shards)
-    means = [utility for _, utility in curve(prefixes_of(scorer), nothing)]
+    means = [utility for _, utility in curve(prefixes_of(scorer), nothing_of(scorer))]
     rising = [max(means[: k + 1]) for k in range(len(means))]
     return f"utility: {rising}, horizon: {requests / (plan.shards * plan.slices)}"
 
