@@ -10,12 +10,12 @@ to choose them are in ``strategies``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, permutations
 
 from s3t.errors import ConfigError
 
-__all__ = ["Sequences", "cyclic", "explicit", "rotated_bases"]
+__all__ = ["Sequences", "cyclic", "explicit", "filled", "rotated_bases"]
 
 Sequences = tuple[tuple[int, ...], ...]
 """The sequences of one shard, in the order of the budget."""
@@ -65,6 +65,19 @@ def explicit(sequences: Sequence[Sequence[int]], slices: int) -> Sequences:
     if problems:
         raise ConfigError(problems)
     return listed
+
+
+def filled(
+    found: Iterable[tuple[int, ...]], more: Iterable[tuple[int, ...]], budget: float
+) -> Sequences:
+    """The distinct ones among ``found``, filled up from ``more`` to ``budget`` of them."""
+    listed = dict.fromkeys(found)
+    if len(listed) < budget:
+        for sequence in more:
+            listed.setdefault(sequence)
+            if len(listed) == budget:
+                break
+    return tuple(listed)
 
 
 def rotated_bases(slices: int) -> Iterator[tuple[int, ...]]:

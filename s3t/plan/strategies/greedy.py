@@ -6,9 +6,7 @@ more, so the value never falls.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from s3t.plan.sequences import Sequences, rotated_bases
+from s3t.plan.sequences import Sequences, filled, rotated_bases
 from s3t.plan.strategies import scenarios
 from s3t.plan.strategies.brief import Brief
 from s3t.plan.strategies.lattice import EXACT, Coverage
@@ -29,7 +27,7 @@ def greedy(brief: Brief) -> Sequences:
     Source: this project (docs/design.md); Nemhauser, Wolsey and Fisher 1978 for the bound.
     """
     if brief.slices > EXACT:
-        return _distinct(brief, scenarios.grow(brief, whole=True))
+        return filled(scenarios.grow(brief, whole=True), rotated_bases(brief.slices), brief.budget)
     coverage = Coverage(brief.law, brief.worth)
     found: list[Sequence] = []
     while len(found) < brief.budget:
@@ -40,7 +38,8 @@ def greedy(brief: Brief) -> Sequences:
             break
     if len(found) > 1:
         found = _improved(coverage, found)
-    return _distinct(brief, found)
+    # where no set gains any more, rotations fill up
+    return filled(found, rotated_bases(brief.slices), brief.budget)
 
 
 def _improved(coverage: Coverage, found: list[Sequence]) -> list[Sequence]:
@@ -58,17 +57,6 @@ def _improved(coverage: Coverage, found: list[Sequence]) -> list[Sequence]:
         if value == before:
             return found
     return found
-
-
-def _distinct(brief: Brief, found: Iterable[Sequence]) -> Sequences:
-    """As many distinct sequences as asked for: where no set gains any more, rotations fill up."""
-    listed = dict.fromkeys(found)
-    if len(listed) < brief.budget:
-        for sequence in rotated_bases(brief.slices):
-            listed.setdefault(sequence)
-            if len(listed) == brief.budget:
-                break
-    return tuple(listed)
 
 
 def _sets(sequence: Sequence) -> list[int]:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from s3t.errors import InputError
-from s3t.plan.survival.untouched import Floats, contained, set_sizes
+from s3t.plan.survival.untouched import Floats, contained, halves, set_sizes
 
 __all__ = ["EXACT", "Coverage", "levels"]
 
@@ -80,6 +80,7 @@ class Coverage:
                 f"utility {list(utility)}: expected {self.slices + 1} values that do not fall"
             )
         self._steps = steps
+        self._worth = np.concatenate([[0.0], np.cumsum(steps)])
         self._weights = np.rint(law * _UNIT)
         self._sizes = set_sizes(self.slices)
         self.covered = np.zeros(1 << self.slices, dtype=np.uint8)
@@ -90,24 +91,21 @@ class Coverage:
     @property
     def value(self) -> float:
         """Expected utility above that of an empty prefix."""
-        worth = np.concatenate([[0.0], np.cumsum(self._steps)])
         at = np.bincount(self.covered, weights=self._weights, minlength=self.slices + 1)
-        return float(at @ worth) / _UNIT
+        return float(at @ self._worth) / _UNIT
 
     @property
     def bound(self) -> float:
         """``value`` if every set were trained: all permutations."""
-        worth = np.concatenate([[0.0], np.cumsum(self._steps)])
-        return float(self._weights @ worth[self._sizes]) / _UNIT
+        return float(self._weights @ self._worth[self._sizes]) / _UNIT
 
     def train(self, sets: Iterable[int]) -> None:
         """Count sets as trained; the chain below each must be trained too, before or with it."""
         fresh = np.array(sorted(sets), dtype=np.intp)
         table = np.zeros_like(self.covered)
         table[fresh] = self._sizes[fresh]
-        for c in range(self.slices):
-            halves = table.reshape(-1, 2, 1 << c)
-            np.maximum(halves[:, 1], halves[:, 0], out=halves[:, 1])
+        for without, with_ in halves(table):
+            np.maximum(with_, without, out=with_)
         np.maximum(self.covered, table, out=self.covered)
         self._refresh(sorted({int(size) for size in self._sizes[fresh]}))
 

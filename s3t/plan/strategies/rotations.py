@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from s3t.plan import sequences
-from s3t.plan.sequences import Sequences, rotated_bases
+from s3t.plan.sequences import Sequences, filled, rotated_bases
 from s3t.plan.strategies.brief import Brief
 
 __all__ = ["cyclic", "even", "iterated"]
@@ -59,12 +59,7 @@ def even(brief: Brief) -> Sequences:
         base = tuple(range(slices))
         starts = [number * slices // budget for number in range(budget)]
         return tuple(base[start:] + base[:start] for start in starts)
-    found = dict.fromkeys(islice(_strides(slices), budget))
-    for sequence in rotated_bases(slices):
-        if len(found) == budget:
-            break
-        found.setdefault(sequence)
-    return tuple(found)
+    return filled(islice(_strides(slices), budget), rotated_bases(slices), budget)
 
 
 def _iterated(slices: int, number: int) -> tuple[int, ...]:

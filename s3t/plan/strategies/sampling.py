@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from itertools import permutations
 
-from s3t.plan.sequences import Sequences
+from s3t.plan.sequences import Sequences, filled
 from s3t.plan.strategies.brief import Brief
 
 __all__ = ["conditional", "uniform"]
@@ -51,12 +51,7 @@ def _distinct(brief: Brief, weights: Sequence[float]) -> Sequences:
         drawn = _draw(draws, weights)
         repeats = repeats + 1 if drawn in found else 0
         found[drawn] = None
-    if len(found) < brief.budget:
-        for sequence in permutations(range(brief.slices)):
-            found.setdefault(sequence)
-            if len(found) == brief.budget:
-                break
-    return tuple(found)
+    return filled(found, permutations(range(brief.slices)), brief.budget)
 
 
 def _draw(draws: random.Random, weights: Sequence[float]) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from scipy.special import gammaln
 
 from s3t.errors import InputError
-from s3t.plan.survival.untouched import LIMIT, Floats
+from s3t.plan.survival.untouched import LIMIT, Floats, halves
 
 __all__ = [
     "all_permutations",
@@ -59,9 +59,8 @@ def length_table(prefixes: Iterable[Sequence[int]], slices: int) -> npt.NDArray[
             raise InputError(f"prefix {list(prefix)} names a slice outside 0 to {slices - 1}")
         mask = sum(1 << c for c in set(prefix))
         table[mask] = max(int(table[mask]), len(prefix))
-    for c in range(slices):
-        halves = table.reshape(-1, 2, 1 << c)
-        np.maximum(halves[:, 1], halves[:, 0], out=halves[:, 1])
+    for without, with_ in halves(table):
+        np.maximum(with_, without, out=with_)
     return table
 
 

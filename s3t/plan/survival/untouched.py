@@ -15,6 +15,7 @@ what needs more goes by closed forms (``lengths``) or Monte Carlo (``simulation`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +32,13 @@ __all__ = [
     "along_time",
     "contained",
     "exactly",
+    "halves",
     "set_sizes",
     "set_sums",
 ]
 
 Floats = npt.NDArray[np.float64]
+Number = TypeVar("Number", bound=np.generic)
 
 LIMIT = 20
 """Most slices for which a law over sets is built: 2^20 numbers, 8 MiB."""
@@ -79,7 +82,7 @@ def contained(law: Floats) -> Floats:
         law: [..., 2^L]; leading axes are transformed one by one.
     """
     sums = np.array(law)
-    for low, high in _halves(sums):
+    for low, high in halves(sums):
         np.add(low, high, out=low)
     return sums
 
@@ -91,7 +94,7 @@ def exactly(containing: Floats) -> Floats:
         containing: [2^L], P(S untouched) by mask.
     """
     law = np.array(containing)
-    for low, high in _halves(law):
+    for low, high in halves(law):
         np.subtract(low, high, out=low)
     return np.maximum(law, 0.0)
 
@@ -176,8 +179,8 @@ def along_removals(sizes: Sequence[int], others: int, removals: int) -> Floats:
     return exactly(mean / (removals + 1))
 
 
-def _halves(array: Floats) -> list[tuple[Floats, Floats]]:
-    """Per slice two views: the sets without it, and the same sets with it."""
+def halves(array: npt.NDArray[Number]) -> list[tuple[npt.NDArray[Number], npt.NDArray[Number]]]:
+    """Per slice two views of [..., 2^L]: the sets without it, and the same sets with it."""
     slices = array.shape[-1].bit_length() - 1
     pairs = []
     for c in range(slices):
