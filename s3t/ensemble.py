@@ -80,7 +80,8 @@ class Ensemble:
         parts = []
         for part in self._passes(rows):
             mask = None if part.mask is None else part.mask.repeat(len(self._members), 1)
-            logits = classify(self._base, self._hidden(part), mask, head)
+            features = self._base.pool(self._base.finish(self._hidden(part)), mask)
+            logits = classify(features, head)
             parts.append(self._aggregate(logits))
         return torch.cat(parts)
 

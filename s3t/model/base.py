@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,40 +24,16 @@ from transformers import PreTrainedModel
 
 from s3t.errors import InputError, IntegrityError
 from s3t.model.encode import Encoded
-from s3t.model.lora import Target, find_targets, wrap_targets
+from s3t.model.fused import FusedLayer
+from s3t.model.gates import Entered, Gate, find_layers
+from s3t.model.lora import Target, bank_in_force, find_targets, merge, wrap_targets
+from s3t.model.recognition import fused
 from s3t.store import tensors_digest
 from s3t.types import Digest
 
-__all__ = ["Base", "find_layers"]
+__all__ = ["Base"]
 
 _PROBE_ROWS = 3
-
-
-class _Entered(Exception):
-    """Carries what the first layer is given out of the backbone's forward."""
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self.arguments = arguments
-
-
-class _Gate(nn.Module):
-    """Stands where a layer stood, shows the layer's attributes, and stops the pass."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.__dict__["_layer"] = layer  # past nn.Module, so that it is not registered here
-        self.__dict__["_signature"] = inspect.signature(layer.forward)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["_layer"], name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        arguments = dict(self.__dict__["_signature"].bind(*args, **kwargs).arguments)
-        arguments |= arguments.pop("kwargs", {})
-        raise _Entered(arguments)
 
 
 class Base:
@@ -97,12 +74,13 @@ class Base:
             probe = self._probe(length)
             expected = self._whole(probe)
             self.causal = length is not None and self._is_causal(probe)
-            setattr(owner, name, nn.ModuleList(_Gate(layer) for layer in self.layers))
+            setattr(owner, name, nn.ModuleList(Gate(layer) for layer in self.layers))
             self.norm = self._find_norm(probe, expected)
+        self.targets: list[Target] = self._find_targets(targets)
+        self._fused: list[FusedLayer | None] = self._find_fused(probe)
+        wrap_targets(self.layers, self.targets)
         automatic = "first" if not self.causal else "last"
         self.pooling = automatic if pooling == "auto" else pooling
-        self.targets: list[Target] = self._find_targets(targets)
-        wrap_targets(self.layers, self.targets)
         self._versions = self._written()
 
     @property
@@ -145,11 +123,34 @@ class Base:
 
     def run(self, hidden: Tensor, lo: int, hi: int, attention: Tensor | None) -> Tensor:
         """Layers lo … hi−1 on hidden states [n, T, H], with the mask that ``attention`` gives."""
-        context = self._context(hidden.shape[1])
-        for layer in self.layers[lo:hi]:
-            out = layer(hidden, attention_mask=attention, **context)
-            hidden = out[0] if isinstance(out, tuple) else out
+        for number in range(lo, hi):
+            layer = self._fused[number]
+            if layer is not None and layer.takes(hidden.shape[1]):
+                hidden = layer(hidden, attention, bank_in_force())
+            else:
+                hidden = self._own(number, hidden, attention)
         return hidden
+
+    def features(self, hidden: Tensor, lo: int, mask: Tensor | None) -> Tensor:
+        """One vector per row, [n, H], from the hidden states that enter layer ``lo``.
+
+        The last layer computes only the position that is pooled, where it can.
+
+        Args:
+            hidden: [n, T, H].
+            lo: first layer to run.
+            mask: padding mask [n, T], None for images.
+        """
+        last, attention = self.depth - 1, self.attention(mask)
+        at, layer = self._position(hidden, mask), self._fused[last]
+        if layer is None or at is None or lo > last:
+            return self.pool(self.finish(self.run(hidden, lo, self.depth, attention)), mask)
+        hidden = self.run(hidden, lo, last, attention)
+        return self.finish(layer(hidden, attention, bank_in_force(), at))[:, 0]
+
+    def merged(self, target: Target, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        """The target's weight with each slot's adapter added (see ``lora.merge``)."""
+        return merge(self.layers, target, a, b, scale)
 
     def finish(self, hidden: Tensor) -> Tensor:
         """Hidden states after the last layer, through the last norm if there is one."""
@@ -191,10 +192,44 @@ class Base:
             tensor.requires_grad or tensor.grad is not None for tensor in self.state.values()
         ):
             raise IntegrityError("a frozen parameter of the base was written to: report this bug")
+        if whole and not all(layer.unchanged() for layer in self._fused if layer is not None):
+            raise IntegrityError("a copy of the base's weights was written to: report this bug")
         if whole and tensors_digest(self.state) != self.fingerprint:
             raise IntegrityError("the base's bytes differ from when it was loaded: report this bug")
 
     # ── taking it apart ──────────────────────────────────────────────────────────────────────
+
+    def _own(self, number: int, hidden: Tensor, attention: Tensor | None) -> Tensor:
+        """A layer's own forward pass."""
+        context = self._context(hidden.shape[1])
+        out = self.layers[number](hidden, attention_mask=attention, **context)
+        found: Tensor = out[0] if isinstance(out, tuple) else out
+        return found
+
+    def _position(self, hidden: Tensor, mask: Tensor | None) -> Tensor | None:
+        """The position of each row that is pooled, [n]; None if it takes several."""
+        if self.pooling == "mean":
+            return None
+        if self.pooling == "first":
+            return torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+        if mask is None:
+            return torch.full((len(hidden),), hidden.shape[1] - 1, device=hidden.device)
+        return mask.sum(dim=1) - 1
+
+    def _find_fused(self, probe: Encoded) -> list[FusedLayer | None]:
+        """Layers that can be run written out, all their adapted maps included."""
+        if self.causal:
+            return [None] * self.depth
+        with torch.no_grad():
+            hidden = self.start(probe)
+        mask = self.attention(probe.mask)
+        heads = int(getattr(self.model.config, "num_attention_heads", 1))
+        found: list[FusedLayer | None] = []
+        for number, layer in enumerate(self.layers):
+            wanted = {target.path for target in self.targets if target.layer == number}
+            own = partial(self._own, number, attention=mask)
+            found.append(fused(layer, number, wanted, heads, hidden, own, mask))
+        return found
 
     def _written(self) -> list[int]:
         return [tensor._version for tensor in self.state.values()]
@@ -202,7 +237,7 @@ class Base:
     def _enter(self, rows: Encoded) -> dict[str, Any]:
         try:
             self.backbone(**self._inputs(rows))
-        except _Entered as entered:
+        except Entered as entered:
             return entered.arguments
         raise InputError(f"{type(self.model).__name__} does not run its layers: use another base")
 
@@ -268,7 +303,9 @@ class Base:
             "whole: use a base whose layers stand in one list and take the same arguments"
         )
         try:
-            hidden = self.run(self.start(rows), 0, self.depth, self.attention(rows.mask))
+            hidden, attention = self.start(rows), self.attention(rows.mask)
+            for number in range(self.depth):
+                hidden = self._own(number, hidden, attention)
         except (TypeError, ValueError, RuntimeError):  # layers that take other arguments
             raise refused from None
         inner = {id(m) for layer in self.layers for m in layer.modules()}
@@ -313,22 +350,6 @@ class Base:
             raise InputError(
                 f"lora.targets names no linear map of the base {error.args[0]}: choose among these"
             ) from None
-
-
-def find_layers(backbone: nn.Module, depth: int) -> tuple[nn.Module, str]:
-    """The module that holds the layers, and the name under which it does."""
-    found = [
-        (owner, name)
-        for owner in backbone.modules()
-        for name, child in owner.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == depth
-    ]
-    if len(found) != 1:
-        raise InputError(
-            f"{type(backbone).__name__} has {len(found)} lists of {depth} layers, expected one: "
-            "use a base whose layers stand in one ModuleList"
-        )
-    return found[0]
 
 
 def _first_row(value: Any) -> Any:

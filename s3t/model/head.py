@@ -34,20 +34,18 @@ WEIGHT = "head.weight"
 BIAS = "head.bias"
 
 
-def classify(base: Base, hidden: Tensor, mask: Tensor | None, head: Mapping[str, Tensor]) -> Tensor:
+def classify(features: Tensor, head: Mapping[str, Tensor]) -> Tensor:
     """Class logits of stacked slots.
 
     Args:
-        hidden: [G · n, T, H] after the last layer.
-        mask: padding mask [G · n, T], None for images.
+        features: one vector per row, [G · n, H] (see ``Base.features``).
         head: weight [G, C, H] and bias [G, C].
 
     Returns:
         [G, n, C], float32.
     """
     slots = len(head[WEIGHT])
-    pooled = base.pool(base.finish(hidden), mask).float()
-    rows = pooled.view(slots, -1, pooled.shape[-1])
+    rows = features.float().view(slots, -1, features.shape[-1])
     return torch.baddbmm(head[BIAS].unsqueeze(1), rows, head[WEIGHT].transpose(1, 2))
 
 

@@ -14,13 +14,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Generator, Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["Bank", "StackedLinear", "Target", "adapted", "find_targets", "wrap_targets"]
+__all__ = [
+    "Bank",
+    "StackedLinear",
+    "Target",
+    "adapted",
+    "bank_in_force",
+    "dropout_mask",
+    "find_targets",
+    "merge",
+    "wrap_targets",
+]
 
 _AUTO = (("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"), ("c_attn",),
          ("query_key_value",), ("Wqkv",), ("qkv_proj",))  # fmt: skip
@@ -56,6 +66,7 @@ class Bank:
         scale: alpha / rank.
         dropout: probability with which an adapter's input is dropped, in training.
         generators: one source of dropout per slot; empty outside training.
+        merged: (layer, path) → base weight and adapter in one, [G, inputs, outputs].
     """
 
     slots: int
@@ -63,6 +74,17 @@ class Bank:
     scale: float
     dropout: float = 0.0
     generators: Sequence[Generator] = field(default=())
+    merged: Mapping[tuple[int, str], Tensor] = field(default_factory=dict)
+
+    def first(self, slots: int) -> Bank:
+        """The same without the slots from ``slots`` on."""
+        return replace(
+            self,
+            slots=slots,
+            pairs={place: (a[:slots], b[:slots]) for place, (a, b) in self.pairs.items()},
+            generators=self.generators[:slots],
+            merged={place: weight[:slots] for place, weight in self.merged.items()},
+        )
 
 
 class _InForce(threading.local):
@@ -83,6 +105,11 @@ def adapted(bank: Bank | None) -> Iterator[None]:
         _IN_FORCE.bank = before
 
 
+def bank_in_force() -> Bank | None:
+    """The bank that adapts what this thread runs."""
+    return _IN_FORCE.bank
+
+
 class StackedLinear(nn.Module):
     """A frozen linear map and, when a bank holds it, each slot's low-rank addition.
 
@@ -95,18 +122,26 @@ class StackedLinear(nn.Module):
         self.place = (target.layer, target.path)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.inner(x)
         bank = _IN_FORCE.bank
+        if bank is not None and (merged := bank.merged.get(self.place)) is not None:
+            return self._merged(x, merged, bank.slots)
+        out: Tensor = self.inner(x)
         pair = bank.pairs.get(self.place) if bank is not None else None
         if bank is None or pair is None:
             return out
         a, b = (matrix.to(x.dtype).transpose(1, 2) for matrix in pair)
         rows = x.reshape(bank.slots, -1, x.shape[-1])
         if bank.generators and bank.dropout:
-            rows = rows * _dropout_mask(rows, bank)
+            rows = rows * dropout_mask(rows, bank)
         low = torch.bmm(rows, a)
         stacked = out.view(bank.slots, -1, out.shape[-1])
         return torch.baddbmm(stacked, low, b, alpha=bank.scale).view(out.shape)
+
+    def _merged(self, x: Tensor, merged: Tensor, slots: int) -> Tensor:
+        rows = x.reshape(slots, -1, x.shape[-1])
+        bias = getattr(self.inner, "bias", None)
+        out = torch.bmm(rows, merged) if bias is None else torch.baddbmm(bias, rows, merged)
+        return out.view(*x.shape[:-1], merged.shape[-1])
 
 
 def find_targets(layers: Sequence[nn.Module], names: Sequence[str] | None) -> list[Target]:
@@ -147,6 +182,25 @@ def wrap_targets(layers: Sequence[nn.Module], targets: Sequence[Target]) -> None
         setattr(layer.get_submodule(parent), name, StackedLinear(inner, target))
 
 
+def merge(
+    layers: Sequence[nn.Module], target: Target, a: Tensor, b: Tensor, scale: float
+) -> Tensor:
+    """The target's weight with each slot's adapter added, [G, inputs, outputs].
+
+    Args:
+        layers: wrapped layers.
+        a, b: [G, rank, inputs] and [G, outputs, rank].
+        scale: alpha / rank.
+    """
+    module = layers[target.layer].get_submodule(target.path)
+    assert isinstance(module, StackedLinear)
+    weight = module.inner.weight
+    assert isinstance(weight, Tensor)
+    turned = weight if isinstance(module.inner, Conv1D) else weight.t()
+    pair = a.to(weight.dtype).transpose(1, 2), b.to(weight.dtype).transpose(1, 2)
+    return torch.baddbmm(turned, *pair, alpha=scale)
+
+
 def _target(layer: int, path: str, module: nn.Module) -> Target:
     weight = module.weight
     assert isinstance(weight, Tensor)
@@ -154,7 +208,7 @@ def _target(layer: int, path: str, module: nn.Module) -> Target:
     return Target(layer, path, int(inputs), int(outputs))
 
 
-def _dropout_mask(rows: Tensor, bank: Bank) -> Tensor:
+def dropout_mask(rows: Tensor, bank: Bank) -> Tensor:
     """Each slot draws from its own generator, so a group does not change what it draws."""
     keep = 1.0 - bank.dropout
     draws = [

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from s3t.errors import InputError, named
-from s3t.model.base import find_layers
+from s3t.model.gates import find_layers
 from s3t.model.lora import Target
 
 __all__ = ["adapter_config", "from_peft", "to_peft"]

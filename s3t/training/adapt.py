@@ -166,8 +166,7 @@ def _shifted(rows: Encoded, moves: Tensor, reach: int) -> Encoded:
 @torch.no_grad()
 def _features(base: Base, rows: Encoded, part: Tensor) -> Tensor:
     chosen = rows.rows(part).to(base.device)
-    hidden = base.run(base.start(chosen), 0, base.depth, base.attention(chosen.mask))
-    return base.pool(base.finish(hidden), chosen.mask).float()
+    return base.features(base.start(chosen), 0, chosen.mask).float()
 
 
 def _chunks(count: int) -> list[Tensor]:

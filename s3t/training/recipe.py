@@ -24,7 +24,7 @@ from s3t.types import Digest
 
 __all__ = ["blocks_of", "environment", "recipe_of", "stage_bytes"]
 
-ENGINE = 1
+ENGINE = 2
 """Raised whenever a change of this code changes the bytes of nodes."""
 
 

@@ -33,6 +33,10 @@ from s3t.types import NodeKey
 
 __all__ = ["Assignment", "StageTrainer", "Trained"]
 
+_MERGED_NUMBERS = 2**20
+"""Weights of up to so many numbers are merged with a frozen adapter: each node has its own copy,
+and in larger ones the adapter's two small products no longer count."""
+
 _SCORE_ROWS = 32
 """Validation rows of one pass, per slot."""
 
@@ -158,8 +162,8 @@ class StageTrainer:
             going = sum(count > step for count in steps)  # steps fall: the ones done are at the end
             if going < len(slots):
                 slots.keep(going)
-                upper = {place: (a[:going], b[:going]) for place, (a, b) in upper.items()}
-            bank = self._bank(block, slots.leaves, upper, going, generators[:going])
+                upper = upper.first(going)
+            bank = self._bank(block, slots.leaves, upper, generators[:going])
             chosen = [batch.at(step) for batch in batches[:going]]
             index = torch.cat([rows for rows, _ in chosen])
             weights = torch.stack([weight for _, weight in chosen]).to(self.base.device)
@@ -181,15 +185,16 @@ class StageTrainer:
     ) -> Tensor:
         """Sum over slots of each slot's mean loss; slots meet in this sum alone."""
         mask = self._trunk.mask(index)
-        hidden = self._above(block[0], self._trunk.hidden(index), mask, bank)
+        entering = self._trunk.hidden(index)
         if self.classes:
             assert self.private.labels is not None
-            logits = classify(self.base, hidden, mask, leaves)
+            logits = classify(self._features(block[0], entering, mask, bank), leaves)
             labels = self.private.labels[index].to(self.base.device)
             each = losses(logits.flatten(0, 1), labels).view_as(weights)
             return (each * (weights / weights.sum(dim=1, keepdim=True))).sum()
         assert mask is not None
         tokens = self.private.rows.values[index].to(self.base.device)
+        hidden = self._above(block[0], entering, mask, bank)
         each, real = _token_losses(self.base, hidden, tokens, mask)
         real = real.view(len(weights), -1, real.shape[1]) * weights.unsqueeze(2)
         count = real.sum(dim=(1, 2), keepdim=True).clamp(min=1)
@@ -198,6 +203,10 @@ class StageTrainer:
     def _above(self, lo: int, hidden: Tensor, mask: Tensor | None, bank: Bank) -> Tensor:
         with adapted(bank):
             return self.base.run(hidden, lo, self.base.depth, self.base.attention(mask))
+
+    def _features(self, lo: int, hidden: Tensor, mask: Tensor | None, bank: Bank) -> Tensor:
+        with adapted(bank):
+            return self.base.features(hidden, lo, mask)
 
     @torch.no_grad()
     def _score(
@@ -210,23 +219,25 @@ class StageTrainer:
         slots, total = len(ranked), len(self.validation)
         leaves = {name: torch.stack([t[name] for t in finals]) for name in finals[0]}
         leaves = {name: tensor.to(self.base.device) for name, tensor in leaves.items()}
-        bank = self._bank(block, leaves, self._upper(block, ranked), slots, ())
+        bank = self._bank(block, leaves, self._upper(block, ranked), ())
         trunk = self._validation_trunk
         trunk.prepare(block[0], torch.arange(total))
         gained, counted = torch.zeros(slots, dtype=torch.float64), 0.0
         for part in torch.arange(total).split(_SCORE_ROWS):
             index = torch.cat([part, part[:1].expand(_SCORE_ROWS - len(part))]).repeat(slots)
             mask = trunk.mask(index)
-            hidden = self._above(block[0], trunk.hidden(index), mask, bank)
+            entering = trunk.hidden(index)
             if self.classes:
                 assert self.validation.labels is not None
                 labels = self.validation.labels[index].view(slots, -1)
-                right = classify(self.base, hidden, mask, leaves).argmax(dim=2).cpu() == labels
+                logits = classify(self._features(block[0], entering, mask, bank), leaves)
+                right = logits.argmax(dim=2).cpu() == labels
                 gained += right[:, : len(part)].sum(dim=1).double()
                 counted += len(part)
             else:
                 assert mask is not None
                 tokens = self.validation.rows.values[index].to(self.base.device)
+                hidden = self._above(block[0], entering, mask, bank)
                 each, real = _token_losses(self.base, hidden, tokens, mask)
                 lost = (each * real).cpu().double().view(slots, _SCORE_ROWS, -1)
                 gained -= lost[:, : len(part)].sum(dim=(1, 2))
@@ -258,34 +269,40 @@ class StageTrainer:
             tensors[BIAS] = inherited.get(BIAS, torch.zeros(self.classes))
         return tensors
 
-    def _upper(
-        self, block: tuple[int, int], ranked: Sequence[Assignment]
-    ) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
-        """Frozen adapters above the block, stacked: (layer, path) → A, B."""
-        device = self.base.device
-        return {
-            (target.layer, target.path): (
-                torch.stack([a.inherited[target.a] for a in ranked]).to(device),
-                torch.stack([a.inherited[target.b] for a in ranked]).to(device),
-            )
-            for target in self.base.targets
-            if target.layer >= block[1]
-        }
+    def _upper(self, block: tuple[int, int], ranked: Sequence[Assignment]) -> Bank:
+        """The frozen adapters above the block, merged into private weights where that is small."""
+        device, scale = self.base.device, self.lora.alpha / self.lora.rank
+        pairs, merged = {}, {}
+        for target in self.base.targets:
+            if target.layer < block[1]:
+                continue
+            a = torch.stack([one.inherited[target.a] for one in ranked]).to(device)
+            b = torch.stack([one.inherited[target.b] for one in ranked]).to(device)
+            if target.inputs * target.outputs <= _MERGED_NUMBERS:
+                merged[target.layer, target.path] = self.base.merged(target, a, b, scale)
+            else:
+                pairs[target.layer, target.path] = a, b
+        return Bank(len(ranked), pairs, scale, merged=merged)
 
     def _bank(
         self,
         block: tuple[int, int],
         leaves: Mapping[str, Tensor],
-        upper: Mapping[tuple[int, str], tuple[Tensor, Tensor]],
-        slots: int,
+        upper: Bank,
         generators: Sequence[torch.Generator],
     ) -> Bank:
         trained = {
             (target.layer, target.path): (leaves[target.a], leaves[target.b])
             for target in self._block_targets(block)
         }
-        scale = self.lora.alpha / self.lora.rank
-        return Bank(slots, {**upper, **trained}, scale, self.lora.dropout, generators)
+        return Bank(
+            upper.slots,
+            {**upper.pairs, **trained},
+            upper.scale,
+            self.lora.dropout,
+            generators,
+            upper.merged,
+        )
 
     def _generators(self, ranked: Sequence[Assignment]) -> list[torch.Generator]:
         if not self.lora.dropout:
