@@ -18,6 +18,7 @@ from s3t.model.base import Base
 from s3t.model.encode import Encoded
 from s3t.model.lora import Bank, Target
 from s3t.training.material import LabelledSet
+from s3t.training.shelf import Shelf
 from s3t.training.stage import Assignment, StageTrainer
 from s3t.types import NodeKey, digest
 
@@ -198,6 +199,7 @@ def tiny_trainer(
     dropout: float = 0.0,
     cap_bytes: int = 2**30,
     base: Base | None = None,
+    shelf: Shelf | None = None,
     **recipe: Any,
 ) -> StageTrainer:
     """A trainer over 40 private and 10 validation rows: rank 2, 2 epochs of batches of 4."""
@@ -210,6 +212,7 @@ def tiny_trainer(
         labelled(family, 40, 1, language_model),
         labelled(family, 10, 2, language_model),
         cap_bytes,
+        shelf,
     )
 
 

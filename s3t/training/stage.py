@@ -27,6 +27,7 @@ from s3t.model.head import BIAS, WEIGHT, classify, language_logits, losses
 from s3t.model.lora import Bank, Target, adapted
 from s3t.plan.lineage import node_seed
 from s3t.training.material import Batches, LabelledSet
+from s3t.training.shelf import Shelf
 from s3t.training.slots import Slots, learning_rate
 from s3t.training.trunk import Trunk
 from s3t.types import NodeKey
@@ -76,6 +77,7 @@ class StageTrainer:
         private: rows to train on.
         validation: public rows to score on.
         cap_bytes: cap of the trunk cache.
+        shelf: where the workers of a machine share it, if they do.
     """
 
     def __init__(
@@ -87,10 +89,11 @@ class StageTrainer:
         private: LabelledSet,
         validation: LabelledSet,
         cap_bytes: int,
+        shelf: Shelf | None = None,
     ) -> None:
         self.base, self.lora, self.recipe, self.classes = base, lora, recipe, classes
         self.private, self.validation = private, validation
-        self._trunk = Trunk(base, private.rows, cap_bytes)
+        self._trunk = Trunk(base, private.rows, cap_bytes, shelf)
         self._validation_trunk = Trunk(base, validation.rows, cap_bytes)
 
     def train(

@@ -1,13 +1,16 @@
 """The trunk cache: hidden states that enter a block from the frozen layers below it.
 
 The layers below a block carry no adapter, so what enters the block depends on the sample alone: it
-is computed once per sample and cut, and shared by all shards, sequences and epochs of a stage.
+is computed once per sample and cut, and shared by all shards, sequences and epochs of a stage; on
+a shelf also by all workers.
 
-Size: samples × tokens × hidden × bytes of a number, for one cut at a time (800 × 17 × 64 × 4 B =
-3.5 MB for digits; 10,003 × 32 × 384 × 4 B = 492 MB for banking77 on MiniLM). Above the cap nothing
-is kept and the trunk runs anew for each batch; a node's bytes are the same either way.
+Size: samples × tokens × hidden × bytes of a number for a cut (800 × 17 × 64 × 4 B = 3.5 MB for
+digits; 10,003 × 32 × 384 × 4 B = 492 MB for banking77 on MiniLM; 100,000 × 512 × 4,096 × 2 B =
+429 GB for a large language model). Above the cap nothing is kept and the trunk runs anew for each
+batch; a node's bytes are the same either way.
 
-Invariant: it lives in memory only, and holds nothing but the rows asked for at the present cut.
+Invariants: it holds nothing but the rows asked for; and it is right only while a row always gives
+the same hidden states, so a base that draws dropout is refused.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from s3t.errors import S3TError
 from s3t.model.base import Base
 from s3t.model.encode import Encoded
+from s3t.training.shelf import Cut, Shelf
 
 __all__ = ["Trunk"]
 
@@ -31,42 +36,64 @@ class Trunk:
         base: the frozen base.
         rows: all rows that may be asked for.
         cap_bytes: above this nothing is cached.
+        shelf: where other workers find them too; None to keep them in this process's memory.
+
+    Raises:
+        S3TError: the base is in training mode.
     """
 
-    def __init__(self, base: Base, rows: Encoded, cap_bytes: int) -> None:
+    def __init__(
+        self, base: Base, rows: Encoded, cap_bytes: int, shelf: Shelf | None = None
+    ) -> None:
+        if base.model.training:
+            raise S3TError(
+                "the base is in training mode, where its dropout would give a row other hidden "
+                "states each time: call eval() on it"
+            )
         self.base, self.rows, self.cap_bytes = base, rows, cap_bytes
-        self._cut = -1
-        self._cached: Tensor | None = None
-        self._filled = torch.zeros(0, dtype=torch.bool)
+        self._shelf = shelf
+        self._at = -1
+        self._cut: Cut | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def cached(self) -> bool:
+        """Whether hidden states of the prepared cut are kept."""
+        return self._cut is not None
+
     def prepare(self, cut: int, index: Tensor) -> None:
         """Make the hidden states of rows ``index`` at layer ``cut`` ready, if they are cached."""
-        if cut != self._cut:
-            self._cut, self._cached = cut, None
-        if self._cached is None:
-            sample = self._compute(index[:1])
-            if sample[0].nbytes * len(self.rows) > self.cap_bytes:
-                return
-            shape = (len(self.rows), *sample.shape[1:])
-            self._cached = torch.empty(shape, dtype=sample.dtype, device=sample.device)
-            self._filled = torch.zeros(len(self.rows), dtype=torch.bool)
-        missing = index[~self._filled[index]].unique()
-        if len(missing):
-            self._cached[missing.to(self._cached.device)] = self._compute(missing)
-            self._filled[missing] = True
+        if cut != self._at:
+            self._at, self._cut = cut, None
+            self._cut = self._opened(self._compute(index[:1]))
+        if self._cut is not None:
+            missing = self._cut.missing(index)
+            for part in missing.split(_CHUNK) if len(missing) else ():
+                self._cut.fill(part, self._compute(part))
 
     def hidden(self, index: Tensor) -> Tensor:
         """Hidden states [n, T, H] of rows ``index`` at the prepared cut."""
-        if self._cached is not None:
-            return self._cached[index.to(self._cached.device)]
-        return self._compute(index)
+        if self._cut is None:
+            return self._compute(index)
+        held = self._cut.hidden
+        return held[index.to(held.device)].to(self.base.device)
 
     def mask(self, index: Tensor) -> Tensor | None:
         """Padding mask [n, T] of rows ``index``; None for images."""
         return None if self.rows.mask is None else self.rows.mask[index].to(self.base.device)
+
+    def _opened(self, one: Tensor) -> Cut | None:
+        """Room for all rows like ``one``, [1, T, H]; None above the cap."""
+        count = len(self.rows)
+        if one.nbytes * count > self.cap_bytes:
+            return None
+        shape = (count, *one.shape[1:])
+        if self._shelf is not None:
+            return self._shelf.open(self._at, shape, one.dtype)
+        hidden = torch.empty(shape, dtype=one.dtype, device=one.device)
+        return Cut(hidden, torch.zeros(count, dtype=torch.uint8))
 
     @torch.no_grad()
     def _compute(self, index: Tensor) -> Tensor:
@@ -75,6 +102,6 @@ class Trunk:
             full = torch.cat([part, part[:1].expand(_CHUNK - len(part))])
             rows = self.rows.rows(full).to(self.base.device)
             hidden = self.base.start(rows)
-            hidden = self.base.run(hidden, 0, self._cut, self.base.attention(rows.mask))
+            hidden = self.base.run(hidden, 0, self._at, self.base.attention(rows.mask))
             parts.append(hidden[: len(part)])
         return torch.cat(parts)

@@ -66,8 +66,8 @@ def test_the_trunk_cache_changes_no_byte(family: str, language_model: bool) -> N
     uncached = tiny_trainer(family, language_model=language_model, cap_bytes=0, **ROUGH)
     for one, other in zip(cached.train((1, 2), group), uncached.train((1, 2), group), strict=True):
         assert same(one, other)
-    assert cached._trunk._cached is not None, "the cache was used"
-    assert uncached._trunk._cached is None, "and here it was not"
+    assert cached._trunk.cached, "the cache was used"
+    assert not uncached._trunk.cached, "and here it was not"
 
 
 def test_what_was_trained_before_changes_no_byte() -> None:
