@@ -135,7 +135,7 @@ def test_nodes_that_are_not_there(digits_run: Path) -> None:
 
 def test_a_ledger_of_another_plan(digits: Forgetting) -> None:
     with closing(sqlite3.connect(digits.run.ledger_path)) as connection, connection:
-        connection.execute("UPDATE samples SET slice = 9 WHERE sample_id = 'digit-0003'")
+        connection.execute("UPDATE slots SET slice = 9 WHERE shard = 1 AND slice = 3")
     with pytest.raises(IntegrityError, match="slice 9"):
         run_forecast(digits, now=NOW)
 

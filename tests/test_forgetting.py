@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 
 from s3t.errors import InputError, RequestConflictError, UnknownSampleError
+from s3t.forecasting import run_forecast
 from s3t.forgetting import Forgetting, Receipt
 from s3t.plan.trie import Node
 from s3t.run import RunDir
@@ -260,6 +263,43 @@ def test_dry_run_tells_the_same_and_changes_nothing(forgetting: Forgetting) -> N
     assert told.pop(TIME) >= 0 and done.pop(TIME) >= 0
     assert told == done
     assert forgetting.status().view == 2
+
+
+# ── many samples ─────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    """Everything that any ledger is asked."""
+    seen: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        seen.append(statement)
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", note)
+
+
+def test_opening_status_and_forecast_read_no_samples(digits_run: Path) -> None:
+    """They cost the same however many samples the ledger holds."""
+    with statements() as seen, closing(Forgetting(RunDir.existing(digits_run))) as opened:
+        assert opened.status().samples == 800
+        assert run_forecast(opened, now=datetime.now(UTC)).persons_left == 800
+    assert len(seen) >= 5
+    assert not [one for one in seen if "FROM samples" in one]
+
+
+def test_catching_up_reads_no_samples(digits_run: Path) -> None:
+    run = RunDir.existing(digits_run)
+    with closing(Forgetting(run)) as opened:
+        with closing(Forgetting(run)) as other:
+            delete(other, "digit-0003")
+        with statements() as seen:
+            assert opened.catch_up()[0] == 1
+    assert ["FROM hits" in one for one in seen if one != "BEGIN"] == [True]
 
 
 # ── several at work ──────────────────────────────────────────────────────────────────────────

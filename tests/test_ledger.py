@@ -10,8 +10,10 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from s3t.errors import (
     S3TError,
     UnknownSampleError,
 )
-from s3t.ledger import Deletion, Ledger, SlotPersons, database, schema
+from s3t.ledger import Deletion, Ledger, SlotPersons, database, migrations, schema
 from s3t.types import Digest, Place, Sample, SampleId, Subject
 
 Rows = list[tuple[Sample, Place]]
@@ -56,12 +58,38 @@ def agree(deletion: Deletion) -> dict[str, Any]:
 def dump(path: Path) -> dict[str, list[Any]]:
     """Every row of every table, read past the ledger."""
     with sqlite3.connect(path) as connection:
-        names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master")]
-        tables = [name for name in names if not name.startswith(("samples_", "sqlite_"))]
-        found = {n: sorted(connection.execute(f"SELECT * FROM {n}"), key=repr) for n in tables}
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        found = {n: sorted(connection.execute(f"SELECT * FROM {n}"), key=repr) for (n,) in tables}
     connection.close()
-    assert {"samples", "hits", "requests", "run", "schema_version"} <= set(found)
+    assert set(found) == {*schema.metadata.tables}
     return found
+
+
+def recount(path: Path) -> dict[str, Any]:
+    """What the counters have to be, from the samples, one by one."""
+    held, left = Counter[Any](), Counter[Any]()
+    persons, persons_left = defaultdict(set), defaultdict(set)
+    contents, contents_left = Counter[str](), Counter[str]()
+    for sample_id, subject, content, shard, part, deleted in dump(path)["samples"]:
+        slot, person = (shard, part), (subject is None, subject or sample_id)
+        held[slot] += 1
+        persons[slot].add(person)
+        contents[content] += 1
+        if deleted is None:
+            left[slot] += 1
+            persons_left[slot].add(person)
+            contents_left[content] += 1
+    return {
+        "slots": [
+            (*slot, held[slot], left[slot], len(persons[slot]), len(persons_left[slot]))
+            for slot in sorted(held)
+        ],
+        "copies": [(one, contents_left[one]) for one in sorted(contents) if contents[one] > 1],
+    }
+
+
+def counted(path: Path) -> dict[str, Any]:
+    return {name: rows for name, rows in dump(path).items() if name in ("slots", "copies")}
 
 
 @pytest.fixture
@@ -189,9 +217,16 @@ class TestMigration:
                     for c in made.get_columns(table.name)
                 }
                 assert columns == {(c.name, str(c.type), c.primary_key) for c in table.columns}
+                found = {one["name"]: one["column_names"] for one in made.get_indexes(table.name)}
+                assert found == {one.name: [c.name for c in one.columns] for one in table.indexes}
 
     def hand_made(self, path: Path) -> None:
-        """Version 1 as it was written first, by hand."""
+        """Version 1 as it was written, by hand: deletions of a and d, of nothing new, and of e."""
+        receipts = [
+            ("r1", 1, '{"deleted": ["77", "78"]}', "2026-01-01T00:00:00.000+00:00"),
+            ("r2", 1, '{"deleted": []}', "2026-01-01T00:00:00.000+00:00"),
+            ("r3", 2, '{"deleted": ["79"]}', "2026-01-03T00:00:00.000+00:00"),
+        ]
         with sqlite3.connect(path) as connection:
             connection.executescript(
                 """
@@ -200,24 +235,68 @@ class TestMigration:
                 CREATE TABLE samples (sample_id TEXT NOT NULL PRIMARY KEY, subject TEXT,
                     content TEXT NOT NULL, shard INTEGER NOT NULL, slice INTEGER NOT NULL,
                     deleted_view INTEGER);
+                CREATE INDEX samples_subject ON samples (subject);
+                CREATE INDEX samples_content ON samples (content);
+                CREATE INDEX samples_place ON samples (shard, slice);
+                CREATE INDEX samples_deleted ON samples (deleted_view)
+                    WHERE deleted_view IS NOT NULL;
                 CREATE TABLE hits (shard INTEGER NOT NULL, slice INTEGER NOT NULL,
                     view INTEGER NOT NULL, PRIMARY KEY (shard, slice));
                 CREATE TABLE requests (request_id TEXT NOT NULL PRIMARY KEY,
                     view INTEGER NOT NULL, fingerprint TEXT NOT NULL, receipt TEXT NOT NULL,
                     created_at TEXT NOT NULL);
                 CREATE TABLE run (key TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL);
-                INSERT INTO run VALUES ('view', '3'), ('secret', 'abcd');
-                INSERT INTO samples VALUES ('a', 'p', 'c', 0, 1, 3), ('b', NULL, 'c', 0, 1, NULL);
-                INSERT INTO hits VALUES (0, 1, 3);
+                INSERT INTO run VALUES ('view', '2'), ('secret', 'abcd'), ('samples_count', '6'),
+                    ('samples_digest',
+                     'ab');
+                INSERT INTO samples VALUES
+                    ('d', 'q', 'c', 1, 0, 1), ('c', 'p', 'x', 0, 1, NULL),
+                    ('a', 'p', 'c', 0, 1, 1),
+                    ('b', NULL, 'c', 0, 1, NULL), ('e', NULL, 'y', 0, 1, 2),
+                    ('f', 'p', 'z', 0, 1, 2);
+                INSERT INTO hits VALUES (0, 1, 1), (1, 0, 1);
                 """
             )
+            connection.executemany("INSERT INTO requests VALUES (?, ?, 'f', ?, ?)", receipts)
         connection.close()
 
     def test_a_first_ledger_still_opens(self, path: Path) -> None:
         self.hand_made(path)
         with Ledger.open(path) as ledger:
-            assert (ledger.view(), ledger.hits()) == (3, [(0, 1, 3)])
-            assert ledger.delete(["b"], [], decide=agree).slots == ()
+            assert (ledger.view(), ledger.hits()) == (2, [(0, 1, 1), (1, 0, 1)])
+            assert ledger.counts() == {"samples": 6, "deleted": 4}
+            assert ledger.persons() == [SlotPersons(0, 1, 3, 2), SlotPersons(1, 0, 1, 0)]
+            assert counted(path) == recount(path)
+            assert [(at.day, count) for at, count in ledger.history()] == [(1, 2), (3, 2)]
+            done = ledger.delete(["b", "d"], [], decide=agree)
+            assert (done.slots, done.deleted, done.already_deleted) == ((), ("b",), ("d",))
+            assert [one.sample_id for one in ledger.samples(deleted=False)] == ["c"]
+            assert counted(path) == recount(path)
+
+    def test_an_older_s3t_that_has_it_open_writes_no_more(self, path: Path) -> None:
+        self.hand_made(path)
+        with closing(sqlite3.connect(path)) as older:
+            assert older.execute("SELECT value FROM run WHERE key = 'view'").fetchone() == ("2",)
+            Ledger.open(path).close()
+            before = dump(path)
+            older.execute("UPDATE samples SET deleted_view = 3 WHERE sample_id = 'b'")
+            with pytest.raises(sqlite3.IntegrityError, match="persons"):
+                older.execute(
+                    "INSERT INTO requests (request_id, view, fingerprint, receipt, created_at) "
+                    "VALUES ('r', 3, 'f', '{}', '2026')"
+                )
+            older.rollback()
+        assert dump(path) == before
+
+    def test_registered_before_and_proved_after(self, path: Path) -> None:
+        self.hand_made(path)
+        with Ledger.open(path) as ledger:
+            ledger.register(
+                (Sample(SampleId(name), subject, Digest(content)), Place(0, 1))
+                for name, subject, content in (("c", Subject("p"), "x"), ("b", None, "c"))
+            )
+            with pytest.raises(InputError, match="absent: 'b'"):
+                ledger.register([(Sample(SampleId("c"), Subject("p"), Digest("x")), Place(0, 1))])
 
     def test_an_empty_schema_is_version_nought(self, path: Path) -> None:
         with sqlite3.connect(path) as connection:
@@ -231,33 +310,37 @@ class TestMigration:
     def test_an_older_ledger_is_migrated(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.hand_made(path)
 
-        def second(connection: sa.Connection) -> None:
+        def third(connection: sa.Connection) -> None:
             connection.exec_driver_sql("ALTER TABLE requests ADD COLUMN reason TEXT")
 
-        monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, second))
+        monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, third))
         with pytest.raises(InputError, match="open it once for writing"):
             Ledger.open(path, read_only=True)
         with Ledger.open(path) as ledger:
-            assert ledger.view() == 3
+            assert ledger.view() == 2
         found = dump(path)
-        assert found["schema_version"] == [(2,)]
-        assert len(found["samples"]) == 2
+        assert found["schema_version"] == [(3,)]
+        assert len(found["samples"]) == 6
 
     def test_a_migration_that_fails_leaves_the_older_ledger(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.hand_made(path)
-        before = dump(path)
+        before = self.everything(path)
 
-        def second(connection: sa.Connection) -> None:
+        def third(connection: sa.Connection) -> None:
             connection.exec_driver_sql("CREATE TABLE half (done TEXT)")
             connection.exec_driver_sql("DELETE FROM samples")
             raise RuntimeError("power cut")
 
-        monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, second))
+        monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, third))
         with pytest.raises(RuntimeError, match="power cut"):
             Ledger.open(path)
-        assert dump(path) == before
+        assert self.everything(path) == before
+
+    def everything(self, path: Path) -> list[str]:
+        with closing(sqlite3.connect(path)) as connection:
+            return list(connection.iterdump())
 
     def test_a_newer_ledger_asks_for_an_upgrade(self, ledger: Ledger, path: Path) -> None:
         ledger.close()

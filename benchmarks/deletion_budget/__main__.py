@@ -23,7 +23,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.deletion_budget.reports import OUTPUT
+from benchmarks.deletion_budget import OUTPUT
 
 NAMES = (
     "rates",

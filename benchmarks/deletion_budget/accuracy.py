@@ -47,9 +47,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers have one thread each; s
 from torch import Tensor
 
 from benchmarks.adoption import Trained, on_base_of, trained
+from benchmarks.deletion_budget import OUTPUT
 from benchmarks.deletion_budget.accuracy_report import contrasts, draw, figures, show
 from benchmarks.deletion_budget.along import Scorer, Trace, checked, requests, trace
-from benchmarks.deletion_budget.reports import OUTPUT, Report
 from benchmarks.deletion_budget.worth import (
     Prefix,
     curve,
@@ -58,6 +58,7 @@ from benchmarks.deletion_budget.worth import (
     prefixes_of,
     write_curve,
 )
+from benchmarks.reports import Report
 from s3t import load_config
 from s3t.config import Config
 from s3t.run import RunDir

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.deletion_budget.along import Trace
-from benchmarks.deletion_budget.reports import interval
 from benchmarks.environment import table
+from benchmarks.reports import interval
 
 __all__ = ["contrasts", "draw", "figures", "show"]
 

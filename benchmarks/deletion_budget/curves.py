@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.deletion_budget.reports import Report, main
+from benchmarks.deletion_budget import OUTPUT
 from benchmarks.environment import table
+from benchmarks.reports import Report, main
 from s3t.plan import Sequences, prefixes
 from s3t.plan.strategies.brief import Brief, spent
 from s3t.plan.strategies.registry import sequences_for
@@ -115,4 +116,4 @@ def _draw(figure: Any, found: dict[str, dict[str, dict[str, Any]]]) -> None:
 
 
 if __name__ == "__main__":
-    main(run, __doc__)
+    main(run, __doc__, OUTPUT)

@@ -31,8 +31,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.deletion_budget.reports import Report, main
+from benchmarks.deletion_budget import OUTPUT
 from benchmarks.environment import median, table
+from benchmarks.reports import Report, main
 from s3t.ledger import Ledger
 from s3t.plan.forecast import Forecast, Outlook, State, forecast, observed_rate, person_weights
 from s3t.types import Digest, Place, Sample, SampleId, Subject
@@ -312,4 +313,4 @@ def _draw(figure: Any, found: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main(run, __doc__)
+    main(run, __doc__, OUTPUT)

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.deletion_budget.reports import Report, main
+from benchmarks.deletion_budget import OUTPUT
 from benchmarks.environment import median, table
+from benchmarks.reports import Report, main
 from s3t.picture import draw_budget
 from s3t.plan.budget.advice import Budget, advise
 from s3t.plan.budget.candidates import candidates
@@ -112,4 +113,4 @@ def _table(entries: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main(run, __doc__)
+    main(run, __doc__, OUTPUT)

@@ -18,9 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.deletion_budget import OUTPUT
 from benchmarks.deletion_budget.optimum import cheapest, optimum
-from benchmarks.deletion_budget.reports import Report, interval, main
 from benchmarks.environment import table
+from benchmarks.reports import Report, interval, main
 from s3t.errors import ConfigError
 from s3t.plan import Sequences, prefixes
 from s3t.plan.strategies.brief import Brief, spent
@@ -201,4 +202,4 @@ def _draw(figure: Any, values: list[dict[str, Any]], matches: list[dict[str, Any
 
 
 if __name__ == "__main__":
-    main(run, __doc__)
+    main(run, __doc__, OUTPUT)

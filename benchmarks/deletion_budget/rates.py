@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.deletion_budget.reports import Report, main
+from benchmarks.deletion_budget import OUTPUT
 from benchmarks.environment import table
+from benchmarks.reports import Report, main
 from s3t.plan import cyclic, expected_deletions
 from s3t.plan.survival.exhaustion import uniform_exhaustion, until_exhausted
 from s3t.plan.survival.simulation import estimate, simulate_exhaustion
@@ -191,4 +192,4 @@ def _draw(figure: Any, budgets: list[dict[str, Any]], grid: list[dict[str, Any]]
 
 
 if __name__ == "__main__":
-    main(run, __doc__)
+    main(run, __doc__, OUTPUT)

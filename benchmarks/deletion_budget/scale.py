@@ -22,8 +22,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from benchmarks.deletion_budget.reports import Report, main
+from benchmarks.deletion_budget import OUTPUT
 from benchmarks.environment import table
+from benchmarks.reports import Report, main
 from s3t.plan import Sequences, cyclic, prefixes
 from s3t.plan.strategies.brief import Brief
 from s3t.plan.strategies.registry import sequences_for
@@ -317,4 +318,4 @@ def _draw(figure: Any, result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(run, __doc__)
+    main(run, __doc__, OUTPUT)

@@ -27,14 +27,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri
 
+from benchmarks.deletion_budget import OUTPUT
 from benchmarks.deletion_budget.loops import (
     masked_exhaustion,
     masked_prefixes,
     plain_exhaustion,
     plain_prefixes,
 )
-from benchmarks.deletion_budget.reports import Report, main
 from benchmarks.environment import load_average, median, table
+from benchmarks.reports import Report, main
 from s3t.plan import cyclic, prefixes
 from s3t.plan.survival.lengths import length_table
 from s3t.plan.survival.simulation import simulate_exhaustion
@@ -270,4 +271,4 @@ def _draw(figure: Any, questions: dict[str, dict[str, dict[str, Any]]]) -> None:
 
 
 if __name__ == "__main__":
-    main(run, __doc__)
+    main(run, __doc__, OUTPUT)

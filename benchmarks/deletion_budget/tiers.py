@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 
-from benchmarks.deletion_budget.reports import Report, interval, main
+from benchmarks.deletion_budget import OUTPUT
 from benchmarks.environment import table
+from benchmarks.reports import Report, interval, main
 from s3t.plan import prefixes
 from s3t.plan.strategies.brief import Brief
 from s3t.plan.strategies.registry import sequences_for
@@ -134,4 +135,4 @@ def _table(entries: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main(run, __doc__)
+    main(run, __doc__, OUTPUT)

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from s3t.errors import InputError, IntegrityError, S3TError
-from s3t.ledger import schema
+from s3t.ledger import migrations
 
 __all__ = ["Database"]
 
@@ -90,19 +90,20 @@ class Database:
             )
 
     def _start(self, create: bool, read_only: bool) -> None:
+        newest = len(migrations.MIGRATIONS)
         with self.transaction() as connection:
-            version = schema.stored_version(connection, self.name, create)
-        if version < len(schema.MIGRATIONS):
+            version = migrations.stored_version(connection, self.name, create)
+        if version < newest:
             if read_only:
                 raise InputError(
-                    f"{self.name} has schema {version}, this s3t needs {len(schema.MIGRATIONS)}: "
+                    f"{self.name} has schema {version}, this s3t needs {newest}: "
                     "open it once for writing, which migrates it"
                 )
             self._wal()
             with self.transaction(writes=True) as connection:
                 # Again, since another process may have been faster.
-                version = schema.stored_version(connection, self.name, create)
-                schema.migrate(connection, version)
+                version = migrations.stored_version(connection, self.name, create)
+                migrations.migrate(connection, version)
         elif not read_only:
             self._wal()
 

@@ -2,14 +2,16 @@
 
     find ──► judge ──► (the schedule decides) ──► receipt ──► write
 
-Invariant: only ``write`` writes. A receipt names samples by keyed hashes alone, so that a log of
-receipts does not keep what was to be forgotten.
+Invariant: only ``write`` writes, and no step looks at more than what the deletion names. A receipt
+names samples by keyed hashes alone, so that a log of receipts does not keep what was to be
+forgotten.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,8 +20,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from s3t.errors import UnknownSampleError
-from s3t.ledger.registry import chunks, where_in
-from s3t.ledger.schema import hits, requests, run, samples
+from s3t.ledger import counters
+from s3t.ledger.counters import chunks, select_in
+from s3t.ledger.schema import TOOK, hits, requests, run, samples
 from s3t.types import SampleId, Slot
 
 __all__ = [
@@ -36,6 +39,22 @@ __all__ = [
     "told",
     "write",
 ]
+
+
+_some: sa.BindParameter[Any] = sa.bindparam("some", expanding=True)
+# Made once: making a statement takes longer than running it.
+_BY_ID = sa.select(samples).where(samples.c.sample_id.in_(_some))
+_BY_SUBJECT = sa.select(samples).where(samples.c.subject.in_(_some))
+_HIT = sa.select(hits).where(hits.c.shard.in_(_some))
+_HITS_AFTER = sa.select(hits).where(hits.c.view > sa.bindparam("after"))
+_MARK = (
+    sa.update(samples)
+    .where(samples.c.sample_id.in_(_some))
+    .values(deleted_view=sa.bindparam("deletion"))
+)
+_ADD_HITS = sa.insert(hits)
+_ADD_REQUEST = sa.insert(requests)
+_SET_VIEW = sa.update(run).where(run.c.key == "view").values(value=sa.bindparam("deletion"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +115,9 @@ def find(
     Raises:
         UnknownSampleError: with every id and subject that is not held.
     """
-    found = {row.sample_id: row for row in where_in(connection, samples.c.sample_id, ids)}
+    found = {row.sample_id: row for row in select_in(connection, _BY_ID, ids)}
     unknown_ids = [one for one in ids if one not in found]
-    theirs = where_in(connection, samples.c.subject, subjects)
+    theirs = select_in(connection, _BY_SUBJECT, subjects)
     known = {row.subject for row in theirs}
     unknown_subjects = [one for one in subjects if one not in known]
     if unknown_ids or unknown_subjects:
@@ -118,13 +137,15 @@ def judge(
     """What the deletion of ``rows`` would do, without doing it."""
     fresh = [row for row in rows if row.deleted_view is None]
     places = sorted({(row.shard, row.slice) for row in fresh})
+    shards = sorted({shard for shard, _ in places})
+    hit = {(row.shard, row.slice) for row in select_in(connection, _HIT, shards)}
     return Deletion(
         request_id=request,
         view=view + bool(fresh),
         deleted=tuple(row.sample_id for row in fresh),
         already_deleted=tuple(row.sample_id for row in rows if row.deleted_view is not None),
-        copies_elsewhere=_copies(connection, {row.content for row in fresh}) - len(fresh),
-        slots=tuple(slot for slot in places if not _is_hit(connection, slot)),
+        copies_elsewhere=_copies_elsewhere(connection, fresh),
+        slots=tuple(slot for slot in places if slot not in hit),
         catch_up=tuple((shard, c) for shard, c, _ in hits_after(connection, known_view)),
         dry_run=dry_run,
     )
@@ -145,33 +166,37 @@ def receipt_of(deletion: Deletion, schedule: Mapping[str, Any], secret: bytes) -
 
 
 def write(
-    connection: sa.Connection, deletion: Deletion, fingerprint: str, text: str, now: str
+    connection: sa.Connection,
+    deletion: Deletion,
+    rows: Sequence[sa.Row[Any]],
+    fingerprint: str,
+    text: str,
+    now: str,
 ) -> None:
-    """Make a deletion true: the samples' marks, the hits, the receipt, the view."""
-    for chunk in chunks(deletion.deleted):
-        connection.execute(
-            sa.update(samples)
-            .where(samples.c.sample_id.in_(chunk))
-            .values(deleted_view=deletion.view)
-        )
+    """Make a deletion of ``rows`` true: marks, counters, hits, receipt, view."""
+    persons = 0
+    if deletion.deleted:
+        for chunk in chunks(deletion.deleted):
+            connection.execute(_MARK, {"deletion": deletion.view, "some": chunk})
+        fresh = [row for row in rows if row.deleted_view is None]
+        persons = counters.take(connection, fresh)
+        connection.execute(_SET_VIEW, {"deletion": str(deletion.view)})
     if deletion.slots:
         connection.execute(
-            sa.insert(hits),
+            _ADD_HITS,
             [{"shard": shard, "slice": c, "view": deletion.view} for shard, c in deletion.slots],
         )
     connection.execute(
-        sa.insert(requests).values(
-            request_id=deletion.request_id,
-            view=deletion.view,
-            fingerprint=fingerprint,
-            receipt=text,
-            created_at=now,
-        )
+        _ADD_REQUEST,
+        {
+            "request_id": deletion.request_id,
+            "view": deletion.view,
+            "fingerprint": fingerprint,
+            "receipt": text,
+            "created_at": now,
+            "persons": persons,
+        },
     )
-    if deletion.deleted:
-        connection.execute(
-            sa.update(run).where(run.c.key == "view").values(value=str(deletion.view))
-        )
 
 
 def told(deletion: Deletion, receipt: dict[str, Any]) -> Deleted:
@@ -215,8 +240,8 @@ def keyed(text: str, secret: bytes) -> str:
 
 def hits_after(connection: sa.Connection, view: int) -> list[tuple[int, int, int]]:
     """(shard, slice, view) of the slots first hit after ``view``, sorted."""
-    query = sa.select(hits).where(hits.c.view > view).order_by(hits.c.shard, hits.c.slice)
-    return [(row.shard, row.slice, row.view) for row in connection.execute(query)]
+    rows = connection.execute(_HITS_AFTER, {"after": view})
+    return sorted((row.shard, row.slice, row.view) for row in rows)
 
 
 def history(connection: sa.Connection) -> list[tuple[str, int]]:
@@ -224,32 +249,13 @@ def history(connection: sa.Connection) -> list[tuple[str, int]]:
 
     A sample of no subject counts as a person.
     """
-    # A request that found everything deleted has the view of the deletion before it.
-    made = sa.select(requests.c.view, sa.func.min(requests.c.created_at).label("at"))
-    when = made.group_by(requests.c.view).subquery()
-    alone = sa.case((samples.c.subject.is_(None), 1), else_=0)
-    people = sa.func.count(samples.c.subject.distinct()) + sa.func.sum(alone)
-    query = (
-        sa.select(when.c.at, people)
-        .join(samples, samples.c.deleted_view == when.c.view)
-        .group_by(when.c.view, when.c.at)
-        .order_by(when.c.view)
-    )
-    return [(at, int(count)) for at, count in connection.execute(query)]
+    columns = requests.c.view, requests.c.created_at, requests.c.persons
+    query = sa.select(*columns).where(TOOK).order_by(requests.c.view)
+    return [(row.created_at, row.persons) for row in connection.execute(query)]
 
 
-def _copies(connection: sa.Connection, contents: set[str]) -> int:
-    """Samples not deleted so far with one of these contents."""
-    return sum(
-        connection.execute(
-            sa.select(sa.func.count())
-            .select_from(samples)
-            .where(samples.c.content.in_(chunk), samples.c.deleted_view.is_(None))
-        ).scalar_one()
-        for chunk in chunks(sorted(contents))
-    )
-
-
-def _is_hit(connection: sa.Connection, slot: Slot) -> bool:
-    query = sa.select(hits.c.view).where(hits.c.shard == slot[0], hits.c.slice == slot[1])
-    return connection.execute(query).first() is not None
+def _copies_elsewhere(connection: sa.Connection, fresh: Sequence[sa.Row[Any]]) -> int:
+    """Samples left when ``fresh`` are gone, with the content of one of them."""
+    gone = Counter(row.content for row in fresh)
+    left = counters.copies_left(connection, gone)
+    return sum(count - gone[content] for content, count in left.items())

@@ -17,11 +17,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from s3t.errors import InputError, IntegrityError, RequestConflictError
+from s3t.ledger import counters, registry, schema
 from s3t.ledger import deletion as steps
-from s3t.ledger import registry, schema
+from s3t.ledger.counters import SlotPersons
 from s3t.ledger.database import Database
 from s3t.ledger.deletion import Decide, Deleted
-from s3t.ledger.registry import Entry, SlotPersons
+from s3t.ledger.registry import Entry
 from s3t.types import Digest, Place, Sample, Slot
 
 __all__ = ["Ledger"]
@@ -29,6 +30,9 @@ __all__ = ["Ledger"]
 _VIEW = "SELECT value FROM run WHERE key = 'view'"
 _LOCKED_VIEW = sa.select(schema.run.c.value).where(schema.run.c.key == "view").with_for_update()
 """SQLite has the write lock already and leaves out FOR UPDATE."""
+_STORED = sa.select(schema.requests.c.fingerprint, schema.requests.c.receipt).where(
+    schema.requests.c.request_id == sa.bindparam("request")
+)
 
 
 class Ledger:
@@ -81,13 +85,25 @@ class Ledger:
     def register(self, samples: Iterable[tuple[Sample, Place]]) -> None:
         """Write down all private samples of the run, once.
 
-        A second time it proves that they are the same; those deleted since may be absent.
+        A second time it proves that they are the same; those deleted since may be absent. Nobody
+        has to wait for that, and a deletion in between is not yet seen by it.
+
+        Takes memory that does not grow with the samples, and temporary disk of about twice what
+        the ledger takes.
 
         Raises:
             InputError: a sample id twice, or other samples than those the run was planned on.
         """
+        name = self._database.name
+        with self._database.transaction() as connection:
+            if registry.registered(connection):
+                registry.compare(connection, samples, name)
+                return
         with self._database.transaction(writes=True) as connection:
-            registry.register(connection, samples, self._database.name)
+            if registry.registered(connection):  # by another process, since
+                registry.compare(connection, samples, name)
+            else:
+                registry.register(connection, samples)
 
     def view(self) -> int:
         """Number of deletions so far: one indexed read on a connection that the thread keeps."""
@@ -105,9 +121,9 @@ class Ledger:
             return steps.hits_after(connection, since_view)
 
     def persons(self) -> list[SlotPersons]:
-        """The persons of every slot that holds samples, by slot: one scan, 2 s for 10^6 samples."""
+        """The persons of every slot that holds samples, by slot."""
         with self._database.transaction() as connection:
-            return registry.persons(connection)
+            return counters.persons(connection)
 
     def history(self) -> list[tuple[datetime, int]]:
         """When each deletion was made and of how many persons, by view; dry runs leave no trace.
@@ -129,7 +145,7 @@ class Ledger:
         """Samples by id, read in pages, so each page sees the deletions of its moment.
 
         Args:
-            slot: only those of this (shard, slice).
+            slot: only those of this (shard, slice); all are read for it.
             deleted: only those deleted, or only those not.
         """
         last: str | None = None
@@ -144,9 +160,8 @@ class Ledger:
     def counts(self) -> dict[str, int]:
         """``samples`` registered and ``deleted`` among them."""
         with self._database.transaction() as connection:
-            total = int(schema.value(connection, "samples_count") or 0)
-            gone = sa.select(sa.func.count()).where(schema.samples.c.deleted_view.is_not(None))
-            return {"samples": total, "deleted": connection.execute(gone).scalar_one()}
+            held, deleted = counters.totals(connection)
+        return {"samples": held, "deleted": deleted}
 
     def delete(
         self,
@@ -195,7 +210,8 @@ class Ledger:
             receipt = steps.receipt_of(deletion, decide(deletion), self._secret)
             text = json.dumps(receipt, sort_keys=True, allow_nan=False)
             if not dry_run:
-                steps.write(connection, deletion, fingerprint, text, receipt["created_at"])
+                now = receipt["created_at"]
+                steps.write(connection, deletion, rows, fingerprint, text, now)
         return steps.told(deletion, json.loads(text))
 
 
@@ -212,8 +228,7 @@ def _distinct(values: Iterable[str], name: str) -> list[str]:
 
 def _stored(connection: sa.Connection, request: str, fingerprint: str) -> dict[str, Any] | None:
     """The receipt that the request id stands for, if any."""
-    query = sa.select(schema.requests).where(schema.requests.c.request_id == request)
-    stored = connection.execute(query).first()
+    stored = connection.execute(_STORED, {"request": request}).first()
     if stored is None:
         return None
     if stored.fingerprint != fingerprint:

@@ -1,38 +1,30 @@
 """The samples of a run: written down once, proved the same ever after, listed in pages.
 
-Invariant: a registered sample never changes and never leaves; a deletion only marks it.
+    samples, in any order ──► incoming ──by id──► samples ──► digest, counters
+                                 └── a second time: compared, and dropped
+
+Invariant: a registered sample never changes and never leaves; a deletion only marks it. Memory does
+not grow with the number of samples: what has to be sorted is sorted by the database, in temporary
+files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import sqlalchemy as sa
 
 from s3t.errors import InputError, named
-from s3t.ledger import schema
+from s3t.ledger import counters, schema
 from s3t.ledger.schema import REGISTERED, incoming, run, samples
 from s3t.types import Digest, Place, Sample, SampleId, Slot, Subject
 
-__all__ = [
-    "ROWS",
-    "Entry",
-    "SlotPersons",
-    "chunks",
-    "page_after",
-    "persons",
-    "register",
-    "where_in",
-]
-
-CHUNK = 500
-"""Values per IN; far below SQLite's limit of variables, and one compiled statement."""
+__all__ = ["ROWS", "Entry", "compare", "page_after", "register", "registered"]
 
 ROWS = 10_000
 """Rows per insert and per page read."""
@@ -49,34 +41,38 @@ class Entry:
     deleted: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SlotPersons:
-    """The persons of one slot. A sample of no subject counts as a person of its own.
+def registered(connection: sa.Connection) -> bool:
+    """Whether the samples have been written down."""
+    return schema.value(connection, "samples_digest") is not None
 
-    Attributes:
-        registered: persons written down.
-        left: those with a sample that is not deleted.
+
+def register(connection: sa.Connection, offered: Iterable[tuple[Sample, Place]]) -> None:
+    """Write all samples down (``Ledger.register``)."""
+    with _taken_in(connection, offered):
+        columns = [incoming.c[name] for name in REGISTERED]
+        ordered = sa.select(*columns).order_by(incoming.c.sample_id)  # each lands at the end
+        schema.samples_subject.drop(connection)
+        with _ids_once(connection):
+            connection.execute(sa.insert(samples).from_select(REGISTERED, ordered))
+    counters.count(connection)
+    schema.samples_subject.create(connection)
+    connection.execute(sa.insert(run).values(key="samples_digest", value=_digest(connection)))
+
+
+def compare(connection: sa.Connection, offered: Iterable[tuple[Sample, Place]], name: str) -> None:
+    """Prove that the samples offered are the run's, up to deleted ones that are absent.
+
+    Writes to a temporary table alone, so it needs no write lock.
     """
-
-    shard: int
-    slice: int
-    registered: int
-    left: int
-
-
-def register(
-    connection: sa.Connection, registered: Iterable[tuple[Sample, Place]], name: str
-) -> None:
-    """Write all samples down, or prove that they are those written down (``Ledger.register``)."""
-    if schema.value(connection, "samples_digest") is not None:
-        _compare(connection, registered, name)
-        return
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("PRAGMA cache_size = -65536")  # four indices grow at once
-    _insert(connection, samples, registered)
-    count, total = _summed(connection)
-    for key, value in (("samples_count", str(count)), ("samples_digest", total)):
-        connection.execute(sa.insert(run).values(key=key, value=value))
+    with _taken_in(connection, offered):
+        with _ids_once(connection):
+            connection.exec_driver_sql("CREATE UNIQUE INDEX incoming_id ON incoming (sample_id)")
+        problems = _differences(connection)
+    if problems:
+        raise InputError(
+            f"the private data differs from what the run was planned on ({name}). "
+            f"{'; '.join(problems)}. Restore the data, or start a new run with output=…"
+        )
 
 
 def page_after(
@@ -97,48 +93,9 @@ def page_after(
     ]
 
 
-def persons(connection: sa.Connection) -> list[SlotPersons]:
-    """The persons of every slot that holds samples, by slot.
-
-    One scan of all samples; a person has all theirs in one slot (``partition.py``).
-    """
-    there = sa.case((samples.c.deleted_view.is_(None), 1), else_=0)
-    with_subject = (
-        sa.select(
-            sa.func.min(samples.c.shard).label("shard"),
-            sa.func.min(samples.c.slice).label("slice"),
-            sa.func.max(there).label("there"),
-        )
-        .where(samples.c.subject.is_not(None))
-        .group_by(samples.c.subject)
-    )
-    without = sa.select(samples.c.shard, samples.c.slice, there).where(samples.c.subject.is_(None))
-    each = sa.union_all(with_subject, without).subquery()
-    slot = each.c.shard, each.c.slice
-    query = sa.select(*slot, sa.func.count(), sa.func.sum(each.c.there))
-    rows = connection.execute(query.group_by(*slot).order_by(*slot))
-    return [SlotPersons(*row) for row in rows]
-
-
-def where_in(
-    connection: sa.Connection, column: sa.Column[Any], values: Sequence[str]
-) -> list[sa.Row[Any]]:
-    """The rows of the column's table where it is one of ``values``."""
-    return [
-        row
-        for chunk in chunks(values)
-        for row in connection.execute(sa.select(column.table).where(column.in_(chunk)))
-    ]
-
-
-def chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
-    """``values`` in pieces that fit into one IN."""
-    return (values[start : start + CHUNK] for start in range(0, len(values), CHUNK))
-
-
-def _insert(
-    connection: sa.Connection, table: sa.Table, registered: Iterable[tuple[Sample, Place]]
-) -> None:
+@contextmanager
+def _taken_in(connection: sa.Connection, offered: Iterable[tuple[Sample, Place]]) -> Iterator[None]:
+    """The samples offered in the table ``incoming``; on an error the transaction drops it."""
     rows = (
         {
             "sample_id": sample.id,
@@ -147,40 +104,43 @@ def _insert(
             "shard": place.shard,
             "slice": place.slice,
         }
-        for sample, place in registered
+        for sample, place in offered
     )
-    statement = sa.insert(table)
+    incoming.create(connection)
+    statement = sa.insert(incoming)
     while chunk := list(islice(rows, ROWS)):
-        try:
-            with connection.begin_nested():
-                connection.execute(statement, chunk)
-        except sa.exc.IntegrityError:
-            ids = [str(row["sample_id"]) for row in chunk]
-            twice = {one for one, count in Counter(ids).items() if count > 1}
-            twice.update(row.sample_id for row in where_in(connection, table.c.sample_id, ids))
-            raise InputError(
-                f"two private samples have the same id: {named(sorted(twice))}. "
-                "Ids must be unique: correct the id column, or leave it out"
-            ) from None
+        connection.execute(statement, chunk)
+    yield
+    incoming.drop(connection)
 
 
-def _summed(connection: sa.Connection) -> tuple[int, Digest]:
-    """Number of all samples, and SHA-256 over their rows by id, one JSON line each."""
+@contextmanager
+def _ids_once(connection: sa.Connection) -> Iterator[None]:
+    """Name the ids that stand in the way of a unique index."""
+    try:
+        with connection.begin_nested():
+            yield
+    except sa.exc.IntegrityError:
+        ids = sa.select(incoming.c.sample_id).group_by(incoming.c.sample_id)
+        twice = connection.execute(ids.having(sa.func.count() > 1).order_by(sa.text("1")))
+        raise InputError(
+            f"two private samples have the same id: {named(twice.scalars().all())}. "
+            "Ids must be unique: correct the id column, or leave it out"
+        ) from None
+
+
+def _digest(connection: sa.Connection) -> Digest:
+    """SHA-256 over the rows of all samples by id, one JSON line each."""
     columns = [samples.c[name] for name in REGISTERED]
     query = sa.select(*columns).order_by(samples.c.sample_id)
-    total, count = hashlib.sha256(), 0
+    total = hashlib.sha256()
     for page in connection.execute(query).partitions(ROWS):
         total.update("".join(json.dumps(list(row)) + "\n" for row in page).encode())
-        count += len(page)
-    return count, Digest(total.hexdigest())
+    return Digest(total.hexdigest())
 
 
-def _compare(
-    connection: sa.Connection, registered: Iterable[tuple[Sample, Place]], name: str
-) -> None:
-    """Prove that ``registered`` are those registered, up to deleted ones that are absent."""
-    incoming.create(connection)
-    _insert(connection, incoming, registered)
+def _differences(connection: sa.Connection) -> list[str]:
+    """What is new, changed or absent among the incoming samples, one sentence each."""
     same = sa.and_(*(samples.c[name].is_not_distinct_from(incoming.c[name]) for name in REGISTERED))
     other = (
         sa.select(incoming.c.sample_id).outerjoin(samples, same).where(samples.c.shard.is_(None))
@@ -188,16 +148,11 @@ def _compare(
     absent = (
         sa.select(samples.c.sample_id)
         .outerjoin(incoming, samples.c.sample_id == incoming.c.sample_id)
-        .where(incoming.c.shard.is_(None), samples.c.deleted_view.is_(None))
+        .where(incoming.c.sample_id.is_(None), samples.c.deleted_view.is_(None))
     )
     problems = []
     for query, problem in ((other, "new or changed"), (absent, "absent")):
         ids = connection.execute(query.order_by(sa.text("1")).limit(4)).scalars().all()
         if ids:
             problems.append(f"{problem}: {named(ids[:3])}{' and more' if len(ids) > 3 else ''}")
-    if problems:
-        raise InputError(
-            f"the private data differs from what the run was planned on ({name}). "
-            f"{'; '.join(problems)}. Restore the data, or start a new run with output=…"
-        )
-    incoming.drop(connection)
+    return problems

@@ -1,4 +1,4 @@
-"""What the deletion-budget benchmarks share: a command line, an interval, one JSON and a picture.
+"""What packages of benchmarks share: a command line, an interval, one JSON and a picture.
 
 Invariant: a result is written with the environment that it was measured in, whole or not at all.
 """
@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scipy.stats import t
 
-from benchmarks.environment import environment, write_json
+from benchmarks.environment import environment, median, write_json
 
-__all__ = ["OUTPUT", "Report", "interval", "main"]
-
-OUTPUT = Path("runs/benchmarks/deletion_budget")
+__all__ = ["Report", "interval", "main", "shown", "spread"]
 
 
 class Report:
@@ -58,12 +56,25 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def main(run: Callable[[Path, bool], dict[str, Any]], description: str | None) -> None:
-    """The command line of one benchmark."""
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and greatest."""
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def shown(found: Mapping[str, float], form: str = ".1f", scale: float = 1.0) -> str:
+    """A spread in words: the median and, where they differ, the extremes."""
+    low, middle, high = (scale * found[key] for key in ("min", "median", "max"))
+    return f"{middle:{form}}" + (f" ({low:{form}}–{high:{form}})" if low < high else "")
+
+
+def main(
+    run: Callable[[Path, bool], dict[str, Any]], description: str | None, output: Path
+) -> None:
+    """The command line of one benchmark; results go below ``output`` unless told otherwise."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--output", type=Path, default=output)
     parser.add_argument("--quick", action="store_true", help="smaller, for a first look")
     options = parser.parse_args()
     run(options.output, options.quick)
