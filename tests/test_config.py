@@ -100,6 +100,10 @@ def test_what_a_wrong_value_leaves_open_is_not_judged() -> None:
             "task=text-classification model.adapt=null",
             "model.base 'make:vit' does not fit task 'text-class",
         ),
+        (
+            "training.gradient_checkpointing=true lora.dropout=0.1",
+            "training.gradient_checkpointing does not fit lora.dropout 0.1",
+        ),
         ("data.public.adapt=null stage.head=fresh", "model.adapt needs data.public.adapt"),
         ("model.base=make:t5", "base 'make:t5' cannot be made: use one of ['make:vit', "),
         ("data.max_length=40", "max_length 40 is not a multiple of 16"),

@@ -200,6 +200,7 @@ def tiny_trainer(
     cap_bytes: int = 2**30,
     base: Base | None = None,
     shelf: Shelf | None = None,
+    recompute: bool = False,
     **recipe: Any,
 ) -> StageTrainer:
     """A trainer over 40 private and 10 validation rows: rank 2, 2 epochs of batches of 4."""
@@ -213,6 +214,7 @@ def tiny_trainer(
         labelled(family, 10, 2, language_model),
         cap_bytes,
         shelf,
+        recompute,
     )
 
 

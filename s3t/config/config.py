@@ -19,6 +19,7 @@ from s3t.config.sections import (
     Section,
     SequencesConfig,
     StageConfig,
+    StoreConfig,
     TrainingConfig,
 )
 
@@ -42,6 +43,7 @@ class Config(Section):
     stage: StageConfig = StageConfig()
     aggregation: AggregationConfig = AggregationConfig()
     training: TrainingConfig = TrainingConfig()
+    store: StoreConfig = StoreConfig()
 
     @property
     def run_dir(self) -> Path:
@@ -68,6 +70,8 @@ class Config(Section):
             found += self._risk_problems()
         if not {"task", "data", "model", "aggregation"} & {*spoilt}:
             found += self._task_problems()
+        if not {"lora", "training"} & {*spoilt}:
+            found += self._training_problems()
         return found
 
     def _risk_problems(self) -> list[str]:
@@ -116,6 +120,14 @@ class Config(Section):
         if explicit and len(set(explicit)) < len(explicit):
             found.append("sequences.explicit holds the same sequence twice")
         return found
+
+    def _training_problems(self) -> list[str]:
+        if not self.training.gradient_checkpointing or not self.lora.dropout:
+            return []
+        return [
+            f"training.gradient_checkpointing does not fit lora.dropout {self.lora.dropout}, which "
+            "would be drawn anew when a layer is run again: set one of them to false or 0"
+        ]
 
     def _task_problems(self) -> list[str]:
         found = []

@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from s3t.errors import InputError, IntegrityError
 from s3t.model.encode import Encoded
 from s3t.model.fused import FusedLayer
 from s3t.model.gates import Entered, Gate, find_layers
-from s3t.model.lora import Target, bank_in_force, find_targets, merge, wrap_targets
+from s3t.model.lora import Target, adapted, bank_in_force, find_targets, merge, wrap_targets
 from s3t.model.recognition import fused
 from s3t.store import tensors_digest
 from s3t.types import Digest
@@ -69,6 +70,7 @@ class Base:
         self.lm_head: nn.Module | None = model.get_output_embeddings() if language_model else None
         self._length = length
         self._contexts: dict[int, dict[str, Any]] = {}
+        self._image_tokens = 0
         self._check_window()
         with torch.no_grad():
             probe = self._probe(length)
@@ -116,6 +118,15 @@ class Base:
         self._versions = self._written()
         return self
 
+    def tokens(self, rows: Encoded) -> int:
+        """Tokens T of a row."""
+        if rows.mask is not None:
+            return rows.values.shape[1]
+        if not self._image_tokens:
+            with torch.no_grad():
+                self._image_tokens = self.start(self._probe(None)).shape[1]
+        return self._image_tokens
+
     def start(self, rows: Encoded) -> Tensor:
         """Hidden states that enter layer 0, [n, T, H]."""
         hidden: Tensor = self._enter(rows)["hidden_states"]
@@ -128,7 +139,7 @@ class Base:
             if layer is not None and layer.takes(hidden.shape[1]):
                 hidden = layer(hidden, attention, bank_in_force())
             else:
-                hidden = self._own(number, hidden, attention)
+                hidden = self._unwritten(number, hidden, attention)
         return hidden
 
     def features(self, hidden: Tensor, lo: int, mask: Tensor | None) -> Tensor:
@@ -198,6 +209,19 @@ class Base:
             raise IntegrityError("the base's bytes differ from when it was loaded: report this bug")
 
     # ── taking it apart ──────────────────────────────────────────────────────────────────────
+
+    def _unwritten(self, number: int, hidden: Tensor, attention: Tensor | None) -> Tensor:
+        """A layer by its own code, run again in the backward pass if the bank says so."""
+        bank = bank_in_force()
+        if bank is None or not bank.recompute or not torch.is_grad_enabled():
+            return self._own(number, hidden, attention)
+
+        def run(hidden: Tensor) -> Tensor:
+            with adapted(bank):  # the backward pass has no bank in force
+                return self._own(number, hidden, attention)
+
+        again: Tensor = checkpoint(run, hidden, use_reentrant=False, preserve_rng_state=False)
+        return again
 
     def _own(self, number: int, hidden: Tensor, attention: Tensor | None) -> Tensor:
         """A layer's own forward pass."""

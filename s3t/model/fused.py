@@ -252,16 +252,24 @@ class _Run(torch.autograd.Function):
         run = Products(bank, keep=True)
         out, kept = layer.forward(hidden, run, mask, at)
         ctx.layer, ctx.run, ctx.kept, ctx.shape = layer, run, kept, hidden.shape
+        ctx.again = None
+        if bank is not None and bank.recompute:
+            ctx.run = ctx.kept = None
+            ctx.again = (hidden, bank, mask, at)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         layer: FusedLayer = ctx.layer
-        run: Products = ctx.run
+        run, kept = ctx.run, ctx.kept
+        if ctx.again is not None:
+            hidden, bank, mask, at = ctx.again
+            run = Products(bank, keep=True)
+            _, kept = layer.forward(hidden, run, mask, at)
         needed = ctx.needs_input_grad[0]
         flat = gradients[0].reshape(-1, gradients[0].shape[-1])
-        entering = layer.backward(flat, run, ctx.kept, needed)
-        ctx.kept = None  # a graph is walked once
+        entering = layer.backward(flat, run, kept, needed)
+        ctx.kept = ctx.again = None  # a graph is walked once
         found = [gradient for p in layer.products for gradient in run.gradients(p)]
         first = None if entering is None else entering.view(ctx.shape)
         return (first, None, None, None, None, *found)

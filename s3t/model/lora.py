@@ -67,6 +67,7 @@ class Bank:
         dropout: probability with which an adapter's input is dropped, in training.
         generators: one source of dropout per slot; empty outside training.
         merged: (layer, path) → base weight and adapter in one, [G, inputs, outputs].
+        recompute: whether a layer keeps its input alone and is run again in the backward pass.
     """
 
     slots: int
@@ -75,6 +76,7 @@ class Bank:
     dropout: float = 0.0
     generators: Sequence[Generator] = field(default=())
     merged: Mapping[tuple[int, str], Tensor] = field(default_factory=dict)
+    recompute: bool = False
 
     def first(self, slots: int) -> Bank:
         """The same without the slots from ``slots`` on."""

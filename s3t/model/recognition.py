@@ -107,5 +107,5 @@ def _parts(layer: nn.Module, number: int) -> tuple[list[Product], list[nn.LayerN
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    tolerance = 1e-4 if one.dtype == torch.float32 else 5e-2
+    tolerance = 1e-4 if one.dtype == torch.float32 else 1e-1
     return torch.allclose(one, other, rtol=0, atol=tolerance * float(other.detach().abs().max()))

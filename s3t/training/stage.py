@@ -78,6 +78,7 @@ class StageTrainer:
         validation: public rows to score on.
         cap_bytes: cap of the trunk cache.
         shelf: where the workers of a machine share it, if they do.
+        recompute: whether layers are run again in the backward pass, which saves their memory.
     """
 
     def __init__(
@@ -90,9 +91,10 @@ class StageTrainer:
         validation: LabelledSet,
         cap_bytes: int,
         shelf: Shelf | None = None,
+        recompute: bool = False,
     ) -> None:
         self.base, self.lora, self.recipe, self.classes = base, lora, recipe, classes
-        self.private, self.validation = private, validation
+        self.private, self.validation, self._recompute = private, validation, recompute
         self._trunk = Trunk(base, private.rows, cap_bytes, shelf)
         self._validation_trunk = Trunk(base, validation.rows, cap_bytes)
 
@@ -305,6 +307,7 @@ class StageTrainer:
             self.lora.dropout,
             generators,
             upper.merged,
+            self._recompute,
         )
 
     def _generators(self, ranked: Sequence[Assignment]) -> list[torch.Generator]:

@@ -78,7 +78,9 @@ class Trunk:
         if self._cut is None:
             return self._compute(index)
         held = self._cut.hidden
-        return held[index.to(held.device)].to(self.base.device)
+        if held.device == self.base.device:
+            return held[index.to(held.device)]
+        return held[index].pin_memory().to(self.base.device, non_blocking=True)
 
     def mask(self, index: Tensor) -> Tensor | None:
         """Padding mask [n, T] of rows ``index``; None for images."""

@@ -70,6 +70,16 @@ def test_the_trunk_cache_changes_no_byte(family: str, language_model: bool) -> N
     assert not uncached._trunk.cached, "and here it was not"
 
 
+@pytest.mark.parametrize(("family", "language_model"), CASES)
+def test_layers_run_again_change_no_byte(family: str, language_model: bool) -> None:
+    plain = {**ROUGH, "dropout": 0.0}
+    once = tiny_trainer(family, language_model=language_model, **plain)
+    group = tiny_group(once, 2, SIZES[:3])
+    twice = tiny_trainer(family, language_model=language_model, recompute=True, **plain)
+    for one, other in zip(once.train((1, 2), group), twice.train((1, 2), group), strict=True):
+        assert same(one, other)
+
+
 def test_what_was_trained_before_changes_no_byte() -> None:
     trainer = tiny_trainer("vit")
     group = tiny_group(trainer, 2, SIZES)
