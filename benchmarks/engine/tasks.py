@@ -38,6 +38,9 @@ __all__ = ["NAMES", "Unavailable", "each_task", "options", "task_config"]
 SHARDS = SLICES = 4
 SALT = "engine"
 SUBJECTS = 4
+ADAPT = 256
+"""Public rows on which a made base is trained; others leave them."""
+
 WORDS = 24
 """Of each subject that the made sentences speak of, and of none of them."""
 
@@ -108,7 +111,7 @@ def _vit(folder: Path, quick: bool) -> Config:
     return _digits(
         folder,
         "model.make={hidden: 96, layers: 8, heads: 4, patch: 2, channels: 1, init_scale: 5}",
-        f"model.adapt={{steps: {30 if quick else 150}, batch_size: 64, learning_rate: 1e-3, rotations: true}}",
+        f"model.adapt={{steps: {30 if quick else 150}, learning_rate: 1e-3, rotations: true}}",
         "data.public.validation.split=public[:32]",
         "lora.targets=auto",
         f"stage.epochs={1 if quick else 5}",
@@ -128,8 +131,10 @@ def _bert(folder: Path, quick: bool) -> Config:
     drawn = random.Random(0)
     rows = (_sentence(drawn) for _ in range(100_000))
     files = _write(folder / "data", rows, per_slice=8 if quick else 16, public=32)
-    make = {"hidden": 256, "layers": 8, "heads": 4, "init_scale": 3}
-    model = {"base": "make:bert", "make": make}
+    make = {"hidden": 256, "layers": 8, "heads": 4, "init_scale": 2}
+    # a base that knows something: on one of random weights so few steps teach nothing
+    adapt = {"steps": 40 if quick else 80, "batch_size": 16, "learning_rate": 5e-4}
+    model = {"base": "make:bert", "make": make, "adapt": adapt}
     return _text(folder, files, "text-classification", model, length=64, epochs=1 if quick else 2)
 
 
@@ -166,7 +171,7 @@ def _text(
     epochs: int,
 ) -> Config:
     source = {name: {"format": "json", "files": str(path)} for name, path in files.items()}
-    public = {"validation": source["public"], "test": source["public"]}
+    public = {"validation": source["public"], "test": source["public"], "adapt": source["adapt"]}
     return Config.model_validate(
         {
             "task": task,
@@ -229,10 +234,11 @@ def _write(
     """Write private rows, ``per_slice`` in each slice, and public ones, as JSON lines."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = {
+        "adapt": [{"person": f"adapt {number}"} for number in range(ADAPT)],
         "private": [{"person": person} for person in _persons(per_slice)],
         "public": [{"person": f"public {number}"} for number in range(public)],
     }
-    for part in ("public", "private"):
+    for part in ("public", "private", "adapt"):
         lines = []
         for row in parts[part]:
             text, label = next(rows)
