@@ -9,6 +9,7 @@ from pathlib import Path
 
 from s3t.config import load_config
 from s3t.errors import InputError, S3TError
+from s3t.training.place import Place
 
 __all__ = ["EXIT_CODE", "main"]
 
@@ -17,9 +18,9 @@ EXIT_CODE = "S3T_EXIT_CODE_FILE"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train; returns the exit code. What all processes meet only the first one says."""
+    """Train; returns the exit code. What all processes of a machine meet only one says."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    first = os.environ.get("RANK", "0") == "0"
+    first = Place.found().speaks
     try:
         if not words or words[0].startswith("-"):
             raise InputError("usage: accelerate launch -m s3t.train CONFIG [key=value …]")

@@ -32,6 +32,7 @@ LAYERS = (
     "forgetting",
     "forecasting",
     "picture",
+    "branches",
     "ensemble",
     "answering",
     "service",
@@ -52,6 +53,7 @@ DOORS = {
     "sqlalchemy": ("s3t.ledger",),
     "accelerate": ("s3t.training", "s3t.train"),
     "peft": ("s3t.model",),
+    "fsspec": ("s3t.store",),
     "matplotlib": ("s3t.picture",),
 }
 """Third-party package → the only modules or packages that may import it."""

@@ -8,16 +8,18 @@ import pickle
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from torch import Tensor
 
-from s3t.errors import DamagedNodeError, IntegrityError
+from s3t.errors import DamagedNodeError, InputError, IntegrityError, S3TError
 from s3t.plan.lineage import node_key
-from s3t.store import NodeMeta, NodeStore, tensors_digest, write_durably
+from s3t.store import Depot, NodeMeta, NodeStore, tensors_digest, write_durably
 from s3t.types import Digest, NodeKey, digest
 
 BASE, RECIPE = digest("base"), digest("recipe")
@@ -357,3 +359,171 @@ def test_no_module_of_s3t_can_unpickle(repo_root: Path) -> None:
 
 def test_a_node_that_was_not_proved_has_no_digest() -> None:
     assert META.weights == Digest(""), "it follows from the tensors when the node is written"
+
+
+# ── at a URL ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(params=["memory", "file"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An object store, and a folder that machines share."""
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+    yield "memory://bucket/run" if request.param == "memory" else f"file://{tmp_path}/shared"
+    MemoryFileSystem.store.clear()
+
+
+@pytest.fixture
+def far(url: str, tmp_path: Path) -> NodeStore:
+    store = NodeStore(tmp_path / "copies", Depot(url))
+    store.write(META, TENSORS)
+    return store
+
+
+def depot_of(store: NodeStore) -> Depot:
+    assert store.depot is not None
+    return store.depot
+
+
+def test_at_a_url_lie_the_bytes_of_a_file(far: NodeStore, written: NodeStore, url: str) -> None:
+    name = f"{META.key}.safetensors"
+    assert depot_of(far).get(name) == written.path(META.key).read_bytes()
+    assert depot_of(far).names() == [name]
+    assert far.keys() == {META.key} and far.has(META.key)
+    assert far.path(META.key).read_bytes() == written.path(META.key).read_bytes()
+
+
+def test_another_machine_reads_proves_and_copies(far: NodeStore, url: str, tmp_path: Path) -> None:
+    other = NodeStore(tmp_path / "other", Depot(url))
+    assert other.keys() == {META.key} and other.has(META.key)
+    assert other.meta(META.key) == far.meta(META.key)
+    assert not other.path(META.key).exists(), "metadata alone are no reason to copy"
+    meta, tensors = other.read(META.key)
+    assert tensors_digest(tensors) == meta.weights == tensors_digest(TENSORS)
+    assert other.path(META.key).read_bytes() == far.path(META.key).read_bytes()
+    depot_of(far).remove(f"{META.key}.safetensors")
+    assert other.read(META.key)[0] == meta, "from the copy"
+    assert not other.has(META.key) and other.keys() == frozenset(), "but what counts is the URL"
+
+
+@pytest.mark.parametrize("kept", [0, 9, -1])
+def test_a_damaged_copy_is_fetched_again(far: NodeStore, kept: int) -> None:
+    path = far.path(META.key)
+    sound = path.read_bytes()
+    path.write_bytes(sound[:kept] if kept else b"\0" * len(sound))
+    assert far.meta(META.key).key == META.key
+    assert far.read(META.key)[0].key == META.key
+    assert path.read_bytes() == sound
+    path.unlink()
+    assert far.content(META.key) == sound and not path.exists()
+
+
+def test_damage_at_the_url_is_an_error_that_names_it(
+    far: NodeStore, url: str, tmp_path: Path
+) -> None:
+    name = f"{META.key}.safetensors"
+    sound = depot_of(far).get(name)
+    depot_of(far).put(name, sound[:-1] + bytes([sound[-1] ^ 1]))
+    other = NodeStore(tmp_path / "other", Depot(url))
+    with pytest.raises(DamagedNodeError, match=f"digest does not match .*{url}/{name}"):
+        other.read(META.key)
+    assert not other.path(META.key).exists(), "what is not sound is not kept"
+    depot_of(far).put(name, sound[:9])
+    for read in (other.read, other.meta):
+        with pytest.raises(DamagedNodeError, match="cannot be read"):
+            read(META.key)
+    depot_of(far).remove(name)
+    for read in (other.read, other.meta):
+        with pytest.raises(DamagedNodeError, match="is missing"):
+            read(META.key)
+
+
+def test_metadata_longer_than_a_first_look_are_read_whole(far: NodeStore, tmp_path: Path) -> None:
+    many = {f"layers.{number:03d}.q.lora_A": torch.ones(1) for number in range(400)}
+    long = meta_of("long")
+    far.write(long, many)
+    far.path(long.key).unlink()
+    assert len(depot_of(far).get(f"{long.key}.safetensors")) > 16 * 2**10
+    assert far.meta(long.key).weights == tensors_digest(many)
+
+
+def test_a_url_that_fails_is_no_damage(far: NodeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **kwargs: object) -> bytes:
+        raise OSError("the line is cut")
+
+    monkeypatch.setattr(type(depot_of(far)._files), "cat_file", broken)
+    far.path(META.key).unlink()
+    for read in (far.read, far.meta):
+        with pytest.raises(S3TError, match=r"cannot be reached .*the line is cut") as caught:
+            read(META.key)
+        assert not isinstance(caught.value, IntegrityError)
+
+
+def test_a_name_is_created_once(url: str) -> None:
+    depot = Depot(url).under("work")
+    assert depot.create("claims/a", b"one") and not depot.create("claims/a", b"two")
+    assert depot.get("claims/a") == b"one"
+    depot.put("claims/a", b"three")
+    assert depot.get("claims/a", first=2) == b"th"
+    assert depot.names("claims") == ["a"] and depot.names("nothing") == []
+    depot.remove("claims/a")
+    depot.remove("claims/a")
+    assert not depot.has("claims/a") and depot.create("claims/a", b"four")
+
+
+def test_a_put_that_fails_leaves_what_was_there(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    depot = Depot(url)
+    depot.put("name", b"before")
+    if depot.folder is None:
+        pytest.skip("an object is put whole by its store")
+
+    def broken(descriptor: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(S3TError, match="no space left"):
+        depot.put("name", b"after")
+    assert depot.get("name") == b"before" and depot.names() == ["name"]
+
+
+def test_where_objects_appear_in_parts_they_are_moved_into_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As sftp or hdfs, which s3t knows nothing of."""
+    depot = Depot("memory://slow/run")
+    depot._whole = False
+    put, seen = MemoryFileSystem.pipe_file, []
+
+    def pipe_file(self: MemoryFileSystem, path: str, value: bytes, **words: object) -> None:
+        seen.append(path)
+        put(self, path, value, **words)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
+    depot.put("name", b"one")
+    depot.put("name", b"two")
+    assert depot.names() == ["name"] and depot.get("name") == b"two"
+    assert len(seen) == 2 and not any(path.endswith("/name") for path in seen)
+
+
+@pytest.mark.parametrize("bad", ["nowhere://bucket/run", "s3n//x://y"])
+def test_a_url_that_nothing_understands_is_bad_input(bad: str) -> None:
+    with pytest.raises(InputError, match=r"store\.url .* cannot be used"):
+        Depot(bad)
+
+
+def test_half_written_files_of_others_are_left_alone(written: NodeStore) -> None:
+    stale = written.root / f".{META.key}.safetensors.4711.tmp"
+    stale.write_bytes(b"half")
+    assert written.sweep(seconds=3600) == 0
+    os.utime(stale, (0, 0))
+    assert written.sweep(seconds=3600) == 1
+
+
+def test_half_written_files_of_a_shared_folder_are_swept(far: NodeStore) -> None:
+    folder = depot_of(far).folder
+    if folder is None:
+        pytest.skip("an object is put whole by its store")
+    stale = folder / f".{META.key}.safetensors.4711.tmp"
+    stale.write_bytes(b"half")
+    assert far.keys() == {META.key}
+    assert far.sweep() == 1 and not stale.exists() and far.has(META.key)

@@ -30,6 +30,7 @@ from s3t.config.sections import (
     SequencesConfig,
     SourceConfig,
     StageConfig,
+    StoreConfig,
     TrainingConfig,
 )
 
@@ -49,6 +50,7 @@ __all__ = [
     "SequencesConfig",
     "SourceConfig",
     "StageConfig",
+    "StoreConfig",
     "Task",
     "TrainingConfig",
     "anchored",

@@ -74,6 +74,9 @@ def anchored(config: Config) -> Config:
             source["name"] = _absolute(source["name"])
     if Path(config.model.base).exists():
         tree["model"]["base"] = _absolute(config.model.base)
+    for key in ("url", "cache"):
+        if tree["store"][key]:
+            tree["store"][key] = _absolute(tree["store"][key])
     return Config.model_validate(tree)
 
 

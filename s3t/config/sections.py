@@ -28,6 +28,7 @@ __all__ = [
     "SequencesConfig",
     "SourceConfig",
     "StageConfig",
+    "StoreConfig",
     "TrainingConfig",
 ]
 
@@ -311,9 +312,15 @@ class StageConfig(Section):
 
 
 class AggregationConfig(Section):
-    """How the shards' answers become one, and what answers when no shard is left."""
+    """How the shards' answers become one, and what answers when no shard is left.
 
-    method: Literal["mean-probabilities", "mean-logits", "vote"] = "mean-probabilities"
+    ``mean-adapters`` averages the shards' adapters and heads instead of their answers: one forward
+    pass for all of them, which costs accuracy.
+    """
+
+    method: Literal["mean-probabilities", "mean-logits", "vote", "mean-adapters"] = (
+        "mean-probabilities"
+    )
     weights: Literal["uniform", "data"] = "uniform"
     on_exhausted: Literal["raise", "base"] = "raise"
 
@@ -322,10 +329,41 @@ class TrainingConfig(Section):
     """How the work is spread. Nothing here changes a node's bytes."""
 
     workers: Literal["auto"] | Positive = "auto"
-    group_bytes: Positive = Field(
-        2 * 2**20, description="hidden states of one stacked step, about the size of a CPU cache"
+    group_bytes: Literal["auto"] | Positive = Field(
+        "auto", description="hidden states of one stacked step; auto: 512 KiB, on a GPU 256 MiB"
+    )
+    trunk_cache: Literal["auto", "memory", "disk", "off"] = Field(
+        "auto",
+        description="where hidden states that enter a block are kept: in each process's memory, or "
+        "on disk, shared by the workers of a machine (auto: disk if there are several)",
     )
     trunk_cache_mb: Natural = Field(
         4096, description="above this the frozen layers below a block run anew at each step"
     )
+    gradient_checkpointing: bool = Field(
+        False, description="run layers again in the backward pass: less memory, more time"
+    )
     trackers: tuple[str, ...] = Field((), description="accelerate trackers; public metrics only")
+
+
+class StoreConfig(Section):
+    """Where the nodes are kept, and how machines that see the same store tell who is at work.
+
+    Nothing here changes a node's bytes.
+    """
+
+    url: str | None = Field(
+        None, description="any fsspec URL or shared folder, of one run; default: the run's nodes/"
+    )
+    cache: str | None = Field(
+        None, description="folder of copies of what lies at the URL; default: the run's nodes/"
+    )
+    lease: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="seconds without a sign of life after which others take a node up"
+    )
+
+    @model_validator(mode="after")
+    def _cache_of_url(self) -> StoreConfig:
+        if self.cache and not self.url:
+            raise ValueError("cache holds copies of what lies at url: give both, or none")
+        return self

@@ -36,7 +36,7 @@ from s3t.types import Digest, Sample, digest
 
 __all__ = ["Material", "encode_rows", "open_material", "prepare"]
 
-_FREE = {"training", "aggregation", "output", "name"}
+_FREE = {"training", "store", "aggregation", "output", "name"}
 """Sections that may differ when a run is gone on with: they shape no node."""
 
 
@@ -126,17 +126,18 @@ def open_material(run: RunDir, device: torch.device) -> Material:
             "output=DIR"
         )
     shape = config.partition
-    with run.ledger() as ledger:
-        hits = {(shard, part) for shard, part, _ in ledger.hits()}
-        whole = partition(
-            data.private.samples,
-            shape.shards,
-            shape.slices,
-            shape.salt,
-            tier_slices(shape),
-            allow_empty=True,
-        )
-        ledger.register(whole.places())
+    hits = run.hits()
+    whole = partition(
+        data.private.samples,
+        shape.shards,
+        shape.slices,
+        shape.salt,
+        tier_slices(shape),
+        allow_empty=True,
+    )
+    if not run.joined:  # else the ledger is elsewhere, and the digests below prove the samples
+        with run.ledger() as ledger:
+            ledger.register(whole.places())
     index = data.private.index
     members = tuple(
         tuple(

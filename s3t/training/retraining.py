@@ -41,15 +41,14 @@ def retrain(run: RunDir, keys: Iterable[NodeKey], folder: Path) -> dict[NodeKey,
     device = torch.device("cpu")
     with one_thread(device):
         material = replace(_without_deleted(open_material(run, device)), store=NodeStore(folder))
+        apart = {"training": material.config.training.model_copy(update={"trunk_cache": "memory"})}
+        material = replace(material, config=material.config.model_copy(update=apart))
         workshop = Workshop(material)
         forest = material.plan.forest
         wanted = {ancestor.key: ancestor for key in keys for ancestor in forest.lineage(key)}
         for node in sorted(wanted.values(), key=lambda node: (node.stage, node.key)):
             workshop.train([node.key])
-    return {
-        key: run.store.path(key).read_bytes() == material.store.path(key).read_bytes()
-        for key in wanted
-    }
+    return {key: run.store.content(key) == material.store.content(key) for key in wanted}
 
 
 def _without_deleted(material: Material) -> Material:

@@ -1,41 +1,53 @@
-"""The walk over the tree: stage by stage, every missing node that is alive, dealt to who is there.
+"""The walk over the tree: every missing node that is alive, handed out as soon as it can be.
 
-    stage 1   [n n n n n n]  rank 0: units ─► its workers      barrier
-              [n n n n n n]  rank 1: units ─► its workers         │
-    stage 2   …                                                   ▼
+    process of rank 0       prepares ─► publishes ─┐
+    other processes         wait ──────────────────┴─► claim ready nodes ─► pool ─► store
+                                                           ▲                          │
+                                                           └── what is there, hit, taken
+
+There are no stages to wait for and no process that leads: all read the store, claim what is ready
+and train it, until nothing is left. Processes may be on other machines, and may die.
 
 Invariants: a node is trained when its key is missing from the store, so a killed walk goes on
 where it was; a node whose lineage holds a deleted sample is never trained; neither the number of
-processes nor of workers changes a byte.
+machines, processes or workers changes a byte.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, tqdm
+from accelerate.utils import tqdm
 
-from s3t.config import Config
+from s3t.config import Config, anchored
 from s3t.errors import S3TError
-from s3t.plan import Plan
 from s3t.plan.trie import Node
 from s3t.run import RunDir
+from s3t.training.board import Board
+from s3t.training.claims import Alone, Claims, Leases
+from s3t.training.place import Place, by_itself
 from s3t.training.pool import Inline, Pool, Workers, worker_count
 from s3t.training.preparation import prepare
+from s3t.training.sharing import finished, join, joined, publish
 from s3t.training.workshop import one_thread, steps_of
-from s3t.types import NodeKey
+from s3t.types import NodeKey, Slot
 
 __all__ = ["Report", "train"]
 
-_PATIENCE = timedelta(days=7)
-"""A stage may be long; the other processes wait for it."""
+_TRIES = 3
+"""Times that a node is trained without being there afterwards, before that is an error."""
+
+_STALE = 3600.0
+"""Seconds after which a half-written file belongs to nobody, on whatever machine it was begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +57,8 @@ class Report:
     Attributes:
         run: the run directory.
         nodes: nodes of the plan.
-        trained: nodes trained now.
+        trained: nodes trained now: by all processes in the report of the main one, by the
+            process itself in those of the others.
         found: nodes that were there already.
         skipped: nodes left out because a deletion has hit them.
         seconds: wall time.
@@ -76,143 +89,255 @@ def train(config: Config) -> Report:
     goes on without training a finished node twice, and ends with the same bytes.
 
     Raises:
-        S3TError: see ``prepare``; or a stage diverged, or a worker died.
+        S3TError: see ``prepare``; or a stage diverged, or workers died.
     """
     started = time.monotonic()
-    accelerator = _accelerator(config)
+    place = Place.found()
+    accelerator, device = _accelerator(config, place)
     with ExitStack() as stack:
-        stack.enter_context(one_thread(accelerator.device))
-        if accelerator.is_main_process:
+        stack.enter_context(one_thread(device))
+        if place.main:
             stack.enter_context(RunDir(config.run_dir).training_lock())
-        pool = _pool(config, accelerator)
+        stack.callback(_forget_trunk, config, place)
+        claims = _claims(config, place)
+        pool = _pool(config, device, place)
         stack.callback(pool.close)
-        run = _prepared(config, accelerator)
-        counts = _Walk(config, accelerator, run, pool).go()
+        if claims is not None:
+            stack.callback(claims.close)
+        if place.main:
+            run = _prepared(config, device, claims)
+        else:
+            assert claims is not None
+            run = _met(config, place, claims)
+        counts = _Walk(config, accelerator, run, place, claims or Alone(), pool).go()
     return Report(
         run=str(run.root),
         seconds=round(time.monotonic() - started, 3),
-        processes=accelerator.num_processes,
+        processes=place.processes,
         workers=pool.size,
         **counts,
     )
 
 
 class _Walk:
-    def __init__(self, config: Config, accelerator: Accelerator, run: RunDir, pool: Pool) -> None:
-        self.config, self.accelerator, self.run, self.pool = config, accelerator, run, pool
-        self.plan: Plan = run.plan()
+    """One process's way through the nodes; the source of its pool."""
+
+    def __init__(
+        self,
+        config: Config,
+        accelerator: Accelerator,
+        run: RunDir,
+        place: Place,
+        claims: Claims,
+        pool: Pool,
+    ) -> None:
+        self.config, self.accelerator, self.run = config, accelerator, run
+        self.place, self.claims, self.pool = place, claims, pool
+        self.pause = claims.pause
+        self.forest = run.plan().forest
+        self._board = Board(self.forest, self._cost, 1)
+        self._there: set[NodeKey] = set()
+        self._hits: set[Slot] = set()
+        self._told: set[Slot] | None = None
+        self._looked = float("-inf")
+        self._away: set[NodeKey] = set()
+        self._stages: dict[int, int] = {}
+        self._tries: Counter[NodeKey] = Counter()
+        self._own: set[NodeKey] = set()
         self._logged = 0
+        self._bar: Any = None
 
     def go(self) -> dict[str, int]:
-        """All stages; returns the counts of the report."""
-        todo, skipped = self._shared(self._missing)
-        found = len(self.plan.forest) - len(todo) - skipped
-        counts = {"nodes": len(self.plan.forest), "trained": len(todo), "found": found}
+        """All of it; returns the counts of the report."""
+        self._look()
+        todo, nodes = [*self._board.left], len(self.forest)
+        skipped = self._dead()
+        found = nodes - len(todo) - skipped
         if todo:
-            self.accelerator.init_trackers(self.config.name)
-            group = self.pool.open(self.run)
-            with self._progress(todo) as bar:
-                for stage in self.plan.forest.stages():
-                    self._stage(stage, group, bar)
-            self.accelerator.end_training()
-        return counts | {"skipped": skipped}
+            if self.place.main:
+                self.accelerator.init_trackers(self.config.name)
+            self._board.group = self.pool.open(self.run)
+            total = sum(self._steps(self.forest[key]) for key in todo)
+            silent = _silent() or not self.place.speaks
+            with tqdm(total=total, unit="step", disable=silent, dynamic_ncols=True) as self._bar:
+                self.pool.train(self, self._bar.update)
+            if self.place.main:
+                self.accelerator.end_training()
+        if self.place.main and isinstance(self.claims, Leases):
+            self.claims.clear()
+        came = sum(key in self._there for key in todo)
+        trained = came if self.place.main else len(self._own)
+        skipped += len(todo) - came
+        return {"nodes": nodes, "trained": trained, "found": found, "skipped": skipped}
 
-    def _stage(self, stage: Sequence[Node], group: int, bar: Any) -> None:
-        missing, _ = self._shared(lambda: self._missing(stage))
-        bar.set_description(f"stage {stage[0].stage}, {len(missing)} nodes")
-        ranked = sorted(missing, key=lambda key: (-self.plan.forest[key].samples, key))
-        mine = ranked[self.accelerator.process_index :: self.accelerator.num_processes]
-        self.pool.train(_units(mine, self.pool.size, group), bar.update)
-        self.accelerator.wait_for_everyone()
-        self._log(missing)
+    def take(self, worker: int, idle: int) -> list[NodeKey] | None:
+        """A unit for a worker, see ``pool.Source``."""
+        if time.monotonic() - self._looked >= self.pause:
+            self._look()
+        idle += self.claims.idle() * self.pool.size
+        while self._board.left:
+            stage = self._stages.get(worker)
+            workers = self.place.processes * self.pool.size
+            unit = self._board.unit(stage, self._away, idle, workers)
+            if not unit:
+                return []
+            mine = self.claims.take(unit)
+            self._away |= {*unit} - {*mine}
+            if self.claims.shared:  # another may have finished it since the last look
+                ready = [key for key in mine if not self.run.store.has(key)]
+                self._came([key for key in mine if key not in ready])
+                mine = ready
+            if mine:
+                self._board.hold(mine)
+                self._stages[worker] = self.forest[mine[0]].stage
+                return mine
+        return None
 
-    def _missing(self, nodes: Sequence[Node] | None = None) -> tuple[list[NodeKey], int]:
-        """Keys to train, in the tree's order, and how many a deletion has ruled out."""
-        hits = self.run.hits()
-        there = self.run.store.keys()
-        missing, skipped = [], 0
-        for node in self.plan.forest.nodes if nodes is None else nodes:
-            if any((node.shard, part) in hits for part in node.prefix):
-                skipped += 1
-            elif node.key not in there:
-                missing.append(node.key)
-        return missing, skipped
-
-    def _shared(self, decide: Any) -> Any:
-        """What the main process decides, in every process: the store changes under their eyes."""
-        values = [decide() if self.accelerator.is_main_process else None]
-        if self.accelerator.num_processes > 1:
-            broadcast_object_list(values)
-        return values[0]
-
-    @contextmanager
-    def _progress(self, todo: Sequence[NodeKey]) -> Iterator[Any]:
-        recipe = self.config.stage
-        steps = [steps_of(self.plan.forest[key], recipe.batch_size, recipe.epochs) for key in todo]
-        share = sum(steps) // self.accelerator.num_processes
-        with tqdm(total=share, unit="step", disable=_silent(), dynamic_ncols=True) as bar:
-            yield bar
-
-    def _log(self, keys: Sequence[NodeKey]) -> None:
-        """Public validation scores to the trackers: nothing of a private sample is in them."""
-        if not self.accelerator.is_main_process or not self.config.training.trackers:
-            return
+    def done(self, keys: Sequence[NodeKey]) -> None:
+        """A unit is trained, and what lives of it published, see ``pool.Source``."""
+        there = [key for key in keys if self.run.store.has(key)]
+        self._own.update(there)
+        self._board.free(keys)
+        self._came(there)
+        if len(there) < len(keys):
+            self._look()  # a deletion has hit the others
         for key in keys:
-            if self.run.store.has(key):
-                meta = self.run.store.meta(key)
-                values = {"validation": meta.score, "shard": meta.shard, "stage": len(meta.prefix)}
-                self.accelerator.log(values, step=self._logged)
-                self._logged += 1
+            self._tries[key] += 1
+            if key in self._board.left and self._tries[key] >= _TRIES:
+                raise S3TError(
+                    f"node {key} was trained {_TRIES} times and is not in the store: see whether "
+                    f"something removes files from {self.run.store.root}"
+                )
+
+    def lost(self, keys: Sequence[NodeKey]) -> None:
+        """Whoever had the unit has died, see ``pool.Source``."""
+        self.claims.release(keys)
+        self._board.free(keys)
+
+    def _came(self, keys: Sequence[NodeKey]) -> None:
+        """Nodes of which we had the claim are there."""
+        self.claims.release(keys)
+        self._note(self._there | {*keys})
+
+    def _look(self) -> None:
+        """See what is there, what is hit, and what others have in hand."""
+        self._away = {*self.claims.away()}
+        self._hits = self.run.hits()
+        if self.place.main and self.run.store.depot is not None and self._hits != self._told:
+            self.run.tell_hits(self._hits)
+            self._told = self._hits
+        fresh = self.claims.shared or not self._there
+        # what goes away meanwhile is met by who builds upon it, as damage
+        self._note(self._there | (self.run.store.keys() if fresh else frozenset()))
+        self._looked = time.monotonic()
+
+    def _note(self, there: set[NodeKey]) -> None:
+        self._there = there
+        for key in self._board.mark(there, self._hits):
+            if self._bar is not None:
+                self._log(key)
+                if key not in self._own:  # what our workers do they tell step by step
+                    self._bar.update(self._steps(self.forest[key]))
+
+    def _dead(self) -> int:
+        hits = self._hits
+        return sum(any((node.shard, part) in hits for part in node.prefix) for node in self.forest)
+
+    def _steps(self, node: Node) -> int:
+        return steps_of(node, self.config.stage.batch_size, self.config.stage.epochs)
+
+    def _cost(self, node: Node) -> int:
+        """Time of a node in steps of one block: a stage passes through all blocks from its own."""
+        layers = self.config.stage.isolation == "layers"
+        return self._steps(node) * (node.stage if layers else 1)
+
+    def _log(self, key: NodeKey) -> None:
+        """Public validation scores to the trackers: nothing of a private sample is in them."""
+        if self.place.main and self.config.training.trackers:
+            meta = self.run.store.meta(key)
+            values = {"validation": meta.score, "shard": meta.shard, "stage": len(meta.prefix)}
+            self.accelerator.log(values, step=self._logged)
+            self._logged += 1
 
 
-def _units(keys: Sequence[NodeKey], workers: int, group: int) -> list[list[NodeKey]]:
-    """Groups of nodes, alike in length, as even as they come and at least one per worker."""
-    if not keys:
-        return []
-    share = -(-len(keys) // workers)
-    count = workers * -(-share // group)
-    return [unit for unit in (list(keys[at::count]) for at in range(count)) if unit]
-
-
-def _accelerator(config: Config) -> Accelerator:
-    trackers = list(config.training.trackers)
-    patience = InitProcessGroupKwargs(timeout=_PATIENCE)
+def _accelerator(config: Config, place: Place) -> tuple[Accelerator, torch.device]:
+    """accelerate's trackers, and the device of this process; connected to no other process."""
+    trackers = list(config.training.trackers) if place.main else []
     try:
-        return Accelerator(
-            log_with=trackers or None,
-            project_dir=str(config.run_dir / "tracking") if trackers else None,
-            kwargs_handlers=[patience],
-        )
+        with by_itself():
+            accelerator = Accelerator(
+                log_with=trackers or None,
+                project_dir=str(config.run_dir / "tracking") if trackers else None,
+            )
     except (ValueError, ImportError) as error:
         raise S3TError(f"accelerate cannot start ({error}): see training.trackers") from None
+    device = accelerator.device
+    if device.type == "cuda":
+        device = torch.device("cuda", place.local % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    return accelerator, device
 
 
-def _pool(config: Config, accelerator: Accelerator) -> Pool:
-    size = worker_count(config.training.workers, accelerator.device, accelerator.num_processes)
-    return Inline(accelerator.device) if size == 1 else Workers(size)
+def _claims(config: Config, place: Place) -> Leases | None:
+    """Nobody but this process trains the run, unless there are more or a store that others see."""
+    if place.processes == 1 and config.store.url is None:
+        return None
+    run = RunDir(config.run_dir, anchored(config).store)
+    return Leases(run.work(), place, config.store.lease)
 
 
-def _prepared(config: Config, accelerator: Accelerator) -> RunDir:
-    """The main process prepares; what goes wrong there is said once and ends all."""
-    failure: list[str | None] = [None]
+def _pool(config: Config, device: torch.device, place: Place) -> Pool:
+    size = worker_count(config.training.workers, device, place.here)
+    shared = size > 1 or place.here > 1
+    return Inline(device, shared) if size == 1 else Workers(size, shared)
+
+
+def _prepared(config: Config, device: torch.device, claims: Leases | None) -> RunDir:
+    """The run, prepared by this process, the main one."""
+    if claims is not None:
+        claims.open()
+    silent = _silent() or config.model.adapt is None
+    with tqdm(desc="adapting the base", unit="step", disable=silent) as bar:
+        prepare(config, device, lambda done, total: _advance(bar, done, total))
     run = RunDir(config.run_dir)
-    if accelerator.is_main_process:
-        try:
-            silent = _silent() or config.model.adapt is None
-            with tqdm(desc="adapting the base", unit="step", disable=silent) as bar:
-                prepare(config, accelerator.device, lambda done, total: _advance(bar, done, total))
-            run.store.sweep()
-        except S3TError as error:
-            if accelerator.num_processes == 1:
-                raise
-            failure = [str(error)]
-            broadcast_object_list(failure)
-            raise
-    if accelerator.num_processes > 1:
-        broadcast_object_list(failure)
-        if failure[0] is not None and not accelerator.is_main_process:
-            raise SystemExit(2)
+    run.store.sweep(0 if claims is None else _STALE)
+    publish(run)
+    if claims is not None:
+        claims.ready()
     return run
+
+
+def _met(config: Config, place: Place, claims: Leases) -> RunDir:
+    """The run that the main process has prepared, here or on another machine."""
+    run = RunDir(config.run_dir)
+
+    def needless() -> bool:
+        """The run lies here with its ledger, or all of it is trained."""
+        if run.prepared and not run.joined:
+            return True
+        return config.store.url is not None and not place.beside_main and finished(config)
+
+    if not claims.wait_for_main(needless):
+        if place.beside_main:
+            raise SystemExit(2)  # it has said why
+        raise S3TError(
+            "the main process, of machine rank 0, ended before the run was prepared: its message "
+            "says why"
+        )
+    if config.store.url is not None and (run.joined or not run.prepared):
+        if place.speaks:
+            join(config)
+        while not joined(RunDir(config.run_dir)):  # the first process of this machine is at it
+            time.sleep(claims.pause)
+    claims.open()
+    return RunDir.existing(config.run_dir)
+
+
+def _forget_trunk(config: Config, place: Place) -> None:
+    """Hidden states of private rows stay no longer than they are needed."""
+    run = RunDir(config.run_dir)
+    if place.main or (place.speaks and run.joined):
+        shutil.rmtree(run.trunk_path, ignore_errors=True)
 
 
 def _silent() -> bool:

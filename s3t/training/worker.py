@@ -1,6 +1,6 @@
 """A worker: one process, one torch thread, told over its pipes which nodes to train.
 
-    parent ─ stdin ──►  {"run": "RUN"}          load it
+    parent ─ stdin ──►  {"run": "RUN", "shared": …}  load it
                         {"train": [keys]}       nodes of one stage, parents published
     parent ◄─ stdout ─  {"ready": true}  {"steps": n}  {"done": [keys]}  {"error": …, "kind": …}
 
@@ -55,7 +55,8 @@ def _serve(tell: Any) -> None:
         message = json.loads(line)
         if "run" in message:
             run = RunDir.existing(message["run"])
-            workshop = Workshop(open_material(run, torch.device("cpu")))
+            material = open_material(run, torch.device("cpu"))
+            workshop = Workshop(material, message["shared"])
             tell({"ready": True, "group": workshop.group_size()})
         else:
             assert workshop is not None

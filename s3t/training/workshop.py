@@ -6,6 +6,7 @@ killed by the time it is finished is thrown away, not published.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -15,10 +16,18 @@ from torch import Tensor
 from s3t.plan.trie import Node
 from s3t.store import NodeMeta
 from s3t.training.preparation import Material
+from s3t.training.shelf import Shelf
 from s3t.training.stage import Assignment, StageTrainer, Trained
 from s3t.types import NodeKey, digest
 
 __all__ = ["Workshop", "one_thread", "steps_of"]
+
+
+_GROUP_BYTES = {"cpu": 2**19, "cuda": 2**28}
+"""Hidden states of one stacked step. What a group saves is the same few hundred small operations
+whatever its size; what it costs on a CPU begins where its activations leave the cache of a core."""
+
+_MOST_SLOTS = 16
 
 
 def steps_of(node: Node, batch_size: int, epochs: int) -> int:
@@ -28,22 +37,38 @@ def steps_of(node: Node, batch_size: int, epochs: int) -> int:
 
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """A node's bytes depend on the number of threads, so on a CPU there is one."""
-    before = torch.get_num_threads()
+    """A node's bytes depend on the number of threads, so on a CPU there is one.
+
+    On a GPU they depend on the order of sums, so only kernels with one order are used.
+    """
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     if device.type == "cpu":
         torch.set_num_threads(1)
+    else:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict)
 
 
 class Workshop:
-    """One process's means to train: base, data, store, and the caches between them."""
+    """One process's means to train: base, data, store, and the caches between them.
 
-    def __init__(self, material: Material) -> None:
+    Args:
+        material: the prepared run.
+        shared: whether other processes of this machine train it too.
+    """
+
+    def __init__(self, material: Material, shared: bool = False) -> None:
         self.material = material
         config = material.config
+        kept, shelf = config.training.trunk_cache, None
+        if kept == "disk" or (kept == "auto" and shared):
+            contents = [sample.content for sample in material.samples]
+            shelf = Shelf(material.run.trunk_path, material.plan.base, contents)
         self.trainer = StageTrainer(
             material.base,
             config.lora,
@@ -51,20 +76,25 @@ class Workshop:
             material.classes,
             material.private,
             material.validation,
-            config.training.trunk_cache_mb * 2**20,
+            0 if kept == "off" else config.training.trunk_cache_mb * 2**20,
+            shelf,
+            config.training.gradient_checkpointing,
         )
         self.blocks = [tuple(block) for block in material.plan.recipe["blocks"]]
         self._recipe = digest(material.plan.recipe)
-        self._grouping: dict[int, bool] = {}
+        self._grouping: dict[bool, bool] = {}
 
     def group_size(self) -> int:
-        """How many nodes one stacked step should hold: as many as fit the CPU's cache."""
+        """How many nodes one stacked step should hold (see ``TrainingConfig.group_bytes``)."""
         material = self.material
         values = material.private.rows.values
         tokens = values.shape[1] if values.ndim == 2 else self._image_tokens()
         width = material.base.hidden_size * 4
         slot = material.config.stage.batch_size * tokens * width
-        return max(1, min(16, material.config.training.group_bytes // slot))
+        wanted = material.config.training.group_bytes
+        if wanted == "auto":
+            wanted = _GROUP_BYTES.get(material.base.device.type, _GROUP_BYTES["cpu"])
+        return max(1, min(_MOST_SLOTS, wanted // slot))
 
     def train(
         self, keys: Sequence[NodeKey], on_step: Callable[[int], None] = lambda steps: None
@@ -82,13 +112,18 @@ class Workshop:
     def _may_group(
         self, stage: int, block: tuple[int, int], assignments: Sequence[Assignment]
     ) -> bool:
-        """Whether groups give the bytes of nodes alone on this machine; tried once a stage."""
+        """Whether groups give the bytes of nodes alone on this machine.
+
+        Tried at the first stage, and at one with frozen layers above: products have the same
+        shapes in all others.
+        """
         if len(assignments) == 1 or self.group_size() == 1:
             return False
-        if stage not in self._grouping:
+        above = stage > 1
+        if above not in self._grouping:
             sample = assignments[: self.group_size()]
-            self._grouping[stage] = self.trainer.agrees(block, sample)
-        return self._grouping[stage]
+            self._grouping[above] = self.trainer.agrees(block, sample)
+        return self._grouping[above]
 
     def _assignment(self, node: Node) -> Assignment:
         material = self.material

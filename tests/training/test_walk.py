@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from s3t.config import Config, dump_config
+from s3t.config import Config
 from s3t.errors import ConfigError, DamagedNodeError, DataError, InputError, S3TError
 from s3t.run import RunDir
 from s3t.service import S3T
@@ -25,129 +21,21 @@ from s3t.training.retraining import retrain
 from s3t.training.walk import train
 from s3t.training.workshop import Workshop
 from s3t.types import NodeKey
-
-Rows = list[dict[str, str]]
-Make = Callable[..., Config]
-
-
-def person_rows(persons: int = 16, each: int = 3) -> Rows:
-    return [
-        {
-            "id": f"s{person:02d}{number}",
-            "who": f"p{person:02d}",
-            "text": f"person {person} says {number * 7 + person}",
-            "label": "good" if (person + number) % 2 else "bad",
-        }
-        for person in range(persons)
-        for number in range(each)
-    ]
-
-
-def write_csv(path: Path, rows: Rows) -> None:
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """A config over persons' texts: a BERT of 2 layers, 2 × 2 slices, 8 nodes of two epochs."""
-    write_csv(tmp_path / "private.csv", person_rows())
-    write_csv(tmp_path / "public.csv", person_rows(8))
-
-    def config(output: str = "run", private: str = "private.csv", **sections: Any) -> Config:
-        public = {"format": "csv", "files": str(tmp_path / "public.csv")}
-        tree: dict[str, Any] = {
-            "name": output,
-            "output": str(tmp_path / output),
-            "task": "text-classification",
-            "data": {
-                "private": {"format": "csv", "files": str(tmp_path / private)},
-                "public": {"validation": public, "test": public, "adapt": public},
-                "columns": {"id": "id"},
-                "max_length": 32,
-            },
-            "model": {
-                "base": "make:bert",
-                "make": {"hidden": 16, "layers": 2, "heads": 2, "init_scale": 5},
-            },
-            "partition": {"shards": 2, "slices": 2, "salt": "walk", "subject": "who"},
-            "sequences": {"strategy": "cyclic"},
-            "lora": {"rank": 2},
-            "stage": {"epochs": 2, "learning_rate": 1e-2},
-            "training": {"workers": 1},
-        }
-        for name, section in sections.items():
-            tree[name] = tree.get(name, {}) | section if isinstance(section, dict) else section
-        return Config.model_validate(tree)
-
-    return config
-
-
-def nodes(config: Config) -> dict[str, bytes]:
-    folder = RunDir(config.run_dir).store.root
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
-
-
-def stamps(config: Config) -> dict[str, int]:
-    folder = RunDir(config.run_dir).store.root
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
-
-
-def everything(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".training.lock" and not path.name.startswith("ledger")
-    }
-
-
-def saved(config: Config, folder: Path) -> str:
-    path = folder / f"{config.name}.yaml"
-    path.write_text(dump_config(config), encoding="utf-8")
-    return str(path)
-
-
-def start(*words: str) -> subprocess.Popen[str]:
-    """``python -m s3t …`` in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "s3t", *words],
-        cwd=Path(__file__).resolve().parents[2],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_until(done: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    limit = time.monotonic() + 90
-    while not done():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < limit, "it takes too long"
-        time.sleep(0.002)
-
-
-def forget(config: Config, subject: str) -> None:
-    """Delete a person as the service does: in the ledger, durably."""
-    from s3t.forgetting import Forgetting
-
-    forgetting = Forgetting(RunDir(config.run_dir))
-    forgetting.delete([], [subject], None, dry_run=False)
-    forgetting.close()
-
-
-def dead_keys(config: Config) -> set[NodeKey]:
-    run = RunDir(config.run_dir)
-    with run.ledger() as ledger:
-        hits = {(shard, part) for shard, part, _ in ledger.hits()}
-    return {
-        node.key
-        for node in run.plan().forest.nodes
-        if any((node.shard, part) in hits for part in node.prefix)
-    }
-
+from tests.small_runs import (
+    Make,
+    children,
+    dead_keys,
+    everything,
+    forget,
+    group_lives,
+    nodes,
+    person_rows,
+    saved,
+    stamps,
+    start,
+    wait_until,
+    write_csv,
+)
 
 # ── a plain run ──────────────────────────────────────────────────────────────────────────────
 
@@ -282,14 +170,6 @@ def test_killed_at_any_moment_workers_go_on_to_the_bytes_of_one_process(
     assert train(whole).workers == 1
     assert nodes(killed) == nodes(whole)
     assert run.plan_path.read_bytes() == RunDir(whole.run_dir).plan_path.read_bytes()
-
-
-def group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_a_removed_node_is_trained_again_to_the_same_bytes(make: Make) -> None:
@@ -620,15 +500,32 @@ def test_an_error_in_a_worker_is_the_error_of_the_run(make: Make) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_an_error_with_the_next_step(make: Make, tmp_path: Path) -> None:
+def test_the_nodes_of_a_worker_that_dies_are_taken_up(make: Make, tmp_path: Path) -> None:
+    stage = {"epochs": 40, "learning_rate": 1e-3}
+    whole, config = make("whole", stage=stage), make("hit", stage=stage, training={"workers": 2})
+    process, store = start("train", saved(config, tmp_path)), RunDir(config.run_dir).store
+    wait_until(lambda: bool(store.keys()), process)  # both are at work
+    workers = children(process.pid, b"s3t.training.worker")
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "8 nodes trained, 0 found" in out
+    assert err.count("ended with exit code -9: the other 1 go on") == 1
+    train(whole)
+    assert nodes(config) == nodes(whole)
+
+
+@pytest.mark.slow
+def test_when_all_workers_die_there_is_one_error_with_the_next_step(
+    make: Make, tmp_path: Path
+) -> None:
     config = make(stage={"epochs": 400, "learning_rate": 1e-4}, training={"workers": 2})
     process = start("train", saved(config, tmp_path))
     wait_until(RunDir(config.run_dir).plan_path.exists, process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    for child in children:
-        if b"s3t.training.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
-            os.kill(int(child), signal.SIGKILL)
-            break
+    for worker in children(process.pid, b"s3t.training.worker"):
+        os.kill(worker, signal.SIGKILL)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "ended with exit code -9: finished nodes are kept, run the same command again" in err
+    assert err.count("finished nodes are kept, run the same command again") == 1
+    assert not (config.run_dir / ".work").exists()

@@ -1,0 +1,132 @@
+"""What machines that share no folder get to know of a run: over the store, beside the nodes.
+
+    main process     RUN ──► URL/run/{base/…, base_head.safetensors, hits.json}, then plan.json
+    other machines   URL/run/… ──► RUN of their own, marked ``joined``: all but the ledger
+
+Nothing private is sent: the plan holds digests of slices, the hits are numbers of slices. Each
+machine reads the data itself, from where its own config says.
+
+Invariant: what arrives is believed only as far as it proves itself, when the run is opened: the
+plan by its digest, the base by its fingerprint, the head by its proof, the data by the digests of
+the slices.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from s3t.config import Config, anchored, dump_config
+from s3t.errors import InputError, IntegrityError
+from s3t.plan import Plan
+from s3t.run import RunDir
+from s3t.store import Depot, write_durably
+
+__all__ = ["finished", "join", "joined", "publish"]
+
+_PLAN, _HEAD, _BASE = "run/plan.json", "run/base_head.safetensors", "run/base"
+
+
+def publish(run: RunDir) -> None:
+    """Put a prepared run where other machines can join it.
+
+    Raises:
+        InputError: another run is kept at this URL.
+        IntegrityError: deletions were told from here that the ledger does not hold.
+    """
+    depot = run.store.depot
+    if depot is None:
+        return
+    plan, hits = run.plan_path.read_bytes(), run.hits()
+    kept = _got(depot, _PLAN)
+    if kept is not None and kept != plan:
+        raise InputError(
+            f"{depot.url} keeps the nodes of another run: give an empty place with store.url=URL, "
+            "or the config and data of that run"
+        )
+    forgotten = (run.told_hits() or set()) - hits
+    if forgotten:
+        raise IntegrityError(
+            f"{depot.url} knows of deletions in {len(forgotten)} slices that the ledger of "
+            f"{run.root} does not hold: restore the ledger, or start a new run with another "
+            "store.url"
+        )
+    run.tell_hits(hits)
+    if kept is None:
+        if run.base_path.is_dir():
+            for path in sorted(run.base_path.iterdir()):
+                depot.put(f"{_BASE}/{path.name}", path.read_bytes())
+        if run.head_path.is_file():
+            depot.put(_HEAD, run.head_path.read_bytes())
+        depot.put(_PLAN, plan)
+
+
+def joined(run: RunDir) -> bool:
+    """Whether a machine's own directory holds the run that is published now."""
+    depot = run.store.depot
+    kept = None if depot is None else _got(depot, _PLAN)
+    return run.joined and run.prepared and run.plan_path.read_bytes() == kept
+
+
+def finished(config: Config) -> bool:
+    """Whether a published run has every node that no deletion has hit."""
+    run = RunDir(config.run_dir, anchored(config).store)
+    assert run.store.depot is not None
+    plan = _got(run.store.depot, _PLAN)
+    if plan is None:
+        return False
+    hits, there = run.told_hits() or set(), run.store.keys()
+    nodes = Plan.from_json(plan.decode(errors="replace")).forest
+    return all(
+        node.key in there or any((node.shard, part) in hits for part in node.prefix)
+        for node in nodes
+    )
+
+
+def join(config: Config) -> None:
+    """Make a directory of this machine's own in which a published run can be trained.
+
+    Raises:
+        InputError: something else lies there.
+        IntegrityError: the plan is not what was published.
+    """
+    run = RunDir(config.run_dir)
+    depot = Depot(anchored(config).store.url or "")
+    plan = _got(depot, _PLAN)
+    if plan is None:
+        raise IntegrityError(f"{depot.where(_PLAN)} is gone: run s3t train again on machine rank 0")
+    Plan.from_json(plan.decode(errors="replace"))
+    if not run.joined and run.root.exists() and any(run.root.iterdir()):
+        raise InputError(
+            f"{run.root} holds files that are not this run's: give an empty directory on this "
+            "machine with output=DIR, or the very directory of machine rank 0"
+        )
+    write_durably(run.joined_path, f"{depot.url}\n".encode())
+    write_durably(run.config_path, dump_config(anchored(config)).encode())
+    if joined(RunDir(config.run_dir)):
+        return
+    run.plan_path.unlink(missing_ok=True)
+    _fetch_base(run, depot)
+    head = _got(depot, _HEAD)
+    if head is not None:
+        write_durably(run.head_path, head)
+    write_durably(run.plan_path, plan)
+
+
+def _fetch_base(run: RunDir, depot: Depot) -> None:
+    temporary = run.root / f".base.{os.getpid()}.tmp"
+    shutil.rmtree(run.base_path, ignore_errors=True)
+    names = depot.names(_BASE)
+    if not names:
+        return  # it was loaded as it is, and is here too
+    for name in names:
+        write_durably(temporary / Path(name).name, depot.get(f"{_BASE}/{name}"))
+    temporary.rename(run.base_path)
+
+
+def _got(depot: Depot, name: str) -> bytes | None:
+    try:
+        return depot.get(name)
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,323 @@
+"""Several machines: they share a store and nothing else, and any of them may die.
+
+Each machine is a launch of its own on this host, in a process group of its own, so that all of it
+can be killed at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from s3t.config import Config, anchored, load_config
+from s3t.errors import InputError, IntegrityError, S3TError
+from s3t.run import RunDir
+from s3t.service import S3T
+from s3t.training.place import MACHINE, MACHINES
+from s3t.training.walk import train
+from tests.small_runs import Make, forget, nodes, saved, start, wait_until
+
+LONG = {"epochs": 60, "learning_rate": 1e-3}
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """An empty object store."""
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+    yield "memory://bucket/run"
+    MemoryFileSystem.store.clear()
+
+
+@pytest.fixture
+def second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is the second machine of two."""
+    monkeypatch.setenv(MACHINE, "1")
+    monkeypatch.setenv(MACHINES, "2")
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def launch_options(rank: int, port: str) -> list[str]:
+    words = f"--num_machines 2 --num_processes 2 --machine_rank {rank}"
+    return [*words.split(), "--main_process_ip", "127.0.0.1", "--main_process_port", port]
+
+
+def at_work(run: Config, rank: int) -> bool:
+    """Whether a machine has nodes in its hands."""
+    work = Path(run.store.url or run.run_dir) / ("work" if run.store.url else ".work")
+    claims = [path for path in (work / "claims").glob("*") if not path.name.startswith(".")]
+    owners = [path.read_text() for path in claims if path.exists()]
+    return any(owner.startswith("main-" if rank == 0 else f"{rank}-") for owner in owners)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def two_machines(make: Make, folder: Path, shared: bool) -> list[Config]:
+    """The config of each: one output folder, or one each and a store; nodes of a second or so."""
+    if shared:
+        return [make("both", stage=LONG, store={"lease": 2})] * 2
+    store = {"url": str(folder / "store"), "lease": 2}
+    return [make(name, stage=LONG, store=store) for name in ("first", "second")]
+
+
+# ── machines that die ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [True, False], ids=["one folder", "one store"])
+def test_the_nodes_of_a_machine_that_dies_are_taken_up(
+    make: Make, tmp_path: Path, shared: bool
+) -> None:
+    whole = make("whole", stage=LONG)
+    configs, port = two_machines(make, tmp_path, shared), free_port()
+    machines = [
+        start("train", saved(config, tmp_path), *launch_options(rank, port))
+        for rank, config in enumerate(configs)
+    ]
+    wait_until(lambda: at_work(configs[1], 1), machines[1])
+    kill(machines[1])
+    train(whole)  # meanwhile
+    _, err = machines[0].communicate(timeout=120)
+    assert machines[0].returncode == 0, err
+    assert "8 nodes trained, 0 found" in err and "2 × 1 workers" in err
+    assert nodes(configs[0]) == nodes(whole)
+    assert not list(tmp_path.rglob("claims/*")) and not list(tmp_path.rglob("beats/*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [True, False], ids=["one folder", "one store"])
+def test_without_the_main_machine_the_others_finish_and_it_goes_on(
+    make: Make, tmp_path: Path, shared: bool
+) -> None:
+    whole = make("whole", stage=LONG)
+    configs, port = two_machines(make, tmp_path, shared), free_port()
+    machines = [
+        start("train", saved(config, tmp_path), *launch_options(rank, port))
+        for rank, config in enumerate(configs)
+    ]
+    wait_until(lambda: at_work(configs[0], 0) and at_work(configs[1], 1), machines[1])
+    kill(machines[0])
+    train(whole)  # meanwhile
+    _, err = machines[1].communicate(timeout=120)
+    assert machines[1].returncode == 0, err
+    assert RunDir(configs[1].run_dir).store.keys() == RunDir(whole.run_dir).store.keys()
+    before = nodes(configs[1])
+    again = start("train", saved(configs[0], tmp_path), *launch_options(0, port))
+    _, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert "0 nodes trained, 8 found" in err
+    if shared:
+        assert before == nodes(whole)
+    else:
+        assert store_files(tmp_path / "store") == nodes(whole)
+        assert before.items() <= nodes(whole).items(), "copies of those it trained or built upon"
+
+
+def store_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.mark.slow
+def test_accelerate_launch_itself_starts_machines_that_do_not_need_each_other(
+    make: Make, tmp_path: Path
+) -> None:
+    """Its launchers meet at the start; after that the main machine may die, launcher and all."""
+    whole = make("whole", stage=LONG)
+    configs, port = two_machines(make, tmp_path, shared=False), free_port()
+    machines = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
+                *launch_options(rank, port),
+                *("-m", "s3t.train", saved(config, tmp_path)),
+            ],
+            env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+            cwd=Path(__file__).resolve().parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for rank, config in enumerate(configs)
+    ]
+    wait_until(lambda: at_work(configs[0], 0) and at_work(configs[1], 1), machines[1])
+    kill(machines[0])
+    train(whole)
+    _, err = machines[1].communicate(timeout=120)
+    assert machines[1].returncode == 0, err
+    assert store_files(tmp_path / "store") == nodes(whole)
+
+
+# ── a machine that shares no folder ──────────────────────────────────────────────────────────
+
+
+def test_a_run_at_a_url_has_the_bytes_of_a_run_of_files(make: Make, memory: str) -> None:
+    plain, there = make("plain"), make("there", store={"url": memory})
+    train(plain)
+    report = train(there)
+    assert (report.trained, report.found) == (8, 0)
+    kept = MemoryFileSystem.store
+    assert {
+        path.rpartition("/")[2]: file.getvalue()
+        for path, file in kept.items()
+        if path.endswith(".safetensors") and "/run/run/" not in path
+    } == nodes(plain)
+    assert nodes(there) == nodes(plain), "each was copied when it was written"
+    assert not [path for path in kept if "/work/" in path]
+    assert train(there).found == 8
+
+
+def test_another_machine_learns_all_it_needs_over_the_store(
+    make: Make, memory: str, second: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapt = {
+        "base": "make:bert",
+        "make": {"hidden": 16, "layers": 2, "heads": 2},
+        "adapt": {"steps": 2, "batch_size": 8},
+    }
+    sections = {"model": adapt, "stage": {"head": "public", "epochs": 1, "learning_rate": 1e-2}}
+    first = make("first", store={"url": memory}, **sections)
+    with monkeypatch.context() as alone:
+        alone.delenv(MACHINE)
+        alone.delenv(MACHINES)
+        train(first)
+    other = make("other", store={"url": memory, "lease": 0.1}, **sections)
+    report = train(other)  # all is there, so it need not wait for the main machine
+    assert (report.trained, report.found) == (0, 8)
+    run, main = RunDir(other.run_dir), RunDir(first.run_dir)
+    assert run.joined and not main.joined
+    assert run.plan() == main.plan()
+    assert run.head_path.read_bytes() == main.head_path.read_bytes()
+    for path in main.base_path.iterdir():
+        assert (run.base_path / path.name).read_bytes() == path.read_bytes()
+    assert not run.ledger_path.exists(), "what is private stays where the ledger is"
+    with pytest.raises(InputError, match="its ledger, and so everything but training"):
+        run.ledger()
+
+
+def test_without_the_machine_that_knows_the_deletions_nothing_new_is_begun(
+    make: Make, memory: str, second: None
+) -> None:
+    config = make("other", store={"url": memory, "lease": 0.05})
+    with pytest.raises(S3TError, match="no sign of the main process, of machine rank 0"):
+        train(config)
+    assert not config.run_dir.exists()
+
+
+def test_hits_are_told_and_are_proved(make: Make, memory: str) -> None:
+    config = make("first", store={"url": memory})
+    train(config)
+    run = RunDir(config.run_dir)
+    assert run.told_hits() == set()
+    forget(config, "p03")
+    depot = run.store.depot
+    assert depot is not None
+    for key in run.store.keys():  # noqa: SIM118
+        depot.remove(f"{key}.safetensors")
+    report = train(config)
+    assert report.skipped > 0 and report.trained + report.skipped == 8
+    assert run.told_hits() == run.hits() != set()
+    depot.put("run/hits.json", depot.get("run/hits.json").replace(b"[[", b"[[0, 0], [", 1))
+    with pytest.raises(IntegrityError, match="its digest differs"):
+        train(config)
+
+
+def test_a_ledger_that_forgot_deletions_is_refused(make: Make, memory: str) -> None:
+    config = make("first", store={"url": memory})
+    train(config)
+    forget(config, "p03")
+    train(config)
+    fresh = make("fresh", store={"url": memory})
+    with pytest.raises(IntegrityError, match="restore the ledger"):
+        train(fresh)
+
+
+def test_the_store_of_another_run_is_refused(make: Make, memory: str) -> None:
+    train(make("first", store={"url": memory}))
+    before = {path: file.getvalue() for path, file in MemoryFileSystem.store.items()}
+    with pytest.raises(InputError, match="keeps the nodes of another run"):
+        train(make("other", lora={"rank": 3}, store={"url": memory}))
+    assert {path: file.getvalue() for path, file in MemoryFileSystem.store.items()} == before
+
+
+def test_a_machine_leaves_what_is_no_run_of_its_own_alone(
+    make: Make, memory: str, second: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as alone:
+        alone.delenv(MACHINE)
+        alone.delenv(MACHINES)
+        train(make("first", store={"url": memory}))
+    config = make("other", store={"url": memory, "lease": 0.1})
+    config.run_dir.mkdir()
+    (config.run_dir / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="holds files that are not this run's"):
+        train(config)
+    assert [path.name for path in config.run_dir.iterdir()] == ["thesis.txt"]
+
+
+def test_a_store_that_cannot_be_reached_is_named_before_anything_is_written(
+    make: Make, tmp_path: Path
+) -> None:
+    config = make("first", store={"url": "nowhere://bucket/run"})
+    with pytest.raises(InputError, match=r"store\.url 'nowhere://bucket/run' cannot be used"):
+        train(config)
+    assert not config.run_dir.exists()
+
+
+def test_a_run_at_a_url_is_served_from_there(make: Make, memory: str) -> None:
+    config = make("first", store={"url": memory})
+    train(config)
+    row, copies = {"text": "person 4 says 5"}, RunDir(config.run_dir).store.root
+    with S3T.load(config.run_dir) as service:
+        before = service.predict([row])[0].probabilities
+    shutil.rmtree(copies)
+    with S3T.load(config.run_dir) as service:
+        assert service.predict([row])[0].probabilities == before
+        served = {shard.node for shard in service.status().shards}
+    assert {path.stem for path in copies.iterdir()} >= served, "what serves was fetched"
+    assert len([*copies.iterdir()]) <= 4, "and nothing else"
+
+
+def test_paths_of_a_store_mean_the_same_from_anywhere(make: Make) -> None:
+    here = anchored(make("first", store={"url": "share", "cache": "copies"})).store
+    assert here.url == str(Path("share").absolute())
+    assert here.cache == str(Path("copies").absolute())
+    far = anchored(make("first", store={"url": "s3://bucket/run"})).store
+    assert far.url == "s3://bucket/run" and far.cache is None
+    with pytest.raises(ValueError, match="cache holds copies of what lies at url"):
+        make("first", store={"cache": "copies"})
+
+
+def test_where_nodes_are_kept_may_change(make: Make, tmp_path: Path) -> None:
+    train(make("run"))
+    moved = make("run", store={"url": str(tmp_path / "store"), "cache": str(tmp_path / "copies")})
+    assert train(moved).trained == 8, "the new place is empty"
+    assert RunDir(moved.run_dir).store.root == tmp_path / "copies"
+    assert load_config(moved.run_dir / "config.yaml").store == moved.store
+
+
+def test_a_process_that_ended_well_keeps_nobody_waiting(make: Make, memory: str) -> None:
+    config = make("first", store={"url": memory, "lease": 1000})
+    began = time.monotonic()
+    train(config)
+    MemoryFileSystem.store.pop(next(p for p in MemoryFileSystem.store if p.count("/") == 3))
+    assert train(config).trained == 1
+    assert time.monotonic() - began < 60
