@@ -1,13 +1,15 @@
 """Questions in, answers out: the loaded base, the tensors of living nodes, and their ensembles.
 
 Invariant: a node's tensors are read through the store, which proves them, and are dropped from
-memory with the first view in which the node is dead.
+memory with the first view in which the node is dead. Stacks of them belong to the ensemble of a
+view: the next one takes over what has not changed, the rest goes with the old one's last reader.
 """
 
 from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,12 +105,15 @@ class Answering:
             self._base.to(torch.device("cuda"))
         self._blocks = [tuple(block) for block in plan.recipe["blocks"]]
         self._tensors: dict[NodeKey, dict[str, Tensor]] = {}
+        self._latest: weakref.ref[Ensemble] | None = None
         self._lock = threading.Lock()
 
     # ── views ────────────────────────────────────────────────────────────────────────────────
 
     def ensemble(self, nodes: Sequence[Node | None]) -> Ensemble | None:
         """The ensemble of the shards' active nodes; None if there is none and no fallback.
+
+        Nothing that has served before is read or stacked again.
 
         Raises:
             DamagedNodeError: a block of a lineage.
@@ -119,7 +124,11 @@ class Answering:
         if not members:
             return None
         lora, how = self._config.lora, self._config.aggregation
-        return Ensemble(self._base, members, lora.alpha / lora.rank, how.method, how.weights)
+        before = None if self._latest is None else self._latest()
+        scale = lora.alpha / lora.rank
+        found = Ensemble(self._base, members, scale, how.method, how.weights, before)
+        self._latest = weakref.ref(found)
+        return found
 
     def keep_only(self, alive: Callable[[NodeKey], bool]) -> None:
         """Drop the tensors of nodes that are no longer alive."""
@@ -139,7 +148,8 @@ class Answering:
     def _read(self, key: NodeKey) -> dict[str, Tensor]:
         with self._lock:
             if key not in self._tensors:
-                self._tensors[key] = self._run.store.read(key)[1]
+                tensors = self._run.store.read(key)[1]
+                self._tensors[key] = {n: t.to(self._base.device) for n, t in tensors.items()}
             return self._tensors[key]
 
     def _check_recipe(self) -> None:

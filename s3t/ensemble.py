@@ -4,6 +4,9 @@
                                          ├─ … others share the trunk until their own lowest block
                                          └─► heads of the prefixes ─► mean or vote ─► answer
 
+A pass holds as many tokens as stay in the cache (see ``_budget``), rows before members: few rows
+run through all members at once, stacked, and many rows through one member after another.
+
 Invariants: an ensemble is immutable; what it holds is the lineage of each shard's active node and
 nothing else, so no answer can come from a block that is not active (E6). A shard without a prefix
 has no part in the answer; an empty prefix is "no adapter", never "all layers" (E8).
@@ -11,21 +14,40 @@ has no part in the answer; an empty prefix is "no adapter", never "all layers" (
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from s3t.branches import Branches
 from s3t.model.base import Base
 from s3t.model.encode import Encoded
 from s3t.model.head import BIAS, WEIGHT, classify, language_logits
-from s3t.model.lora import Bank, adapted
+from s3t.model.lora import Target, adapted
 
-__all__ = ["Ensemble", "Member", "aggregate"]
+__all__ = ["Ensemble", "Member", "aggregate", "averaged"]
 
-_CHUNK_BYTES = 8 * 2**20
-"""Hidden states of one stacked pass, in bytes: above this more rows bring no more speed."""
+_PASS_BYTES = 2**19
+"""Hidden states of one pass on a processor. Inside a layer they are four times as wide, and all of
+it then fits in a core's own cache."""
+
+_PASS_BYTES_GPU = 2**26
+"""The same on a GPU, which needs many rows to be busy."""
+
+_PASS_TOKENS = 128
+"""Tokens of one pass at least: below, reading the weights takes as long as using them."""
+
+_LOGITS_BYTES = 2**26
+"""Token logits of all members, for the rows of one pass."""
+
+_TRIM = 16
+"""Texts are cut to the longest of their pass, rounded up to a multiple of this."""
+
+_Finish = Callable[[Tensor, int, Tensor | None], Tensor]
+"""From the hidden states that enter a layer [n, T, H], its number and the padding mask [n, T] to
+what is asked for, one entry a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,129 +68,222 @@ class Member:
 
 
 class Ensemble:
-    """The active prefixes of one view, stacked.
+    """The active prefixes of one view.
 
     Args:
         base: the frozen base.
         members: one per shard that has a prefix; at least one.
         scale: alpha / rank.
-        method: ``mean-probabilities``, ``mean-logits`` or ``vote``.
+        method: ``mean-probabilities``, ``mean-logits``, ``vote``, or ``mean-adapters``: one
+            adapter and head, averaged over the members.
         weights: ``uniform``, or ``data`` for weights by samples seen.
+        before: the ensemble of the view before, to take over what has not changed.
     """
 
     def __init__(
-        self, base: Base, members: Sequence[Member], scale: float, method: str, weights: str
+        self,
+        base: Base,
+        members: Sequence[Member],
+        scale: float,
+        method: str,
+        weights: str,
+        before: Ensemble | None = None,
     ) -> None:
+        self.shards = tuple(sorted(member.shard for member in members))
         # those with the longest prefixes branch off the trunk first
-        self._members = sorted(members, key=lambda member: (member.lowest, member.shard))
-        self._base, self._method = base, method
-        seen = [m.samples if weights == "data" else 1 for m in self._members]
-        self._weights = torch.tensor(seen, dtype=torch.float32) / sum(seen)
-        self._segments = [(lo, hi, self._bank(lo, hi, scale)) for lo, hi in self._cuts() if lo < hi]
-        self._head = self._stacked(WEIGHT, BIAS)
-
-    @property
-    def shards(self) -> tuple[int, ...]:
-        """Shards that answer, sorted."""
-        return tuple(sorted(member.shard for member in self._members))
+        members = sorted(members, key=lambda member: (member.lowest, member.shard))
+        seen = [member.samples if weights == "data" else 1 for member in members]
+        shares = torch.tensor(seen, dtype=torch.float32) / sum(seen)
+        if method == "mean-adapters":
+            members, shares = [averaged(members, shares.tolist(), base.targets)], torch.ones(1)
+            method = "mean-probabilities"  # of one
+        self._base, self._method, self._shares = base, method, shares.to(base.device)
+        self._lowest = [member.lowest for member in members]
+        tensors = [member.tensors for member in members]
+        known = None if before is None else before._branches
+        self._branches: Branches = Branches(base, self._lowest, tensors, scale, known)
+        self._head = {
+            name: torch.stack([held[name] for held in tensors]).to(base.device)
+            for name in (WEIGHT, BIAS)
+            if base.lm_head is None
+        }
 
     @torch.inference_mode()
     def probabilities(self, rows: Encoded) -> Tensor:
         """Class probabilities, [n, C], on the CPU."""
-        head = self._head
-        assert head is not None
-        parts = []
-        for part in self._passes(rows):
-            mask = None if part.mask is None else part.mask.repeat(len(self._members), 1)
-            features = self._base.pool(self._base.finish(self._hidden(part)), mask)
-            logits = classify(features, head)
-            parts.append(self._aggregate(logits))
-        return torch.cat(parts)
+        found = torch.empty((len(rows), self._head[BIAS].shape[1]))
+        for index, part in self._passes(rows, 0):
+            features = self._each(part, self._base.features)
+            found[index] = self._aggregate(classify(features, self._head))
+        return found
 
     @torch.inference_mode()
     def token_losses(self, rows: Encoded) -> Tensor:
         """−log p of each next token, [n, T−1], 0 where it is padding; on the CPU."""
-        parts = []
-        for part in self._passes(rows):
+        found = torch.zeros((len(rows), rows.values.shape[1] - 1))
+        for index, part in self._passes(rows, rows.values.shape[1]):
             assert part.mask is not None
-            logits = language_logits(self._base, self._hidden(part)[:, :-1])
-            mixed = self._aggregate(logits.unflatten(0, (len(self._members), -1)))
+            logs = self._aggregate(self._members_apart(self._each(part, self._tokens)))
             tokens, real = part.values[:, 1:].cpu(), part.mask[:, 1:].cpu()
-            parts.append(-mixed.gather(2, tokens.unsqueeze(2)).squeeze(2) * real)
-        return torch.cat(parts)
+            losses = -logs.gather(2, tokens.unsqueeze(2)).squeeze(2) * real
+            found[index, : losses.shape[1]] = losses
+        return found
 
     @torch.inference_mode()
     def next_token(self, rows: Encoded) -> Tensor:
         """Log probabilities of the token after each row's last real one, [n, V], on the CPU."""
-        parts = []
-        for part in self._passes(rows):
-            assert part.mask is not None
-            last = (part.mask.sum(dim=1) - 1).repeat(len(self._members))
-            hidden = self._hidden(part)
-            at = hidden[torch.arange(len(hidden), device=hidden.device), last].unsqueeze(1)
-            logits = language_logits(self._base, at)
-            mixed = self._aggregate(logits.unflatten(0, (len(self._members), -1)))
-            parts.append(mixed.squeeze(1))
-        return torch.cat(parts)
+        found = torch.empty((len(rows), self._vocabulary))
+        for index, part in self._passes(rows, 1):
+            logits = self._members_apart(self._each(part, self._last_token))
+            found[index] = self._aggregate(logits).squeeze(1)
+        return found
 
     def _aggregate(self, logits: Tensor) -> Tensor:
-        return aggregate(logits, self._weights.to(logits.device), self._method).cpu()
+        return aggregate(logits, self._shares, self._method).cpu()
 
-    def _passes(self, rows: Encoded) -> Iterator[Encoded]:
-        """The rows in parts whose stacked hidden states stay within ``_CHUNK_BYTES``."""
-        tokens = rows.values.shape[1] if rows.values.ndim == 2 else 64
-        width = self._base.hidden_size
-        if self._base.lm_head is not None:
-            width += int(self._base.model.config.vocab_size)
-        size = max(1, _CHUNK_BYTES // (len(self._members) * tokens * width * 4))
-        for start in range(0, len(rows), size):
-            yield rows.rows(slice(start, start + size)).to(self._base.device)
+    def _members_apart(self, stacked: Tensor) -> Tensor:
+        """[S · n, …] → [S, n, …]."""
+        members = len(self._lowest)
+        return stacked.view(members, -1, *stacked.shape[1:])
 
-    def _hidden(self, rows: Encoded) -> Tensor:
-        """Hidden states after the last layer, member by member: [S · n, T, H]."""
+    @property
+    def _vocabulary(self) -> int:
+        size: int = self._base.model.config.vocab_size
+        return size
+
+    # ── what a row's hidden states become ────────────────────────────────────────────────────
+
+    def _tokens(self, hidden: Tensor, lo: int, mask: Tensor | None) -> Tensor:
+        """Logits of each next token, [n, T−1, V]."""
         base = self._base
-        trunk = base.start(rows)
-        branches = trunk.new_zeros((0, *trunk.shape[1:]))
-        trunk = base.run(trunk, 0, self._members[0].lowest, base.attention(rows.mask))
-        joined = 0
-        for lo, hi, bank in self._segments:
-            arriving = bank.slots - joined
-            branches = torch.cat([branches, trunk.repeat(arriving, 1, 1)])
-            joined = bank.slots
-            mask = None if rows.mask is None else rows.mask.repeat(joined, 1)
+        hidden = base.run(hidden, lo, base.depth, base.attention(mask))
+        return language_logits(base, hidden[:, :-1])
+
+    def _last_token(self, hidden: Tensor, lo: int, mask: Tensor | None) -> Tensor:
+        """Logits of the token after the last real one, [n, 1, V]."""
+        assert mask is not None
+        base = self._base
+        hidden = base.run(hidden, lo, base.depth, base.attention(mask))
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return language_logits(base, hidden[rows, mask.sum(dim=1) - 1].unsqueeze(1))
+
+    # ── passes ───────────────────────────────────────────────────────────────────────────────
+
+    def _budget(self) -> int:
+        """Tokens of one pass, rows × tokens × members: a rule from shapes alone."""
+        kept = _PASS_BYTES if self._base.device.type == "cpu" else _PASS_BYTES_GPU
+        return max(_PASS_TOKENS, kept // (4 * self._base.hidden_size))
+
+    def _passes(self, rows: Encoded, logits: int) -> Iterator[tuple[Tensor, Encoded]]:
+        """The rows in parts, long texts first, each with the rows' numbers.
+
+        Args:
+            rows: n rows.
+            logits: token logits that are asked for per row.
+        """
+        lengths = _lengths(rows, self._base.tokens(rows))
+        order = lengths.argsort(descending=True, stable=True)
+        most = len(rows)
+        if logits:
+            most = _LOGITS_BYTES // (4 * len(self._lowest) * logits * self._vocabulary)
+        while len(order):
+            longest = int(lengths[order[0]])
+            size = max(1, min(self._budget() // longest, most))
+            size = -(-len(order) // -(-len(order) // size))  # parts of about as many rows
+            index, order = order[:size], order[size:]
+            part = rows.rows(index)
+            if part.mask is not None:
+                part = Encoded(part.values[:, :longest], part.mask[:, :longest])
+            yield index, part.to(self._base.device)
+
+    def _each(self, rows: Encoded, finish: _Finish) -> Tensor:
+        """What ``finish`` makes of the rows of each member, member by member: [S · n, …]."""
+        trunk = _Trunk(self._base, rows)
+        members, tokens = len(self._lowest), len(rows) * trunk.hidden.shape[1]
+        groups = -(-members // max(1, self._budget() // tokens))
+        bounds = [members * number // groups for number in range(groups + 1)]
+        # a member's own weights take time to be read: that pays for as many tokens as they are wide
+        merged = members == 1 or tokens >= self._base.hidden_size
+        found = [
+            self._group(trunk, first, stop, merged, finish) for first, stop in pairwise(bounds)
+        ]
+        return found[0] if groups == 1 else torch.cat(found)
+
+    def _group(self, trunk: _Trunk, first: int, stop: int, merged: bool, finish: _Finish) -> Tensor:
+        """Members ``first`` … ``stop`` − 1, stacked from where each branches off the trunk."""
+        base, members = self._base, stop - first
+        hidden: Tensor | None = None
+        for lo, hi, bank in self._branches.segments(first, stop, merged):
+            hidden, mask = trunk.joined(hidden, lo, bank.slots)
             with adapted(bank):
-                branches = base.run(branches, lo, hi, base.attention(mask))
-            if joined < len(self._members):
-                trunk = base.run(trunk, lo, hi, base.attention(rows.mask))
+                if bank.slots == members and hi == base.depth:
+                    return finish(hidden, lo, mask)
+                hidden = base.run(hidden, lo, hi, base.attention(mask))
         # members without any adapter: the base as fallback
-        return torch.cat([branches, trunk.repeat(len(self._members) - joined, 1, 1)])
+        hidden, mask = trunk.joined(hidden, base.depth, members)
+        return finish(hidden, base.depth, mask)
 
-    def _cuts(self) -> list[tuple[int, int]]:
-        """Ranges of layers between the places where members branch off."""
-        starts = sorted({member.lowest for member in self._members})
-        return list(zip(starts, [*starts[1:], self._base.depth], strict=True))
 
-    def _bank(self, lo: int, hi: int, scale: float) -> Bank:
-        """Adapters of layers lo … hi−1 of the members that have branched off by then."""
-        there = [member for member in self._members if member.lowest <= lo]
-        device = self._base.device
-        pairs = {
-            (target.layer, target.path): (
-                torch.stack([m.tensors[target.a] for m in there]).to(device),
-                torch.stack([m.tensors[target.b] for m in there]).to(device),
-            )
-            for target in self._base.targets
-            if lo <= target.layer < hi
-        }
-        return Bank(len(there), pairs, scale)
+class _Trunk:
+    """Some rows on their way through the frozen layers, and who branches off where."""
 
-    def _stacked(self, *names: str) -> dict[str, Tensor] | None:
-        if names[0] not in self._members[0].tensors:
-            return None
-        return {
-            name: torch.stack([m.tensors[name] for m in self._members]).to(self._base.device)
-            for name in names
-        }
+    def __init__(self, base: Base, rows: Encoded) -> None:
+        self._base, self._mask, self._layer = base, rows.mask, 0
+        self.hidden = base.start(rows)
+
+    def joined(
+        self, branches: Tensor | None, layer: int, slots: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Hidden states of all slots at a layer, and their padding mask.
+
+        Args:
+            branches: of those that have branched off before, [k · n, T, H]; None if none has.
+            layer: not below that of the call before.
+            slots: how many there are; those above k branch off here.
+        """
+        base, rows = self._base, len(self.hidden)
+        self.hidden = base.run(self.hidden, self._layer, layer, base.attention(self._mask))
+        self._layer = layer
+        arriving = slots - (0 if branches is None else len(branches) // rows)
+        parts = [] if branches is None else [branches]
+        parts += [self.hidden] * arriving
+        hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return hidden, None if self._mask is None else self._mask.repeat(slots, 1)
+
+
+def averaged(
+    members: Sequence[Member], shares: Sequence[float], targets: Sequence[Target]
+) -> Member:
+    """One member whose adapters and head are the average of the members'.
+
+    The average of the products B·A is exact: ranks stand side by side, B weighted. A member adds
+    nothing in the layers below its lowest.
+
+    Args:
+        members: of one base.
+        shares: their weights, summing to 1.
+        targets: all adapted maps of the base.
+    """
+    tensors: dict[str, Tensor] = {}
+    for target in targets:
+        held = [(m, w) for m, w in zip(members, shares, strict=True) if m.lowest <= target.layer]
+        if held:
+            tensors[target.a] = torch.cat([m.tensors[target.a] for m, _ in held])
+            tensors[target.b] = torch.cat([m.tensors[target.b] * w for m, w in held], dim=1)
+    for name in (WEIGHT, BIAS):
+        if name in members[0].tensors:
+            each = torch.stack([member.tensors[name] for member in members])
+            tensors[name] = torch.einsum("s,s...->...", torch.tensor(shares).to(each), each)
+    lowest = min(member.lowest for member in members)
+    return Member(members[0].shard, lowest, tensors, sum(member.samples for member in members))
+
+
+def _lengths(rows: Encoded, tokens: int) -> Tensor:
+    """Tokens that each row needs, [n]."""
+    if rows.mask is None:
+        return torch.full((len(rows),), tokens)
+    needed = rows.mask.sum(dim=1).clamp(min=1)
+    return ((needed + _TRIM - 1) // _TRIM * _TRIM).clamp(max=tokens).cpu()
 
 
 def aggregate(logits: Tensor, weights: Tensor, method: str) -> Tensor:

@@ -73,6 +73,17 @@ def test_problems_across_sections_come_with_those_of_single_keys() -> None:
     assert set(across) < set(more) and len(more) == 5
 
 
+@pytest.mark.parametrize("task", ["text-classification", "causal-lm"])
+def test_adapters_are_averaged_for_every_task(task: str, tmp_path: Path) -> None:
+    model = {"base": "make:bert" if task == "text-classification" else "make:gpt2"}
+    tree = {**SMALL, "task": task, "model": model, "aggregation": {"method": "mean-adapters"}}
+    assert load_config(written(tmp_path, tree)).aggregation.method == "mean-adapters"
+    tree["aggregation"]["method"] = "mean-adapter"
+    (problem,) = problems(written(tmp_path, tree))
+    assert problem.startswith("aggregation.method: Input should be 'mean-probabilities', ")
+    assert "'mean-adapters'" in problem
+
+
 def test_what_a_wrong_value_leaves_open_is_not_judged() -> None:
     # with slices unreadable nobody knows whether the budget fits
     assert problems(DIGITS, "sequences.budget=25", "partition.slices=four") == (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -9,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from s3t import ensemble as module
-from s3t.ensemble import Ensemble, Member, aggregate
+from s3t.ensemble import Ensemble, Member, aggregate, averaged
 from s3t.model.base import Base
 from s3t.model.encode import Encoded
 from s3t.model.peft import to_peft
@@ -152,21 +153,71 @@ def test_a_member_that_lacks_an_adapter_of_its_layers_is_refused() -> None:
 
 
 @pytest.mark.parametrize("family", ["vit", "bert", "gpt2"])
-def test_chunks_change_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tokens", [1, 16, 100, 200, 1000])
+def test_passes_change_nothing(family: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     language_model = family == "gpt2"
     base = tiny_base(family, DEPTH, language_model)
     rows = tiny_rows(family, 9)
     ensemble = gather(base, members_of(base))
-    answer = ensemble.next_token if language_model else ensemble.probabilities
-    whole = answer(rows)
-    for size in (1, 100_000):
-        monkeypatch.setattr(module, "_CHUNK_BYTES", size)
-        parts = answer(rows)
-        assert parts.shape == whole.shape
-        assert torch.allclose(parts, whole, rtol=0, atol=1e-5)
-    if language_model:
-        monkeypatch.setattr(module, "_CHUNK_BYTES", 1)
-        assert ensemble.token_losses(rows).shape == (9, 15)
+    answers = ["next_token", "token_losses"] if language_model else ["probabilities"]
+    whole = [getattr(ensemble, answer)(rows) for answer in answers]
+    passes = passes_of(ensemble, monkeypatch)
+    monkeypatch.setattr(Ensemble, "_budget", lambda self: tokens)
+    for answer, expected in zip(answers, whole, strict=True):
+        found = getattr(ensemble, answer)(rows)
+        assert found.shape == expected.shape
+        assert torch.allclose(found, expected, rtol=0, atol=1e-5)
+    assert len(passes) == len(answers) if tokens == 1000 else len(passes) > len(answers)
+    longest = 5 if family == "vit" else 16
+    assert all(members * taken <= max(tokens, longest) for members, taken in passes)
+    if tokens == 1:
+        assert {members for members, _ in passes} == {1}, "rows and members one by one"
+
+
+def passes_of(ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Members and tokens (of each member) of the passes that the ensemble goes on to make."""
+    passes: list[tuple[int, int]] = []
+    plain = ensemble._group
+
+    def group(trunk: Any, first: int, stop: int, *how: Any) -> Tensor:
+        passes.append((stop - first, trunk.hidden.shape[0] * trunk.hidden.shape[1]))
+        return plain(trunk, first, stop, *how)
+
+    monkeypatch.setattr(ensemble, "_group", group)
+    return passes
+
+
+def test_rows_come_before_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_base("vit", DEPTH)
+    ensemble = gather(base, members_of(base))
+    passes = passes_of(ensemble, monkeypatch)
+    monkeypatch.setattr(Ensemble, "_budget", lambda self: 5 * 10)  # five tokens a row
+    for count, expected in (
+        (1, [(5, 5)]),
+        (2, [(5, 10)]),
+        (4, [(1, 20), (2, 20), (2, 20)]),
+        (10, [(1, 50)] * 5),
+        (21, [(1, 35)] * 15),  # three parts of as many rows
+    ):
+        passes.clear()
+        ensemble.probabilities(tiny_rows("vit", count))
+        assert passes == expected
+
+
+def test_texts_are_cut_to_the_longest_of_their_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_base("bert", DEPTH)
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.tensor([3, 40, 9, 33, 16, 2, 12, 17])
+    mask = (torch.arange(40) < lengths[:, None]).long()
+    rows = Encoded(torch.randint(3, 99, (8, 40), generator=generator) * mask, mask)
+    ensemble = gather(base, members_of(base))
+    passes = passes_of(ensemble, monkeypatch)
+    monkeypatch.setattr(Ensemble, "_budget", lambda self: 80)
+    found = ensemble.probabilities(rows)
+    # 40 and 33 tokens, then 17 and 16, then the four of up to 12; member by member
+    assert passes == [(1, 2 * 40)] * 5 + [(1, 2 * 32)] * 5 + [(1, 4 * 16)] * 5
+    whole = torch.stack([alone(base, m, rows, "bert") for m in members_of(base)]).mean(dim=0)
+    assert torch.allclose(found, whole, rtol=0, atol=1e-5)
 
 
 def test_each_row_is_answered_for_itself() -> None:
@@ -248,3 +299,165 @@ def test_weights_by_data_follow_what_a_prefix_has_seen(method: str) -> None:
     # log probabilities are logits but for a constant of the row, which softmax drops
     expected = aggregate(logits, torch.tensor(SEEN) / sum(SEEN), method)
     assert torch.allclose(ensemble.probabilities(rows), expected, rtol=0, atol=1e-5)
+
+
+# ── adapters averaged into one ───────────────────────────────────────────────────────────────
+
+
+def merged_by_hand(base: Base, members: list[Member], shares: Tensor, model: Any) -> Any:
+    """An untouched model with the average of the members' scale · B·A added to its weights."""
+    modules = model.base_model
+    layers = next(
+        module
+        for module in modules.modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == DEPTH
+    )
+    for target in base.targets:
+        weight = layers[target.layer].get_submodule(target.path).weight
+        for member, share in zip(members, shares, strict=True):
+            if target.a in member.tensors:
+                added = SCALE * share * member.tensors[target.b] @ member.tensors[target.a]
+                weight.data += added if weight.shape == added.shape else added.T
+    return model
+
+
+@pytest.mark.parametrize("weights", ["uniform", "data"])
+@pytest.mark.parametrize("family", ["vit", "bert"])
+def test_averaged_adapters_are_the_average_of_what_they_add(family: str, weights: str) -> None:
+    base, rows = tiny_base(family, DEPTH), tiny_rows(family, 6)
+    members = members_of(base)
+    shares = torch.tensor(SEEN) / sum(SEEN) if weights == "data" else torch.full((5,), 0.2)
+    model = merged_by_hand(base, members, shares, tiny_model(family, DEPTH))
+    with torch.no_grad():
+        pooled = base.pool(model(**inputs_of(rows)).last_hidden_state, rows.mask)
+    head = {
+        name: sum(w * m.tensors[name] for m, w in zip(members, shares, strict=True))
+        for name in ("head.weight", "head.bias")
+    }
+    expected = functional.linear(pooled, head["head.weight"], head["head.bias"]).softmax(dim=1)
+    ensemble = Ensemble(base, members, SCALE, "mean-adapters", weights)
+    assert torch.allclose(ensemble.probabilities(rows), expected, rtol=0, atol=1e-5)
+    assert ensemble.shards == (0, 1, 2, 3, 4)
+    mean = Ensemble(base, members, SCALE, "mean-probabilities", weights)
+    assert float((mean.probabilities(rows) - expected).abs().max()) > 0.01, "another answer"
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_averaged_adapters_of_a_language_model(family: str) -> None:
+    base, rows = tiny_base(family, DEPTH, language_model=True), tiny_rows(family, 5)
+    assert rows.mask is not None
+    members = members_of(base)
+    model = merged_by_hand(base, members, torch.full((5,), 0.2), tiny_model(family, DEPTH, True))
+    with torch.no_grad():
+        logs = model(**inputs_of(rows)).logits.log_softmax(dim=2)
+    ensemble = Ensemble(base, members, SCALE, "mean-adapters", "uniform")
+    losses = -logs[:, :-1].gather(2, rows.values[:, 1:].unsqueeze(2)).squeeze(2) * rows.mask[:, 1:]
+    assert torch.allclose(ensemble.token_losses(rows), losses, rtol=0, atol=1e-4)
+    last = logs[torch.arange(5), rows.mask.sum(dim=1) - 1]
+    assert torch.allclose(ensemble.next_token(rows), last, rtol=0, atol=1e-4)
+
+
+def test_averaged_adapters_take_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_base("vit", DEPTH)
+    ensemble = Ensemble(base, members_of(base), SCALE, "mean-adapters", "uniform")
+    passes = passes_of(ensemble, monkeypatch)
+    ensemble.probabilities(tiny_rows("vit", 3))
+    assert passes == [(1, 15)]
+
+
+def test_one_member_averaged_is_the_member() -> None:
+    base, rows = tiny_base("vit", DEPTH), tiny_rows("vit", 4)
+    for member in members_of(base):
+        one = Ensemble(base, [member], SCALE, "mean-adapters", "data")
+        found = one.probabilities(rows)
+        assert torch.allclose(found, gather(base, [member]).probabilities(rows), atol=1e-6)
+        assert averaged([member], [1.0], base.targets).lowest == member.lowest
+
+
+# ── from one view to the next ────────────────────────────────────────────────────────────────
+
+
+def test_the_next_view_stacks_only_what_has_changed() -> None:
+    base, rows = tiny_base("vit", DEPTH), tiny_rows("vit", 40)
+    members = members_of(base, (0, 0, 0))
+    first = gather(base, members)
+    first.probabilities(rows)  # so that merged weights are there
+    # the last of them loses its two lower layers
+    shorter = {
+        name: tensor
+        for name, tensor in members[2].tensors.items()
+        if not name.startswith(("layers.000", "layers.001"))
+    }
+    after = [*members[:2], Member(2, 2, shorter, 5)]
+    second = Ensemble(base, after, SCALE, "mean-probabilities", "uniform", before=first)
+    for layer in range(DEPTH):
+        for path, one in second._branches._maps[layer].items():
+            before = first._branches._maps[layer][path]
+            assert (one is before) == (layer >= 2)
+            assert len(one.a) == (3 if layer >= 2 else 2)
+    found = second.probabilities(rows)
+    assert torch.equal(found, gather(base, after).probabilities(rows))
+    same = Ensemble(base, after, SCALE, "mean-probabilities", "uniform", before=second)
+    assert same._branches._maps == second._branches._maps
+
+
+def test_tensors_that_are_equal_but_not_the_same_are_not_taken_over() -> None:
+    base = tiny_base("vit", DEPTH)
+    members = members_of(base, (0, 1))
+    first = gather(base, members)
+    turned = gather(base, members[::-1])
+    copied = [
+        Member(m.shard, m.lowest, {name: t.clone() for name, t in m.tensors.items()}, 1)
+        for m in members
+    ]
+    for after in (copied, [members[0]], [members[1]]):
+        second = Ensemble(base, after, SCALE, "vote", "uniform", before=first)
+        kept = {id(one) for maps in first._branches._maps for one in maps.values()}
+        found = {id(one) for maps in second._branches._maps for one in maps.values()}
+        # layer 0 is the first member's alone in both
+        assert len(kept & found) == (len(second._branches._maps[0]) if after == members[:1] else 0)
+    assert turned.shards == first.shards
+
+
+def test_nothing_of_the_view_before_stays() -> None:
+    base, rows = tiny_base("vit", DEPTH), tiny_rows("vit", 40)
+    members = members_of(base, (0, 0, 2))
+    first = gather(base, members)
+    first.probabilities(rows)
+    gone = [weakref.ref(members[1].tensors[name]) for name in members[1].tensors]
+    stacks = [weakref.ref(one) for maps in first._branches._maps for one in maps.values()]
+    del members[1]
+    second = Ensemble(base, members, SCALE, "mean-probabilities", "uniform", before=first)
+    del first
+    gc.collect()
+    assert not [one for one in gone if one() is not None]
+    assert not [one for one in stacks if one() is not None]
+    assert second.shards == (0, 2)
+
+
+@pytest.mark.parametrize("count", [1, 4, 40])
+def test_merged_or_beside_the_base_the_answer_is_the_same(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, rows = tiny_base("vit", DEPTH), tiny_rows("vit", count)
+    members = members_of(base)
+    found = gather(base, members).probabilities(rows)
+    monkeypatch.setattr("s3t.branches._MERGED_NUMBERS", 0)
+    members = [
+        Member(m.shard, m.lowest, {n: _first_rank(n, t) for n, t in m.tensors.items()}, 1)
+        for m in members
+    ]
+    beside, merged = gather(base, members), gather(base, members)
+    assert not any(one.merges for maps in beside._branches._maps for one in maps.values())
+    for maps in merged._branches._maps:
+        for one in maps.values():
+            one.merges = True
+    answers = [ensemble.probabilities(rows) for ensemble in (beside, merged)]
+    assert torch.allclose(*answers, rtol=0, atol=1e-5)
+    assert not torch.allclose(answers[0], found, atol=1e-3), "the ranks that were cut off count"
+
+
+def _first_rank(name: str, tensor: Tensor) -> Tensor:
+    if name.endswith("lora_A"):
+        return tensor[:1]
+    return tensor[:, :1] if name.endswith("lora_B") else tensor

@@ -523,6 +523,61 @@ def test_a_fallback_that_cannot_be_used_is_an_error_before_it_is_needed(
         service.predict(images)
 
 
+# ── adapters averaged ────────────────────────────────────────────────────────────────────────
+
+
+def averaged_run(run: Path) -> None:
+    config = run / "config.yaml"
+    text = config.read_text()
+    assert "method: mean-probabilities" in text
+    config.write_text(text.replace("method: mean-probabilities", "method: mean-adapters"))
+
+
+def test_averaged_adapters_are_those_of_the_view(
+    digits_run: Path, images: list[np.ndarray]
+) -> None:
+    from s3t.ensemble import Ensemble
+
+    averaged_run(digits_run)
+    with S3T.load(digits_run) as service:
+        answers = []
+        for view in range(3):
+            answers.append(chances(service.predict(images)))
+            model, current = service._model, service._current
+            assert model is not None and current is not None and current.version == view
+            members = [model._member(node) for node in current.nodes if node is not None]
+            lora = model._config.lora
+            fresh = Ensemble(model._base, members, lora.alpha / lora.rank, "mean-adapters", "data")
+            expected = fresh.probabilities(model.encode(images)).numpy()
+            np.testing.assert_allclose(answers[-1], expected, atol=2e-6)
+            service.deactivate([one_of_each(digits_run)[view, view][0]])
+        assert np.abs(answers[0] - answers[1]).max() > 1e-6
+        assert 0 <= service.evaluate().value <= 1
+
+
+def test_averaged_adapters_fall_back_on_the_base(
+    digits_run: Path, images: list[np.ndarray]
+) -> None:
+    on_base(digits_run)
+    exhaust(digits_run)
+    with S3T.load(digits_run) as service:
+        expected = chances(service.predict(images))
+    averaged_run(digits_run)
+    with S3T.load(digits_run) as service:
+        np.testing.assert_allclose(chances(service.predict(images)), expected, atol=2e-6)
+
+
+def test_a_language_model_goes_on_with_averaged_adapters(text_run: Path) -> None:
+    with S3T.load(text_run) as service:
+        apart = service.evaluate()
+    averaged_run(text_run)
+    with S3T.load(text_run) as service:
+        found = service.evaluate()
+        assert found.metric == "perplexity"
+        assert found.value == pytest.approx(apart.value, rel=0.5) and found.value != apart.value
+        assert len(service.generate(["private"], max_new_tokens=4)) == 1
+
+
 # ── memory ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -542,6 +597,52 @@ def test_tensors_of_dead_nodes_leave_memory(
         assert not dead & model._tensors.keys()
         gc.collect()
         assert not [key for key in dead & held.keys() for one in held[key] if one() is not None]
+
+
+def test_stacks_that_hold_a_dead_node_leave_memory(
+    service: S3T, digits_run: Path, images: list[np.ndarray]
+) -> None:
+    service.predict(images * 20)  # enough rows for merged weights
+
+    def stacks() -> dict[int, Any]:
+        view = service._current
+        assert view is not None and view.ensemble is not None
+        maps = view.ensemble._branches._maps
+        return {id(one): one for layer in maps for one in layer.values()}
+
+    def tensors(one: Any) -> list[Any]:
+        return [weakref.ref(tensor) for tensor in (one.a, one.b, one.merged())]
+
+    held = {number: tensors(one) for number, one in stacks().items()}
+    service.deactivate([one_of_each(digits_run)[1, 2][0]])
+    kept = held.keys() & stacks().keys()
+    gc.collect()
+    assert len(kept) < len(held)
+    for number, references in held.items():
+        assert all((one() is not None) == (number in kept) for one in references)
+
+
+def test_a_deletion_reads_only_nodes_that_have_not_served(
+    service: S3T, digits_run: Path, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.predict(images)
+    model, read = service._model, []
+    assert model is not None
+    known, store = set(model._tensors), type(model._run.store)
+    plain = store.read
+
+    def reading(self: Any, key: Any) -> Any:
+        read.append(key)
+        return plain(self, key)
+
+    monkeypatch.setattr(store, "read", reading)
+    slots = one_of_each(digits_run)
+    for slot in ((0, 3), (2, 1), (0, 0)):
+        receipt = service.deactivate([slots[slot][0]])
+        assert receipt.nodes_dead
+        service.predict(images)
+    assert len(read) == len(set(read)) and not set(read) & known
+    assert len(read) < 12  # two shards' prefixes at most three times, never all sixteen nodes
 
 
 def test_another_ones_deletion_frees_memory_at_the_next_answer(

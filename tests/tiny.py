@@ -116,12 +116,13 @@ def tiny_base(
     language_model: bool = False,
     pooling: str = "auto",
     targets: tuple[str, ...] | None = None,
+    length: int = LENGTH,
 ) -> Base:
     return Base(
         tiny_model(family, layers, language_model),
         language_model=language_model,
         pooling=pooling,
-        length=None if family in IMAGES else LENGTH,
+        length=None if family in IMAGES else length,
         targets=targets,
     )
 
@@ -185,10 +186,12 @@ def node(name: str) -> NodeKey:
     return NodeKey(digest(name))
 
 
-def labelled(family: str, count: int, seed: int, language_model: bool = False) -> LabelledSet:
+def labelled(
+    family: str, count: int, seed: int, language_model: bool = False, length: int = LENGTH
+) -> LabelledSet:
     generator = torch.Generator().manual_seed(seed)
     labels = None if language_model else torch.randint(0, CLASSES, (count,), generator=generator)
-    return LabelledSet(tiny_rows(family, count, seed), labels)
+    return LabelledSet(tiny_rows(family, count, seed, length), labels)
 
 
 def tiny_trainer(
@@ -201,17 +204,18 @@ def tiny_trainer(
     base: Base | None = None,
     shelf: Shelf | None = None,
     recompute: bool = False,
+    length: int = LENGTH,
     **recipe: Any,
 ) -> StageTrainer:
     """A trainer over 40 private and 10 validation rows: rank 2, 2 epochs of batches of 4."""
     stage = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2, **recipe}
     return StageTrainer(
-        base or tiny_base(family, layers, language_model),
+        base or tiny_base(family, layers, language_model, length=length),
         LoraConfig(rank=2, alpha=4, dropout=dropout),
         StageConfig.model_validate(stage),
         0 if language_model else CLASSES,
-        labelled(family, 40, 1, language_model),
-        labelled(family, 10, 2, language_model),
+        labelled(family, 40, 1, language_model, length),
+        labelled(family, 10, 2, language_model, length),
         cap_bytes,
         shelf,
         recompute,

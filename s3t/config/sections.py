@@ -315,7 +315,7 @@ class AggregationConfig(Section):
     """How the shards' answers become one, and what answers when no shard is left.
 
     ``mean-adapters`` averages the shards' adapters and heads instead of their answers: one forward
-    pass for all of them, which costs accuracy.
+    pass for all of them, which may cost accuracy.
     """
 
     method: Literal["mean-probabilities", "mean-logits", "vote", "mean-adapters"] = (

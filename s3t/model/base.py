@@ -27,14 +27,19 @@ from s3t.errors import InputError, IntegrityError
 from s3t.model.encode import Encoded
 from s3t.model.fused import FusedLayer
 from s3t.model.gates import Entered, Gate, find_layers
-from s3t.model.lora import Target, adapted, bank_in_force, find_targets, merge, wrap_targets
+from s3t.model.lora import Bank, Target, adapted, bank_in_force, find_targets, merge, wrap_targets
 from s3t.model.recognition import fused
+from s3t.model.served import JoinedLayer, ServedLayer
 from s3t.store import tensors_digest
 from s3t.types import Digest
 
 __all__ = ["Base"]
 
 _PROBE_ROWS = 3
+
+_JOINED_BYTES = 2**20
+"""Query, key and value weights up to this are kept joined as well, for passes of few rows; in
+wider layers a call costs less than what it computes."""
 
 
 class Base:
@@ -70,6 +75,7 @@ class Base:
         self.lm_head: nn.Module | None = model.get_output_embeddings() if language_model else None
         self._length = length
         self._contexts: dict[int, dict[str, Any]] = {}
+        self._joined: dict[int, JoinedLayer] = {}
         self._image_tokens = 0
         self._check_window()
         with torch.no_grad():
@@ -115,6 +121,7 @@ class Base:
             layer.to(device)
         self.state = {name: tensor.to(device) for name, tensor in self.state.items()}
         self._contexts.clear()
+        self._joined.clear()
         self._versions = self._written()
         return self
 
@@ -135,11 +142,7 @@ class Base:
     def run(self, hidden: Tensor, lo: int, hi: int, attention: Tensor | None) -> Tensor:
         """Layers lo … hi−1 on hidden states [n, T, H], with the mask that ``attention`` gives."""
         for number in range(lo, hi):
-            layer = self._fused[number]
-            if layer is not None and layer.takes(hidden.shape[1]):
-                hidden = layer(hidden, attention, bank_in_force())
-            else:
-                hidden = self._unwritten(number, hidden, attention)
+            hidden = self._layer(number, hidden, attention)
         return hidden
 
     def features(self, hidden: Tensor, lo: int, mask: Tensor | None) -> Tensor:
@@ -153,11 +156,20 @@ class Base:
             mask: padding mask [n, T], None for images.
         """
         last, attention = self.depth - 1, self.attention(mask)
-        at, layer = self._position(hidden, mask), self._fused[last]
-        if layer is None or at is None or lo > last:
+        at = self._position(hidden, mask)
+        if self._fused[last] is None or at is None or lo > last:
             return self.pool(self.finish(self.run(hidden, lo, self.depth, attention)), mask)
         hidden = self.run(hidden, lo, last, attention)
-        return self.finish(layer(hidden, attention, bank_in_force(), at))[:, 0]
+        return self.finish(self._layer(last, hidden, attention, at))[:, 0]
+
+    def served(self, number: int, bank: Bank) -> ServedLayer | None:
+        """A layer under a bank for passes of few rows; None if it cannot be run so, or is wide."""
+        layer = self._fused[number]
+        if layer is None or JoinedLayer.bytes_of(layer) > _JOINED_BYTES:
+            return None
+        if number not in self._joined:
+            self._joined[number] = JoinedLayer(layer)
+        return ServedLayer(self._joined[number], bank)
 
     def merged(self, target: Target, a: Tensor, b: Tensor, scale: float) -> Tensor:
         """The target's weight with each slot's adapter added (see ``lora.merge``)."""
@@ -203,12 +215,24 @@ class Base:
             tensor.requires_grad or tensor.grad is not None for tensor in self.state.values()
         ):
             raise IntegrityError("a frozen parameter of the base was written to: report this bug")
-        if whole and not all(layer.unchanged() for layer in self._fused if layer is not None):
+        written = [layer for layer in self._fused if layer is not None]
+        if whole and not all(copy.unchanged() for copy in (*written, *self._joined.values())):
             raise IntegrityError("a copy of the base's weights was written to: report this bug")
         if whole and tensors_digest(self.state) != self.fingerprint:
             raise IntegrityError("the base's bytes differ from when it was loaded: report this bug")
 
     # ── taking it apart ──────────────────────────────────────────────────────────────────────
+
+    def _layer(
+        self, number: int, hidden: Tensor, attention: Tensor | None, at: Tensor | None = None
+    ) -> Tensor:
+        """A layer with the bank in force, at one position of each row if ``at`` is given."""
+        bank, written = bank_in_force(), self._fused[number]
+        if bank is not None and number in bank.served:
+            return bank.served[number](hidden, attention, at)
+        if written is not None and (at is not None or written.takes(hidden.shape[1])):
+            return written(hidden, attention, bank, at)
+        return self._unwritten(number, hidden, attention)
 
     def _unwritten(self, number: int, hidden: Tensor, attention: Tensor | None) -> Tensor:
         """A layer by its own code, run again in the backward pass if the bank says so."""

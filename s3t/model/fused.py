@@ -68,8 +68,8 @@ class FusedLayer:
         heads: int,
         pre: bool,
     ) -> None:
-        self.products, self._norms = tuple(products), tuple(norms)
-        self._activation, self._heads, self._pre = activation, heads, pre
+        self.products, self.norms = tuple(products), tuple(norms)
+        self.activation, self.heads, self.pre = activation, heads, pre
 
     def takes(self, tokens: int) -> bool:
         """Whether all positions of rows of this length are run here."""
@@ -114,7 +114,7 @@ class FusedLayer:
         flat = None if at is None else torch.arange(count, device=at.device) * tokens + at
         x = hidden.reshape(-1, width)
         here = x if flat is None else x[flat]
-        entering, first = self._normed(x, 0) if self._pre else (x, None)
+        entering, first = self._normed(x, 0) if self.pre else (x, None)
         asking = entering if flat is None else entering[flat]
         heads = (
             self._split(run(q, asking), count),
@@ -124,21 +124,21 @@ class FusedLayer:
         shares = self._shares(heads[0], heads[1], mask)
         mixed = self._joined(torch.bmm(shares, heads[2]), count)
         middle = run(o, mixed, into=here)
-        if self._pre:
+        if self.pre:
             second_in, second = self._normed(middle, 1)
         else:
             middle, first = self._normed(middle, 0)
             second_in, second = middle, None
         wide = run(up, second_in)
-        out = run(down, self._activation.forward(wide), into=middle)
-        if not self._pre:
+        out = run(down, self.activation.forward(wide), into=middle)
+        if not self.pre:
             out, second = self._normed(out, 1)
         assert first is not None and second is not None
         kept = _Kept(x, (*heads, shares), (first, second), wide, flat)
         return out.view(count, -1, width), kept
 
     def _normed(self, x: Tensor, which: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        norm = self._norms[which]
+        norm = self.norms[which]
         out, mean, deviation = torch.native_layer_norm(
             x, norm.normalized_shape, norm.weight, norm.bias, norm.eps
         )
@@ -146,13 +146,13 @@ class FusedLayer:
 
     def _split(self, x: Tensor, count: int) -> Tensor:
         """[n · T, H] → [n · heads, T, H / heads]."""
-        apart = x.view(count, -1, self._heads, x.shape[1] // self._heads).transpose(1, 2)
-        return apart.reshape(count * self._heads, -1, apart.shape[-1])
+        apart = x.view(count, -1, self.heads, x.shape[1] // self.heads).transpose(1, 2)
+        return apart.reshape(count * self.heads, -1, apart.shape[-1])
 
     def _joined(self, x: Tensor, count: int) -> Tensor:
         """[n · heads, T, H / heads] → [n · T, H]."""
-        apart = x.view(count, self._heads, -1, x.shape[-1]).transpose(1, 2)
-        return apart.reshape(-1, self._heads * x.shape[-1])
+        apart = x.view(count, self.heads, -1, x.shape[-1]).transpose(1, 2)
+        return apart.reshape(-1, self.heads * x.shape[-1])
 
     def _shares(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
         """Attention of each position to each, [n · heads, Tq, T]."""
@@ -161,7 +161,7 @@ class FusedLayer:
             start, beta = q.new_empty(1), 0
         else:
             tokens = k.shape[1]
-            start = mask[:, 0].expand(-1, self._heads, tokens).reshape(-1, 1, tokens)
+            start = mask[:, 0].expand(-1, self.heads, tokens).reshape(-1, 1, tokens)
             beta = 1
         scores = torch.baddbmm(start, q, k.transpose(1, 2), beta=beta, alpha=scale)
         return scores.softmax(dim=-1)
@@ -176,18 +176,18 @@ class FusedLayer:
             needed: whether the input's is asked for; else None is returned.
         """
         up, down = self.products[4:]
-        if not self._pre:
+        if not self.pre:
             gradient = self._norm_back(gradient, kept, 1)
-        wide = self._activation.backward(run.back(down, gradient), kept.up)
-        inner = run.back(up, wide, into=None if self._pre else gradient)
-        if self._pre:
+        wide = self.activation.backward(run.back(down, gradient), kept.up)
+        inner = run.back(up, wide, into=None if self.pre else gradient)
+        if self.pre:
             middle = self._norm_back(inner, kept, 1).add_(gradient)
         else:
             middle = self._norm_back(inner, kept, 0)
         entering = self._attention_back(middle, run, kept, needed)
         if entering is None:
             return None
-        if self._pre:
+        if self.pre:
             entering = self._norm_back(entering, kept, 0)
         if kept.at is None:
             return entering.add_(middle)
@@ -198,7 +198,7 @@ class FusedLayer:
     ) -> Tensor | None:
         q, k, v, o = self.products[:4]
         asked, keys, values, shares = kept.attention
-        count = len(asked) // self._heads
+        count = len(asked) // self.heads
         mixed = self._split(run.back(o, middle), count)
         wanted = torch.bmm(mixed, values.transpose(1, 2))
         scores: Tensor = torch.ops.aten._softmax_backward_data(wanted, shares, -1, shares.dtype)
@@ -222,7 +222,7 @@ class FusedLayer:
         return entering
 
     def _norm_back(self, gradient: Tensor, kept: _Kept, which: int) -> Tensor:
-        norm, (x, mean, deviation) = self._norms[which], kept.norms[which]
+        norm, (x, mean, deviation) = self.norms[which], kept.norms[which]
         found: Tensor = torch.ops.aten.native_layer_norm_backward(
             gradient,
             x,

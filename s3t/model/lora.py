@@ -12,7 +12,7 @@ concurrent predictions of different views share the base without a lock.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -68,6 +68,7 @@ class Bank:
         generators: one source of dropout per slot; empty outside training.
         merged: (layer, path) → base weight and adapter in one, [G, inputs, outputs].
         recompute: whether a layer keeps its input alone and is run again in the backward pass.
+        served: layer → the whole of it with these adapters, for answers (see ``ServedLayer``).
     """
 
     slots: int
@@ -77,6 +78,9 @@ class Bank:
     generators: Sequence[Generator] = field(default=())
     merged: Mapping[tuple[int, str], Tensor] = field(default_factory=dict)
     recompute: bool = False
+    served: Mapping[int, Callable[[Tensor, Tensor | None, Tensor | None], Tensor]] = field(
+        default_factory=dict
+    )
 
     def first(self, slots: int) -> Bank:
         """The same without the slots from ``slots`` on."""
@@ -86,6 +90,17 @@ class Bank:
             pairs={place: (a[:slots], b[:slots]) for place, (a, b) in self.pairs.items()},
             generators=self.generators[:slots],
             merged={place: weight[:slots] for place, weight in self.merged.items()},
+        )
+
+    def only(self, slots: Sequence[int]) -> Bank:
+        """The same with these slots alone, in this order."""
+        chosen = [*slots]
+        return replace(
+            self,
+            slots=len(chosen),
+            pairs={place: (a[chosen], b[chosen]) for place, (a, b) in self.pairs.items()},
+            generators=[self.generators[slot] for slot in chosen] if self.generators else (),
+            merged={place: weight[chosen] for place, weight in self.merged.items()},
         )
 
 

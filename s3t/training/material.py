@@ -18,6 +18,8 @@ from s3t.types import NodeKey
 
 __all__ = ["Batches", "LabelledSet"]
 
+_STRIDE = 16
+
 
 @dataclass(frozen=True, slots=True)
 class LabelledSet:
@@ -33,6 +35,13 @@ class LabelledSet:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def longest(self, index: Tensor) -> int | None:
+        """Tokens of the longest of the rows ``index``, up to a multiple of 16; None for images."""
+        if self.rows.mask is None:
+            return None
+        real = int(self.rows.mask[index].sum(dim=1).max())
+        return max(1, -(-real // _STRIDE)) * _STRIDE
 
 
 class Batches:

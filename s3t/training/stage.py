@@ -169,10 +169,7 @@ class StageTrainer:
                 slots.keep(going)
                 upper = upper.first(going)
             bank = self._bank(block, slots.leaves, upper, generators[:going])
-            chosen = [batch.at(step) for batch in batches[:going]]
-            index = torch.cat([rows for rows, _ in chosen])
-            weights = torch.stack([weight for _, weight in chosen]).to(self.base.device)
-            loss = self._loss(block, bank, slots.leaves, index, weights)
+            loss = self._loss(block, bank, slots.leaves, [b.at(step) for b in batches[:going]])
             slots.step(loss, torch.tensor([rate(step) for rate in rates[:going]]))
             for row in range(going):
                 if steps[row] == step + 1:
@@ -185,12 +182,36 @@ class StageTrainer:
         block: tuple[int, int],
         bank: Bank,
         leaves: Mapping[str, Tensor],
+        chosen: Sequence[tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """Sum over slots of each slot's mean loss; slots meet in this sum alone.
+
+        Texts are as long as the longest of the slot's own batch, so slots are taken together by
+        that length.
+        """
+        lengths = [self.private.longest(rows) for rows, _ in chosen]
+        total = torch.zeros((), device=self.base.device)
+        for tokens in sorted({*lengths}, key=lambda length: length or 0):
+            slots = [slot for slot, length in enumerate(lengths) if length == tokens]
+            index = torch.cat([chosen[slot][0] for slot in slots])
+            weights = torch.stack([chosen[slot][1] for slot in slots]).to(self.base.device)
+            if len(slots) == len(chosen):
+                return self._loss_of(block, bank, leaves, index, weights, tokens)
+            some = {name: leaf[slots] for name, leaf in leaves.items()}
+            total = total + self._loss_of(block, bank.only(slots), some, index, weights, tokens)
+        return total
+
+    def _loss_of(
+        self,
+        block: tuple[int, int],
+        bank: Bank,
+        leaves: Mapping[str, Tensor],
         index: Tensor,
         weights: Tensor,
+        length: int | None,
     ) -> Tensor:
-        """Sum over slots of each slot's mean loss; slots meet in this sum alone."""
-        mask = self._trunk.mask(index)
-        entering = self._trunk.hidden(index)
+        mask = self._trunk.mask(index, length)
+        entering = self._trunk.hidden(index, length)
         if self.classes:
             assert self.private.labels is not None
             logits = classify(self._features(block[0], entering, mask, bank), leaves)
@@ -198,7 +219,7 @@ class StageTrainer:
             each = losses(logits.flatten(0, 1), labels).view_as(weights)
             return (each * (weights / weights.sum(dim=1, keepdim=True))).sum()
         assert mask is not None
-        tokens = self.private.rows.values[index].to(self.base.device)
+        tokens = self.private.rows.values[index, :length].to(self.base.device)
         hidden = self._above(block[0], entering, mask, bank)
         each, real = _token_losses(self.base, hidden, tokens, mask)
         real = real.view(len(weights), -1, real.shape[1]) * weights.unsqueeze(2)
@@ -230,8 +251,9 @@ class StageTrainer:
         gained, counted = torch.zeros(slots, dtype=torch.float64), 0.0
         for part in torch.arange(total).split(_SCORE_ROWS):
             index = torch.cat([part, part[:1].expand(_SCORE_ROWS - len(part))]).repeat(slots)
-            mask = trunk.mask(index)
-            entering = trunk.hidden(index)
+            length = self.validation.longest(part)
+            mask = trunk.mask(index, length)
+            entering = trunk.hidden(index, length)
             if self.classes:
                 assert self.validation.labels is not None
                 labels = self.validation.labels[index].view(slots, -1)
@@ -241,7 +263,7 @@ class StageTrainer:
                 counted += len(part)
             else:
                 assert mask is not None
-                tokens = self.validation.rows.values[index].to(self.base.device)
+                tokens = self.validation.rows.values[index, :length].to(self.base.device)
                 hidden = self._above(block[0], entering, mask, bank)
                 each, real = _token_losses(self.base, hidden, tokens, mask)
                 lost = (each * real).cpu().double().view(slots, _SCORE_ROWS, -1)
@@ -306,8 +328,8 @@ class StageTrainer:
             upper.scale,
             self.lora.dropout,
             generators,
-            upper.merged,
-            self._recompute,
+            merged=upper.merged,
+            recompute=self._recompute,
         )
 
     def _generators(self, ranked: Sequence[Assignment]) -> list[torch.Generator]:

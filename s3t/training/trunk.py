@@ -73,18 +73,20 @@ class Trunk:
             for part in missing.split(_CHUNK) if len(missing) else ():
                 self._cut.fill(part, self._compute(part))
 
-    def hidden(self, index: Tensor) -> Tensor:
-        """Hidden states [n, T, H] of rows ``index`` at the prepared cut."""
+    def hidden(self, index: Tensor, tokens: int | None = None) -> Tensor:
+        """Hidden states [n, T, H] of rows ``index`` at the prepared cut, or their first tokens."""
         if self._cut is None:
-            return self._compute(index)
-        held = self._cut.hidden
+            return self._compute(index)[:, :tokens]
+        held = self._cut.hidden[:, :tokens]
         if held.device == self.base.device:
             return held[index.to(held.device)]
         return held[index].pin_memory().to(self.base.device, non_blocking=True)
 
-    def mask(self, index: Tensor) -> Tensor | None:
-        """Padding mask [n, T] of rows ``index``; None for images."""
-        return None if self.rows.mask is None else self.rows.mask[index].to(self.base.device)
+    def mask(self, index: Tensor, tokens: int | None = None) -> Tensor | None:
+        """Padding mask [n, T] of rows ``index``, or of their first tokens; None for images."""
+        if self.rows.mask is None:
+            return None
+        return self.rows.mask[index, :tokens].to(self.base.device)
 
     def _opened(self, one: Tensor) -> Cut | None:
         """Room for all rows like ``one``, [1, T, H]; None above the cap."""

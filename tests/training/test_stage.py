@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from s3t.errors import IntegrityError, S3TError
 from s3t.model.peft import from_peft, to_peft
-from s3t.training.material import Batches
+from s3t.training.material import Batches, LabelledSet
 from s3t.training.slots import learning_rate
 from s3t.training.stage import Assignment, StageTrainer, Trained
 from tests.tiny import (
@@ -35,6 +36,10 @@ ROUGH = {
     "weight_decay": 0.1,
 }
 """A recipe with everything in it that could tell slots apart."""
+
+
+PLAIN = {"dropout": 0.0}
+"""What is drawn depends on the length of a batch; the rest does not."""
 
 
 def same(one: Trained, other: Trained) -> bool:
@@ -68,6 +73,34 @@ def test_the_trunk_cache_changes_no_byte(family: str, language_model: bool) -> N
         assert same(one, other)
     assert cached._trunk.cached, "the cache was used"
     assert not uncached._trunk.cached, "and here it was not"
+
+
+@pytest.mark.parametrize(("family", "language_model"), CASES[1:])
+def test_short_batches_of_texts_are_cut_and_change_no_byte_of_the_others(
+    family: str, language_model: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = tiny_trainer(family, language_model=language_model, length=32, **ROUGH)
+    short = (trainer.private.rows.mask.sum(dim=1) <= 16).nonzero().flatten()
+    group = tiny_group(trainer, 2, SIZES)
+    group[1:3] = [replace(one, rows=short[: len(one.rows)]) for one in group[1:3]]
+    seen: list[int] = []
+    run = trainer.base.run
+    monkeypatch.setattr(trainer.base, "run", lambda h, *a: (seen.append(h.shape[1]), run(h, *a))[1])
+    alone = {a.key: trainer.train((1, 2), [a])[0] for a in group}
+    assert {*seen} == {16, 32}
+    for trained in trainer.train((1, 2), group):
+        assert same(trained, alone[trained.key])
+    # padded to one length they learn the same, up to rounding
+    padded = tiny_trainer(family, language_model=language_model, length=32, **ROUGH | PLAIN)
+    cut = tiny_trainer(family, language_model=language_model, length=32, **ROUGH | PLAIN)
+    monkeypatch.setattr(LabelledSet, "longest", lambda self, index: 32)
+    whole = padded.train((1, 2), group)
+    monkeypatch.undo()
+    for one, other in zip(whole, cut.train((1, 2), group), strict=True):
+        assert all(
+            torch.allclose(one.tensors[name], other.tensors[name], atol=1e-4)
+            for name in one.tensors
+        )
 
 
 @pytest.mark.parametrize(("family", "language_model"), CASES)

@@ -165,6 +165,7 @@ def test_killed_at_any_moment_workers_go_on_to_the_bytes_of_one_process(
     assert all(run.store.read(key) for key in run.store.keys()), "what was published is whole"  # noqa: SIM118
     report = train(killed)
     assert (report.found, report.workers) == (len(finished), 2)
+    assert not (killed.run_dir / "trunk").exists(), "hidden states of private rows are left"
     assert finished.items() <= stamps(killed).items()
     assert not list(run.store.root.glob(".*.tmp"))
     assert train(whole).workers == 1
