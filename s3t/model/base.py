@@ -215,11 +215,13 @@ class Base:
             tensor.requires_grad or tensor.grad is not None for tensor in self.state.values()
         ):
             raise IntegrityError("a frozen parameter of the base was written to: report this bug")
-        written = [layer for layer in self._fused if layer is not None]
-        if whole and not all(copy.unchanged() for copy in (*written, *self._joined.values())):
-            raise IntegrityError("a copy of the base's weights was written to: report this bug")
-        if whole and tensors_digest(self.state) != self.fingerprint:
+        if not whole:
+            return
+        if tensors_digest(self.state) != self.fingerprint:
             raise IntegrityError("the base's bytes differ from when it was loaded: report this bug")
+        turned = all(layer.unchanged() for layer in self._fused if layer is not None)
+        if not turned or not all(copy.unchanged() for copy in self._joined.values()):
+            raise IntegrityError("a copy of the base's weights was written to: report this bug")
 
     # ── taking it apart ──────────────────────────────────────────────────────────────────────
 
