@@ -6,7 +6,9 @@ Invariant: a result is written with the environment that it was measured in, who
 from __future__ import annotations
 
 import argparse
+import importlib
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from scipy.stats import t
 
 from benchmarks.environment import environment, median, write_json
 
-__all__ = ["Report", "interval", "main", "shown", "spread"]
+__all__ = ["Report", "interval", "main", "main_of_all", "shown", "spread"]
 
 
 class Report:
@@ -71,10 +73,27 @@ def main(
     run: Callable[[Path, bool], dict[str, Any]], description: str | None, output: Path
 ) -> None:
     """The command line of one benchmark; results go below ``output`` unless told otherwise."""
+    options = _parser(description, output).parse_args()
+    run(options.output, options.quick)
+
+
+def main_of_all(package: str, names: Sequence[str], description: str | None, output: Path) -> int:
+    """The command line of a package: its benchmarks one after another; returns the exit code."""
+    parser = _parser(description, output)
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    options = parser.parse_args()
+    for name in options.only:
+        started = time.monotonic()
+        print(f"\n── {name} ──", flush=True)
+        importlib.import_module(f"{package}.{name}").run(options.output, options.quick)
+        print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+    return 0
+
+
+def _parser(description: str | None, output: Path) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=output)
     parser.add_argument("--quick", action="store_true", help="smaller, for a first look")
-    options = parser.parse_args()
-    run(options.output, options.quick)
+    return parser

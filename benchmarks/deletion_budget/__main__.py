@@ -17,13 +17,10 @@ Each writes one JSON with the environment, and a picture beside it.
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import sys
-import time
-from pathlib import Path
 
 from benchmarks.deletion_budget import OUTPUT
+from benchmarks.reports import main_of_all
 
 NAMES = (
     "rates",
@@ -37,25 +34,5 @@ NAMES = (
     "accuracy",
 )
 
-
-def main() -> int:
-    """Run them; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--quick", action="store_true", help="smaller, for a first look")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
-    options = parser.parse_args()
-    for name in options.only:
-        started = time.monotonic()
-        print(f"\n── {name} ──", flush=True)
-        importlib.import_module(f"benchmarks.deletion_budget.{name}").run(
-            options.output, options.quick
-        )
-        print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_of_all("benchmarks.deletion_budget", NAMES, __doc__, OUTPUT))
