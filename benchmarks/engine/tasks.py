@@ -135,7 +135,7 @@ def _bert(folder: Path, quick: bool) -> Config:
     # a base that knows something: on one of random weights so few steps teach nothing
     adapt = {"steps": 40 if quick else 80, "batch_size": 16, "learning_rate": 5e-4}
     model = {"base": "make:bert", "make": make, "adapt": adapt}
-    return _text(folder, files, "text-classification", model, length=64, epochs=1 if quick else 2)
+    return _text(folder, files, "text-classification", model, length=64, epochs=1 if quick else 5)
 
 
 def _minilm(folder: Path, quick: bool) -> Config:
