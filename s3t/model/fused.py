@@ -42,7 +42,6 @@ class Activation:
 class _Kept:
     """What the backward pass of one layer reads."""
 
-    x: Tensor
     attention: tuple[Tensor, Tensor, Tensor, Tensor]
     norms: tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
     up: Tensor
@@ -134,7 +133,7 @@ class FusedLayer:
         if not self.pre:
             out, second = self._normed(out, 1)
         assert first is not None and second is not None
-        kept = _Kept(x, (*heads, shares), (first, second), wide, flat)
+        kept = _Kept((*heads, shares), (first, second), wide, flat)
         return out.view(count, -1, width), kept
 
     def _normed(self, x: Tensor, which: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
