@@ -23,7 +23,7 @@ from torch import Tensor
 
 from s3t.branches import Branches
 from s3t.model.base import Base
-from s3t.model.encode import Encoded
+from s3t.model.encode import Encoded, padded_lengths
 from s3t.model.head import BIAS, WEIGHT, classify, language_logits
 from s3t.model.lora import Target, adapted
 
@@ -41,9 +41,6 @@ _PASS_TOKENS = 128
 
 _LOGITS_BYTES = 2**26
 """Token logits of all members, for the rows of one pass."""
-
-_TRIM = 16
-"""Texts are cut to the longest of their pass, rounded up to a multiple of this."""
 
 _Finish = Callable[[Tensor, int, Tensor | None], Tensor]
 """From the hidden states that enter a layer [n, T, H], its number and the padding mask [n, T] to
@@ -282,8 +279,7 @@ def _lengths(rows: Encoded, tokens: int) -> Tensor:
     """Tokens that each row needs, [n]."""
     if rows.mask is None:
         return torch.full((len(rows),), tokens)
-    needed = rows.mask.sum(dim=1).clamp(min=1)
-    return ((needed + _TRIM - 1) // _TRIM * _TRIM).clamp(max=tokens).cpu()
+    return padded_lengths(rows.mask).cpu()
 
 
 def aggregate(logits: Tensor, weights: Tensor, method: str) -> Tensor:

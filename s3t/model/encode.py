@@ -19,7 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from s3t.errors import DataError
 from s3t.types import digest
 
-__all__ = ["Encoded", "ImageEncoder", "TextEncoder"]
+__all__ = ["Encoded", "ImageEncoder", "TextEncoder", "padded_lengths"]
+
+_STRIDE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,15 @@ class Encoded:
         """The same rows on ``device``."""
         mask = None if self.mask is None else self.mask.to(device)
         return Encoded(self.values.to(device), mask, self.truncated)
+
+
+def padded_lengths(mask: Tensor) -> Tensor:
+    """Tokens that each row of a padding mask [n, T] needs, up to a multiple of 16, [n].
+
+    Multiples of 16 fill the vectors of a processor, and leave few shapes of batches.
+    """
+    needed = mask.sum(dim=1).clamp(min=1)
+    return ((needed + _STRIDE - 1) // _STRIDE * _STRIDE).clamp(max=mask.shape[1])
 
 
 class TextEncoder:

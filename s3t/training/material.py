@@ -12,13 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from s3t.model.encode import Encoded
+from s3t.model.encode import Encoded, padded_lengths
 from s3t.plan.lineage import node_seed
 from s3t.types import NodeKey
 
 __all__ = ["Batches", "LabelledSet"]
-
-_STRIDE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +38,7 @@ class LabelledSet:
         """Tokens of the longest of the rows ``index``, up to a multiple of 16; None for images."""
         if self.rows.mask is None:
             return None
-        real = int(self.rows.mask[index].sum(dim=1).max())
-        return max(1, -(-real // _STRIDE)) * _STRIDE
+        return int(padded_lengths(self.rows.mask[index]).max())
 
 
 class Batches:

@@ -87,8 +87,7 @@ class Workshop:
     def group_size(self) -> int:
         """How many nodes one stacked step should hold (see ``TrainingConfig.group_bytes``)."""
         material = self.material
-        values = material.private.rows.values
-        tokens = values.shape[1] if values.ndim == 2 else self._image_tokens()
+        tokens = material.base.tokens(material.private.rows)
         width = material.base.hidden_size * 4
         slot = material.config.stage.batch_size * tokens * width
         wanted = material.config.training.group_bytes
@@ -159,9 +158,3 @@ class Workshop:
             score=trained.score,
         )
         material.store.write(meta, trained.tensors)
-
-    def _image_tokens(self) -> int:
-        base = self.material.base
-        with torch.no_grad():
-            rows = self.material.private.rows.rows(slice(0, 1)).to(base.device)
-            return int(base.start(rows).shape[1])
