@@ -32,13 +32,14 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from benchmarks.engine.runs import fresh_base
 from s3t.plan.trie import Node
+from s3t.run import RunDir
 from s3t.training.material import LabelledSet
-from s3t.training.preparation import Material
+from s3t.training.preparation import Material, open_material
 from s3t.training.slots import learning_rate
-from s3t.training.workshop import steps_of
+from s3t.training.workshop import one_thread, steps_of
 from s3t.types import NodeKey
 
-__all__ = ["Baseline", "TrainedChains", "chains"]
+__all__ = ["Baseline", "TrainedChains", "chains", "opened"]
 
 _TRIM = 8
 """Texts of a batch are padded to a multiple of this, as the authors do."""
@@ -192,6 +193,14 @@ class Baseline:
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
+
+
+def opened(run: RunDir, scratch: Path) -> tuple[Baseline, float]:
+    """The baseline of a prepared run, and the seconds that its set-up took."""
+    started, device = time.perf_counter(), torch.device("cpu")
+    with one_thread(device):
+        baseline = Baseline(open_material(run, device), scratch)
+    return baseline, time.perf_counter() - started
 
 
 class _Model(nn.Module):

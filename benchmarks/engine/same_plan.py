@@ -22,22 +22,17 @@ all nodes. Scores of those nodes on both sides show that they learn the same.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.engine.baseline import Baseline, TrainedChains, chains
+from benchmarks.engine.baseline import TrainedChains, chains, opened
 from benchmarks.engine.runs import CORES, import_seconds, prepared, trained_anew
 from benchmarks.engine.tasks import NAMES, each_task, options
 from benchmarks.environment import load_average, table
 from benchmarks.reports import Report, shown, spread
 from s3t.config import Config
 from s3t.run import RunDir
-from s3t.training.preparation import open_material
-from s3t.training.workshop import one_thread
 from s3t.types import NodeKey
 
 __all__ = ["main", "run"]
@@ -101,10 +96,7 @@ def _measure(
     name: str, config: Config, folder: Path, repeats: int, sample: int | None
 ) -> dict[str, Any]:
     plan_run, prepare_seconds = prepared(config)
-    started = time.perf_counter()
-    with one_thread(torch.device("cpu")):
-        baseline = Baseline(open_material(plan_run, torch.device("cpu")), folder / "scratch")
-    peft_setup = time.perf_counter() - started
+    baseline, peft_setup = opened(plan_run, folder / "scratch")
     leaves = chains(baseline.material, sample)
     turns = []
     for _ in range(repeats):

@@ -17,15 +17,12 @@ sequences and counts up, with ``--full`` all.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.engine.baseline import Baseline, chains
+from benchmarks.engine.baseline import chains, opened
 from benchmarks.engine.runs import CORES, prepared, trained_anew
 from benchmarks.engine.tasks import each_task, options
 from benchmarks.environment import load_average, table
@@ -37,8 +34,6 @@ from s3t.plan.strategies.brief import Brief, spent
 from s3t.plan.strategies.registry import sequences_for
 from s3t.plan.survival.lengths import expected_utility, length_law, length_table
 from s3t.run import RunDir
-from s3t.training.preparation import open_material
-from s3t.training.workshop import one_thread
 
 __all__ = ["main", "run"]
 
@@ -83,10 +78,7 @@ def _measure(
     )
     cyclic_run, _ = prepared(config)
     tree_run, _ = prepared(ours)
-    started = time.perf_counter()
-    with one_thread(torch.device("cpu")):
-        baseline = Baseline(open_material(cyclic_run, torch.device("cpu")), folder / "scratch")
-    peft_setup = time.perf_counter() - started
+    baseline, peft_setup = opened(cyclic_run, folder / "scratch")
     leaves = chains(baseline.material, sample)
     turns: list[dict[str, Any]] = []
     for _ in range(repeats):

@@ -78,6 +78,14 @@ def two_machines(make: Make, folder: Path, shared: bool) -> list[Config]:
     return [make(name, stage=LONG, store=store) for name in ("first", "second")]
 
 
+def launched(configs: list[Config], folder: Path, port: str) -> list[subprocess.Popen[str]]:
+    """One launch for each machine, by rank."""
+    return [
+        start("train", saved(config, folder), *launch_options(rank, port))
+        for rank, config in enumerate(configs)
+    ]
+
+
 # ── machines that die ────────────────────────────────────────────────────────────────────────
 
 
@@ -88,10 +96,7 @@ def test_the_nodes_of_a_machine_that_dies_are_taken_up(
 ) -> None:
     whole = make("whole", stage=LONG)
     configs, port = two_machines(make, tmp_path, shared), free_port()
-    machines = [
-        start("train", saved(config, tmp_path), *launch_options(rank, port))
-        for rank, config in enumerate(configs)
-    ]
+    machines = launched(configs, tmp_path, port)
     wait_until(lambda: at_work(configs[1], 1), machines[1])
     kill(machines[1])
     train(whole)  # meanwhile
@@ -109,10 +114,7 @@ def test_without_the_main_machine_the_others_finish_and_it_goes_on(
 ) -> None:
     whole = make("whole", stage=LONG)
     configs, port = two_machines(make, tmp_path, shared), free_port()
-    machines = [
-        start("train", saved(config, tmp_path), *launch_options(rank, port))
-        for rank, config in enumerate(configs)
-    ]
+    machines = launched(configs, tmp_path, port)
     wait_until(lambda: at_work(configs[0], 0) and at_work(configs[1], 1), machines[1])
     kill(machines[0])
     train(whole)  # meanwhile
