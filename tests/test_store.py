@@ -19,24 +19,9 @@ from torch import Tensor
 
 from s3t.errors import DamagedNodeError, InputError, IntegrityError, S3TError
 from s3t.plan.lineage import node_key
-from s3t.store import Depot, NodeMeta, NodeStore, tensors_digest, write_durably
-from s3t.types import Digest, NodeKey, digest
-
-BASE, RECIPE = digest("base"), digest("recipe")
-TENSORS = {
-    "layers.001.q.lora_A": torch.arange(12.0).reshape(3, 4),
-    "head.weight": torch.tensor([[0.5, -0.0], [float(2**-140), 1.0]]),
-    "head.bias": torch.tensor([1.0, 2.0]),
-}
-
-
-def meta_of(name: str, parent: NodeKey | None = None) -> NodeMeta:
-    slices = (digest(name),)
-    key = node_key(BASE, RECIPE, parent, slices)
-    return NodeMeta(key, parent, BASE, RECIPE, slices, shard=1, prefix=(2,), score=0.75)
-
-
-META = meta_of("one")
+from s3t.store import Depot, NodeStore, tensors_digest, write_durably
+from s3t.types import Digest, digest
+from tests.small_nodes import BASE, META, RECIPE, TENSORS, meta_of
 
 
 @pytest.fixture
@@ -109,7 +94,7 @@ def test_bytes_depend_neither_on_the_order_nor_on_the_memory_of_tensors(
 @pytest.mark.parametrize("seed", ["1", "4711"])
 def test_bytes_do_not_depend_on_the_process(written: NodeStore, tmp_path: Path, seed: str) -> None:
     code = (
-        "import sys; from pathlib import Path; from tests.test_store import META, TENSORS\n"
+        "import sys; from pathlib import Path; from tests.small_nodes import META, TENSORS\n"
         "from s3t.store import NodeStore; NodeStore(Path(sys.argv[1])).write(META, TENSORS)"
     )
     subprocess.run(
@@ -185,7 +170,7 @@ def test_sweep_removes_half_written_files_alone(written: NodeStore) -> None:
 
 def test_a_reader_sees_the_old_or_the_new_file_and_never_half(written: NodeStore) -> None:
     code = (
-        "import sys; from pathlib import Path; from tests.test_store import META, TENSORS\n"
+        "import sys; from pathlib import Path; from tests.small_nodes import META, TENSORS\n"
         "from s3t.store import NodeStore\nstore = NodeStore(Path(sys.argv[1]))\n"
         "while True: store.write(META, TENSORS)"
     )

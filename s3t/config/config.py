@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,8 @@ from s3t.config.sections import (
     ModelConfig,
     Natural,
     PartitionConfig,
+    ReceiptsConfig,
+    RepairConfig,
     Section,
     SequencesConfig,
     StageConfig,
@@ -44,6 +47,8 @@ class Config(Section):
     aggregation: AggregationConfig = AggregationConfig()
     training: TrainingConfig = TrainingConfig()
     store: StoreConfig = StoreConfig()
+    repair: RepairConfig = RepairConfig()
+    receipts: ReceiptsConfig = ReceiptsConfig()
 
     @property
     def run_dir(self) -> Path:
@@ -72,6 +77,8 @@ class Config(Section):
             found += self._task_problems()
         if not {"lora", "training"} & {*spoilt}:
             found += self._training_problems()
+        if not {"store", "training"} & {*spoilt}:
+            found += self._sealing_problems()
         return found
 
     def _risk_problems(self) -> list[str]:
@@ -128,6 +135,23 @@ class Config(Section):
             f"training.gradient_checkpointing does not fit lora.dropout {self.lora.dropout}, which "
             "would be drawn anew when a layer is run again: set one of them to false or 0"
         ]
+
+    def _sealing_problems(self) -> list[str]:
+        """What would leave beside sealed nodes what they are sealed for, or sealed with."""
+        found, keys = [], self.store.keys
+        if self.store.encrypt and self.training.trunk_cache == "disk":
+            found.append(
+                "training.trunk_cache=disk writes hidden states plain, and does not fit "
+                "store.encrypt: use auto, memory or off"
+            )
+        if keys and not self.store.hooked:
+            path = Path(os.path.abspath(os.path.expanduser(keys)))
+            if path.is_relative_to(os.path.abspath(self.run_dir)):
+                found.append(
+                    f"store.keys {keys} lies in the run directory {self.run_dir}, so a backup of "
+                    "it would hold the data keys too: name a file elsewhere"
+                )
+        return found
 
     def _task_problems(self) -> list[str]:
         found = []

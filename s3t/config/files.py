@@ -77,6 +77,10 @@ def anchored(config: Config) -> Config:
     for key in ("url", "cache"):
         if tree["store"][key]:
             tree["store"][key] = _absolute(tree["store"][key])
+    if config.store.keys and not config.store.hooked:
+        tree["store"]["keys"] = _absolute(os.path.expanduser(config.store.keys))
+    if tree["receipts"]["signing_key"]:
+        tree["receipts"]["signing_key"] = _absolute(tree["receipts"]["signing_key"])
     return Config.model_validate(tree)
 
 

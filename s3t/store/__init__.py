@@ -1,7 +1,28 @@
-"""Where nodes are kept: files of the run, or of any fsspec URL with copies in the run."""
+"""Where nodes are kept: files of the run, or of any fsspec URL with copies in the run.
 
+content ──► seal ──► files ──► nodes      plain bytes, sealed ones, one file, all of a run
+             ▲                   ▲
+          keyring              depot      data keys outside the run, names at a URL
+"""
+
+from s3t.store.content import NodeMeta, tensors_digest
 from s3t.store.depot import Depot
-from s3t.store.durable import write_durably
-from s3t.store.nodes import NodeMeta, NodeStore, tensors_digest
+from s3t.store.durable import sync_folder, write_durably
+from s3t.store.keyring import FileKeyRing, KeyRing, MissingKeyError, open_ring
+from s3t.store.nodes import NodeStore, Removal
+from s3t.store.seal import Sealer
 
-__all__ = ["Depot", "NodeMeta", "NodeStore", "tensors_digest", "write_durably"]
+__all__ = [
+    "Depot",
+    "FileKeyRing",
+    "KeyRing",
+    "MissingKeyError",
+    "NodeMeta",
+    "NodeStore",
+    "Removal",
+    "Sealer",
+    "open_ring",
+    "sync_folder",
+    "tensors_digest",
+    "write_durably",
+]

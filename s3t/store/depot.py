@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
 from pathlib import Path
 
 from s3t.errors import InputError, S3TError
-from s3t.store.durable import fresh_beside, write_durably
+from s3t.store.durable import fresh_beside, sync_folder, write_durably
 
 __all__ = ["Depot"]
 
@@ -125,6 +125,17 @@ class Depot:
         """Take it away if it is there."""
         with self._reached(name), suppress(FileNotFoundError):
             self._files.rm_file(self._at(name))
+
+    def remove_all(self, names: Iterable[str]) -> list[str]:
+        """Take away those that are there, durably; returns the URLs of those that were."""
+        there, gone = {*self.names()}, []
+        for name in names:
+            if name in there:
+                self.remove(name)
+                gone.append(self.where(name))
+        if self.folder is not None and self.folder.is_dir():
+            sync_folder(self.folder)
+        return gone
 
     def tidy(self, folders: tuple[str, ...]) -> None:
         """Remove folders that are empty; only file systems that know empty folders have any."""

@@ -6,7 +6,7 @@ import os
 import secrets
 from pathlib import Path
 
-__all__ = ["fresh_beside", "write_durably"]
+__all__ = ["fresh_beside", "sync_folder", "write_durably"]
 
 
 def fresh_beside(path: Path) -> Path:
@@ -14,19 +14,30 @@ def fresh_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` atomically and durably."""
+def write_durably(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Replace ``path`` by ``content`` atomically and durably.
+
+    Args:
+        path: the file.
+        content: all of it.
+        mode: who may do what with the file, from its first byte on; the process's umask takes away.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = fresh_beside(path)
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make durable what was put into a folder, and what was taken out of it."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

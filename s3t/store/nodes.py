@@ -3,75 +3,58 @@
     of the run         RUN/nodes/<key>.safetensors
     at ``store.url``   URL/<key>.safetensors  ──read──►  RUN/nodes/<key>.safetensors, a copy
 
-    write: tensors ─► whole file ─► put at the URL, if there is one ─► file of the run
-    read:  header ─► the key follows from the lineage ─► the digest follows from the tensors
+    write:  tensors ─► whole file, sealed if asked for ─► put at the URL, if any ─► file of the run
+    read:   file ─► opened ─► the key follows from the lineage, the digest from the tensors
+    remove: data keys destroyed ─► files of the run ─► files at the URL
 
-Invariant: a file that ``read`` returns is whole, was written for this very key, and its lineage
-proves the key. With a URL the files there are the truth; the copies are a cache, all in one
-folder, and one that does not prove its key is fetched again. Metadata is one JSON entry with a
-digest of itself, because safetensors does not keep the order of several and bytes must not depend
-on it.
+Invariant: a node that ``read`` returns is whole, was written for this very key, and its lineage
+proves the key (see ``NodeFile``). With a URL the files there are the truth; the copies are a cache,
+all in one folder, and one that does not prove its key is fetched again. Copies are sealed as the
+files are. What ``remove`` has reported is gone from here, or cannot be opened.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import struct
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from s3t.errors import DamagedNodeError
-from s3t.plan.lineage import FORMAT, node_key
+from s3t.errors import DamagedNodeError, IntegrityError, S3TError
+from s3t.store.content import NodeMeta, pack
 from s3t.store.depot import Depot
-from s3t.store.durable import write_durably
-from s3t.types import Digest, NodeKey, digest
+from s3t.store.durable import sync_folder, write_durably
+from s3t.store.files import NodeFile
+from s3t.store.seal import Sealer, is_sealed
+from s3t.types import NodeKey
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["NodeMeta", "NodeStore", "tensors_digest"]
+__all__ = ["NodeStore", "Removal"]
 
-_ENTRY = "s3t"
-_CHECK = "check"
 _SUFFIX = ".safetensors"
-_HEAD = 16 * 2**10
-"""Bytes read of a node for its metadata: the header of most is shorter."""
-_HEADER_LIMIT = 64 * 2**20
-_MALFORMED = (AttributeError, LookupError, RecursionError, TypeError, ValueError, struct.error)
+_NODE = re.compile(r"[0-9a-f]{64}\.safetensors")
+_HALF_WRITTEN = ".*.tmp"
+_BESIDE = {"run", "work"}
+"""Folders at the URL that belong to the run (see ``s3t.run``)."""
 
 
 @dataclass(frozen=True, slots=True)
-class NodeMeta:
-    """What a node file says of itself.
+class Removal:
+    """What ``NodeStore.remove`` has done.
 
     Attributes:
-        key: the node's key, also its file name.
-        parent: key of the parent, None at stage 1.
-        base: fingerprint of the frozen base.
-        recipe: digest of the recipe.
-        slices: digests of the slices of the prefix, in order.
-        shard: number of the shard.
-        prefix: slice numbers of the prefix, in order.
-        score: score on the public validation data, higher is better.
-        weights: digest of the tensors, see ``tensors_digest``.
-        format: version of the node format.
+        files: paths and URLs of the files that were there and are gone, sorted.
+        unknown: with encryption, the nodes that the key ring holds no data key of and never did, as
+            far as it can tell: never trained under it, so it cannot make any backup forget them.
     """
 
-    key: NodeKey
-    parent: NodeKey | None
-    base: Digest
-    recipe: Digest
-    slices: tuple[Digest, ...]
-    shard: int
-    prefix: tuple[int, ...]
-    score: float
-    weights: Digest = Digest("")
-    format: int = FORMAT
+    files: tuple[str, ...]
+    unknown: frozenset[NodeKey]
 
 
 class NodeStore:
@@ -81,10 +64,13 @@ class NodeStore:
         root: the folder ``nodes`` of the run, made when first written to; with ``depot`` it holds
             the copies of what lies there, and nothing else does.
         depot: where the nodes lie that all machines share; None if ``root`` is that place.
+        sealer: seals and opens them; None if they lie there plain.
     """
 
-    def __init__(self, root: Path, depot: Depot | None = None) -> None:
-        self.root, self.depot = root, depot
+    def __init__(
+        self, root: Path, depot: Depot | None = None, sealer: Sealer | None = None
+    ) -> None:
+        self.root, self.depot, self.sealer = root, depot, sealer
 
     def path(self, key: NodeKey) -> Path:
         """Where the node, or its copy, lies on this machine, or would lie."""
@@ -105,12 +91,9 @@ class NodeStore:
 
     def write(self, meta: NodeMeta, tensors: Mapping[str, Tensor]) -> None:
         """Publish a node: it is there whole, durably, or not at all."""
-        from safetensors.torch import save
-
-        whole = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-        entry = asdict(meta) | {"weights": tensors_digest(whole)}
-        text = json.dumps(entry | {_CHECK: digest(entry)}, sort_keys=True, separators=(",", ":"))
-        content = save(whole, metadata={_ENTRY: text})
+        content = pack(meta, tensors)
+        if self.sealer is not None:
+            content = self.sealer.seal(meta.key, content)
         if self.depot is not None:
             self.depot.put(_name(meta.key), content)
         write_durably(self.path(meta.key), content)
@@ -120,36 +103,76 @@ class NodeStore:
 
         Raises:
             DamagedNodeError: missing, unreadable, or written for another key.
-            S3TError: the URL cannot be reached.
+            S3TError: the URL or the key ring cannot be reached.
         """
         try:
-            return self._meta(key, lambda first: _first(self.path(key), first))
+            return self._here(key).meta()
         except DamagedNodeError:
             if self.depot is None:
                 raise
-        depot = self.depot
-        return self._meta(key, lambda first: depot.get(_name(key), first))
+        return self._far(key, self.depot).meta()
 
     def read(self, key: NodeKey) -> tuple[NodeMeta, dict[str, Tensor]]:
         """The node's metadata and tensors, verified.
 
         Raises:
             DamagedNodeError: missing, damaged, or written for another key.
-            S3TError: the URL cannot be reached.
+            S3TError: the URL or the key ring cannot be reached.
         """
         try:
-            return self._read(key, self.path(key).read_bytes)[:2]
+            return self._here(key).read()[:2]
         except DamagedNodeError:
             if self.depot is None:
                 raise
-        depot = self.depot
-        meta, tensors, content = self._read(key, lambda: depot.get(_name(key)))
-        write_durably(self.path(key), content)
+        meta, tensors, there = self._far(key, self.depot).read()
+        write_durably(self.path(key), there)
         return meta, tensors
 
     def content(self, key: NodeKey) -> bytes:
-        """The node's bytes as they lie there, proved or not."""
-        return self.path(key).read_bytes() if self.depot is None else self.depot.get(_name(key))
+        """The node's plain bytes, proved or not: sealed ones are other ones each time.
+
+        Raises:
+            DamagedNodeError: missing, or it cannot be opened.
+            S3TError: the URL or the key ring cannot be reached.
+        """
+        file = self._here(key) if self.depot is None else self._far(key, self.depot)
+        return file.content()
+
+    def remove(self, keys: Collection[NodeKey]) -> Removal:
+        """Remove nodes for good, on this machine and at the URL, durably when this returns.
+
+        Name all nodes that must be gone, whether they are there or not: then backups forget too,
+        and the same call finishes what a killed one began. Data keys go first, so nothing can be
+        opened from then on. Half-written files are ``sweep``'s, copies of other machines their own.
+
+        Raises:
+            IntegrityError: the key ring cannot be used, or a file is sealed and no data key of it
+                could be destroyed; no file was removed.
+            S3TError: the URL or the key ring cannot be reached, or a file cannot be removed.
+        """
+        unknown = frozenset() if self.sealer is None else self.sealer.destroy(keys)
+        self._refuse_other_seals(keys if self.sealer is None else unknown)
+        gone = self._remove_here(keys)
+        if self.depot is not None:
+            gone += self.depot.remove_all(map(_name, sorted(keys)))
+        return Removal(tuple(sorted(gone)), unknown)
+
+    def strays(self) -> list[str]:
+        """Paths and URLs of what lies among the nodes and is neither one nor half-written, sorted.
+
+        Half-written files that ``sweep`` does not know how to remove are among them.
+        """
+        found = set()
+        if self.root.is_dir():
+            half = {*self.root.glob(_HALF_WRITTEN)}
+            found = {str(p) for p in self.root.iterdir() if p not in half and not _is_node(p.name)}
+        if self.depot is not None:
+            shared = self.depot.folder
+            half = set() if shared is None else {*shared.glob(_HALF_WRITTEN)}
+            known = _BESIDE | {path.name for path in half}
+            names = (name for name in self.depot.names() if name not in known)
+            found |= {self.depot.where(name) for name in names if not _is_node(name)}
+        return sorted(found)
 
     def sweep(self, seconds: float = 0) -> int:
         """Remove what killed writers left half-written; returns how many files.
@@ -160,86 +183,64 @@ class NodeStore:
         shared = None if self.depot is None else self.depot.folder
         limit, swept = time.time() - seconds, 0
         for folder in {self.root, shared or self.root}:
-            for path in folder.glob(".*.tmp"):
+            for path in folder.glob(_HALF_WRITTEN):
                 with suppress(FileNotFoundError):  # just finished, by whoever is at it
                     if path.stat().st_mtime <= limit:
                         path.unlink()
                         swept += 1
         return swept
 
-    def _meta(self, key: NodeKey, head: Callable[[int], bytes]) -> NodeMeta:
-        """The metadata, proved, of a node whose first so many bytes ``head`` gives."""
-        try:
-            content = head(_HEAD)
-            (length,) = struct.unpack("<Q", content[:8])
-            if length > _HEADER_LIMIT:
-                raise ValueError("header too long")
-            if 8 + length > len(content):
-                content = head(8 + length)
-            header = json.loads(content[8 : 8 + length])
-            meta = _parse_meta(json.loads(header["__metadata__"][_ENTRY]))
-        except FileNotFoundError:
-            raise self._damaged(key, "is missing") from None
-        except (OSError, *_MALFORMED) as error:
-            raise self._damaged(key, f"cannot be read ({error})") from None
-        if meta.format != FORMAT:
-            raise self._damaged(key, f"has format {meta.format}, not {FORMAT}")
-        if meta.key != key or key != node_key(meta.base, meta.recipe, meta.parent, meta.slices):
-            raise self._damaged(key, "holds another lineage than its name says")
-        return meta
+    def _here(self, key: NodeKey) -> NodeFile:
+        path = self.path(key)
+        return NodeFile(key, str(path), lambda first: _bytes_of(path, first), self.sealer)
 
-    def _read(
-        self, key: NodeKey, whole: Callable[[], bytes]
-    ) -> tuple[NodeMeta, dict[str, Tensor], bytes]:
-        """Metadata and tensors, verified, of a node whose bytes ``whole`` gives; and those."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load
+    def _far(self, key: NodeKey, depot: Depot) -> NodeFile:
+        name = _name(key)
+        return NodeFile(key, depot.where(name), lambda first: depot.get(name, first), self.sealer)
 
+    def _remove_here(self, keys: Collection[NodeKey]) -> list[str]:
+        """Remove the files, or copies, on this machine; returns the paths of those there were."""
+        gone = []
         try:
-            content = whole()
-        except FileNotFoundError:
-            raise self._damaged(key, "is missing") from None
+            for path in map(self.path, sorted(keys)):
+                with suppress(FileNotFoundError):
+                    path.unlink()
+                    gone.append(str(path))
+            if self.root.is_dir():
+                sync_folder(self.root)
         except OSError as error:
-            raise self._damaged(key, f"cannot be read ({error})") from None
-        meta = self._meta(key, lambda first: content[:first])
-        try:
-            tensors = load(content)
-        except (ValueError, KeyError, SafetensorError) as error:
-            raise self._damaged(key, f"cannot be read ({error})") from None
-        if tensors_digest(tensors) != meta.weights:
-            raise self._damaged(key, "has tensors that its digest does not match")
-        return meta, tensors, content
+            raise S3TError(
+                f"{error.filename or self.root} cannot be removed ({error}): let this process "
+                "write there, then run the same command again"
+            ) from None
+        return gone
 
-    def _damaged(self, key: NodeKey, what: str) -> DamagedNodeError:
-        where = str(self.path(key)) if self.depot is None else self.depot.where(_name(key))
-        return DamagedNodeError(key, what, where)
-
-
-def tensors_digest(tensors: Mapping[str, Tensor]) -> Digest:
-    """SHA-256 over names, dtypes, shapes and bytes, in the order of the names."""
-    import torch
-
-    state = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        state.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
-        state.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return Digest(state.hexdigest())
+    def _refuse_other_seals(self, keys: Collection[NodeKey]) -> None:
+        """Whatever sealed a file has its data key, and backups can be opened as long as that is
+        not destroyed: so a file is not removed as if it were."""
+        depot, far = self.depot, set() if self.depot is None else {*self.depot.names()}
+        for key in sorted(keys):
+            files = [self._here(key)]
+            if depot is not None and _name(key) in far:
+                files.append(self._far(key, depot))
+            for file in files:
+                with suppress(OSError):
+                    if is_sealed(file.take(8)):
+                        raise IntegrityError(
+                            f"node {key} is sealed under a key ring that store.keys does not name "
+                            f"({file.where}): name it, with store.encrypt=true, or, if it is "
+                            "lost, remove the file by hand; then run the same command again"
+                        )
 
 
 def _name(key: NodeKey) -> str:
     return f"{key}{_SUFFIX}"
 
 
-def _first(path: Path, count: int) -> bytes:
+def _is_node(name: str) -> bool:
+    return _NODE.fullmatch(name) is not None
+
+
+def _bytes_of(path: Path, first: int | None) -> bytes:
     with path.open("rb") as file:
-        return file.read(count)
-
-
-def _parse_meta(entry: dict[str, Any]) -> NodeMeta:
-    check = entry.pop(_CHECK)
-    if check != digest(entry):
-        raise ValueError("its metadata are not what was written")
-    entry["slices"] = tuple(entry["slices"])
-    entry["prefix"] = tuple(entry["prefix"])
-    return NodeMeta(**entry)
+        return file.read() if first is None else file.read(first)

@@ -1,0 +1,113 @@
+"""One file of a node, at one place: plain, or sealed in a store that encrypts.
+
+    take ─► bytes as they lie ─► opened, if the store encrypts ─► head ─► metadata, proved
+                                                              └─► whole ─► tensors, proved
+
+Invariant: what is read is whole, was written for this very key, and its lineage proves the key; all
+else is one ``DamagedNodeError`` that names the place. A plain file where nodes are sealed is
+refused, and a sealed one where they are not: neither was written by this store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from s3t.errors import DamagedNodeError
+from s3t.plan.lineage import FORMAT, node_key
+from s3t.store.content import MALFORMED, NodeMeta, head_of, meta_of, tensors_digest, tensors_of
+from s3t.store.keyring import MissingKeyError
+from s3t.store.seal import Sealer, is_sealed
+from s3t.types import NodeKey
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["NodeFile"]
+
+_FIRST = 16 * 2**10
+"""Bytes read of a node for its metadata: the head of most is shorter."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFile:
+    """A file that should hold a node.
+
+    Attributes:
+        key: the node's key.
+        where: path or URL, for messages.
+        take: gives the file's first so many bytes, or all of them for None.
+        sealer: opens it; None if the store does not encrypt.
+    """
+
+    key: NodeKey
+    where: str
+    take: Callable[[int | None], bytes]
+    sealer: Sealer | None
+
+    def meta(self) -> NodeMeta:
+        """The metadata; proves the lineage, not the tensors."""
+        with self._readable():
+            if self.sealer is None:
+                head = head_of(self._plain, _FIRST)
+            else:
+                head = self.sealer.head(self.key, self.take, _FIRST)
+        return self._proved(head)
+
+    def content(self) -> bytes:
+        """All plain bytes, proved or not."""
+        with self._readable():
+            return self._opened(self.take(None))
+
+    def read(self) -> tuple[NodeMeta, dict[str, Tensor], bytes]:
+        """Metadata and tensors, verified, and the bytes as they lie there."""
+        with self._readable():
+            there = self.take(None)
+            content = self._opened(there)
+            head = head_of(lambda count: content[:count])
+        meta = self._proved(head)
+        with self._readable():
+            tensors = tensors_of(content)
+        if tensors_digest(tensors) != meta.weights:
+            raise self._damaged("has tensors that its digest does not match")
+        return meta, tensors, there
+
+    def _opened(self, there: bytes) -> bytes:
+        if self.sealer is not None:
+            return self.sealer.content(self.key, there)
+        return _unsealed(there)
+
+    def _plain(self, count: int) -> bytes:
+        return _unsealed(self.take(count))
+
+    def _proved(self, head: bytes) -> NodeMeta:
+        with self._readable():
+            meta = meta_of(head)
+        if meta.format != FORMAT:
+            raise self._damaged(f"has format {meta.format}, not {FORMAT}")
+        lineage = node_key(meta.base, meta.recipe, meta.parent, meta.slices)
+        if meta.key != self.key or self.key != lineage:
+            raise self._damaged("holds another lineage than its name says")
+        return meta
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """What reading a file that is not there or not sound may raise, in our words."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise self._damaged("is missing") from None
+        except (OSError, MissingKeyError, *MALFORMED) as error:
+            raise self._damaged(f"cannot be read ({error})") from None
+
+    def _damaged(self, what: str) -> DamagedNodeError:
+        return DamagedNodeError(self.key, what, self.where)
+
+
+def _unsealed(content: bytes) -> bytes:
+    """Bytes that are no seal's."""
+    if is_sealed(content):
+        raise ValueError("it is sealed, and store.encrypt is off: turn it on, with its store.keys")
+    return content
