@@ -1,15 +1,42 @@
 """The durable truth of a run: its samples, deletions and receipts. The one door to SQLAlchemy.
 
-Ledger (ledger) ──► registry    samples: written down once, listed ─┐
-               ├──► deletion    one deletion, step by step ─────────┴─► counters   what is left
-               └──► database    connections, transactions ──► migrations ──► schema   the tables
+Ledger (ledger) ──► registry     samples: written down once, listed ─┐
+               ├──► deletion     one deletion, step by step ─────────┴─► counters   what is left
+               ├──► purging      what stays of a purged sample
+               ├──► generations  plans, and nodes as they were trained
+               ├──► evidence     all tables at one moment, for audits
+               ├──► chain        the log of all that was done ──► signing
+               └──► database     connections, transactions ──► migrations ──► schema   the tables
 """
 
 from __future__ import annotations
 
+from s3t.ledger.chain import GENESIS, link
+from s3t.ledger.chain import Entry as LogEntry
 from s3t.ledger.counters import SlotPersons
 from s3t.ledger.deletion import Decide, Deleted, Deletion
+from s3t.ledger.evidence import Evidence
+from s3t.ledger.generations import Generation, State, nodes_digest
 from s3t.ledger.ledger import Ledger
+from s3t.ledger.purging import Gone
 from s3t.ledger.registry import Entry
+from s3t.ledger.signing import Signer, Verifier
 
-__all__ = ["Decide", "Deleted", "Deletion", "Entry", "Ledger", "SlotPersons"]
+__all__ = [
+    "GENESIS",
+    "Decide",
+    "Deleted",
+    "Deletion",
+    "Entry",
+    "Evidence",
+    "Generation",
+    "Gone",
+    "Ledger",
+    "LogEntry",
+    "Signer",
+    "SlotPersons",
+    "State",
+    "Verifier",
+    "link",
+    "nodes_digest",
+]

@@ -2,14 +2,15 @@
 
     registration, migration ──count──► slots, copies ◄──take── every deletion, in its transaction
 
-Invariant: the counters are at every moment what a recount of all samples would give, so nobody has
-to recount: a deletion costs what it names, and the state of a run what it has slots.
+Invariant: the counters are at every moment what a recount of all samples, purged ones included,
+would give, so nobody has to recount: a deletion costs what it names, and the state of a run what
+it has slots.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ import sqlalchemy as sa
 
 from s3t.ledger.migrations import COUNT
 from s3t.ledger.schema import copies, samples, slots
+from s3t.types import Slot
 
 __all__ = [
     "CHUNK",
@@ -25,6 +27,8 @@ __all__ = [
     "copies_left",
     "count",
     "persons",
+    "purged",
+    "recount",
     "select_in",
     "take",
     "totals",
@@ -51,6 +55,15 @@ _TAKE = (
         persons_left=slots.c.persons_left - sa.bindparam("lost"),
     )
 )
+_HELD = sa.select(
+    samples.c.shard,
+    samples.c.slice,
+    sa.func.count().label("held"),
+    (
+        sa.func.count(samples.c.subject.distinct())
+        + sa.func.sum(sa.case((samples.c.subject.is_(None), 1), else_=0))
+    ).label("people"),
+).group_by(samples.c.shard, samples.c.slice)
 _other = samples.alias()
 _LOST = sa.select(samples.c.shard, samples.c.slice).where(
     samples.c.sample_id.in_(sa.bindparam("some", expanding=True)),
@@ -83,6 +96,34 @@ def count(connection: sa.Connection) -> None:
     """Count all samples, once, when they have been registered."""
     for statement in COUNT:
         connection.exec_driver_sql(statement)
+
+
+def purged(connection: sa.Connection) -> dict[Slot, tuple[int, int]]:
+    """Per slot the samples and persons that were registered and are no longer in the ledger."""
+    counted = {(row.shard, row.slice): row for row in connection.execute(_HELD)}
+    found = {}
+    for row in connection.execute(sa.select(slots)):
+        held = counted.get((row.shard, row.slice))
+        samples_, people = (held.held, held.people) if held is not None else (0, 0)
+        found[row.shard, row.slice] = row.samples - samples_, row.persons - people
+    return found
+
+
+def recount(connection: sa.Connection, gone: Mapping[Slot, tuple[int, int]]) -> None:
+    """Count all samples anew, when new ones came; ``gone`` is what ``purged`` gave before."""
+    connection.execute(sa.delete(slots))
+    connection.execute(sa.delete(copies))
+    count(connection)
+    there = {(row.shard, row.slice) for row in connection.execute(sa.select(slots))}
+    for (shard, part), (held, people) in sorted(gone.items()):
+        if (shard, part) not in there:
+            empty = {"samples": 0, "samples_left": 0, "persons": 0, "persons_left": 0}
+            connection.execute(sa.insert(slots).values(shard=shard, slice=part, **empty))
+        connection.execute(
+            sa.update(slots)
+            .where(slots.c.shard == shard, slots.c.slice == part)
+            .values(samples=slots.c.samples + held, persons=slots.c.persons + people)
+        )
 
 
 def totals(connection: sa.Connection) -> tuple[int, int]:

@@ -83,6 +83,26 @@ class Database:
                 if self._engine.dialect.name != "sqlite":
                     reader.rollback()  # SQLite reads outside a transaction, others open one
 
+    def compact(self) -> None:
+        """Leave nothing of deleted rows in the files: not in free pages, not in the log of writes.
+
+        SQLite overwrites what it frees (``secure_delete``), so that only the write-ahead log is
+        left, which is emptied unless a reader holds it; PostgreSQL frees the rows (VACUUM).
+        """
+        self._check_process()
+        with _translated(self.name):
+            connection = self._engine.raw_connection()
+            try:
+                if self._engine.dialect.name == "sqlite":
+                    connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                else:
+                    connection.rollback()
+                    connection.driver_connection.autocommit = True  # type: ignore[union-attr]
+                    connection.cursor().execute("VACUUM samples")
+            finally:
+                connection.invalidate()
+                connection.close()
+
     def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise S3TError(
@@ -132,6 +152,8 @@ def _engine(where: str, create: bool, read_only: bool) -> tuple[sa.Engine, str, 
         if not path.parent.is_dir():
             raise InputError(f"there is no folder {path.parent} for the ledger: make it first")
     mode = "ro" if read_only else "rwc" if create else "rw"
+    if read_only and not path.with_name(f"{path.name}-wal").exists():
+        mode += "&immutable=1"  # nobody has it open, and even a reader would leave files beside it
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     engine = sa.create_engine(
         "sqlite://",
@@ -153,6 +175,7 @@ def _connect(uri: str) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA secure_delete = ON")  # a purged row is gone from the file too
     except BaseException:
         connection.close()
         raise

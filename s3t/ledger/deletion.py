@@ -20,8 +20,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from s3t.errors import UnknownSampleError
-from s3t.ledger import counters
+from s3t.ledger import counters, purging
 from s3t.ledger.counters import chunks, select_in
+from s3t.ledger.generations import State
 from s3t.ledger.schema import TOOK, hits, requests, run, samples
 from s3t.types import SampleId, Slot
 
@@ -29,6 +30,7 @@ __all__ = [
     "Decide",
     "Deleted",
     "Deletion",
+    "Named",
     "find",
     "history",
     "hits_after",
@@ -52,9 +54,25 @@ _MARK = (
     .where(samples.c.sample_id.in_(_some))
     .values(deleted_view=sa.bindparam("deletion"))
 )
-_ADD_HITS = sa.insert(hits)
+_SET_HIT = sa.text(
+    "INSERT INTO hits (shard, slice, view) VALUES (:shard, :slice, :view) "
+    "ON CONFLICT (shard, slice) DO UPDATE SET view = excluded.view"
+)
 _ADD_REQUEST = sa.insert(requests)
 _SET_VIEW = sa.update(run).where(run.c.key == "view").values(value=sa.bindparam("deletion"))
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The samples that a request names.
+
+    Attributes:
+        rows: those that are in the ledger, each once, by id.
+        purged: ids that were deleted, and purged since.
+    """
+
+    rows: list[sa.Row[Any]]
+    purged: tuple[SampleId, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +85,8 @@ class Deletion:
         deleted: ids that this request deletes, sorted.
         already_deleted: ids asked for that were deleted before, sorted.
         copies_elsewhere: samples left whose content equals that of one deleted now.
-        slots: (shard, slice) that this request is the first to hit, sorted.
-        catch_up: slots committed so far and after ``known_view``, perhaps by another process.
+        slots: (shard, slice) that this request is the first to hit since the plan, sorted.
+        state: the ledger's before this deletion, with what is new to who asked.
         dry_run: nothing will be committed.
     """
 
@@ -78,7 +96,7 @@ class Deletion:
     already_deleted: tuple[SampleId, ...]
     copies_elsewhere: int
     slots: tuple[Slot, ...]
-    catch_up: tuple[Slot, ...]
+    state: State
     dry_run: bool
 
 
@@ -108,45 +126,51 @@ Decide = Callable[[Deletion], Mapping[str, Any]]
 
 
 def find(
-    connection: sa.Connection, ids: Sequence[str], subjects: Sequence[str], run_name: str
-) -> list[sa.Row[Any]]:
+    connection: sa.Connection,
+    ids: Sequence[str],
+    subjects: Sequence[str],
+    key: Callable[[], bytes],
+    run_name: str,
+) -> Named:
     """The samples of all ids and subjects, each once, by id.
 
     Raises:
-        UnknownSampleError: with every id and subject that is not held.
+        UnknownSampleError: with every id and subject that is not held, and never was.
     """
     found = {row.sample_id: row for row in select_in(connection, _BY_ID, ids)}
-    unknown_ids = [one for one in ids if one not in found]
     theirs = select_in(connection, _BY_SUBJECT, subjects)
     known = {row.subject for row in theirs}
-    unknown_subjects = [one for one in subjects if one not in known]
-    if unknown_ids or unknown_subjects:
-        raise UnknownSampleError(unknown_ids, unknown_subjects, run_name)
+    absent_ids = [one for one in ids if one not in found]
+    absent_subjects = [one for one in subjects if one not in known]
+    purged: set[str] = set()
+    if absent_ids or absent_subjects:
+        purged, gone = purging.known(connection, key(), absent_ids, absent_subjects)
+        unknown_ids = [one for one in absent_ids if one not in purged]
+        unknown_subjects = [one for one in absent_subjects if one not in gone]
+        if unknown_ids or unknown_subjects:
+            raise UnknownSampleError(unknown_ids, unknown_subjects, run_name)
     found.update((row.sample_id, row) for row in theirs)
-    return [found[key] for key in sorted(found)]
+    return Named([found[one] for one in sorted(found)], tuple(map(SampleId, sorted(purged))))
 
 
 def judge(
-    connection: sa.Connection,
-    rows: list[sa.Row[Any]],
-    request: str,
-    view: int,
-    known_view: int,
-    dry_run: bool,
+    connection: sa.Connection, named: Named, request: str, state: State, dry_run: bool
 ) -> Deletion:
-    """What the deletion of ``rows`` would do, without doing it."""
-    fresh = [row for row in rows if row.deleted_view is None]
+    """What the deletion of the samples named would do, without doing it."""
+    fresh = [row for row in named.rows if row.deleted_view is None]
     places = sorted({(row.shard, row.slice) for row in fresh})
     shards = sorted({shard for shard, _ in places})
-    hit = {(row.shard, row.slice) for row in select_in(connection, _HIT, shards)}
+    rows = select_in(connection, _HIT, shards)
+    hit = {(row.shard, row.slice) for row in rows if row.view > state.plan_view}
+    before = [row.sample_id for row in named.rows if row.deleted_view is not None]
     return Deletion(
         request_id=request,
-        view=view + bool(fresh),
+        view=state.view + bool(fresh),
         deleted=tuple(row.sample_id for row in fresh),
-        already_deleted=tuple(row.sample_id for row in rows if row.deleted_view is not None),
+        already_deleted=tuple(sorted([*before, *named.purged])),
         copies_elsewhere=_copies_elsewhere(connection, fresh),
         slots=tuple(slot for slot in places if slot not in hit),
-        catch_up=tuple((shard, c) for shard, c, _ in hits_after(connection, known_view)),
+        state=state,
         dry_run=dry_run,
     )
 
@@ -156,6 +180,7 @@ def receipt_of(deletion: Deletion, schedule: Mapping[str, Any], secret: bytes) -
     return {
         "request_id": deletion.request_id,
         "view": deletion.view,
+        "generation": deletion.state.generation,
         "created_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "deleted": sorted(keyed(one, secret) for one in deletion.deleted),
         "already_deleted": sorted(keyed(one, secret) for one in deletion.already_deleted),
@@ -170,10 +195,10 @@ def write(
     deletion: Deletion,
     rows: Sequence[sa.Row[Any]],
     fingerprint: str,
-    text: str,
+    number: int,
     now: str,
 ) -> None:
-    """Make a deletion of ``rows`` true: marks, counters, hits, receipt, view."""
+    """Make a deletion of ``rows`` true: marks, counters, hits, request, view."""
     persons = 0
     if deletion.deleted:
         for chunk in chunks(deletion.deleted):
@@ -181,10 +206,12 @@ def write(
         fresh = [row for row in rows if row.deleted_view is None]
         persons = counters.take(connection, fresh)
         connection.execute(_SET_VIEW, {"deletion": str(deletion.view)})
-    if deletion.slots:
         connection.execute(
-            _ADD_HITS,
-            [{"shard": shard, "slice": c, "view": deletion.view} for shard, c in deletion.slots],
+            _SET_HIT,
+            [
+                {"shard": shard, "slice": part, "view": deletion.view}
+                for shard, part in sorted({(row.shard, row.slice) for row in fresh})
+            ],
         )
     connection.execute(
         _ADD_REQUEST,
@@ -192,9 +219,9 @@ def write(
             "request_id": deletion.request_id,
             "view": deletion.view,
             "fingerprint": fingerprint,
-            "receipt": text,
             "created_at": now,
             "persons": persons,
+            "number": number,
         },
     )
 
@@ -214,12 +241,13 @@ def told(deletion: Deletion, receipt: dict[str, Any]) -> Deleted:
     )
 
 
-def replay(
-    rows: Sequence[sa.Row[Any]], receipt: dict[str, Any], secret: bytes, dry_run: bool
-) -> Deleted:
-    """A deletion told again, from its receipt and the samples that its arguments name."""
+def replay(named: Named, receipt: dict[str, Any], secret: bytes, dry_run: bool) -> Deleted:
+    """A deletion told again, from its receipt and the samples that its arguments name.
+
+    Samples of a subject that were purged since cannot be named any more.
+    """
     then = set(receipt["deleted"])
-    ids = [row.sample_id for row in rows]
+    ids = sorted([*(row.sample_id for row in named.rows), *named.purged])
     return Deleted(
         request_id=receipt["request_id"],
         view=receipt["view"],
@@ -239,7 +267,7 @@ def keyed(text: str, secret: bytes) -> str:
 
 
 def hits_after(connection: sa.Connection, view: int) -> list[tuple[int, int, int]]:
-    """(shard, slice, view) of the slots first hit after ``view``, sorted."""
+    """(shard, slice, view) of the slots hit after ``view``, and which hit them last; sorted."""
     rows = connection.execute(_HITS_AFTER, {"after": view})
     return sorted((row.shard, row.slice, row.view) for row in rows)
 

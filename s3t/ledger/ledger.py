@@ -1,15 +1,17 @@
 """The ledger of one run: what a caller sees of it.
 
 Invariant: a deletion is durable before it is acknowledged; when anything fails, nothing has
-changed. The view grows by one with each deletion that takes a sample, and with nothing else: an
-unchanged view means unchanged hits. No cost of a deletion grows with the number of samples held.
+changed. The view grows by one with each deletion that takes a sample, each plan put in force and
+each announcement of nodes: an unchanged view means that what may be served is unchanged. All of it
+is told in the log. No cost of a deletion grows with the number of samples held.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,20 +19,26 @@ from typing import Any
 import sqlalchemy as sa
 
 from s3t.errors import InputError, IntegrityError, RequestConflictError
-from s3t.ledger import counters, registry, schema
+from s3t.ledger import chain, counters, generations, purging, registry, schema
 from s3t.ledger import deletion as steps
 from s3t.ledger.counters import SlotPersons
 from s3t.ledger.database import Database
 from s3t.ledger.deletion import Decide, Deleted
-from s3t.ledger.registry import Entry
-from s3t.types import Digest, Place, Sample, Slot
+from s3t.ledger.evidence import Evidence
+from s3t.ledger.generations import Generation, State
+from s3t.ledger.purging import Gone
+from s3t.ledger.registry import Entry, Offered
+from s3t.ledger.signing import Signer
+from s3t.types import Digest, NodeKey, Slot
 
 __all__ = ["Ledger"]
+
+_UNSIGNED: Callable[[], Signer | None] = lambda: None  # noqa: E731
 
 _VIEW = "SELECT value FROM run WHERE key = 'view'"
 _LOCKED_VIEW = sa.select(schema.run.c.value).where(schema.run.c.key == "view").with_for_update()
 """SQLite has the write lock already and leaves out FOR UPDATE."""
-_STORED = sa.select(schema.requests.c.fingerprint, schema.requests.c.receipt).where(
+_STORED = sa.select(schema.requests.c.fingerprint, schema.requests.c.number).where(
     schema.requests.c.request_id == sa.bindparam("request")
 )
 
@@ -41,8 +49,8 @@ class Ledger:
     Threads may share a Ledger, processes the file. A forked process opens its own.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, signer: Callable[[], Signer | None] = _UNSIGNED) -> None:
+        self._database, self._signer = database, signer
         with database.transaction() as connection:
             secret = schema.value(connection, "secret")
             view = schema.value(connection, "view")
@@ -53,13 +61,21 @@ class Ledger:
         self._secret = bytes.fromhex(secret)
 
     @classmethod
-    def open(cls, where: str | Path, *, create: bool = False, read_only: bool = False) -> Ledger:
+    def open(
+        cls,
+        where: str | Path,
+        *,
+        create: bool = False,
+        read_only: bool = False,
+        signer: Callable[[], Signer | None] = _UNSIGNED,
+    ) -> Ledger:
         """Open a ledger, and bring an older one up to date in one transaction.
 
         Args:
             where: path of the file, or a database URL.
             create: make it if it is not there; an existing one is opened.
             read_only: never write, not even a migration.
+            signer: gives what signs the entries of the log, when the first is written.
 
         Raises:
             InputError: not there, or older and ``read_only``.
@@ -67,7 +83,7 @@ class Ledger:
         """
         database = Database(str(where), create=create, read_only=read_only)
         try:
-            return cls(database)
+            return cls(database, signer)
         except BaseException:
             database.close()
             raise
@@ -82,7 +98,7 @@ class Ledger:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def register(self, samples: Iterable[tuple[Sample, Place]]) -> None:
+    def register(self, samples: Offered, *, without: Gone | None = None) -> None:
         """Write down all private samples of the run, once.
 
         A second time it proves that they are the same; those deleted since may be absent. Nobody
@@ -91,23 +107,55 @@ class Ledger:
         Takes memory that does not grow with the samples, and temporary disk of about twice what
         the ledger takes.
 
+        Args:
+            samples: all of them, in any order, with their places.
+            without: what another ledger has forgotten: never taken in here either.
+
         Raises:
             InputError: a sample id twice, or other samples than those the run was planned on.
         """
         name = self._database.name
         with self._database.transaction() as connection:
             if registry.registered(connection):
-                registry.compare(connection, samples, name)
+                registry.compare(connection, samples, self._purged(connection), name)
                 return
         with self._database.transaction(writes=True) as connection:
             if registry.registered(connection):  # by another process, since
-                registry.compare(connection, samples, name)
-            else:
-                registry.register(connection, samples)
+                registry.compare(connection, samples, self._purged(connection), name)
+                return
+            if without is not None:
+                purging.keep_out(connection, without)
+                schema.set_value(connection, "filter_secret", without.secret.hex())
+            count, found = registry.register(connection, samples, self._purged(connection))
+            body = {"registered": count, "digest": found}
+            chain.append(connection, "samples", _now(), body, self._signer())
+
+    def add(self, samples: Offered) -> int:
+        """Write down the samples that are new; returns how many.
+
+        Args:
+            samples: all that the data hold now, in any order, with their places. Deleted ones may
+                be absent, and are never taken in again.
+
+        Raises:
+            InputError: a sample that was registered has changed or is absent.
+        """
+        with self._database.transaction(writes=True) as connection:
+            purged = self._purged(connection)
+            count, found = registry.add(connection, samples, purged, self._database.name)
+            if count:
+                body = {"registered": count, "digest": found}
+                chain.append(connection, "samples", _now(), body, self._signer())
+        return count
 
     def view(self) -> int:
-        """Number of deletions so far: one indexed read on a connection that the thread keeps."""
+        """Number of the present view: one indexed read on a connection that the thread keeps."""
         return int(self._database.read(_VIEW))
+
+    def state(self, known: State | None = None) -> State:
+        """What decides what may be served, with the hits that are new to who knows ``known``."""
+        with self._database.transaction() as connection:
+            return generations.state(connection, known)
 
     def samples_digest(self) -> Digest | None:
         """Digest over all samples registered, None before ``register``."""
@@ -116,7 +164,7 @@ class Ledger:
         return None if value is None else Digest(value)
 
     def hits(self, since_view: int = 0) -> list[tuple[int, int, int]]:
-        """(shard, slice, view) of every slot hit after ``since_view``, sorted."""
+        """(shard, slice, view) of every slot hit after ``since_view``, and by which view last."""
         with self._database.transaction() as connection:
             return steps.hits_after(connection, since_view)
 
@@ -171,7 +219,7 @@ class Ledger:
         decide: Decide,
         request_id: str | None = None,
         dry_run: bool = False,
-        known_view: int = 0,
+        known: State | None = None,
     ) -> Deleted:
         """Delete samples, and all samples of subjects, in one durable transaction.
 
@@ -185,7 +233,7 @@ class Ledger:
             decide: the schedule's part, as JSON values.
             request_id: makes the call idempotent; by default a new one.
             dry_run: do everything but commit.
-            known_view: ``catch_up`` holds only the hits after it.
+            known: ``Deletion.state`` holds only the hits that are new to who knows this.
 
         Raises:
             InputError: neither an id nor a subject, or something else than strings.
@@ -200,19 +248,195 @@ class Ledger:
         if request_id is not None:
             (request,) = _distinct([request_id], "request_id")
         fingerprint = steps.keyed(json.dumps([ids, people]), self._secret)
+        secret, place = self._secret, self._database.run
         with self._database.transaction(writes=not dry_run) as connection:
-            view = int(connection.execute(_LOCKED_VIEW).scalar_one())
+            connection.execute(_LOCKED_VIEW)
             stored = _stored(connection, request, fingerprint)
-            rows = steps.find(connection, ids, people, self._database.run)
+            named = steps.find(connection, ids, people, lambda: self._filter(connection), place)
             if stored is not None:
-                return steps.replay(rows, stored, self._secret, dry_run)
-            deletion = steps.judge(connection, rows, request, view, known_view, dry_run)
-            receipt = steps.receipt_of(deletion, decide(deletion), self._secret)
-            text = json.dumps(receipt, sort_keys=True, allow_nan=False)
+                return steps.replay(named, stored, secret, dry_run)
+            now = generations.state(connection, known)
+            deletion = steps.judge(connection, named, request, now, dry_run)
+            receipt = steps.receipt_of(deletion, decide(deletion), secret)
+            text = chain.canonical(receipt)
             if not dry_run:
-                now = receipt["created_at"]
-                steps.write(connection, deletion, rows, fingerprint, text, now)
+                at = receipt["created_at"]
+                number = chain.append(connection, "deletion", at, receipt, self._signer())
+                steps.write(connection, deletion, named.rows, fingerprint, number, at)
         return steps.told(deletion, json.loads(text))
+
+    def effective(self, request_id: str) -> None:
+        """Write down that no answer comes any more from what a request has switched off; once."""
+        with self._database.transaction(writes=True) as connection:
+            number = _number(connection, request_id)
+            if number is not None and not any(
+                entry.body["deletion"] == number
+                for entry in chain.entries(connection, after=number)
+                if entry.kind == "effective"
+            ):
+                body = {"request_id": request_id, "deletion": number}
+                chain.append(connection, "effective", _now(), body, self._signer())
+
+    # ── plans and nodes ──────────────────────────────────────────────────────────────────────
+
+    def generations(self) -> list[Generation]:
+        """All plans that were made, the oldest first."""
+        with self._database.transaction() as connection:
+            return generations.generations(connection)
+
+    def newest(self) -> State:
+        """The state as if the newest plan were in force already: what is to be trained."""
+        with self._database.transaction() as connection:
+            return generations.newest(connection)
+
+    def propose(self, plan: Digest, view: int) -> int:
+        """Write down a plan, of the samples left at ``view``, to be trained; returns its number.
+
+        The plan that is the newest already stays as it is.
+        """
+        with self._database.transaction(writes=True) as connection:
+            before = len(generations.generations(connection))
+            number = generations.propose(connection, plan, view)
+            if number >= before:
+                body = {"generation": number, "digest": plan, "view": view}
+                chain.append(connection, "plan", _now(), body, self._signer())
+        return number
+
+    def put_in_force(self, generation: int) -> None:
+        """Serve a plan from now on: a new view. The one in force already stays so."""
+        with self._database.transaction(writes=True) as connection:
+            found = {one.number: one for one in generations.generations(connection)}
+            if found[generation].in_force is not None:
+                return
+            view = generations.add_view(connection) if generation else 0
+            generations.put_in_force(connection, generation, view)
+            body = {"generation": generation, "digest": found[generation].digest, "view": view}
+            chain.append(connection, "force", _now(), body, self._signer())
+
+    def announce(self, weights: Mapping[NodeKey, Digest]) -> None:
+        """Write nodes down that are new in the store; a new view, if there are any.
+
+        Until a first training is through (``seal``) the view stays: nobody serves it yet.
+
+        Args:
+            weights: digest of the tensors of each node, by key; those known are passed over.
+        """
+        with self._database.transaction(writes=True) as connection:
+            came = generations.witness(connection, weights)
+            if came and chain.last_of(connection, "nodes") is not None:
+                generations.add_view(connection, nodes_came=True)
+
+    def seal(self) -> None:
+        """Put one digest over all nodes into the log, unless the last such entry holds it."""
+        with self._database.transaction(writes=True) as connection:
+            self._seal(connection)
+
+    def nodes(self) -> dict[NodeKey, Digest]:
+        """Digest of the tensors of every node, as its trainer saw it, by key."""
+        with self._database.transaction() as connection:
+            return generations.witnessed(connection)
+
+    # ── forgetting for good ──────────────────────────────────────────────────────────────────
+
+    def gone(self) -> Gone:
+        """All samples deleted until now, by keyed hashes of their ids."""
+        with self._database.transaction() as connection:
+            view = generations.state(connection).view
+            return purging.gone(connection, self._filter(connection), view)
+
+    def unpurged(self) -> int:
+        """Deleted samples whose ids are still here."""
+        with self._database.transaction() as connection:
+            return purging.unmoved(connection)
+
+    def purge(self, nodes: Iterable[NodeKey], told: Mapping[str, Any]) -> int:
+        """Replace rows of deleted samples by keyed hashes, and write the purge down.
+
+        Args:
+            nodes: keys that are gone from the store.
+            told: what else was purged, as JSON values without any id.
+
+        Returns:
+            number of rows.
+        """
+        keys = sorted(nodes)
+        with self._database.transaction(writes=True) as connection:
+            view = generations.state(connection).view
+            rows = purging.move(connection, self._filter(connection))
+            generations.forget_nodes(connection, keys)
+            body = {"view": view, "nodes": keys, "rows": rows, **told}
+            chain.append(connection, "purge", _now(), body, self._signer())
+            self._seal(connection)
+        self._database.compact()
+        return rows
+
+    @contextmanager
+    def evidence(self) -> Iterator[Evidence]:
+        """All tables as they are at one moment, for whoever believes nothing that stands above."""
+        with self._database.transaction() as connection:
+            yield Evidence(connection, self._secret, self._filter(connection))
+
+    # ── the log ──────────────────────────────────────────────────────────────────────────────
+
+    def log(self, after: int = 0) -> Iterator[chain.Entry]:
+        """Entries of the log by number, read in pages."""
+        while True:
+            with self._database.transaction() as connection:
+                page = chain.entries(connection, after, registry.ROWS)
+            yield from page
+            if len(page) < registry.ROWS:
+                return
+            after = page[-1].number
+
+    def receipt(self, request_id: str) -> dict[str, Any]:
+        """The receipt of a request as JSON values: what it did, and when it took effect.
+
+        Raises:
+            InputError: no such request.
+        """
+        with self._database.transaction() as connection:
+            number = _number(connection, request_id)
+            if number is None:
+                raise InputError(
+                    f"there is no request {request_id!r} in {self._database.name}: s3t log lists "
+                    "what was done"
+                )
+            entry = chain.read(connection, number)
+            later = chain.entries(connection, after=number)
+        view = entry.body["view"]
+        effective = (
+            one.at for one in later if one.kind == "effective" and one.body["deletion"] == number
+        )
+        purged = (one.at for one in later if one.kind == "purge" and one.body["view"] >= view)
+        return {
+            **entry.body,
+            "number": number,
+            "accepted_at": entry.at,
+            "effective_at": next(effective, None),
+            "purged_at": next(purged, None),
+            "previous": entry.previous,
+            "digest": entry.digest,
+            "signer": entry.signer,
+            "signature": entry.signature,
+        }
+
+    def keyed(self, sample_id: str) -> str:
+        """How receipts name a sample id or subject."""
+        return steps.keyed(sample_id, self._secret)
+
+    def _seal(self, connection: sa.Connection) -> None:
+        weights = generations.witnessed(connection)
+        body = {"nodes": len(weights), "digest": generations.nodes_digest(weights)}
+        last = chain.last_of(connection, "nodes")
+        if last is None or dict(last.body) != body:
+            chain.append(connection, "nodes", _now(), body, self._signer())
+
+    def _filter(self, connection: sa.Connection) -> bytes:
+        given = schema.value(connection, "filter_secret")
+        return purging.filter_secret(self._secret) if given is None else bytes.fromhex(given)
+
+    def _purged(self, connection: sa.Connection) -> Gone:
+        return purging.purged(connection, self._filter(connection))
 
 
 def _distinct(values: Iterable[str], name: str) -> list[str]:
@@ -236,5 +460,14 @@ def _stored(connection: sa.Connection, request: str, fingerprint: str) -> dict[s
             f"request id {request!r} stands for another deletion: nothing was deleted. "
             "Use a new request id, or repeat the same samples and subjects"
         )
-    receipt: dict[str, Any] = json.loads(stored.receipt)
-    return receipt
+    return dict(chain.read(connection, stored.number).body)
+
+
+def _number(connection: sa.Connection, request_id: str) -> int | None:
+    """Number of the entry that is the receipt of a request."""
+    stored = connection.execute(_STORED, {"request": request_id}).first()
+    return None if stored is None else int(stored.number)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,6 +1,7 @@
 """How a ledger comes to be, and how an older one becomes a newer one.
 
     nothing ─0→1─► samples, hits, requests, run ─1→2─► ids stored once, counters kept
+                     ─2→3─► receipts chained in a log; plans, nodes; what is purged leaves hashes
 
 Invariant: a migration that has been released never changes, so its SQL is literal; a new one is
 added at the end. All of an opening's migrations run in one transaction.
@@ -15,7 +16,8 @@ from collections.abc import Callable
 import sqlalchemy as sa
 
 from s3t.errors import IntegrityError
-from s3t.ledger.schema import run, schema_version
+from s3t.ledger.chain import append
+from s3t.ledger.schema import requests, run, schema_version
 
 __all__ = ["COUNT", "MIGRATIONS", "migrate", "stored_version"]
 
@@ -120,7 +122,47 @@ def _count_persons(connection: sa.Connection) -> None:
         connection.execute(sa.text(update), took)
 
 
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_first_schema, _counters)
+def _log(connection: sa.Connection) -> None:
+    """2 → 3: receipts become entries of a chained log, and plans and nodes are written down."""
+    rowid = "" if connection.dialect.name != "sqlite" else " WITHOUT ROWID"
+    made = connection.exec_driver_sql(
+        "SELECT request_id, view, persons, fingerprint, receipt, created_at FROM requests "
+        "ORDER BY view, created_at, request_id"
+    ).all()
+    for statement in (
+        "DROP TABLE requests",
+        "CREATE TABLE requests (request_id TEXT NOT NULL PRIMARY KEY, view INTEGER NOT NULL, "
+        "persons INTEGER NOT NULL, fingerprint TEXT NOT NULL, created_at TEXT NOT NULL, "
+        "number INTEGER NOT NULL)",
+        "CREATE INDEX requests_history ON requests (view, created_at, persons) WHERE persons > 0",
+        "CREATE TABLE log (number INTEGER NOT NULL PRIMARY KEY, kind TEXT NOT NULL, "
+        "at TEXT NOT NULL, body TEXT NOT NULL, previous TEXT NOT NULL, digest TEXT NOT NULL, "
+        "signer TEXT, signature TEXT)",
+        "CREATE INDEX log_kind ON log (kind, number)",
+        "CREATE TABLE forgotten (sample TEXT NOT NULL, subject TEXT, shard INTEGER NOT NULL, "
+        f"slice INTEGER NOT NULL, view INTEGER NOT NULL, PRIMARY KEY (sample)){rowid}",
+        "CREATE INDEX forgotten_subject ON forgotten (subject) WHERE subject IS NOT NULL",
+        "CREATE TABLE plans (generation INTEGER NOT NULL PRIMARY KEY, digest TEXT NOT NULL, "
+        "view INTEGER NOT NULL, in_force INTEGER)",
+        f"CREATE TABLE nodes (key TEXT NOT NULL, weights TEXT NOT NULL, PRIMARY KEY (key)){rowid}",
+        "INSERT INTO run (key, value) VALUES ('nodes_view', '0')",
+    ):
+        connection.exec_driver_sql(statement)
+    for request_id, view, persons, fingerprint, receipt, created_at in made:
+        number = append(connection, "deletion", created_at, json.loads(receipt), None)
+        connection.execute(
+            sa.insert(requests).values(
+                request_id=request_id,
+                view=view,
+                persons=persons,
+                fingerprint=fingerprint,
+                created_at=created_at,
+                number=number,
+            )
+        )
+
+
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_first_schema, _counters, _log)
 """Number n takes a ledger from schema version n to n + 1."""
 
 

@@ -3,9 +3,9 @@
     samples, in any order ──► incoming ──by id──► samples ──► digest, counters
                                  └── a second time: compared, and dropped
 
-Invariant: a registered sample never changes and never leaves; a deletion only marks it. Memory does
-not grow with the number of samples: what has to be sorted is sorted by the database, in temporary
-files.
+Invariant: a registered sample never changes; a deletion only marks it, and once it is purged
+nothing of that name is ever taken in again. Memory does not grow with the number of samples left:
+what has to be sorted is sorted by the database, in temporary files.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ import sqlalchemy as sa
 
 from s3t.errors import InputError, named
 from s3t.ledger import counters, schema
+from s3t.ledger.purging import Gone
 from s3t.ledger.schema import REGISTERED, incoming, run, samples
 from s3t.types import Digest, Place, Sample, SampleId, Slot, Subject
 
-__all__ = ["ROWS", "Entry", "compare", "page_after", "register", "registered"]
+__all__ = ["ROWS", "Entry", "Offered", "add", "compare", "page_after", "register", "registered"]
+
+Offered = Iterable[tuple[Sample, Place]]
 
 ROWS = 10_000
 """Rows per insert and per page read."""
@@ -46,9 +49,9 @@ def registered(connection: sa.Connection) -> bool:
     return schema.value(connection, "samples_digest") is not None
 
 
-def register(connection: sa.Connection, offered: Iterable[tuple[Sample, Place]]) -> None:
-    """Write all samples down (``Ledger.register``)."""
-    with _taken_in(connection, offered):
+def register(connection: sa.Connection, offered: Offered, purged: Gone) -> tuple[int, Digest]:
+    """Write all samples down (``Ledger.register``); returns how many, and their digest."""
+    with _taken_in(connection, offered, purged):
         columns = [incoming.c[name] for name in REGISTERED]
         ordered = sa.select(*columns).order_by(incoming.c.sample_id)  # each lands at the end
         schema.samples_subject.drop(connection)
@@ -56,23 +59,49 @@ def register(connection: sa.Connection, offered: Iterable[tuple[Sample, Place]])
             connection.execute(sa.insert(samples).from_select(REGISTERED, ordered))
     counters.count(connection)
     schema.samples_subject.create(connection)
-    connection.execute(sa.insert(run).values(key="samples_digest", value=_digest(connection)))
+    found = _digest(connection)
+    connection.execute(sa.insert(run).values(key="samples_digest", value=found))
+    return counters.totals(connection)[0], found
 
 
-def compare(connection: sa.Connection, offered: Iterable[tuple[Sample, Place]], name: str) -> None:
+def add(connection: sa.Connection, offered: Offered, purged: Gone, name: str) -> tuple[int, Digest]:
+    """Write the samples down that are new (``Ledger.add``); returns how many, and their digest.
+
+    The digest is over the samples added, by id, one JSON line each.
+    """
+    columns = [incoming.c[one] for one in REGISTERED]
+    new = (
+        sa.select(*columns)
+        .where(~sa.exists().where(samples.c.sample_id == incoming.c.sample_id))
+        .order_by(incoming.c.sample_id)
+    )
+    with _taken_in(connection, offered, purged):
+        with _ids_once(connection):
+            connection.exec_driver_sql("CREATE UNIQUE INDEX incoming_id ON incoming (sample_id)")
+        problems = _differences(connection, new_too=False)
+        if problems:
+            raise InputError(_differs(name, problems))
+        gone, total, count = counters.purged(connection), hashlib.sha256(), 0
+        for row in connection.execute(new):
+            total.update((json.dumps(list(row)) + "\n").encode())
+            count += 1
+        connection.execute(sa.insert(samples).from_select(REGISTERED, new))
+    if count:
+        counters.recount(connection, gone)
+    return count, Digest(total.hexdigest())
+
+
+def compare(connection: sa.Connection, offered: Offered, purged: Gone, name: str) -> None:
     """Prove that the samples offered are the run's, up to deleted ones that are absent.
 
     Writes to a temporary table alone, so it needs no write lock.
     """
-    with _taken_in(connection, offered):
+    with _taken_in(connection, offered, purged):
         with _ids_once(connection):
             connection.exec_driver_sql("CREATE UNIQUE INDEX incoming_id ON incoming (sample_id)")
         problems = _differences(connection)
     if problems:
-        raise InputError(
-            f"the private data differs from what the run was planned on ({name}). "
-            f"{'; '.join(problems)}. Restore the data, or start a new run with output=…"
-        )
+        raise InputError(_differs(name, problems))
 
 
 def page_after(
@@ -93,8 +122,16 @@ def page_after(
     ]
 
 
+def _differs(name: str, problems: list[str]) -> str:
+    return (
+        f"the private data differs from what the run was planned on ({name}). "
+        f"{'; '.join(problems)}. Restore the data, take new samples in with s3t add, or start a "
+        "new run with output=…"
+    )
+
+
 @contextmanager
-def _taken_in(connection: sa.Connection, offered: Iterable[tuple[Sample, Place]]) -> Iterator[None]:
+def _taken_in(connection: sa.Connection, offered: Offered, purged: Gone) -> Iterator[None]:
     """The samples offered in the table ``incoming``; on an error the transaction drops it."""
     rows = (
         {
@@ -105,6 +142,7 @@ def _taken_in(connection: sa.Connection, offered: Iterable[tuple[Sample, Place]]
             "slice": place.slice,
         }
         for sample, place in offered
+        if sample.id not in purged
     )
     incoming.create(connection)
     statement = sa.insert(incoming)
@@ -139,19 +177,23 @@ def _digest(connection: sa.Connection) -> Digest:
     return Digest(total.hexdigest())
 
 
-def _differences(connection: sa.Connection) -> list[str]:
+def _differences(connection: sa.Connection, new_too: bool = True) -> list[str]:
     """What is new, changed or absent among the incoming samples, one sentence each."""
     same = sa.and_(*(samples.c[name].is_not_distinct_from(incoming.c[name]) for name in REGISTERED))
     other = (
         sa.select(incoming.c.sample_id).outerjoin(samples, same).where(samples.c.shard.is_(None))
     )
+    if not new_too:
+        held = samples.alias()
+        other = other.where(sa.exists().where(held.c.sample_id == incoming.c.sample_id))
     absent = (
         sa.select(samples.c.sample_id)
         .outerjoin(incoming, samples.c.sample_id == incoming.c.sample_id)
         .where(incoming.c.sample_id.is_(None), samples.c.deleted_view.is_(None))
     )
     problems = []
-    for query, problem in ((other, "new or changed"), (absent, "absent")):
+    changed = "new or changed" if new_too else "changed"
+    for query, problem in ((other, changed), (absent, "absent")):
         ids = connection.execute(query.order_by(sa.text("1")).limit(4)).scalars().all()
         if ids:
             problems.append(f"{problem}: {named(ids[:3])}{' and more' if len(ids) > 3 else ''}")

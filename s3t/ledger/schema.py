@@ -1,11 +1,15 @@
 """Tables of the ledger as they are now.
 
-    samples   every private sample with its place; ``deleted_view`` once it is deleted
-    hits      (shard, slice) that hold a deleted sample, and since which view
-    slots     per (shard, slice): samples and persons, registered and left
-    copies    contents that several samples have, and how many of those are left
-    requests  one receipt per request id, with keyed hashes instead of ids
-    run       ``view``, the ``secret`` of the hashes, digest of the samples
+    samples    every private sample with its place; ``deleted_view`` once it is deleted
+    forgotten  keyed hashes of those that were deleted and then purged, with their place
+    hits       (shard, slice) that hold a deleted sample, and the view that hit them last
+    slots      per (shard, slice): samples and persons, registered and left
+    copies     contents that several samples have, and how many of those are left
+    requests   request ids, each with the entry of the log that is its receipt
+    log        all that was ever done, chained; keyed hashes instead of ids
+    plans      which plans were made, of the samples left at which view, in force since which
+    nodes      digest of the weights of every node, as first seen by who trained them
+    run        ``view``, ``nodes_view``, the ``secret`` of the hashes, digest of the samples
 
 Invariant: they are what the migrations make (``migrations.py``).
 """
@@ -18,14 +22,19 @@ __all__ = [
     "REGISTERED",
     "TOOK",
     "copies",
+    "forgotten",
     "hits",
     "incoming",
+    "log",
     "metadata",
+    "nodes",
+    "plans",
     "requests",
     "run",
     "samples",
     "samples_subject",
     "schema_version",
+    "set_value",
     "slots",
     "value",
 ]
@@ -84,8 +93,8 @@ requests = sa.Table(
     sa.Column("view", sa.Integer, nullable=False),
     sa.Column("persons", sa.Integer, nullable=False),
     sa.Column("fingerprint", sa.Text, nullable=False),
-    sa.Column("receipt", sa.Text, nullable=False),
     sa.Column("created_at", sa.Text, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
 )
 TOOK = requests.c.persons > sa.literal_column("0")
 """Of a request: it deleted a sample. Literal, since an index of only those is found by it."""
@@ -96,6 +105,51 @@ sa.Index(
     requests.c.persons,
     sqlite_where=TOOK,
     postgresql_where=TOOK,
+)
+forgotten = sa.Table(
+    "forgotten",
+    metadata,
+    sa.Column("sample", sa.Text, primary_key=True),
+    sa.Column("subject", sa.Text),
+    sa.Column("shard", sa.Integer, nullable=False),
+    sa.Column("slice", sa.Integer, nullable=False),
+    sa.Column("view", sa.Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+_OF_SUBJECT = forgotten.c.subject.is_not(None)
+sa.Index(
+    "forgotten_subject",
+    forgotten.c.subject,
+    sqlite_where=_OF_SUBJECT,
+    postgresql_where=_OF_SUBJECT,
+)
+log = sa.Table(
+    "log",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("previous", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("signer", sa.Text),
+    sa.Column("signature", sa.Text),
+)
+sa.Index("log_kind", log.c.kind, log.c.number)
+plans = sa.Table(
+    "plans",
+    metadata,
+    sa.Column("generation", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("view", sa.Integer, nullable=False),
+    sa.Column("in_force", sa.Integer),
+)
+nodes = sa.Table(
+    "nodes",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("weights", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
 )
 run = sa.Table(
     "run",
@@ -123,3 +177,9 @@ REGISTERED = ("sample_id", "subject", "content", "shard", "slice")
 def value(connection: sa.Connection, key: str) -> str | None:
     """One value of the table ``run``, None if it is not there."""
     return connection.execute(sa.select(run.c.value).where(run.c.key == key)).scalar()
+
+
+def set_value(connection: sa.Connection, key: str, text: str) -> None:
+    """Set one value of the table ``run``."""
+    connection.execute(sa.delete(run).where(run.c.key == key))
+    connection.execute(sa.insert(run).values(key=key, value=text))

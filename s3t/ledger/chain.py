@@ -1,0 +1,152 @@
+"""The log of a run: each entry holds the digest of the one before it.
+
+    genesis ◄── samples ◄── plan ◄── nodes ◄── deletion ◄── effective ◄── purge ◄── …
+
+    digest(entry) = SHA-256 of {number, kind, at, body, previous}; signed, if there is a key
+
+Invariant: entries are only ever added, each in the transaction of what it tells of. So whoever has
+the digest of one entry can tell whether anything up to it was changed, and whoever has a signature
+that it was written by the holder of the key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from s3t.errors import IntegrityError
+from s3t.ledger.schema import log
+from s3t.ledger.signing import Signer
+from s3t.types import Digest, digest
+
+__all__ = ["GENESIS", "Entry", "append", "canonical", "entries", "last_of", "link", "read"]
+
+GENESIS = Digest("0" * 64)
+"""What stands before the first entry."""
+
+_LAST = sa.select(log.c.number, log.c.digest).where(
+    log.c.number == sa.select(sa.func.max(log.c.number)).scalar_subquery()
+)
+_ADD = sa.insert(log)
+_ONE = sa.select(log).where(log.c.number == sa.bindparam("at_number"))
+_LATEST = sa.select(log).where(
+    log.c.number
+    == sa.select(sa.func.max(log.c.number))
+    .where(log.c.kind == sa.bindparam("of_kind"))
+    .scalar_subquery()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of the log.
+
+    Attributes:
+        number: from 1, without gaps.
+        kind: ``samples``, ``plan``, ``nodes``, ``deletion``, ``effective`` or ``purge``.
+        at: when, ISO 8601 in UTC.
+        body: what happened, as JSON values.
+        previous: digest of the entry before, ``GENESIS`` for the first.
+        digest: of this entry.
+        signer: fingerprint of the public key, if it was signed.
+        signature: of the digest, hex.
+    """
+
+    number: int
+    kind: str
+    at: str
+    body: Mapping[str, Any]
+    previous: Digest
+    digest: Digest
+    signer: str | None
+    signature: str | None
+
+
+def link(number: int, kind: str, at: str, body: str, previous: str) -> Digest:
+    """Digest of an entry whose body is this text."""
+    return digest({"number": number, "kind": kind, "at": at, "body": body, "previous": previous})
+
+
+def append(
+    connection: sa.Connection, kind: str, at: str, body: Mapping[str, Any], signer: Signer | None
+) -> int:
+    """Add an entry; returns its number. The transaction has to hold the write lock."""
+    before = connection.execute(_LAST).first()
+    number, previous = (1, GENESIS) if before is None else (before.number + 1, before.digest)
+    text = canonical(body)
+    own = link(number, kind, at, text, previous)
+    connection.execute(
+        _ADD,
+        {
+            "number": number,
+            "kind": kind,
+            "at": at,
+            "body": text,
+            "previous": previous,
+            "digest": own,
+            "signer": signer and signer.fingerprint,
+            "signature": signer and signer.sign(own),
+        },
+    )
+    return number
+
+
+def entries(connection: sa.Connection, after: int = 0, limit: int | None = None) -> list[Entry]:
+    """Entries by number, from the one after ``after``."""
+    query = sa.select(log).where(log.c.number > after).order_by(log.c.number).limit(limit)
+    return [_entry(row) for row in connection.execute(query)]
+
+
+def read(connection: sa.Connection, number: int) -> Entry:
+    """One entry.
+
+    Raises:
+        IntegrityError: it is missing.
+    """
+    row = connection.execute(_ONE, {"at_number": number}).first()
+    if row is None:
+        raise IntegrityError(
+            f"entry {number} of the log is missing: restore the ledger from a copy"
+        )
+    return _entry(row)
+
+
+def last_of(connection: sa.Connection, kind: str) -> Entry | None:
+    """The latest entry of a kind."""
+    row = connection.execute(_LATEST, {"of_kind": kind}).first()
+    return None if row is None else _entry(row)
+
+
+def of_kind(connection: sa.Connection, kind: str) -> Iterator[Entry]:
+    """All entries of a kind, by number."""
+    query = sa.select(log).where(log.c.kind == kind).order_by(log.c.number)
+    return (_entry(row) for row in connection.execute(query).all())
+
+
+def canonical(body: Mapping[str, Any]) -> str:
+    """The one text of a body."""
+    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _entry(row: sa.Row[Any]) -> Entry:
+    try:
+        body = json.loads(row.body)
+    except ValueError as error:
+        raise IntegrityError(
+            f"entry {row.number} of the log is not readable ({error}): restore the ledger from a "
+            "copy"
+        ) from None
+    return Entry(
+        row.number,
+        row.kind,
+        row.at,
+        body,
+        Digest(row.previous),
+        Digest(row.digest),
+        row.signer,
+        row.signature,
+    )

@@ -1,0 +1,142 @@
+"""Rows of deleted samples leave the ledger: what stays is a keyed hash and the place.
+
+    samples (deleted)  ──purge──►  forgotten: HMAC(id), HMAC(subject), shard, slice, view
+
+Invariant: counters, hits and log do not change; a purged id is still known as deleted to whoever
+names it, and a row of it in the data is never taken in again.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from s3t.ledger.counters import CHUNK, chunks
+from s3t.ledger.schema import forgotten, samples
+from s3t.types import Subject
+
+__all__ = [
+    "Gone",
+    "filter_secret",
+    "gone",
+    "hashed",
+    "keep_out",
+    "known",
+    "move",
+    "purged",
+    "unmoved",
+]
+
+_PAGE = 20 * CHUNK
+
+
+@dataclass(frozen=True)
+class Gone:
+    """The deleted samples, as keyed hashes of their ids.
+
+    Attributes:
+        secret: key of the hashes.
+        hashes: one per sample.
+        view: as of which view.
+    """
+
+    secret: bytes
+    hashes: frozenset[str]
+    view: int = 0
+
+    def __contains__(self, sample_id: object) -> bool:
+        return bool(self.hashes) and hashed(str(sample_id), self.secret) in self.hashes
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+
+def filter_secret(secret: bytes) -> bytes:
+    """Key of the hashes here: another than that of the receipts, since machines that train
+    without the ledger are told this one."""
+    return hmac.digest(secret, b"forgotten", "sha256")
+
+
+def hashed(text: str, key: bytes) -> str:
+    """Keyed hash of an id or subject, 64 hex digits."""
+    return hmac.digest(key, text.encode(), "sha256").hex()
+
+
+def gone(connection: sa.Connection, key: bytes, view: int) -> Gone:
+    """Every deleted sample, purged or not."""
+    purged = connection.execute(sa.select(forgotten.c.sample)).scalars()
+    there = sa.select(samples.c.sample_id).where(samples.c.deleted_view.is_not(None))
+    marked = (hashed(one, key) for one in connection.execute(there).scalars())
+    return Gone(key, frozenset([*purged, *marked]), view)
+
+
+def purged(connection: sa.Connection, key: bytes) -> Gone:
+    """The samples of which nothing but hashes is left."""
+    return Gone(key, frozenset(connection.execute(sa.select(forgotten.c.sample)).scalars()))
+
+
+def unmoved(connection: sa.Connection) -> int:
+    """Rows of deleted samples that are still there in full."""
+    query = sa.select(sa.func.count()).where(samples.c.deleted_view.is_not(None))
+    return int(connection.execute(query).scalar_one())
+
+
+def move(connection: sa.Connection, key: bytes) -> int:
+    """Put hashes in the place of rows of deleted samples; returns how many there were."""
+    moved = 0
+    query = sa.select(samples).where(samples.c.deleted_view.is_not(None)).limit(_PAGE)
+    while rows := connection.execute(query).all():
+        connection.execute(
+            sa.insert(forgotten),
+            [
+                {
+                    "sample": hashed(row.sample_id, key),
+                    "subject": None if row.subject is None else hashed(row.subject, key),
+                    "shard": row.shard,
+                    "slice": row.slice,
+                    "view": row.deleted_view,
+                }
+                for row in rows
+            ],
+        )
+        for chunk in chunks([row.sample_id for row in rows]):
+            connection.execute(sa.delete(samples).where(samples.c.sample_id.in_(chunk)))
+        moved += len(rows)
+    return moved
+
+
+def keep_out(connection: sa.Connection, theirs: Gone) -> None:
+    """Begin a ledger as one that has forgotten samples already: none of them is ever taken in."""
+    values = [
+        {"sample": one, "subject": None, "shard": -1, "slice": -1, "view": 0}
+        for one in sorted(theirs.hashes)
+    ]
+    for chunk in chunks(values):
+        connection.execute(sa.insert(forgotten), list(chunk))
+
+
+def known(
+    connection: sa.Connection, key: bytes, ids: Iterable[str], subjects: Iterable[Subject | str]
+) -> tuple[set[str], set[str]]:
+    """Those of some ids and subjects that were purged."""
+    return (
+        _of(connection, ids, forgotten.c.sample, lambda one: hashed(one, key)),
+        _of(connection, subjects, forgotten.c.subject, lambda one: hashed(one, key)),
+    )
+
+
+def _of(
+    connection: sa.Connection,
+    names: Iterable[str],
+    column: sa.Column[str],
+    hash_of: Callable[[str], str],
+) -> set[str]:
+    by_hash = {hash_of(name): name for name in names}
+    found: set[str] = set()
+    for chunk in chunks(sorted(by_hash)):
+        query = sa.select(column).where(column.in_(chunk)).distinct()
+        found.update(by_hash[one] for one in connection.execute(query).scalars())
+    return found
