@@ -110,15 +110,19 @@ class Answering:
 
     # ── views ────────────────────────────────────────────────────────────────────────────────
 
-    def ensemble(self, nodes: Sequence[Node | None]) -> Ensemble | None:
+    def ensemble(self, nodes: Sequence[Node | None], plan: Plan) -> Ensemble | None:
         """The ensemble of the shards' active nodes; None if there is none and no fallback.
 
         Nothing that has served before is read or stacked again.
 
+        Args:
+            nodes: by shard, of ``plan``.
+            plan: the one in force; base and recipe are those of the run in all of its plans.
+
         Raises:
             DamagedNodeError: a block of a lineage.
         """
-        members = [self._member(node) for node in nodes if node is not None]
+        members = [self._member(node, plan) for node in nodes if node is not None]
         if not members and self._config.aggregation.on_exhausted == "base":
             members = [Member(0, self._base.depth, self._fallback, 1)]
         if not members:
@@ -135,14 +139,14 @@ class Answering:
         with self._lock:
             self._tensors = {key: value for key, value in self._tensors.items() if alive(key)}
 
-    def _member(self, node: Node) -> Member:
-        lineage = self._plan.forest.lineage(node.key)
+    def _member(self, node: Node, plan: Plan) -> Member:
+        lineage = plan.forest.lineage(node.key)
         if self._config.stage.isolation == "snapshot":
             lineage = lineage[-1:]
         tensors: dict[str, Tensor] = {}
         for ancestor in lineage:  # later stages over earlier ones: the head is the node's own
             tensors.update(self._read(ancestor.key))
-        seen = sum(self._plan.sizes[node.shard][part] for part in node.prefix)
+        seen = sum(plan.sizes[node.shard][part] for part in node.prefix)
         return Member(node.shard, self._blocks[node.stage - 1][0], tensors, seen)
 
     def _read(self, key: NodeKey) -> dict[str, Tensor]:

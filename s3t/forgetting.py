@@ -1,10 +1,11 @@
 """Deletions of one run: the ledger's truth and the schedule that follows from it. No torch here.
 
     ids, subjects ─► one transaction (who, where, what dies, what serves instead) ─► receipt
-                                    ledger ──hits──► schedule
+                     ledger ──hits, new nodes, another plan──► schedule
 
 Invariant: the schedule is never ahead of the ledger, and it is brought up to the ledger before it
-decides anything; so processes that open the same run agree on what is alive.
+decides anything; so processes that open the same run agree on what is alive. A plan that a repair
+puts in force holds every node that was alive, so nothing that serves is lost by following it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from s3t.config import Config
 from s3t.errors import DamagedNodeError
-from s3t.ledger import Deletion
+from s3t.ledger import Deletion, State
 from s3t.plan import Plan, expected_deletions
 from s3t.plan.trie import Node
 from s3t.run import RunDir
@@ -117,16 +118,25 @@ class Forgetting:
         run: a prepared run.
     """
 
+    plan: Plan
+    """The plan in force."""
+
+    _schedule: Schedule
+    _known: State
+
     def __init__(self, run: RunDir) -> None:
         self.run = run
+        self.scores: dict[NodeKey, float] = {}
+        self.damaged: dict[NodeKey, DamagedNodeError] = {}
+        self._lost: set[NodeKey] = set()
         self.config: Config = run.config()
-        self.plan: Plan = run.plan()
         self.ledger = run.ledger()
         self._lock = threading.RLock()
-        available, self.scores, self.damaged = self._inventory()
-        view, hits = self._ledger_hits(0)
-        self._view = view
-        self._schedule = Schedule(self.plan.forest, self.plan.shards, available, self.scores, hits)
+        try:
+            self._plan_of(self.ledger.state())
+        except BaseException:
+            self.ledger.close()
+            raise
 
     def close(self) -> None:
         """Close the ledger."""
@@ -138,18 +148,17 @@ class Forgetting:
         with self._lock:
             yield
 
-    def catch_up(self) -> tuple[int, tuple[Node | None, ...]]:
-        """The ledger's view, and what each shard serves at it."""
+    def catch_up(self) -> tuple[int, tuple[Node | None, ...], Plan]:
+        """The ledger's view, what each shard serves at it, and the plan that those are of."""
         with self._lock:
-            view, hits = self._ledger_hits(self._view)
-            self._schedule.apply(self._schedule.outcome(hits))
-            self._view = view
-            return view, self._schedule.prefixes
+            if self.ledger.view() != self._known.view:
+                self._follow(self.ledger.state(self._known))
+            return self._known.view, self._schedule.prefixes, self.plan
 
     def first_slices(self) -> tuple[int, list[Slot], list[Slot]]:
         """The ledger's view; the first slices that live at it; those neither hit nor able to."""
         with self._lock:
-            view, _ = self.catch_up()
+            view = self.catch_up()[0]
             roots = [node for node in self.plan.forest.nodes if node.parent is None]
             living = [(node.shard, node.last) for node in roots if self.is_alive(node.key)]
             rest = {(node.shard, node.last) for node in roots}.difference(living)
@@ -162,6 +171,7 @@ class Forgetting:
     def lose(self, key: NodeKey) -> None:
         """Count a node, and what grew on it, as unusable: its file is damaged."""
         with self._lock:
+            self._lost.add(key)
             self._schedule.apply(self._schedule.without([key]))
 
     def prove(self) -> None:
@@ -211,7 +221,7 @@ class Forgetting:
 
             def decide(deletion: Deletion) -> dict[str, Any]:
                 nonlocal before
-                self._schedule.apply(self._schedule.outcome(deletion.catch_up))
+                self._follow(deletion.state)
                 before = self._schedule.prefixes
                 return self._judge(deletion.slots)
 
@@ -221,11 +231,11 @@ class Forgetting:
                 decide=decide,
                 request_id=request_id,
                 dry_run=dry_run,
-                known_view=self._view,
+                known=self._known,
             )
             if not dry_run and not done.replayed:
                 self._schedule.apply(self._schedule.outcome(done.slots))
-                self._view = done.view
+                self._known = replace(self._known, view=done.view, hits=())
         part = done.receipt["schedule"]
         return Receipt(
             request_id=done.request_id,
@@ -245,7 +255,7 @@ class Forgetting:
     def status(self) -> Status:
         """The state at the ledger's present view."""
         with self._lock:
-            view, prefixes = self.catch_up()
+            view, prefixes, _ = self.catch_up()
             counts = self.ledger.counts()
             return Status(
                 view=view,
@@ -293,31 +303,45 @@ class Forgetting:
             score=None if node is None else self.scores.get(node.key),
         )
 
-    def _ledger_hits(self, since: int) -> tuple[int, list[Slot]]:
-        """Hits after ``since`` with a view that is not younger than they are."""
-        view = self.ledger.view()
-        if view == since:
-            return view, []
-        return view, [(shard, part) for shard, part, _ in self.ledger.hits(since)]
+    def _follow(self, state: State) -> None:
+        """Bring the schedule up to the ledger's state, from the one known."""
+        if state.generation != self._known.generation or state.plan != self._known.plan:
+            self._plan_of(state)
+        elif state.nodes_view != self._known.nodes_view:
+            self._schedule = self._scheduled({*self._schedule.hits, *state.hits})
+            self._known = state
+        else:
+            self._schedule.apply(self._schedule.outcome(state.hits))
+            self._known = state
 
-    def _inventory(
-        self,
-    ) -> tuple[set[NodeKey], dict[NodeKey, float], dict[NodeKey, DamagedNodeError]]:
-        """Nodes of the plan that are there with a lineage that proves their key; their scores."""
-        available: set[NodeKey] = set()
-        scores: dict[NodeKey, float] = {}
-        damaged: dict[NodeKey, DamagedNodeError] = {}
+    def _plan_of(self, state: State) -> None:
+        """Begin anew with the plan in force; ``state`` holds all of its hits."""
+        plan = self.run.planned(lambda: self.ledger.state().plan)
+        while state.plan is not None and plan.digest != state.plan:  # replaced a moment ago
+            state = self.ledger.state()
+            plan = self.run.planned(lambda: self.ledger.state().plan)
+        self.plan = plan
+        self.scores, self.damaged, self._lost = {}, {}, set()
+        self._schedule = self._scheduled(state.hits)
+        self._known = state
+
+    def _scheduled(self, hits: Iterable[Slot]) -> Schedule:
+        """A schedule of what lies in the store now."""
+        available = self._inventory() - self._lost
+        return Schedule(self.plan.forest, self.plan.shards, available, self.scores, hits)
+
+    def _inventory(self) -> set[NodeKey]:
+        """Nodes of the plan that are there with a lineage that proves their key."""
         there = self.run.store.keys()
-        for node in self.plan.forest.nodes:
-            if node.key not in there:
-                continue
-            try:
-                scores[node.key] = self.run.store.meta(node.key).score
-            except DamagedNodeError as error:
-                damaged[node.key] = error
-            else:
-                available.add(node.key)
-        return available, scores, damaged
+        keys = [node.key for node in self.plan.forest.nodes if node.key in there]
+        for key in keys:
+            if key not in self.scores:  # else it was proved before
+                try:
+                    self.scores[key] = self.run.store.meta(key).score
+                    self.damaged.pop(key, None)
+                except DamagedNodeError as error:
+                    self.damaged[key] = error
+        return self.scores.keys() & keys
 
 
 def _slices(node: Node | None) -> tuple[int, ...]:

@@ -1,22 +1,26 @@
 """The run directory: what lies where, and how each part is opened.
 
     RUN/
-      config.yaml     resolved config, written once
+      config.yaml     resolved config
       plan.json       nodes, sequences, digests of slices; no sample ids
-      ledger.db       samples and deletions: the durable truth
+      plan.next.json  the plan that is being trained before it is served, if there is one
+      ledger.db       samples, deletions, plans: the durable truth
       nodes/          <key>.safetensors, one per trained node; copies if store.url names a place
       base/           the base, if it was made or adapted here; the public head, if there is one
       .work/          who trains what, while several processes do
 
     URL/              of store.url
       <key>.safetensors
-      run/            plan, base, public head and hits, for machines that share no folder
+      run/            plan, base, public head, hits, and who is forgotten (as keyed hashes), for
+                      machines that share no folder
       work/           who trains what
 
 A machine that shares no folder has a directory of its own, marked ``joined``: all of this without
 the ledger. It can train; it cannot serve.
 
-Invariant: plan.json is written last. A directory that holds it is a prepared run.
+Invariants: plan.json is written last; a directory that holds it is a prepared run. The ledger names
+plans by their digest, and a plan is believed only under the digest that it names; so it does not
+matter which of the two files holds it, and a kill while one replaces the other does no harm.
 """
 
 from __future__ import annotations
@@ -24,22 +28,25 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from s3t.config import Config, StoreConfig, load_config
 from s3t.errors import InputError, IntegrityError, S3TError
-from s3t.ledger import Ledger
+from s3t.ledger import Gone, Ledger, Signer
 from s3t.plan import Plan
-from s3t.store import Depot, NodeStore
-from s3t.types import Slot, digest
+from s3t.store import Depot, NodeStore, Sealer, open_ring, write_durably
+from s3t.store.durable import sync_folder
+from s3t.types import Digest, Slot, digest
 
 __all__ = ["RunDir"]
 
 _LOCK = ".training.lock"
 _WORK = ".work"
-_HITS = "run/hits.json"
+_HITS, _GONE = "run/hits.json", "run/gone.json"
 
 
 class RunDir:
@@ -54,6 +61,7 @@ class RunDir:
         self.root = Path(root)
         self.config_path = self.root / "config.yaml"
         self.plan_path = self.root / "plan.json"
+        self.next_plan_path = self.root / "plan.next.json"
         self.ledger_path = self.root / "ledger.db"
         self.base_path = self.root / "base"
         self.trunk_path = self.root / "trunk"
@@ -114,11 +122,52 @@ class RunDir:
         return load_config(self.config_path)
 
     def plan(self) -> Plan:
-        """The plan, proved (see ``Plan.from_json``)."""
-        try:
-            return Plan.from_json(self.plan_path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise IntegrityError(f"{self.plan_path} cannot be read ({error})") from None
+        """The plan in force, proved (see ``Plan.from_json``)."""
+        if self.joined:
+            return _plan_in(self.plan_path)
+        with self.ledger() as ledger:
+            return self.planned(lambda: ledger.state().plan)
+
+    def trained_plan(self) -> Plan:
+        """The plan to train: the newest, in force or not yet."""
+        if self.joined:
+            return _plan_in(self.plan_path)
+        with self.ledger() as ledger:
+            return self.planned(lambda: ledger.newest().plan)
+
+    def planned(self, named: Callable[[], Digest | None]) -> Plan:
+        """The plan whose digest ``named`` gives, asked again if a plan was replaced meanwhile.
+
+        Raises:
+            IntegrityError: no file holds it, or what holds it proves to be damaged.
+        """
+        asked = named()
+        while True:
+            problem: IntegrityError | None = None
+            for path in (self.plan_path, self.next_plan_path):
+                try:
+                    plan = _plan_in(path)
+                except IntegrityError as error:
+                    problem = problem or (error if path == self.plan_path else None)
+                    continue
+                if asked is None or plan.digest == asked:
+                    return plan
+            if (again := named()) == asked:
+                raise problem or IntegrityError(
+                    f"{self.plan_path} is not the plan {asked} that the ledger names: restore it "
+                    "from a copy"
+                )
+            asked = again
+
+    def write_next(self, plan: Plan) -> None:
+        """Keep a plan that is not yet in force."""
+        write_durably(self.next_plan_path, plan.to_json().encode())
+
+    def settle(self, plan: Plan) -> None:
+        """Give a plan that is in force its place."""
+        if self.next_plan_path.is_file() and _plan_in(self.next_plan_path).digest == plan.digest:
+            os.replace(self.next_plan_path, self.plan_path)
+            sync_folder(self.root)
 
     def ledger(self, *, create: bool = False) -> Ledger:
         """The ledger; the caller closes it.
@@ -137,15 +186,15 @@ class RunDir:
                 f"{self.ledger_path} is missing, so nobody knows what was deleted: restore it "
                 "from a copy, or train a new run"
             )
-        return Ledger.open(self.ledger_path, create=create)
+        return Ledger.open(self.ledger_path, create=create, signer=self._signer)
 
     def hits(self) -> set[Slot]:
-        """Every (shard, slice) that holds a deleted sample, as the ledger has it now.
+        """Every (shard, slice) that a deletion has hit since the plan to train was made.
 
         Where another machine's ledger counts: as it was when that machine last told.
         """
         if self.joined:
-            told = self.told_hits()
+            told = self.told_hits(self.joined_plan)
             if told is None:
                 raise IntegrityError(
                     f"{self._told_depot().where(_HITS)} is missing, so nobody knows what was "
@@ -153,39 +202,95 @@ class RunDir:
                 )
             return told
         with self.ledger() as ledger:
-            return {(shard, part) for shard, part, _ in ledger.hits()}
+            return set(ledger.newest().hits)
 
-    def tell_hits(self, hits: set[Slot]) -> None:
-        """Put the hits where machines without the ledger read them."""
-        body = {"hits": [list(slot) for slot in sorted(hits)]}
-        text = json.dumps(body | {"check": digest(body)})
-        self._told_depot().put(_HITS, text.encode())
+    def gone(self) -> Gone:
+        """The deleted samples, as keyed hashes; see ``hits`` for other machines."""
+        if not self.joined:
+            with self.ledger() as ledger:
+                return ledger.gone()
+        told = self._told(_GONE)
+        if told is None:
+            return Gone(b"", frozenset())
+        return Gone(bytes.fromhex(told["secret"]), frozenset(told["hashes"]), told["view"])
 
-    def told_hits(self) -> set[Slot] | None:
-        """The hits that were told last; None before the first time.
+    @cached_property
+    def joined_plan(self) -> Digest:
+        """Digest of the plan that a machine without the ledger trains."""
+        return _plan_in(self.plan_path).digest
+
+    def tell(self, plan: Digest, hits: set[Slot]) -> None:
+        """Put the hits, of a plan, where machines without the ledger read them."""
+        self._tell(_HITS, {"plan": plan, "hits": [list(slot) for slot in sorted(hits)]})
+
+    def tell_gone(self, gone: Gone) -> None:
+        """Put the keyed hashes of deleted samples there."""
+        hashes = sorted(gone.hashes)
+        self._tell(_GONE, {"secret": gone.secret.hex(), "hashes": hashes, "view": gone.view})
+
+    def told(self) -> tuple[Digest, set[Slot]] | None:
+        """The plan that was told last, and its hits; None before the first time.
 
         Raises:
             IntegrityError: what lies there is not what was told.
         """
+        body = self._told(_HITS)
+        if body is None:
+            return None
+        return body["plan"], {(shard, part) for shard, part in body["hits"]}
+
+    def told_hits(self, plan: Digest) -> set[Slot] | None:
+        """The hits that were told last for a plan; None before the first time.
+
+        Raises:
+            IntegrityError: what lies there is not what was told.
+            S3TError: another plan is trained by now.
+        """
+        told = self.told()
+        if told is None:
+            return None
+        if told[0] != plan:
+            raise S3TError(
+                f"{self._told_depot().where(_HITS)} is of another plan by now: run the same "
+                "command again, which trains that one"
+            )
+        return told[1]
+
+    def _tell(self, name: str, body: dict[str, Any]) -> None:
+        text = json.dumps(body | {"check": digest(body)})
+        self._told_depot().put(name, text.encode())
+
+    def _told(self, name: str) -> dict[str, Any] | None:
+        """What was told under a name, proved; None before the first time."""
         try:
-            body = json.loads(self._told_depot().get(_HITS))
+            body: dict[str, Any] = json.loads(self._told_depot().get(name))
             check = body.pop("check")
             if check == digest(body):
-                return {(shard, part) for shard, part in body["hits"]}
+                return body
             reason = "its digest differs"
         except FileNotFoundError:
             return None
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             reason = str(error)
-        where = self._told_depot().where(_HITS)
+        where = self._told_depot().where(name)
         raise IntegrityError(
             f"{where} cannot be used ({reason}): remove it, and train on the machine that "
             "prepared the run, which tells it anew"
         )
 
+    def _signer(self) -> Signer | None:
+        key = self.config().receipts.signing_key if self.config_path.is_file() else None
+        return None if key is None else Signer(key)
+
     def _opened(self, kept: StoreConfig) -> NodeStore:
         folder = Path(kept.cache) if kept.cache else self.root / "nodes"
-        return NodeStore(folder, Depot(kept.url) if kept.url else None)
+        depot, sealer = Depot(kept.url) if kept.url else None, None
+        if kept.keys:
+            shared = None if depot is None else depot.folder
+            run = kept.url or str(self.root.absolute())
+            ring = open_ring(kept.keys, run, [self.root, folder, shared or folder])
+            sealer = Sealer(ring, kept.keys)
+        return NodeStore(folder, depot, sealer)
 
     def _told_depot(self) -> Depot:
         depot = self.store.depot
@@ -231,3 +336,10 @@ class RunDir:
                     with suppress(OSError):  # one that was there, or is no longer empty
                         for folder in made:
                             folder.rmdir()
+
+
+def _plan_in(path: Path) -> Plan:
+    try:
+        return Plan.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise IntegrityError(f"{path} cannot be read ({error})") from None

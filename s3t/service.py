@@ -30,7 +30,9 @@ from s3t.types import Draw, NodeKey
 if TYPE_CHECKING:
     from s3t.answering import Answering, Completion, Evaluation, Prediction
     from s3t.ensemble import Ensemble
+    from s3t.plan import Plan
     from s3t.plan.forecast import Forecast
+    from s3t.purging import Purge
 
 __all__ = ["S3T"]
 
@@ -120,7 +122,48 @@ class S3T:
                 self._swap(self._model)
         if not dry_run:
             self._wait_for_readers(receipt.view)
+            self._forgetting.ledger.effective(receipt.request_id)
         return replace(receipt, seconds=round(time.perf_counter() - started, 6))
+
+    def repair(self, launch: Sequence[str] = ()) -> dict[str, Any]:
+        """Plan the run again on what is left, train what is missing, purge what is dead.
+
+        In a process of its own; this one goes on answering, and takes new nodes up as they come.
+
+        Args:
+            launch: options of ``accelerate launch``, such as ``("--num_processes", "2")``.
+
+        Returns:
+            the report of the training, as ``s3t repair --json`` prints it.
+
+        Raises:
+            S3TError: what the repair ended with; the run serves what it did.
+        """
+        from s3t.repairing import repair_apart
+
+        return repair_apart(self._forgetting.run.root, launch)
+
+    def purge(self, *, dry_run: bool = False) -> Purge:
+        """Remove what is dead from the disk, and say what could not be reached.
+
+        Raises:
+            S3TError: see ``purging.purge``.
+        """
+        from s3t.purging import purge
+
+        found = purge(self._forgetting.run, dry_run=dry_run)
+        if self._model is not None and not dry_run:
+            with self._lock:
+                self._swap(self._model)  # tensors of what is dead leave the memory too
+        return found
+
+    def receipt(self, request_id: str) -> dict[str, Any]:
+        """The receipt of a deletion as the log holds it, as JSON values.
+
+        Raises:
+            InputError: no such request.
+        """
+        return self._forgetting.ledger.receipt(request_id)
 
     def status(self) -> Status:
         """Shards, prefixes and what is left, at the ledger's present view."""
@@ -258,21 +301,21 @@ class S3T:
 
     def _swap(self, model: Answering) -> None:
         """Put the view of the ledger's version in force. Needs ``_lock``."""
-        version, nodes = self._forgetting.catch_up()
+        version, nodes, plan = self._forgetting.catch_up()
         current = self._current
         if current is not None and current.version == version:
             return
         if current is not None and current.nodes == nodes:
             ensemble = current.ensemble
         else:
-            nodes, ensemble = self._build(model, nodes, first=current is None)
+            nodes, ensemble = self._build(model, nodes, plan, first=current is None)
         with self._gate:
             old, self._current = self._current, _View(version, nodes, ensemble)
             self._leaving = [view for view in (*self._leaving, old) if view and view.readers]
         model.keep_only(self._forgetting.is_alive)
 
     def _build(
-        self, model: Answering, nodes: tuple[Node | None, ...], first: bool
+        self, model: Answering, nodes: tuple[Node | None, ...], plan: Plan, first: bool
     ) -> tuple[tuple[Node | None, ...], Ensemble | None]:
         """The ensemble of the nodes. A damaged block is an error when a run is first served;
         later, when a deletion must not fail for it, the shard falls back to a shorter prefix."""
@@ -282,7 +325,7 @@ class S3T:
             try:
                 if all(node is None for node in nodes):
                     self._forgetting.prove_exhausted()
-                return nodes, model.ensemble(nodes)
+                return nodes, model.ensemble(nodes, plan)
             except DamagedNodeError as error:
                 if first:
                     raise
@@ -290,7 +333,7 @@ class S3T:
                     return nodes, None  # no fallback either: who asks is told why
                 _log.error("%s; serving a shorter prefix", error)
                 self._forgetting.lose(NodeKey(error.key))
-                _, nodes = self._forgetting.catch_up()
+                _, nodes, plan = self._forgetting.catch_up()
 
     def _wait_for_readers(self, version: int) -> None:
         """Wait for the answers under way on views older than ``version``."""

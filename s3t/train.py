@@ -1,4 +1,9 @@
-"""``accelerate launch -m s3t.train CONFIG [key=value …]``: the same as ``s3t train CONFIG``."""
+"""What ``accelerate launch -m s3t.train …`` runs, in every process.
+
+CONFIG [key=value …]     the same as s3t train CONFIG [key=value …]
+repair RUN               the same as s3t repair RUN
+add RUN [FILE …]         the same as s3t add RUN [FILE …]
+"""
 
 from __future__ import annotations
 
@@ -9,9 +14,12 @@ from pathlib import Path
 
 from s3t.config import load_config
 from s3t.errors import InputError, S3TError
+from s3t.run import RunDir
 from s3t.training.place import Place
 
-__all__ = ["EXIT_CODE", "main"]
+__all__ = ["EXIT_CODE", "RENEWALS", "main"]
+
+RENEWALS = ("repair", "add")
 
 EXIT_CODE = "S3T_EXIT_CODE_FILE"
 """Names the file that takes the exit code of a failure: accelerate itself makes 1 of any."""
@@ -24,13 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not words or words[0].startswith("-"):
             raise InputError("usage: accelerate launch -m s3t.train CONFIG [key=value …]")
-        config = load_config(words[0], words[1:])
+        renews = words[0] in RENEWALS and len(words) > 1
+        config = RunDir.existing(words[1]).config() if renews else load_config(words[0], words[1:])
     except S3TError as error:
         return _failed(error, speak=first)
+    from s3t.training.renewal import Renewal
     from s3t.training.walk import train
 
+    renewal = Renewal(words[0] == "add", tuple(words[2:])) if renews else None
     try:
-        report = train(config)
+        report = train(config, renewal=renewal)
     except S3TError as error:
         return _failed(error, speak=True)
     if first:

@@ -129,7 +129,7 @@ def forget(config: Config, subject: str) -> None:
 def dead_keys(config: Config) -> set[NodeKey]:
     run = RunDir(config.run_dir)
     with run.ledger() as ledger:
-        hits = {(shard, part) for shard, part, _ in ledger.hits()}
+        hits = set(ledger.state().hits)
     return {
         node.key
         for node in run.plan().forest.nodes

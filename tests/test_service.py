@@ -545,7 +545,8 @@ def test_averaged_adapters_are_those_of_the_view(
             answers.append(chances(service.predict(images)))
             model, current = service._model, service._current
             assert model is not None and current is not None and current.version == view
-            members = [model._member(node) for node in current.nodes if node is not None]
+            plan = service._forgetting.plan
+            members = [model._member(node, plan) for node in current.nodes if node is not None]
             lora = model._config.lora
             fresh = Ensemble(model._base, members, lora.alpha / lora.rank, "mean-adapters", "data")
             expected = fresh.probabilities(model.encode(images)).numpy()

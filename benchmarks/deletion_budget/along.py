@@ -114,7 +114,7 @@ class Scorer:
         return value if self._labels is not None else -float(torch.tensor(value).log())
 
     def _evaluated(self, served: Served) -> float:
-        ensemble = self._answering.ensemble(served)
+        ensemble = self._answering.ensemble(served, self._plan)
         assert ensemble is not None
         return self._answering.evaluation(ensemble, 0).value
 
@@ -137,7 +137,7 @@ class Scorer:
 
     def _probabilities(self, node: Node) -> Tensor:
         if node.key not in self._known:
-            ensemble = self._answering.ensemble([node])
+            ensemble = self._answering.ensemble([node], self._plan)
             assert ensemble is not None
             self._known[node.key] = ensemble.probabilities(self._rows)
         return self._known[node.key]

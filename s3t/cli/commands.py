@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
-import subprocess
 import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from s3t.cli.launching import launch
 from s3t.cli.output import print_json, quiet, write
 from s3t.cli.tables import budget_lines, forecast_lines, plan_lines, receipt_lines, status_lines
 from s3t.cli.words import json_row, numbered, points, split_launch, words
 from s3t.errors import InputError, S3TError
 
-__all__ = ["app", "main"]
+__all__ = ["AsJson", "RunPath", "app", "main"]
 
 app = typer.Typer(
     name="s3t",
@@ -151,13 +149,13 @@ def train(context: typer.Context, config: ConfigPath, as_json: AsJson = False) -
     Killed at any moment and started again, it goes on where it was. Options that s3t does not
     know, such as --num_processes 2, are passed on to accelerate launch.
     """
-    overrides, launch = split_launch(context.args)
+    overrides, options = split_launch(context.args)
     from s3t.config import load_config
 
     resolved = load_config(config, overrides)
-    if launch:
+    if options:
         with quiet():
-            code = _launch([str(config), *overrides], launch)
+            code = launch([str(config), *overrides], options)
         if code:
             raise typer.Exit(code)
         if as_json:
@@ -302,18 +300,3 @@ def predict(
         for row, answer in zip(rows, answers, strict=True)
     ]
     write(target, "".join(f"{line}\n" for line in lines).encode(), "--output")
-
-
-def _launch(arguments: list[str], options: list[str]) -> int:
-    """Run ``accelerate launch OPTIONS -m s3t.train ARGUMENTS``; returns its exit code."""
-    from s3t.train import EXIT_CODE
-    from s3t.training.launching import launch_command
-
-    command, environment = launch_command(arguments, options)
-    with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "code"
-        environment |= {EXIT_CODE: str(told)}
-        process = subprocess.Popen(command, env={**os.environ, **environment})
-        signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
-        code = process.wait()
-        return int(told.read_text()) if code and told.exists() else code

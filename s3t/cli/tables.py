@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from textwrap import wrap
 from typing import Any
 
-__all__ = ["budget_lines", "forecast_lines", "plan_lines", "receipt_lines", "status_lines"]
+__all__ = [
+    "budget_lines",
+    "forecast_lines",
+    "log_line",
+    "plan_lines",
+    "purge_lines",
+    "receipt_lines",
+    "status_lines",
+    "stored_receipt_lines",
+]
 
 
 def plan_lines(summary: dict[str, Any]) -> Iterator[str]:
@@ -186,3 +195,58 @@ def receipt_lines(receipt: Any) -> Iterator[str]:
             after = " → ".join(map(str, change.after)) or "nothing"
             yield f"shard {change.shard}: served {before}, now {after}"
     yield f"expected deletions left: {receipt.expected_deletions_left:.1f}"
+
+
+def stored_receipt_lines(found: dict[str, Any]) -> Iterator[str]:
+    deleted, before = len(found["deleted"]), len(found["already_deleted"])
+    yield (
+        f"request {found['request_id']}: {deleted} samples deleted ({before} were before), "
+        f"view {found['view']}, entry {found['number']} of the log"
+    )
+    yield f"accepted   {found['accepted_at']}"
+    yield f"effective  {found['effective_at'] or 'not told yet'}"
+    yield f"purged     {found['purged_at'] or 'not yet: s3t purge'}"
+    yield f"{len(found['schedule']['nodes_dead'])} nodes switched off"
+    for shard, old, new in found["schedule"]["prefixes"]:
+        if old != new:
+            yield f"shard {shard}: served {_prefix(old)}, then {_prefix(new)}"
+    yield f"digest     {found['digest']}"
+    yield f"previous   {found['previous']}"
+    yield f"signed     {found['signer'] or 'no: the config names no receipts.signing_key'}"
+
+
+def log_line(entry: Any) -> str:
+    """One entry of the log."""
+    body = entry.body
+    told = {
+        "samples": lambda: f"{body['registered']} registered",
+        "plan": lambda: (
+            f"generation {body['generation']}, of the samples left at view {body['view']}"
+        ),
+        "force": lambda: f"generation {body['generation']} in force from view {body['view']}",
+        "nodes": lambda: f"{body['nodes']} nodes trained, digest {body['digest'][:12]}…",
+        "deletion": lambda: (
+            f"request {body['request_id']}: {len(body['deleted'])} samples, view {body['view']}"
+        ),
+        "effective": lambda: f"request {body['request_id']}",
+        "purge": lambda: f"{len(body['nodes'])} nodes, {body['rows']} rows, view {body['view']}",
+    }[entry.kind]()
+    return f"{entry.number:5d}  {entry.at}  {entry.kind:9s}  {told}"
+
+
+def purge_lines(found: Any) -> Iterator[str]:
+    verb = "would be purged" if found.dry_run else "purged"
+    yield f"{found.run} at view {found.view}"
+    for store in found.stores:
+        count = store.found if found.dry_run else store.purged
+        note = f": {store.note}" if store.note else ""
+        counts = f"{store.found:6,d} found, {count:6,d} {verb}"
+        yield f"  {store.name:18s}  {counts}  {store.where}{note}"
+    for name, rows in found.own_files:
+        yield f"  yours, left as it is: {name} holds {rows} rows of deleted samples"
+    for place in found.out_of_reach:
+        yield f"  out of reach: {place}"
+
+
+def _prefix(slices: list[int]) -> str:
+    return " → ".join(map(str, slices)) or "nothing"

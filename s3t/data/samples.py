@@ -7,7 +7,7 @@ not hold is a problem, not a new class.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -41,6 +41,18 @@ class PrivateData:
     def index(self) -> dict[SampleId, int]:
         """Position of each sample."""
         return {sample.id: number for number, sample in enumerate(self.samples)}
+
+    def without(self, gone: Container[str]) -> PrivateData:
+        """The same without the samples whose ids are in ``gone``."""
+        kept = [at for at, sample in enumerate(self.samples) if sample.id not in gone]
+        if len(kept) == len(self.samples):
+            return self
+        labels = self.rows.labels
+        rows = LabelledRows(
+            pick(self.rows.inputs, kept),
+            None if labels is None else tuple(labels[at] for at in kept),
+        )
+        return PrivateData(tuple(self.samples[at] for at in kept), rows, self.folded)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from s3t.errors import DataError, InputError, IntegrityError
@@ -103,10 +104,15 @@ class Plan:
             ],
         }
 
+    @cached_property
+    def digest(self) -> Digest:
+        """Digest over all of it, by which the ledger names a plan."""
+        return digest(self._body())
+
     def to_json(self) -> str:
         """The whole plan as text, with its format version and a digest over the rest."""
-        body = {"format": PLAN_FORMAT, **self._arguments(), "nodes": _node_values(self.forest)}
-        return json.dumps({"digest": digest(body), **body}, indent=1, ensure_ascii=False) + "\n"
+        body = {"digest": self.digest, **self._body()}
+        return json.dumps(body, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -138,6 +144,9 @@ class Plan:
             )
         return plan
 
+    def _body(self) -> dict[str, Any]:
+        return {"format": PLAN_FORMAT, **self._arguments(), "nodes": _node_values(self.forest)}
+
     def _arguments(self) -> dict[str, Any]:
         return {
             "base": self.base,
@@ -161,6 +170,7 @@ def make_plan(
     epochs: int,
     cumulative: bool,
     stage_bytes: Sequence[int],
+    leave_out_empty: bool = False,
 ) -> Plan:
     """Plan a run.
 
@@ -173,13 +183,15 @@ def make_plan(
         epochs: epochs per stage.
         cumulative: whether stage i trains on the whole prefix or on its last slice.
         stage_bytes: size of a node of stage i + 1, at least as many as the longest sequence.
+        leave_out_empty: pass over slices without samples, as deletions leave them, instead of
+            refusing them; a shard without any samples has no nodes.
 
     Raises:
         DataError: a slice that a sequence trains on is empty.
         InputError: arguments whose shapes do not fit.
     """
     return _grow(
-        sequences=tuple(_tuples(sequences) for _ in sizes),
+        sequences=tuple(_of_shard(sequences, row if leave_out_empty else None) for row in sizes),
         sizes=_tuples(sizes),
         digests=_tuples(digests),
         base=base,
@@ -188,6 +200,14 @@ def make_plan(
         cumulative=cumulative,
         stage_bytes=tuple(stage_bytes),
     )
+
+
+def _of_shard(sequences: Sequence[Sequence[int]], sizes: Sequence[int] | None) -> Sequences:
+    """The sequences; with sizes, without empty slices, and each that is left once."""
+    if sizes is None or all(sizes[c] for sequence in sequences for c in sequence):
+        return tuple(tuple(sequence) for sequence in sequences)
+    kept = (tuple(c for c in sequence if sizes[c]) for sequence in sequences)
+    return tuple(dict.fromkeys(sequence for sequence in kept if sequence))
 
 
 def _grow(
@@ -231,9 +251,10 @@ def _check(
     if [len(row) for row in digests] != shape or len(sequences) != len(shape):
         raise InputError("sizes, digests and sequences do not have the same shards and slices")
     used = [sorted({c for sequence in listed for c in sequence}) for listed in sequences]
-    if not all(used) or any(c[0] < 0 or c[-1] >= shape[0] for c in used):
+    missing = any(not found and any(row) for found, row in zip(used, sizes, strict=True))
+    if missing or any(found and (found[0] < 0 or found[-1] >= shape[0]) for found in used):
         raise InputError(f"a sequence is missing or names a slice outside 0 to {shape[0] - 1}")
-    longest = max(len(sequence) for listed in sequences for sequence in listed)
+    longest = max((len(sequence) for listed in sequences for sequence in listed), default=0)
     if longest > len(stage_bytes):
         raise InputError(f"{longest} stages, but bytes of {len(stage_bytes)}: give them for each")
     problems = [

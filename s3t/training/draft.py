@@ -10,8 +10,8 @@ reported here, together, before the first byte of a run is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ from s3t.plan.strategies.registry import sequences_for
 from s3t.training.recipe import blocks_of, recipe_of, stage_bytes
 from s3t.types import Digest
 
-__all__ = ["Draft", "brief_of", "draft", "preview"]
+__all__ = ["Draft", "brief_of", "draft", "preview", "sequences_of"]
 
 Part = TypeVar("Part")
 
@@ -66,11 +66,16 @@ class Draft:
             epochs=config.stage.epochs,
             cumulative=config.stage.slices == "cumulative",
             stage_bytes=stage_bytes(config, base, self.classes),
+            leave_out_empty=True,  # where the partition has let them pass
         )
 
 
-def draft(config: Config) -> Draft:
+def draft(config: Config, without: Container[str] | None = None) -> Draft:
     """Load and check everything that a config names; writes nothing.
+
+    Args:
+        config: the resolved config.
+        without: ids of private samples to leave out; what they leave empty is no problem then.
 
     Raises:
         ConfigError: every problem of data, base and partition, together.
@@ -80,23 +85,30 @@ def draft(config: Config) -> Draft:
     model = _tried(problems, lambda: _base_of(config))
     shape, parts = config.partition, None
     if data is not None:
-        samples = data.private.samples
-        tiers = tier_slices(shape)
+        if without is not None:
+            data = replace(data, private=data.private.without(without))
+        samples, tiers = data.private.samples, tier_slices(shape)
+        m, slices, salt, spare = shape.shards, shape.slices, shape.salt, without is not None
         parts = _tried(
-            problems,
-            lambda: partition(samples, shape.shards, shape.slices, shape.salt, tiers),
+            problems, lambda: partition(samples, m, slices, salt, tiers, allow_empty=spare)
         )
     chosen = None
     if data is not None and model is not None:
-        sizes = stage_bytes(config, model[0], len(data.labels))
-        listed = config.sequences.explicit
-        chosen = _tried(
-            problems,
-            lambda: sequences_for(config.sequences.strategy, brief_of(config, sizes), listed),
-        )
+        base, classes = model[0], len(data.labels)
+        chosen = _tried(problems, lambda: sequences_of(config, base, classes))
     if problems or data is None or model is None or parts is None or chosen is None:
         raise ConfigError(problems, "config")
     return Draft(config, data, parts, *model, chosen)
+
+
+def sequences_of(config: Config, base: Base, classes: int) -> Sequences:
+    """The sequences that the config asks for, of every shard.
+
+    Raises:
+        ConfigError: a budget that cannot be met.
+    """
+    brief = brief_of(config, stage_bytes(config, base, classes))
+    return sequences_for(config.sequences.strategy, brief, config.sequences.explicit)
 
 
 def brief_of(config: Config, stage_bytes: Sequence[int]) -> Brief:

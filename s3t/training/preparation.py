@@ -2,15 +2,16 @@
 
     draft ─► base (made, adapted or as loaded) ─► plan ─► RUN: config, ledger, base, plan
 
-Invariant: a run is prepared only from a draft that was checked whole, and a prepared run is opened
-again only with the same config, data, base and environment (E1).
+Invariants: a run is prepared only from a draft that was checked whole, and a prepared run is opened
+again only with the same config, data, base and environment (E1). No row of a deleted sample gets
+further than the reading of the data.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,12 @@ from s3t.config import Config, anchored, dump_config
 from s3t.data import load_all
 from s3t.data.rows import LabelledRows
 from s3t.errors import InputError, S3TError
+from s3t.ledger import Gone
 from s3t.model.base import Base
 from s3t.model.encode import ImageEncoder, TextEncoder
 from s3t.model.head import read_public_head, write_public_head
 from s3t.model.loading import LoadedModel, build_base, load_model, save_model
-from s3t.partition import partition, tier_slices
+from s3t.partition import Partition, partition, tier_slices
 from s3t.plan import Plan
 from s3t.run import RunDir
 from s3t.store import NodeStore, tensors_digest, write_durably
@@ -34,9 +36,18 @@ from s3t.training.material import LabelledSet
 from s3t.training.recipe import recipe_of
 from s3t.types import Digest, Sample, digest
 
-__all__ = ["Material", "encode_rows", "open_material", "prepare"]
+__all__ = [
+    "Material",
+    "check_recipe",
+    "digest_of",
+    "encode_rows",
+    "open_material",
+    "placed",
+    "prepare",
+    "starting_head",
+]
 
-_FREE = {"training", "store", "aggregation", "output", "name"}
+_FREE = {"training", "store", "aggregation", "output", "name", "repair", "receipts"}
 """Sections that may differ when a run is gone on with: they shape no node."""
 
 
@@ -63,6 +74,7 @@ def prepare(
     config: Config,
     device: torch.device,
     on_step: Callable[[int, int], None] = lambda done, total: None,
+    without: Gone | None = None,
 ) -> RunDir:
     """Make the run directory ready to train, or prove that it already is.
 
@@ -70,6 +82,7 @@ def prepare(
         config: the resolved config; ``config.run_dir`` is where.
         device: what the run will be trained on.
         on_step: told of the steps of the base's adaptation.
+        without: samples of the private data that the run must never see.
 
     Raises:
         ConfigError, DataError, InputError: nothing was written.
@@ -79,8 +92,9 @@ def prepare(
     if run.prepared:
         _check_same(run, anchored(config))
         write_durably(run.config_path, dump_config(anchored(config)).encode())
+        _settle(run)
         return run
-    drafted = draft(config)  # its messages name the paths as they were given
+    drafted = draft(config, without)  # its messages name the paths as they were given
     config = anchored(config)
     if run.foreign:
         raise InputError(
@@ -90,10 +104,11 @@ def prepare(
     base = _ready_base(run, config, drafted, on_step).to(device)
     if drafted.classes and _needs_head(config):
         _keep_head(run, config, base, drafted)
-    head = _starting_head(run, config, base)
+    head = starting_head(run, config, base)
+    plan = drafted.plan(base, device, digest_of(head))
     with run.ledger(create=True) as ledger:
-        ledger.register(drafted.partition.places())
-    plan = drafted.plan(base, device, _digest_of(head))
+        ledger.register(drafted.partition.places(), without=without)
+        ledger.put_in_force(ledger.propose(plan.digest, 0))
     write_durably(run.plan_path, plan.to_json().encode())
     return run
 
@@ -107,8 +122,9 @@ def open_material(run: RunDir, device: torch.device) -> Material:
         InputError: the private data or the base changed.
         S3TError: another kind of machine.
     """
-    config, plan = run.config(), run.plan()
+    config, plan = run.config(), run.trained_plan()
     data = load_all(config)
+    private = data.private.without(run.gone())
     loaded = load_model(config, run.base_path if run.base_path.is_dir() else None)
     base = build_base(config, loaded).to(device)
     if base.fingerprint != plan.base:
@@ -116,29 +132,15 @@ def open_material(run: RunDir, device: torch.device) -> Material:
             f"model.base {config.model.base!r} is no longer the base that {run.root} was planned "
             "on: restore it, or start a new run with output=DIR"
         )
-    head = _starting_head(run, config, base)
-    recipe = recipe_of(config, base, loaded.encoder, data.labels, device, _digest_of(head))
-    if digest(recipe) != digest(plan.recipe):
-        changed = sorted(key for key in recipe if recipe[key] != plan.recipe.get(key))
-        raise S3TError(
-            f"{run.root} was planned with another {', '.join(changed)}: its nodes could not be "
-            "trained to the same bytes here. Go on where it was planned, or start a new run with "
-            "output=DIR"
-        )
-    shape = config.partition
+    head = starting_head(run, config, base)
+    recipe = recipe_of(config, base, loaded.encoder, data.labels, device, digest_of(head))
+    check_recipe(run, recipe, plan)
     hits = run.hits()
-    whole = partition(
-        data.private.samples,
-        shape.shards,
-        shape.slices,
-        shape.salt,
-        tier_slices(shape),
-        allow_empty=True,
-    )
+    whole = placed(config, private.samples)
     if not run.joined:  # else the ledger is elsewhere, and the digests below prove the samples
         with run.ledger() as ledger:
             ledger.register(whole.places())
-    index = data.private.index
+    index = private.index
     members = tuple(
         tuple(
             torch.tensor([index[sample.id] for sample in part], dtype=torch.int64)
@@ -160,11 +162,42 @@ def open_material(run: RunDir, device: torch.device) -> Material:
         base=base,
         classes=len(data.labels),
         head=head,
-        samples=data.private.samples,
-        private=encode_rows(loaded.encoder, data.private.rows),
+        samples=private.samples,
+        private=encode_rows(loaded.encoder, private.rows),
         validation=encode_rows(loaded.encoder, data.validation),
         members=members,
     )
+
+
+def placed(config: Config, samples: Iterable[Sample]) -> Partition:
+    """Samples in their places; deletions may have left slices empty."""
+    shape = config.partition
+    tiers = tier_slices(shape)
+    return partition(samples, shape.shards, shape.slices, shape.salt, tiers, allow_empty=True)
+
+
+def check_recipe(run: RunDir, recipe: Mapping[str, Any], plan: Plan) -> None:
+    """Refuse to train nodes of a plan that would get other bytes here.
+
+    Raises:
+        S3TError: what differs.
+    """
+    if digest(recipe) != digest(plan.recipe):
+        changed = sorted(key for key in recipe if recipe[key] != plan.recipe.get(key))
+        raise S3TError(
+            f"{run.root} was planned with another {', '.join(changed)}: its nodes could not be "
+            "trained to the same bytes here. Go on where it was planned, or start a new run with "
+            "output=DIR"
+        )
+
+
+def _settle(run: RunDir) -> None:
+    """Finish what a kill may have left undone between ledger and plan file."""
+    plan = run.plan()
+    run.settle(plan)
+    with run.ledger() as ledger:
+        if not ledger.generations():  # of an older s3t
+            ledger.put_in_force(ledger.propose(plan.digest, 0))
 
 
 def encode_rows(encoder: TextEncoder | ImageEncoder, rows: LabelledRows) -> LabelledSet:
@@ -218,13 +251,15 @@ def _keep_head(run: RunDir, config: Config, base: Base, drafted: Draft) -> None:
     write_public_head(run.head_path, head, base.fingerprint)
 
 
-def _starting_head(run: RunDir, config: Config, base: Base) -> dict[str, torch.Tensor]:
+def starting_head(run: RunDir, config: Config, base: Base) -> dict[str, torch.Tensor]:
+    """The public head from which stage 1 starts; none if it starts from a random one."""
     if config.stage.head != "public":
         return {}
     return read_public_head(run.head_path, base.fingerprint)
 
 
-def _digest_of(head: Mapping[str, torch.Tensor]) -> Digest | None:
+def digest_of(head: Mapping[str, torch.Tensor]) -> Digest | None:
+    """Digest of a starting head, None for none."""
     return tensors_digest(head) if head else None
 
 

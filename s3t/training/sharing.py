@@ -1,10 +1,11 @@
 """What machines that share no folder get to know of a run: over the store, beside the nodes.
 
-    main process     RUN ──► URL/run/{base/…, base_head.safetensors, hits.json}, then plan.json
+    main process     RUN ──► URL/run/{base/…, base_head.safetensors, gone.json, hits.json},
+                             then plan.json
     other machines   URL/run/… ──► RUN of their own, marked ``joined``: all but the ledger
 
-Nothing private is sent: the plan holds digests of slices, the hits are numbers of slices. Each
-machine reads the data itself, from where its own config says.
+Nothing private is sent: the plan holds digests of slices, the hits are numbers of slices, and who
+is gone is told by keyed hashes. Each machine reads the data itself, from where its own config says.
 
 Invariant: what arrives is believed only as far as it proves itself, when the run is opened: the
 plan by its digest, the base by its fingerprint, the head by its proof, the data by the digests of
@@ -22,6 +23,7 @@ from s3t.errors import InputError, IntegrityError
 from s3t.plan import Plan
 from s3t.run import RunDir
 from s3t.store import Depot, write_durably
+from s3t.types import Digest
 
 __all__ = ["finished", "join", "joined", "publish"]
 
@@ -38,27 +40,36 @@ def publish(run: RunDir) -> None:
     depot = run.store.depot
     if depot is None:
         return
-    plan, hits = run.plan_path.read_bytes(), run.hits()
-    kept = _got(depot, _PLAN)
-    if kept is not None and kept != plan:
-        raise InputError(
-            f"{depot.url} keeps the nodes of another run: give an empty place with store.url=URL, "
-            "or the config and data of that run"
+    found = run.trained_plan()
+    plan, kept, told = found.to_json().encode(), _got(depot, _PLAN), run.told()
+    with run.ledger() as ledger:
+        views = {made.digest: made.view for made in ledger.generations()}
+        if kept is not None and _digest_in(kept) not in views:
+            raise InputError(
+                f"{depot.url} keeps the nodes of another run: give an empty place with "
+                "store.url=URL, or the config and data of that run"
+            )
+        hits = (
+            {(shard, part) for shard, part, _ in ledger.hits(views.get(told[0], 0))}
+            if told
+            else set()
         )
-    forgotten = (run.told_hits() or set()) - hits
+    forgotten = told[1] - hits if told else set()
     if forgotten:
         raise IntegrityError(
             f"{depot.url} knows of deletions in {len(forgotten)} slices that the ledger of "
             f"{run.root} does not hold: restore the ledger, or start a new run with another "
             "store.url"
         )
-    run.tell_hits(hits)
+    run.tell_gone(run.gone())
+    run.tell(found.digest, run.hits())
     if kept is None:
         if run.base_path.is_dir():
             for path in sorted(run.base_path.iterdir()):
                 depot.put(f"{_BASE}/{path.name}", path.read_bytes())
         if run.head_path.is_file():
             depot.put(_HEAD, run.head_path.read_bytes())
+    if kept != plan:
         depot.put(_PLAN, plan)
 
 
@@ -73,14 +84,13 @@ def finished(config: Config) -> bool:
     """Whether a published run has every node that no deletion has hit."""
     run = RunDir(config.run_dir, anchored(config).store)
     assert run.store.depot is not None
-    plan = _got(run.store.depot, _PLAN)
-    if plan is None:
+    text, told = _got(run.store.depot, _PLAN), run.told()
+    if text is None or told is None:
         return False
-    hits, there = run.told_hits() or set(), run.store.keys()
-    nodes = Plan.from_json(plan.decode(errors="replace")).forest
-    return all(
-        node.key in there or any((node.shard, part) in hits for part in node.prefix)
-        for node in nodes
+    plan, there = Plan.from_json(text.decode(errors="replace")), run.store.keys()
+    return plan.digest == told[0] and all(
+        node.key in there or any((node.shard, part) in told[1] for part in node.prefix)
+        for node in plan.forest
     )
 
 
@@ -123,6 +133,10 @@ def _fetch_base(run: RunDir, depot: Depot) -> None:
     for name in names:
         write_durably(temporary / Path(name).name, depot.get(f"{_BASE}/{name}"))
     temporary.rename(run.base_path)
+
+
+def _digest_in(plan: bytes) -> Digest:
+    return Plan.from_json(plan.decode(errors="replace")).digest
 
 
 def _got(depot: Depot, name: str) -> bytes | None:

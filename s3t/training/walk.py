@@ -8,9 +8,11 @@
 There are no stages to wait for and no process that leads: all read the store, claim what is ready
 and train it, until nothing is left. Processes may be on other machines, and may die.
 
+A repair is the same walk over a plan of the samples left (``renewal.py``): what survives is there.
+
 Invariants: a node is trained when its key is missing from the store, so a killed walk goes on
 where it was; a node whose lineage holds a deleted sample is never trained; neither the number of
-machines, processes or workers changes a byte.
+machines, processes or workers changes a byte. The ledger learns of every node by its weights.
 """
 
 from __future__ import annotations
@@ -30,14 +32,18 @@ from accelerate.utils import tqdm
 
 from s3t.config import Config, anchored
 from s3t.errors import S3TError
+from s3t.ledger import Gone
 from s3t.plan.trie import Node
+from s3t.purging import purge
 from s3t.run import RunDir
 from s3t.training.board import Board
 from s3t.training.claims import Alone, Claims, Leases
 from s3t.training.place import Place, by_itself
 from s3t.training.pool import Inline, Pool, Workers, worker_count
 from s3t.training.preparation import prepare
+from s3t.training.renewal import Renewal, renew, take_effect
 from s3t.training.sharing import finished, join, joined, publish
+from s3t.training.witness import Witness
 from s3t.training.workshop import one_thread, steps_of
 from s3t.types import NodeKey, Slot
 
@@ -61,6 +67,7 @@ class Report:
             process itself in those of the others.
         found: nodes that were there already.
         skipped: nodes left out because a deletion has hit them.
+        added: samples taken in.
         seconds: wall time.
         processes, workers: how the work was spread.
     """
@@ -70,6 +77,7 @@ class Report:
     trained: int
     found: int
     skipped: int
+    added: int
     seconds: float
     processes: int
     workers: int
@@ -82,17 +90,22 @@ class Report:
         )
 
 
-def train(config: Config) -> Report:
+def train(config: Config, *, renewal: Renewal | None = None, without: Gone | None = None) -> Report:
     """Train every node of a config's plan that is missing; the main job.
 
     Under ``accelerate launch`` all processes call it. Killed at any moment and called again, it
     goes on without training a finished node twice, and ends with the same bytes.
 
+    Args:
+        config: of a new run, or that of one to go on with.
+        renewal: plan the run anew first, on what is left of its samples.
+        without: samples that a new run must never see, though the data hold them.
+
     Raises:
-        S3TError: see ``prepare``; or a stage diverged, or workers died.
+        S3TError: see ``prepare`` and ``renew``; or a stage diverged, or workers died.
     """
     started = time.monotonic()
-    place = Place.found()
+    place, added = Place.found(), 0
     accelerator, device = _accelerator(config, place)
     with ExitStack() as stack:
         stack.enter_context(one_thread(device))
@@ -105,13 +118,19 @@ def train(config: Config) -> Report:
         if claims is not None:
             stack.callback(claims.close)
         if place.main:
-            run = _prepared(config, device, claims)
+            added = _prepared(config, device, claims, renewal, without)
         else:
             assert claims is not None
-            run = _met(config, place, claims)
+            _meet(config, place, claims, renewal is not None)
+        run = RunDir.existing(config.run_dir)
         counts = _Walk(config, accelerator, run, place, claims or Alone(), pool).go()
+        if place.main:
+            take_effect(run)
+            if renewal is not None:
+                purge(run, locked=True)
     return Report(
         run=str(run.root),
+        added=added,
         seconds=round(time.monotonic() - started, 3),
         processes=place.processes,
         workers=pool.size,
@@ -134,7 +153,9 @@ class _Walk:
         self.config, self.accelerator, self.run = config, accelerator, run
         self.place, self.claims, self.pool = place, claims, pool
         self.pause = claims.pause
-        self.forest = run.plan().forest
+        self.plan = run.trained_plan()
+        self.forest = self.plan.forest
+        self.witness = Witness(run) if place.main else None
         self._board = Board(self.forest, self._cost, 1)
         self._there: set[NodeKey] = set()
         self._hits: set[Slot] = set()
@@ -163,6 +184,8 @@ class _Walk:
                 self.pool.train(self, self._bar.update)
             if self.place.main:
                 self.accelerator.end_training()
+        if self.witness is not None:
+            self.witness.close(self._there)
         if self.place.main and isinstance(self.claims, Leases):
             self.claims.clear()
         came = sum(key in self._there for key in todo)
@@ -224,7 +247,7 @@ class _Walk:
         self._away = {*self.claims.away()}
         self._hits = self.run.hits()
         if self.place.main and self.run.store.depot is not None and self._hits != self._told:
-            self.run.tell_hits(self._hits)
+            self.run.tell(self.plan.digest, self._hits)
             self._told = self._hits
         fresh = self.claims.shared or not self._there
         # what goes away meanwhile is met by who builds upon it, as damage
@@ -233,6 +256,8 @@ class _Walk:
 
     def _note(self, there: set[NodeKey]) -> None:
         self._there = there
+        if self.witness is not None:
+            self.witness.see(there)
         for key in self._board.mark(there, self._hits):
             if self._bar is not None:
                 self._log(key)
@@ -292,27 +317,40 @@ def _pool(config: Config, device: torch.device, place: Place) -> Pool:
     return Inline(device, shared) if size == 1 else Workers(size, shared)
 
 
-def _prepared(config: Config, device: torch.device, claims: Leases | None) -> RunDir:
-    """The run, prepared by this process, the main one."""
+def _prepared(
+    config: Config,
+    device: torch.device,
+    claims: Leases | None,
+    renewal: Renewal | None,
+    without: Gone | None,
+) -> int:
+    """Prepare the run, or plan it anew, as the main process; returns the samples taken in."""
+    added = 0
     if claims is not None:
         claims.open()
     silent = _silent() or config.model.adapt is None
-    with tqdm(desc="adapting the base", unit="step", disable=silent) as bar:
-        prepare(config, device, lambda done, total: _advance(bar, done, total))
+    run = RunDir(config.run_dir)
+    if renewal is None:
+        with tqdm(desc="adapting the base", unit="step", disable=silent) as bar:
+            prepare(config, device, lambda done, total: _advance(bar, done, total), without)
+    else:
+        added = renew(run, device, renewal)
     run = RunDir(config.run_dir)
     run.store.sweep(0 if claims is None else _STALE)
     publish(run)
     if claims is not None:
         claims.ready()
-    return run
+    return added
 
 
-def _met(config: Config, place: Place, claims: Leases) -> RunDir:
-    """The run that the main process has prepared, here or on another machine."""
+def _meet(config: Config, place: Place, claims: Leases, renewed: bool) -> None:
+    """Wait for the run that the main process prepares, here or on another machine."""
     run = RunDir(config.run_dir)
 
     def needless() -> bool:
         """The run lies here with its ledger, or all of it is trained."""
+        if renewed:
+            return False
         if run.prepared and not run.joined:
             return True
         return config.store.url is not None and not place.beside_main and finished(config)
@@ -330,7 +368,6 @@ def _met(config: Config, place: Place, claims: Leases) -> RunDir:
         while not joined(RunDir(config.run_dir)):  # the first process of this machine is at it
             time.sleep(claims.pause)
     claims.open()
-    return RunDir.existing(config.run_dir)
 
 
 def _forget_trunk(config: Config, place: Place) -> None:

@@ -66,7 +66,8 @@ class Workshop:
         self.material = material
         config = material.config
         kept, shelf = config.training.trunk_cache, None
-        if kept == "disk" or (kept == "auto" and shared):
+        sealed = config.store.encrypt  # then nothing of a private row lies on disk in plain
+        if kept == "disk" or (kept == "auto" and shared and not sealed):
             contents = [sample.content for sample in material.samples]
             shelf = Shelf(material.run.trunk_path, material.plan.base, contents)
         self.trainer = StageTrainer(
@@ -144,8 +145,7 @@ class Workshop:
     def _publish(self, trained: Trained) -> None:
         material = self.material
         node = material.plan.forest[trained.key]
-        hits = material.run.hits()
-        if any((node.shard, part) in hits for part in node.prefix):
+        if self._is_hit(node):
             return
         meta = NodeMeta(
             key=node.key,
@@ -158,3 +158,9 @@ class Workshop:
             score=trained.score,
         )
         material.store.write(meta, trained.tensors)
+        if self._is_hit(node):  # since; and a purge may have gone by between the two looks
+            material.store.remove([node.key])
+
+    def _is_hit(self, node: Node) -> bool:
+        hits = self.material.run.hits()
+        return any((node.shard, part) in hits for part in node.prefix)

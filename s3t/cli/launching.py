@@ -1,0 +1,26 @@
+"""Commands that train, handed to ``accelerate launch``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+__all__ = ["launch"]
+
+
+def launch(arguments: list[str], options: list[str]) -> int:
+    """Run ``accelerate launch OPTIONS -m s3t.train ARGUMENTS``; returns its exit code."""
+    from s3t.train import EXIT_CODE
+    from s3t.training.launching import launch_command
+
+    command, environment = launch_command(arguments, options)
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "code"
+        environment |= {EXIT_CODE: str(told)}
+        process = subprocess.Popen(command, env={**os.environ, **environment})
+        signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+        code = process.wait()
+        return int(told.read_text()) if code and told.exists() else code

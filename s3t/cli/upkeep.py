@@ -1,0 +1,161 @@
+"""Commands that look after a run: repair it, add to it, purge it, read its log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from s3t.cli.commands import AsJson, RunPath, app
+from s3t.cli.launching import launch
+from s3t.cli.output import print_json, quiet
+from s3t.cli.tables import log_line, purge_lines, stored_receipt_lines
+from s3t.cli.words import split_launch
+from s3t.errors import InputError
+
+__all__: list[str] = []
+
+_TRAINS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(context_settings=_TRAINS)
+def repair(
+    context: typer.Context,
+    run: RunPath,
+    if_due: Annotated[
+        bool, typer.Option("--if-due", help="only if the config's policy says so")
+    ] = False,
+    watch: Annotated[
+        float | None, typer.Option(min=1, help="stay, and look every so many seconds if it is due")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Plan a run again on what is left, train what is missing, purge what is dead.
+
+    Who serves the run goes on, and takes new nodes up as they come. Killed at any moment and
+    started again, it goes on where it was. Options that s3t does not know, such as
+    --num_processes 2, are passed on to accelerate launch.
+    """
+    more, options = split_launch(context.args)
+    if more:
+        raise InputError(f"s3t repair takes no {more[0]!r}: the run's own config counts")
+    if not if_due and watch is None:
+        _renew("repair", run, [], options, as_json)
+        return
+    while True:
+        why = _due(run)
+        if why is None and watch is None:
+            if as_json:
+                print_json({"run": str(run), "due": None})
+            else:
+                print(f"{run}: not due")
+            return
+        if why is not None:
+            print(f"s3t: {run} is repaired: {why}", file=sys.stderr)
+            _renew("repair", run, [], options, as_json)
+        if watch is None:
+            return
+        time.sleep(watch)
+
+
+@app.command(context_settings=_TRAINS)
+def add(context: typer.Context, run: RunPath, as_json: AsJson = False) -> None:
+    """Take in new samples: s3t add RUN [FILE]... [accelerate launch options].
+
+    New are the rows of the private data, and of the files named (read from now on), that the run
+    does not hold. Only nodes that contain their slices are trained; until that is done the run
+    serves what it did.
+    """
+    files, options = split_launch(context.args)
+    _renew("add", run, files, options, as_json)
+
+
+@app.command()
+def purge(
+    run: RunPath,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show it, remove nothing")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove dead nodes, caches and the rows of deleted samples; report what is out of reach."""
+    with quiet():
+        from s3t.purging import purge as remove
+        from s3t.run import RunDir
+
+        found = remove(RunDir.existing(run), dry_run=dry_run)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        for line in purge_lines(found):
+            print(line)
+
+
+@app.command()
+def receipt(
+    run: RunPath,
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="of the deletion")],
+    as_json: AsJson = False,
+) -> None:
+    """Show the receipt of a deletion, as the log of the run holds it."""
+    from s3t.run import RunDir
+
+    with RunDir.existing(run).ledger() as ledger:
+        found = ledger.receipt(request_id)
+    if as_json:
+        print_json(found)
+    else:
+        for line in stored_receipt_lines(found):
+            print(line)
+
+
+@app.command()
+def log(run: RunPath, as_json: AsJson = False) -> None:
+    """List all that was done to a run; with --json, JSON lines with digests and signatures."""
+    from s3t.run import RunDir
+
+    with RunDir.existing(run).ledger() as ledger:
+        for entry in ledger.log():
+            if as_json:
+                print_json(asdict(entry))
+            else:
+                print(log_line(entry))
+
+
+def _due(run: Path) -> str | None:
+    """Why a run is due for repair."""
+    from s3t.forgetting import Forgetting
+    from s3t.repairing import reason
+    from s3t.run import RunDir
+
+    forgetting = Forgetting(RunDir.existing(run))
+    try:
+        return reason(forgetting)
+    finally:
+        forgetting.close()
+
+
+def _renew(what: str, run: Path, files: list[str], options: list[str], as_json: bool) -> None:
+    from s3t.run import RunDir
+
+    existing = RunDir.existing(run)
+    config = existing.config().model_copy(update={"output": str(existing.root)})
+    if options:
+        with quiet():
+            code = launch([what, str(run), *files], options)
+        if code:
+            raise typer.Exit(code)
+        if as_json:
+            print_json({"run": str(run)})
+        return
+    with quiet():
+        from s3t.training.renewal import Renewal
+        from s3t.training.walk import train
+
+        report: Any = train(config, renewal=Renewal(what == "add", tuple(files)))
+    if as_json:
+        print_json(asdict(report))
+    else:
+        print(report.sentence())

@@ -1,0 +1,217 @@
+"""What is dead leaves the disk: nodes, caches, rows. And a report of what could not be reached.
+
+    ledger, plan ─► dead nodes ─► data keys, files here and at the URL ─┐
+                    trunk, half-written files ──────────────────────────┼─► ledger: rows ─► hashes,
+                    rows of deleted samples ────────────────────────────┘          entry in the log
+
+Invariant: what is told as gone is gone, durably; the ledger tells of it last. Killed anywhere, the
+same command finishes it. The user's own files are read, and never written.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from glob import glob
+from typing import Any
+
+from s3t.config import Config
+from s3t.data import label_names, load_private
+from s3t.errors import InputError, S3TError
+from s3t.ledger import Gone, Ledger
+from s3t.run import RunDir
+from s3t.types import NodeKey
+
+__all__ = ["Purge", "Store", "purge"]
+
+_OUT_OF_REACH = (
+    "backups and copies of the run or of its store (with store.encrypt their dead nodes cannot be "
+    "read any more)",
+    "the memory of a process that serves the run, until its next answer or view",
+    "what was downloaded or exported elsewhere, and answers given before",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """One place that a purge looked at.
+
+    Attributes:
+        name: what it holds.
+        where: path or URL.
+        found: how many things of deleted samples were there.
+        purged: how many of them are gone now.
+        note: what to know about the rest; empty if there is nothing.
+    """
+
+    name: str
+    where: str
+    found: int
+    purged: int
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Purge:
+    """What a purge did.
+
+    Attributes:
+        run: the run directory.
+        view: the ledger's view that it is of.
+        dry_run: nothing was removed.
+        nodes: keys of the dead nodes that were there, sorted.
+        stores: every place that the run writes to.
+        own_files: the user's own files with rows of deleted samples, and how many each.
+        out_of_reach: what no purge of a run can reach.
+    """
+
+    run: str
+    view: int
+    dry_run: bool
+    nodes: tuple[NodeKey, ...]
+    stores: tuple[Store, ...]
+    own_files: tuple[tuple[str, int], ...]
+    out_of_reach: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
+    """Remove all of deleted samples that the run has made, and report it.
+
+    Dead are nodes that are in no plan any more or whose lineage holds a slice that was hit.
+
+    Args:
+        run: a prepared run.
+        dry_run: look, and remove nothing.
+        locked: the caller holds the training lock.
+
+    Raises:
+        InputError: the run was prepared elsewhere.
+        IntegrityError: the plan, the ledger or the key ring is damaged; nothing was removed.
+        S3TError: a place cannot be reached or written; what is gone by then is told next time.
+    """
+    with ExitStack() as stack:
+        ledger = stack.enter_context(run.ledger())
+        alone = locked or _held(run, stack)
+        gone = ledger.gone()
+        doomed = _dead(run, ledger)
+        stores = [_nodes(run, doomed, dry_run), *_caches(run, alone, dry_run)]
+        rows = ledger.unpurged()
+        nodes = sorted(doomed.there | (set(ledger.nodes()) & doomed.keys))
+        if not dry_run and (nodes or rows or any(store.found for store in stores)):
+            told = {store.name: store.purged for store in stores if store.found}
+            ledger.purge(nodes, {"stores": told})
+        ledger_rows = "ids, subjects and digests of deleted samples; keyed hashes stay"
+        where = str(run.ledger_path)
+        stores.append(Store("ledger", where, rows, 0 if dry_run else rows, ledger_rows))
+        return Purge(
+            run=str(run.root),
+            view=gone.view,
+            dry_run=dry_run,
+            nodes=tuple(sorted(doomed.there)),
+            stores=tuple(stores),
+            own_files=tuple(_own_files(run.config(), gone)),
+            out_of_reach=_OUT_OF_REACH,
+        )
+
+
+def _held(run: RunDir, stack: ExitStack) -> bool:
+    """Whether no training is at work, and none begins before ``stack`` is closed."""
+    try:
+        stack.enter_context(run.training_lock())
+    except InputError:
+        raise
+    except S3TError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Doomed:
+    """Dead nodes: all keys that must not be readable any more, and those in the store."""
+
+    keys: frozenset[NodeKey]
+    there: frozenset[NodeKey]
+
+
+def _dead(run: RunDir, ledger: Ledger) -> _Doomed:
+    """All nodes but those that live in the plan in force, or are wanted by the newest plan."""
+    kept: set[NodeKey] = set()
+    known: set[NodeKey] = set(ledger.nodes())
+    serving = run.planned(lambda: ledger.state().plan), ledger.state()
+    training = run.planned(lambda: ledger.newest().plan), ledger.newest()
+    for plan, state in (serving, training):
+        hits = set(state.hits)
+        for node in plan.forest:
+            known.add(node.key)
+            if not any((node.shard, part) in hits for part in node.prefix):
+                kept.add(node.key)
+    there = run.store.keys()
+    return _Doomed(frozenset((known | there) - kept), frozenset(there - kept))
+
+
+def _nodes(run: RunDir, doomed: _Doomed, dry_run: bool) -> Store:
+    store = run.store
+    where = str(store.root) if store.depot is None else f"{store.depot.url} and {store.root}"
+    note = [f"not ours, left alone: {name}" for name in store.strays()]
+    purged = 0
+    if not dry_run:
+        removal = store.remove(doomed.keys)
+        purged = len(doomed.there)
+        strange = len(removal.unknown & doomed.there)
+        if store.sealer is not None and not strange:
+            note.insert(0, "their data keys are destroyed, so backups of the run forget them too")
+        elif store.sealer is not None:
+            note.insert(0, f"{strange} of them had no data key in the key ring: their backups stay")
+    return Store("nodes", where, len(doomed.there), purged, "; ".join(note))
+
+
+def _caches(run: RunDir, alone: bool, dry_run: bool) -> Iterator[Store]:
+    """Hidden states of private rows, and what killed writers left half-written."""
+    busy = "" if alone else "a training is at work here: it removes them at its end"
+    files = sum(path.is_file() for path in run.trunk_path.rglob("*"))
+    if alone and not dry_run:
+        shutil.rmtree(run.trunk_path, ignore_errors=True)
+    left = sum(path.is_file() for path in run.trunk_path.rglob("*"))
+    yield Store("activations", str(run.trunk_path), files, files - left, busy if files else "")
+    half = [path for path in run.root.glob(".*.tmp") if path.is_file()]
+    swept = 0
+    if alone and not dry_run:
+        for path in half:
+            path.unlink(missing_ok=True)
+        swept = len(half) + run.store.sweep()
+    found = max(len(half), swept)
+    yield Store("half-written files", str(run.root), found, swept, busy if found else "")
+
+
+def _own_files(config: Config, gone: Gone) -> Iterator[tuple[str, int]]:
+    """The user's files that still hold rows of deleted samples, with the number of those."""
+    source = config.data.private
+    patterns = (source.files,) if isinstance(source.files, str) else source.files or ()
+    files = [name for pattern in patterns for name in sorted(glob(pattern)) or [pattern]]
+    if not files or source.format == "imagefolder":
+        named = source.name or ", ".join(files) or f"the embedded {source.format}"
+        sources = [(f"data.private ({named})", config)]
+    else:
+        sources = [(name, _reading(config, name)) for name in files]
+    labels = label_names(config) if len(gone) else ()
+    for name, reading in sources:
+        if not len(gone):
+            continue
+        try:
+            held = sum(one.id in gone for one in load_private(reading, labels).samples)
+        except InputError as error:
+            yield f"{name} (cannot be read: {error})", 0
+            continue
+        if held:
+            yield name, held
+
+
+def _reading(config: Config, name: str) -> Config:
+    private = config.data.private.model_copy(update={"files": name})
+    return config.model_copy(update={"data": config.data.model_copy(update={"private": private})})

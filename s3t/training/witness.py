@@ -1,0 +1,60 @@
+"""Tells the ledger of nodes as they come: by the digest of their weights.
+
+    store: <key>.safetensors ──key, weights──► ledger: nodes ──at the end──► one digest in the log
+
+Invariant: a key says what a node has seen, not which weights came of it. The ledger says that, from
+the moment at which the node was first seen here; so weights that are put in another's place later
+are found out, even if all digests within the file are made anew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+
+from s3t.errors import DamagedNodeError
+from s3t.run import RunDir
+from s3t.types import Digest, NodeKey
+
+__all__ = ["Witness"]
+
+_EVERY = 5.0
+"""Seconds between two announcements: each is a transaction, and a new view for who serves."""
+
+
+class Witness:
+    """The main process's memory of which nodes the ledger knows.
+
+    Args:
+        run: a prepared run with its ledger.
+    """
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        with run.ledger() as ledger:
+            self._known = set(ledger.nodes())
+        self._told = float("-inf")
+
+    def see(self, there: Collection[NodeKey]) -> None:
+        """Nodes are in the store; now and then the new ones are announced."""
+        if time.monotonic() - self._told >= _EVERY and not self._known.issuperset(there):
+            self._announce(there)
+
+    def close(self, there: Collection[NodeKey]) -> None:
+        """Announce what is left, and put one digest over all nodes into the log."""
+        if not self._known.issuperset(there):
+            self._announce(there)
+        with self._run.ledger() as ledger:
+            ledger.seal()
+
+    def _announce(self, there: Collection[NodeKey]) -> None:
+        found: dict[NodeKey, Digest] = {}
+        for key in sorted({*there} - self._known):
+            try:
+                found[key] = self._run.store.meta(key).weights
+            except DamagedNodeError:
+                continue  # whoever needs it says so
+        with self._run.ledger() as ledger:
+            ledger.announce(found)
+        self._known.update(found)
+        self._told = time.monotonic()

@@ -1,0 +1,301 @@
+"""Purge: what is dead is gone, from files, from the ledger, and from backups of sealed runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s3t.config import Config
+from s3t.errors import DamagedNodeError, InputError, S3TError
+from s3t.ledger import Ledger
+from s3t.purging import purge
+from s3t.run import RunDir
+from s3t.service import S3T
+from s3t.training.walk import train
+from s3t.types import NodeKey
+from tests.small_runs import Make, dead_keys, forget, nodes, person_rows, small_configs, write_csv
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    return small_configs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    config = small_configs(tmp_path_factory.mktemp("trained"))()
+    train(config)
+    return config
+
+
+@pytest.fixture
+def run(trained: Config, tmp_path: Path) -> RunDir:
+    """A copy of a small run; its data lie where they lay."""
+    return RunDir(shutil.copytree(trained.run_dir, tmp_path / "run"))
+
+
+def holds(folder: Path, text: str) -> list[str]:
+    """Files that hold a text in their bytes."""
+    return [
+        str(path.relative_to(folder))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and text.encode() in path.read_bytes()
+    ]
+
+
+def delete(run: RunDir, *people: str, request_id: str | None = None) -> Any:
+    with S3T.load(run.root) as service:
+        return service.deactivate(subjects=people, request_id=request_id)
+
+
+def test_what_is_dead_is_gone_and_told(run: RunDir) -> None:
+    delete(run, "p03", request_id="r")
+    dead = {node.key for node in run.plan().forest} - living(run)
+    assert 0 < len(dead) < 8
+    (run.root / "trunk").mkdir()
+    (run.root / "trunk" / "rows").write_bytes(b"hidden states")
+    (run.root / ".plan.json.1.aa.tmp").write_bytes(b"half")
+    seen = purge(run, dry_run=True)
+    assert set(seen.nodes) == dead and seen.dry_run
+    assert {s.name: (s.found, s.purged) for s in seen.stores} == {
+        "nodes": (len(dead), 0),
+        "activations": (1, 0),
+        "half-written files": (1, 0),
+        "ledger": (3, 0),
+    }
+    assert dead <= run.store.keys(), "a dry run removes nothing"
+    found = purge(run)
+    assert set(found.nodes) == dead
+    assert all(store.found == store.purged for store in found.stores)
+    assert run.store.keys() == living(run)
+    assert not (run.root / "trunk").exists() and not list(run.root.glob(".*.tmp"))
+    assert [rows for _, rows in found.own_files] == [3] and "private.csv" in found.own_files[0][0]
+    with run.ledger() as ledger:
+        assert set(ledger.nodes()) == living(run)
+        kinds = [entry.kind for entry in ledger.log()]
+        assert kinds == [
+            "samples",
+            "plan",
+            "force",
+            "nodes",
+            "deletion",
+            "effective",
+            "purge",
+            "nodes",
+        ]
+        assert ledger.receipt("r")["purged_at"] is not None
+    again = purge(run)
+    assert not again.nodes and not any(store.found for store in again.stores)
+    with run.ledger() as ledger:
+        assert len(list(ledger.log())) == 8, "a purge of nothing leaves no trace"
+
+
+def living(run: RunDir) -> set[NodeKey]:
+    with run.ledger() as ledger:
+        hits = set(ledger.state().hits)
+    return {
+        node.key
+        for node in run.plan().forest
+        if not any((node.shard, part) in hits for part in node.prefix)
+    }
+
+
+def test_no_id_of_a_purged_sample_is_left_in_any_byte_of_the_run(run: RunDir) -> None:
+    delete(run, "p03")
+    names = ["s030", "s031", "s032", "p03"]
+    assert any(holds(run.root, name) for name in names)
+    purge(run)
+    for name in names:
+        assert holds(run.root, name) == [], "not in free pages, not in the write-ahead log"
+    assert holds(run.root, "s040"), "others stay"
+
+
+def test_a_reader_that_holds_the_ledger_open_does_not_hinder(run: RunDir) -> None:
+    with S3T.load(run.root) as service:
+        service.predict([{"text": "person 4 says 5"}])
+        service.deactivate(subjects=["p03"])
+        service.purge()
+        assert service.predict([{"text": "person 4 says 5"}])
+        assert not [name for name in ("s030", "p03") if holds(run.root, name)]
+        assert not dead_in_memory(service)
+
+
+def dead_in_memory(service: S3T) -> set[str]:
+    assert service._model is not None
+    return {key for key in service._model._tensors if not service._forgetting.is_alive(key)}
+
+
+def test_purged_samples_stay_known_as_deleted(run: RunDir) -> None:
+    first = delete(run, "p03", request_id="r")
+    purge(run)
+    with S3T.load(run.root) as service:
+        view = service.status().view
+        assert service.status().samples == 48 and service.status().deleted == 3
+        again = service.deactivate(["s030"], ["p03"])
+        assert (again.deleted, again.already_deleted, again.view) == ((), ("s030",), view)
+        replayed = service.deactivate(subjects=["p03"], request_id="r")
+        assert (replayed.view, replayed.nodes_dead) == (first.view, first.nodes_dead)
+        with pytest.raises(InputError, match="s033"):
+            service.deactivate(["s033"])
+
+
+def test_the_data_may_still_hold_purged_rows(make: Make, tmp_path: Path) -> None:
+    config = make()
+    train(config)
+    run = RunDir(config.run_dir)
+    forget(config, "p03")
+    purge(run)
+    key = next(iter(run.store.keys()))
+    before = nodes(config)
+    run.store.path(key).unlink()
+    assert train(config).trained == 1
+    assert nodes(config) == before
+    write_csv(tmp_path / "private.csv", [row for row in person_rows() if row["who"] != "p03"])
+    run.store.path(key).unlink()
+    assert train(config).trained == 1
+    assert nodes(config) == before
+    assert purge(run).own_files == ()
+
+
+def test_counters_hold_after_a_purge_and_an_addition(run: RunDir) -> None:
+    delete(run, "p03")
+    with run.ledger() as ledger:
+        before = ledger.persons(), ledger.counts()
+    purge(run)
+    with run.ledger() as ledger:
+        assert (ledger.persons(), ledger.counts()) == before
+
+
+def test_a_training_at_work_keeps_its_caches(run: RunDir) -> None:
+    delete(run, "p03")
+    (run.root / "trunk").mkdir()
+    (run.root / "trunk" / "rows").write_bytes(b"hidden states")
+    with RunDir(run.root).training_lock():
+        found = purge(run)
+        assert found.nodes and (run.root / "trunk" / "rows").exists()
+        store = next(store for store in found.stores if store.name == "activations")
+        assert (store.found, store.purged) == (1, 0) and "a training is at work" in store.note
+    assert not any(store.found - store.purged for store in purge(run).stores)
+
+
+def test_files_that_are_not_ours_are_named_and_left(run: RunDir) -> None:
+    delete(run, "p03")
+    (run.store.root / "notes.txt").write_text("mine")
+    store = purge(run).stores[0]
+    assert "notes.txt" in store.note and (run.store.root / "notes.txt").exists()
+
+
+def test_a_node_of_no_plan_is_purged(run: RunDir) -> None:
+    key = next(iter(run.store.keys()))
+    stranger = run.store.root / f"{'ab' * 32}.safetensors"
+    shutil.copy(run.store.path(key), stranger)
+    assert purge(run).nodes == ("ab" * 32,)
+    assert not stranger.exists()
+
+
+def sealed(make: Make, tmp_path: Path) -> Config:
+    return make(store={"encrypt": True, "keys": str(tmp_path / "ring" / "run.keys")})
+
+
+def test_a_backup_of_a_sealed_run_forgets_too(make: Make, tmp_path: Path) -> None:
+    config = sealed(make, tmp_path)
+    train(config)
+    run = RunDir(config.run_dir)
+    forget(config, "p03")
+    dead, alive = dead_keys(config), living(run)
+    backup = tmp_path / "backup"
+    shutil.copytree(run.root, backup)
+    assert all(RunDir(backup).store.read(key) for key in dead), "before the purge it can be read"
+    found = purge(run)
+    assert "data keys are destroyed" in found.stores[0].note
+    shutil.rmtree(run.root)
+    shutil.copytree(backup, run.root)  # restored: the dead nodes lie there again
+    assert dead <= run.store.keys()
+    for key in dead:
+        with pytest.raises(DamagedNodeError, match="data key"):
+            RunDir(run.root).store.read(key)
+    assert all(RunDir(run.root).store.read(key) for key in alive)
+    with S3T.load(run.root) as service:
+        assert service.predict([{"text": "person 4 says 5"}])
+
+
+def test_a_plain_backup_does_not_forget(make: Make, tmp_path: Path) -> None:
+    """Why there is encryption: what purge says of backups is so."""
+    config = make()
+    train(config)
+    forget(config, "p03")
+    dead = dead_keys(config)
+    backup = shutil.copytree(config.run_dir, tmp_path / "backup")
+    found = purge(RunDir(config.run_dir))
+    assert any("backups" in place for place in found.out_of_reach)
+    assert all(RunDir(backup).store.read(key) for key in dead)
+
+
+@pytest.mark.parametrize("step", ["nodes", "ledger"])
+def test_killed_between_two_steps_it_is_finished_by_the_next(
+    run: RunDir, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete(run, "p03")
+
+    def die(*arguments: Any, **more: Any) -> None:
+        raise S3TError("killed")
+
+    with monkeypatch.context() as patched:
+        if step == "nodes":
+            patched.setattr("s3t.purging._caches", die)
+        else:
+            patched.setattr(Ledger, "purge", die)
+        with pytest.raises(S3TError, match="killed"):
+            purge(run)
+    assert run.store.keys() == living(run)
+    with run.ledger() as ledger:
+        assert ledger.unpurged() == 3 and len(ledger.nodes()) == 8, "not told as done"
+    purge(run)
+    with run.ledger() as ledger:
+        assert ledger.unpurged() == 0 and set(ledger.nodes()) == living(run)
+        told = [entry.body for entry in ledger.log() if entry.kind == "purge"]
+        assert len(told) == 1 and set(told[0]["nodes"]) == {
+            n.key for n in run.plan().forest
+        } - living(run)
+
+
+def test_from_the_command_line(run: RunDir, command: Command) -> None:
+    delete(run, "p03", request_id="r")
+    told = command("purge", run.root, "--dry-run", "--json")
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)["dry_run"] is True
+    done = command("purge", run.root)
+    assert done.returncode == 0, done.stderr
+    assert "holds 3 rows of deleted samples" in done.stdout and "out of reach" in done.stdout
+    shown = command("receipt", run.root, "r")
+    assert shown.returncode == 0 and "purged     20" in shown.stdout
+    receipt = json.loads(command("receipt", run.root, "r", "--json").stdout)
+    assert all(len(one) == 64 for one in receipt["deleted"]) and len(receipt["deleted"]) == 3
+    unknown = command("receipt", run.root, "nobody")
+    assert unknown.returncode == 2 and "no request 'nobody'" in unknown.stderr
+    lines = command("log", run.root).stdout.splitlines()
+    assert [line.split()[2] for line in lines][-3:] == ["effective", "purge", "nodes"]
+    entries = [json.loads(line) for line in command("log", run.root, "--json").stdout.splitlines()]
+    assert [entry["number"] for entry in entries] == list(range(1, 9))
+
+
+def test_the_ledger_is_smaller_by_the_rows(run: RunDir) -> None:
+    delete(run, "p03")
+    purge(run)
+    with sqlite3.connect(run.ledger_path) as connection:
+        left = connection.execute("SELECT COUNT(*) FROM samples").fetchone()
+        gone = connection.execute("SELECT sample, subject FROM forgotten").fetchall()
+    connection.close()
+    assert left == (45,) and len(gone) == 3
+    assert (
+        all(len(one) == len(two) == 64 for one, two in gone) and len({two for _, two in gone}) == 1
+    )
