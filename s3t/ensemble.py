@@ -127,6 +127,18 @@ class Ensemble:
         return found
 
     @torch.inference_mode()
+    def token_log_probabilities(self, rows: Encoded) -> Tensor:
+        """log p of what follows each real token, [n, T, V], −inf at padding; on the CPU."""
+        length = rows.values.shape[1]
+        found = torch.full((len(rows), length, self._vocabulary), -torch.inf)
+        for index, part in self._passes(rows, length):
+            assert part.mask is not None
+            logs = self._aggregate(self._members_apart(self._each(part, self._every_token)))
+            padding = part.mask.cpu().unsqueeze(2) == 0
+            found[index, : logs.shape[1]] = logs.masked_fill(padding, -torch.inf)
+        return found
+
+    @torch.inference_mode()
     def next_token(self, rows: Encoded) -> Tensor:
         """Log probabilities of the token after each row's last real one, [n, V], on the CPU."""
         found = torch.empty((len(rows), self._vocabulary))
@@ -149,6 +161,11 @@ class Ensemble:
         return size
 
     # ── what a row's hidden states become ────────────────────────────────────────────────────
+
+    def _every_token(self, hidden: Tensor, lo: int, mask: Tensor | None) -> Tensor:
+        """Logits of the token after each one, [n, T, V]."""
+        base = self._base
+        return language_logits(base, base.run(hidden, lo, base.depth, base.attention(mask)))
 
     def _tokens(self, hidden: Tensor, lo: int, mask: Tensor | None) -> Tensor:
         """Logits of each next token, [n, T−1, V]."""

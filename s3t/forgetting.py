@@ -53,6 +53,8 @@ class Receipt:
         expected_deletions_left: random requests until exhaustion, expected.
         seconds: time it took, the wait for running predictions included.
         dry_run: whether nothing was committed.
+        hashes, hashes_before: keyed hashes of the ids that it deleted and that were deleted
+            before, as the log names them; sorted.
     """
 
     request_id: str
@@ -65,10 +67,15 @@ class Receipt:
     expected_deletions_left: float
     seconds: float
     dry_run: bool
+    hashes: tuple[str, ...]
+    hashes_before: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
+        """As JSON values, to be kept or logged: samples by their keyed hashes alone."""
+        values = asdict(self)
+        values["deleted"] = values.pop("hashes")
+        values["already_deleted"] = values.pop("hashes_before")
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +257,8 @@ class Forgetting:
             expected_deletions_left=part["expected_deletions_left"],
             seconds=round(time.perf_counter() - started, 6),
             dry_run=dry_run,
+            hashes=tuple(done.receipt["deleted"]),
+            hashes_before=tuple(done.receipt["already_deleted"]),
         )
 
     def status(self) -> Status:

@@ -101,14 +101,15 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
         gone = ledger.gone()
         doomed = _dead(run, ledger)
         stores = [_nodes(run, doomed, dry_run), *_caches(run, alone, dry_run)]
-        rows = ledger.unpurged()
+        rows, kept = ledger.unpurged(), ""
         nodes = sorted(doomed.there | (set(ledger.nodes()) & doomed.keys))
         if not dry_run and (nodes or rows or any(store.found for store in stores)):
             told = {store.name: store.purged for store in stores if store.found}
-            ledger.purge(nodes, {"stores": told})
-        ledger_rows = "ids, subjects and digests of deleted samples; keyed hashes stay"
-        where = str(run.ledger_path)
-        stores.append(Store("ledger", where, rows, 0 if dry_run else rows, ledger_rows))
+            if not ledger.purge(nodes, {"stores": told}):
+                kept = "a process reads an older state of it, whose bytes stay until it ends; "
+        note = f"{kept}ids, subjects and digests of deleted samples; keyed hashes stay"
+        gone_rows = 0 if dry_run else rows
+        stores.append(Store("ledger", str(run.ledger_path), rows, gone_rows, note))
         return Purge(
             run=str(run.root),
             view=gone.view,
@@ -179,11 +180,14 @@ def _caches(run: RunDir, alone: bool, dry_run: bool) -> Iterator[Store]:
         shutil.rmtree(run.trunk_path, ignore_errors=True)
     left = sum(path.is_file() for path in run.trunk_path.rglob("*"))
     yield Store("activations", str(run.trunk_path), files, files - left, busy if files else "")
-    half = [path for path in run.root.glob(".*.tmp") if path.is_file()]
+    half = list(run.root.glob(".*.tmp"))
     swept = 0
     if alone and not dry_run:
         for path in half:
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
         swept = len(half) + run.store.sweep()
     found = max(len(half), swept)
     yield Store("half-written files", str(run.root), found, swept, busy if found else "")

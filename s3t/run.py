@@ -121,6 +121,10 @@ class RunDir:
         """The resolved config."""
         return load_config(self.config_path)
 
+    def here(self) -> Config:
+        """The resolved config, with this directory as its output: a run may have been moved."""
+        return self.config().model_copy(update={"output": str(self.root)})
+
     def plan(self) -> Plan:
         """The plan in force, proved (see ``Plan.from_json``)."""
         if self.joined:

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not words or words[0].startswith("-"):
             raise InputError("usage: accelerate launch -m s3t.train CONFIG [key=value …]")
         renews = words[0] in RENEWALS and len(words) > 1
-        config = RunDir.existing(words[1]).config() if renews else load_config(words[0], words[1:])
+        config = RunDir.existing(words[1]).here() if renews else load_config(words[0], words[1:])
     except S3TError as error:
         return _failed(error, speak=first)
     from s3t.training.renewal import Renewal

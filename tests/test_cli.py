@@ -17,6 +17,7 @@ import yaml
 
 from s3t import cli
 from s3t.cli.words import split_launch
+from s3t.run import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "configs/digits.yaml"
@@ -639,7 +640,8 @@ def test_ids_come_from_words_and_file(digits_run: Path, here: Path, s3t: Run) ->
     (here / "ids.txt").write_text(f"{listed[4]}\n\n  {listed[5]}  \r\n")
     more = ["--ids", f"{listed[0]},{listed[1]}", "--ids", listed[2], "--ids-file", "ids.txt"]
     said = s3t("deactivate", digits_run, *more, "--json")
-    expected = sorted(listed[number] for number in (0, 1, 2, 4, 5))
+    with RunDir.existing(digits_run).ledger() as ledger:
+        expected = sorted(ledger.keyed(listed[number]) for number in (0, 1, 2, 4, 5))
     assert json.loads(said.out)["deleted"] == expected
 
 

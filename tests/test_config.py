@@ -338,3 +338,9 @@ def test_the_config_of_a_run_reads_again(digits_run: Path) -> None:
     config = load_config(path)
     assert config.name == "digits"
     assert dump_config(config) == path.read_text(encoding="utf-8")
+
+
+def test_off_is_off_though_yaml_reads_it_as_false(tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text((ROOT / "configs" / "digits.yaml").read_text(encoding="utf-8"))
+    assert load_config(path, ["training.trunk_cache=off"]).training.trunk_cache == "off"

@@ -222,7 +222,9 @@ def test_status_and_deactivate(digits_run: Path, command: Command) -> None:
     different = {key for key in done if done[key] != dry[key]}
     assert different <= {"seconds", "dry_run"}
     assert (done["request_id"], done["view"]) == ("r-1", 1)
-    assert (done["deleted"], done["already_deleted"]) == (sorted([one, two]), [])
+    with RunDir.existing(digits_run).ledger() as ledger:
+        named = {name: ledger.keyed(name) for name in (one, two)}
+    assert (done["deleted"], done["already_deleted"]) == (sorted(named.values()), [])
     assert done["prefixes"][2]["before"] == status["shards"][2]["prefix"]
     assert [(c["shard"], 1 in c["after"], len(c["after"])) for c in done["prefixes"]] == [
         (0, True, 4),
@@ -239,7 +241,7 @@ def test_status_and_deactivate(digits_run: Path, command: Command) -> None:
     assert done["expected_deletions_left"] == pytest.approx(16 * sum(1 / n for n in range(1, 16)))
 
     again = document(command("deactivate", digits_run, "--ids", one, "--json"))
-    assert (again["deleted"], again["already_deleted"], again["view"]) == ([], [one], 1)
+    assert (again["deleted"], again["already_deleted"], again["view"]) == ([], [named[one]], 1)
     repeated = document(command("deactivate", digits_run, *words))
     assert {k: v for k, v in repeated.items() if k != "seconds"} == {
         k: v for k, v in done.items() if k != "seconds"

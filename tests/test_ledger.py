@@ -263,7 +263,7 @@ class TestMigration:
     def test_a_first_ledger_still_opens(self, path: Path) -> None:
         self.hand_made(path)
         with Ledger.open(path) as ledger:
-            assert (ledger.view(), ledger.hits()) == (2, [(0, 1, 1), (1, 0, 1)])
+            assert (ledger.view(), ledger.hits()) == (2, [(0, 1, 2), (1, 0, 1)])
             assert ledger.counts() == {"samples": 6, "deleted": 4}
             assert ledger.persons() == [SlotPersons(0, 1, 3, 2), SlotPersons(1, 0, 1, 0)]
             assert counted(path) == recount(path)

@@ -64,12 +64,13 @@ def test_what_is_dead_is_gone_and_told(run: RunDir) -> None:
     (run.root / "trunk").mkdir()
     (run.root / "trunk" / "rows").write_bytes(b"hidden states")
     (run.root / ".plan.json.1.aa.tmp").write_bytes(b"half")
+    (run.root / ".base.1.tmp").mkdir()
     seen = purge(run, dry_run=True)
     assert set(seen.nodes) == dead and seen.dry_run
     assert {s.name: (s.found, s.purged) for s in seen.stores} == {
         "nodes": (len(dead), 0),
         "activations": (1, 0),
-        "half-written files": (1, 0),
+        "half-written files": (2, 0),
         "ledger": (3, 0),
     }
     assert dead <= run.store.keys(), "a dry run removes nothing"

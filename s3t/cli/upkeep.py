@@ -140,8 +140,7 @@ def _due(run: Path) -> str | None:
 def _renew(what: str, run: Path, files: list[str], options: list[str], as_json: bool) -> None:
     from s3t.run import RunDir
 
-    existing = RunDir.existing(run)
-    config = existing.config().model_copy(update={"output": str(existing.root)})
+    config = RunDir.existing(run).here()
     if options:
         with quiet():
             code = launch([what, str(run), *files], options)

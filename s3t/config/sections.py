@@ -10,7 +10,7 @@ from datetime import date
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 __all__ = [
     "MADE_BASES",
@@ -348,6 +348,11 @@ class TrainingConfig(Section):
         False, description="run layers again in the backward pass: less memory, more time"
     )
     trackers: tuple[str, ...] = Field((), description="accelerate trackers; public metrics only")
+
+    @field_validator("trunk_cache", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        return "off" if value is False else value  # which is what YAML reads ``off`` as
 
 
 class StoreConfig(Section):

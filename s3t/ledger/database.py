@@ -83,22 +83,27 @@ class Database:
                 if self._engine.dialect.name != "sqlite":
                     reader.rollback()  # SQLite reads outside a transaction, others open one
 
-    def compact(self) -> None:
+    def compact(self) -> bool:
         """Leave nothing of deleted rows in the files: not in free pages, not in the log of writes.
 
         SQLite overwrites what it frees (``secure_delete``), so that only the write-ahead log is
-        left, which is emptied unless a reader holds it; PostgreSQL frees the rows (VACUUM).
+        left, which is emptied; PostgreSQL frees the rows (VACUUM).
+
+        Returns:
+            False if somebody went on reading the older state for too long.
         """
         self._check_process()
         with _translated(self.name):
             connection = self._engine.raw_connection()
             try:
+                cursor = connection.cursor()
                 if self._engine.dialect.name == "sqlite":
-                    connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                else:
-                    connection.rollback()
-                    connection.driver_connection.autocommit = True  # type: ignore[union-attr]
-                    connection.cursor().execute("VACUUM samples")
+                    cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                    return not cursor.fetchall()[0][0]
+                connection.rollback()
+                connection.driver_connection.autocommit = True  # type: ignore[union-attr]
+                cursor.execute("VACUUM samples")
+                return True
             finally:
                 connection.invalidate()
                 connection.close()

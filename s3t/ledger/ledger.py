@@ -289,16 +289,21 @@ class Ledger:
         with self._database.transaction() as connection:
             return generations.newest(connection)
 
-    def propose(self, plan: Digest, view: int) -> int:
+    def propose(self, plan: Digest, view: int, head: Digest | None = None) -> int:
         """Write down a plan, of the samples left at ``view``, to be trained; returns its number.
 
         The plan that is the newest already stays as it is.
+
+        Args:
+            plan: its digest.
+            view: the view.
+            head: digest of the run's public head, if it has one.
         """
         with self._database.transaction(writes=True) as connection:
             before = len(generations.generations(connection))
             number = generations.propose(connection, plan, view)
             if number >= before:
-                body = {"generation": number, "digest": plan, "view": view}
+                body = {"generation": number, "digest": plan, "view": view, "head": head}
                 chain.append(connection, "plan", _now(), body, self._signer())
         return number
 
@@ -349,7 +354,7 @@ class Ledger:
         with self._database.transaction() as connection:
             return purging.unmoved(connection)
 
-    def purge(self, nodes: Iterable[NodeKey], told: Mapping[str, Any]) -> int:
+    def purge(self, nodes: Iterable[NodeKey], told: Mapping[str, Any]) -> bool:
         """Replace rows of deleted samples by keyed hashes, and write the purge down.
 
         Args:
@@ -357,7 +362,7 @@ class Ledger:
             told: what else was purged, as JSON values without any id.
 
         Returns:
-            number of rows.
+            False if somebody reads the older state for so long that its bytes are still there.
         """
         keys = sorted(nodes)
         with self._database.transaction(writes=True) as connection:
@@ -367,8 +372,7 @@ class Ledger:
             body = {"view": view, "nodes": keys, "rows": rows, **told}
             chain.append(connection, "purge", _now(), body, self._signer())
             self._seal(connection)
-        self._database.compact()
-        return rows
+        return self._database.compact()
 
     @contextmanager
     def evidence(self) -> Iterator[Evidence]:

@@ -146,6 +146,9 @@ def _log(connection: sa.Connection) -> None:
         "view INTEGER NOT NULL, in_force INTEGER)",
         f"CREATE TABLE nodes (key TEXT NOT NULL, weights TEXT NOT NULL, PRIMARY KEY (key)){rowid}",
         "INSERT INTO run (key, value) VALUES ('nodes_view', '0')",
+        # once the view that hit a slot first, from now on the one that hit it last
+        "UPDATE hits SET view = (SELECT MAX(deleted_view) FROM samples "
+        "WHERE samples.shard = hits.shard AND samples.slice = hits.slice)",
     ):
         connection.exec_driver_sql(statement)
     for request_id, view, persons, fingerprint, receipt, created_at in made:

@@ -44,6 +44,7 @@ __all__ = [
     "open_material",
     "placed",
     "prepare",
+    "public_head_of",
     "starting_head",
 ]
 
@@ -96,6 +97,7 @@ def prepare(
         return run
     drafted = draft(config, without)  # its messages name the paths as they were given
     config = anchored(config)
+    _ = RunDir(config.run_dir, config.store).store  # a URL or key ring that cannot be used
     if run.foreign:
         raise InputError(
             f"{run.root} holds files that are no run: give an empty directory with output=DIR"
@@ -108,7 +110,8 @@ def prepare(
     plan = drafted.plan(base, device, digest_of(head))
     with run.ledger(create=True) as ledger:
         ledger.register(drafted.partition.places(), without=without)
-        ledger.put_in_force(ledger.propose(plan.digest, 0))
+        kept = public_head_of(run, base)
+        ledger.put_in_force(ledger.propose(plan.digest, 0, digest_of(kept)))
     write_durably(run.plan_path, plan.to_json().encode())
     return run
 
@@ -253,9 +256,12 @@ def _keep_head(run: RunDir, config: Config, base: Base, drafted: Draft) -> None:
 
 def starting_head(run: RunDir, config: Config, base: Base) -> dict[str, torch.Tensor]:
     """The public head from which stage 1 starts; none if it starts from a random one."""
-    if config.stage.head != "public":
-        return {}
-    return read_public_head(run.head_path, base.fingerprint)
+    return public_head_of(run, base) if config.stage.head == "public" else {}
+
+
+def public_head_of(run: RunDir, base: Base) -> dict[str, torch.Tensor]:
+    """The public head, which starts stage 1 or answers when all is exhausted; none if there is none."""
+    return read_public_head(run.head_path, base.fingerprint) if run.head_path.is_file() else {}
 
 
 def digest_of(head: Mapping[str, torch.Tensor]) -> Digest | None:

@@ -29,7 +29,13 @@ from s3t.plan import Plan
 from s3t.run import RunDir
 from s3t.store import write_durably
 from s3t.training.draft import Draft, sequences_of
-from s3t.training.preparation import check_recipe, digest_of, placed, starting_head
+from s3t.training.preparation import (
+    check_recipe,
+    digest_of,
+    placed,
+    public_head_of,
+    starting_head,
+)
 
 __all__ = ["Renewal", "add_files", "renew", "take_effect"]
 
@@ -84,7 +90,8 @@ def renew(run: RunDir, device: torch.device, renewal: Renewal) -> int:
         check_recipe(run, plan.recipe, now)
         if plan.digest != ledger.newest().plan:
             run.write_next(plan)
-            ledger.propose(plan.digest, gone.view)
+            head = digest_of(public_head_of(run, drafted.base))
+            ledger.propose(plan.digest, gone.view, head)
         if _holds(plan, now, ledger):
             _put_in_force(run, ledger, plan)
     return added

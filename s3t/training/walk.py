@@ -355,7 +355,7 @@ def _meet(config: Config, place: Place, claims: Leases, renewed: bool) -> None:
             return True
         return config.store.url is not None and not place.beside_main and finished(config)
 
-    if not claims.wait_for_main(needless):
+    if not claims.wait_for_main(needless) and not renewed:  # a repair may be through already
         if place.beside_main:
             raise SystemExit(2)  # it has said why
         raise S3TError(

@@ -1,0 +1,116 @@
+"""What a model says about rows, in the numbers that attacks are made of.
+
+    rows ─► ensemble ─► losses                            classifiers: −log p of the true label
+                    └─► Min-K %, Min-K %++, verbatim,     language models: of all tokens
+                        extraction strength
+
+Invariant: each number belongs to one row, in the order of the rows, and depends on that row and the
+model alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from s3t.audit import extraction, membership
+from s3t.audit.extraction import Logits
+from s3t.ensemble import Ensemble
+from s3t.model.encode import Encoded
+from s3t.training.material import LabelledSet
+
+__all__ = ["Answers", "answers_of", "contrasted", "window_of"]
+
+Floats = npt.NDArray[np.float64]
+
+_LONGEST = 50
+"""Tokens given, and tokens asked for, at most: those of TinyMem."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What one model says about n rows.
+
+    Attributes:
+        losses: [n], in nats; of a language model the mean over the tokens.
+        scores: [n] each, by attack that needs more than losses; a language model's only.
+        verbatim: whether a row came out, of those that are long enough; a language model's only.
+    """
+
+    losses: Floats
+    scores: dict[str, Floats] = field(default_factory=dict)
+    verbatim: list[bool] = field(default_factory=list)
+
+
+def window_of(strangers: LabelledSet) -> int:
+    """Tokens that are given, and as many that have to follow: half of a public text in the middle
+    of all by length. 0 for a classifier."""
+    if strangers.labels is not None:
+        return 0
+    lengths = [len(row) for row in _tokens(strangers.rows)]
+    return max(1, min(_LONGEST, int(median(lengths)) // 2))
+
+
+def answers_of(model: Ensemble, rows: LabelledSet, window: int) -> Answers:
+    """Ask a model about rows.
+
+    Args:
+        model: to be asked.
+        rows: with labels for a classifier; of a language model, texts of at least 2 tokens.
+        window: see ``window_of``.
+    """
+    if rows.labels is not None:
+        return Answers(_label_losses(model.probabilities(rows.rows), rows.labels))
+    logits, texts = _logits(model), [*_tokens(rows.rows)]
+    found = extraction.token_statistics(logits, texts)
+    log_p = [one.log_probabilities for one in found]
+    means, deviations = [one.means for one in found], [one.deviations for one in found]
+    return Answers(
+        losses=np.array([-row.mean() for row in log_p]),
+        scores={
+            "min-k": membership.min_k(log_p),
+            "min-k++": membership.min_k_plus_plus(log_p, means, deviations),
+            "extraction strength": np.array(extraction.extraction_strength(logits, texts)),
+        },
+        verbatim=_verbatim(logits, texts, window),
+    )
+
+
+def contrasted(before: Ensemble, after: Ensemble, rows: LabelledSet, window: int) -> list[bool]:
+    """Whether rows come out of two models of a run, one from before and one from after a deletion
+    (``extraction.contrast``); of those that are long enough."""
+    older, newer = _logits(before), _logits(after)
+    texts = [*_tokens(rows.rows)]
+    return _verbatim(lambda t: extraction.contrast(older(t), newer(t)), texts, window)
+
+
+def _verbatim(logits: Logits, texts: Sequence[Sequence[int]], window: int) -> list[bool]:
+    long = [row for row in texts if len(row) >= 2 * window]
+    return extraction.verbatim(logits, long, window, window)
+
+
+def _logits(model: Ensemble) -> Logits:
+    return lambda tokens: model.token_log_probabilities(Encoded(tokens, torch.ones_like(tokens)))
+
+
+def _tokens(rows: Encoded) -> list[list[int]]:
+    """The tokens of each row without its padding."""
+    assert rows.mask is not None
+    lengths = rows.mask.sum(dim=1).tolist()
+    return [row[:length].tolist() for row, length in zip(rows.values, lengths, strict=True)]
+
+
+def _label_losses(probabilities: Tensor, labels: Tensor) -> Floats:
+    """−log p of the labels. Where p is near 1 it is 1 minus the others: single precision would make
+    all that was learnt well alike."""
+    p = probabilities.double()
+    chosen = labels.unsqueeze(1)
+    others = p.scatter(1, chosen, 0.0).sum(dim=1)
+    likely = p.gather(1, chosen).squeeze(1).clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.where(others < 0.5, -torch.log1p(-others), -likely.log()).numpy()

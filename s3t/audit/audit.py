@@ -1,0 +1,127 @@
+"""An audit of a run: every claim judged by what lies there, by none of the code that serves.
+
+    Case ◄── config, ledger, plans, node files, base
+      └──► log, receipts, lineage, weights, sources, serving, remains, trials ──► Audit
+
+Invariant: nothing is written to the run, by no claim and in no state of it; other processes may go
+on serving and deleting meanwhile, and all claims judge one moment of the ledger.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from s3t.audit.case import Case
+from s3t.audit.claims import Audit, Findings, judged
+from s3t.audit.lineage import judge_lineage, judge_places
+from s3t.audit.log import judge_ledger
+from s3t.audit.receipts import judge_receipts
+from s3t.audit.remains import judge_remains
+from s3t.audit.serving import judge_deleted, judge_served
+from s3t.audit.sources import judge_sources
+from s3t.audit.trials import Count, retrain_some, train_from_scratch
+from s3t.audit.weights import judge_blocks, judge_heads, judge_weights
+from s3t.errors import InputError, S3TError
+from s3t.ledger import Verifier
+from s3t.run import RunDir
+
+__all__ = ["audit"]
+
+
+def audit(
+    run: str | Path,
+    *,
+    retrain: Count | None = None,
+    from_scratch: bool = False,
+    public_key: str | Path | None = None,
+    receipts: Sequence[str | Path] = (),
+) -> Audit:
+    """Judge every claim about a run.
+
+    Args:
+        run: its directory.
+        retrain: train so many living nodes again, drawn at random; the public head too.
+        from_scratch: train the whole run again without the deleted samples.
+        public_key: PEM file; every entry of the log since the first that is signed has to be
+            signed by it.
+        receipts: files of ``s3t receipt --json`` that were kept: they have to be in the log.
+
+    Raises:
+        InputError: no run, or one that was prepared on another machine; a file that cannot be used.
+    """
+    directory = RunDir(run)
+    if not (directory.prepared or directory.ledger_path.is_file()):
+        RunDir.existing(run)  # says why
+    if directory.joined:
+        raise InputError(
+            f"{directory.root} is where another machine trained for a run: audit the run where its "
+            "ledger is"
+        )
+    if isinstance(retrain, int) and retrain < 1:
+        raise InputError(f"retrain {retrain}: give a number of nodes, at least 1, or 'all'")
+    verifier = None if public_key is None else Verifier.load(public_key)
+    kept = {str(path): _receipt(Path(path)) for path in receipts}
+    return _judge(Case(directory), retrain, from_scratch, verifier, kept)
+
+
+def _judge(
+    case: Case,
+    retrain: Count | None,
+    from_scratch: bool,
+    verifier: Verifier | None,
+    kept: Mapping[str, Any],
+) -> Audit:
+    try:
+        view: int | None = case.books.view
+    except (S3TError, LookupError, ValueError):  # which the claims will tell
+        view = None
+
+    def weights(found: Findings) -> None:
+        judge_weights(case, found)
+        found.tried = retrain is not None
+        if retrain is not None:
+            retrain_some(case, retrain, found)
+        else:
+            found.checked("none trained again (--retrain)")
+
+    def places(found: Findings) -> None:
+        with found.part():
+            judge_places(case, found)
+        found.tried = from_scratch
+        if from_scratch:
+            train_from_scratch(case, found)
+        else:
+            found.checked("no run trained from scratch (--from-scratch)")
+
+    judges = {
+        "ledger": lambda found: judge_ledger(case, found, verifier, kept),
+        "receipts": lambda found: judge_receipts(case, found),
+        "E1": lambda found: judge_lineage(case, found),
+        "E2": weights,
+        "E3": places,
+        "E4": lambda found: judge_heads(case, found),
+        "E5": lambda found: judge_sources(case, found, retrain is not None),
+        "E6": lambda found: judge_deleted(case, found),
+        "E7": lambda found: judge_remains(case, found),
+        "E8": lambda found: judge_served(case, found),
+        "E9": lambda found: judge_blocks(case, found),
+    }
+    claims = tuple(judged(name, judge) for name, judge in judges.items())
+    return Audit(str(case.run.root), view, claims)
+
+
+def _receipt(path: Path) -> Any:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if {"number", "previous", "digest", "accepted_at"} <= found.keys():
+            return found
+        reason = "it lacks number, digest or what stands before it"
+    except (OSError, ValueError, AttributeError) as error:
+        reason = str(error)
+    raise InputError(
+        f"receipt {path} cannot be used ({reason}): give what s3t receipt RUN REQUEST_ID --json "
+        "printed"
+    )

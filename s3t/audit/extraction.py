@@ -1,0 +1,293 @@
+"""Extraction: how much of a text a language model gives away when it is prompted with the rest.
+
+    row       t0 t1 t2 t3 t4 t5 t6 t7
+    argmax       ✗  ✓  ✗  ✓  ✓  ✓  ✓     one pass, each place given the true tokens before it
+
+    verbatim, prompt 4, answer 3   t4 t5 t6 all ✓: extracted
+    extraction strength            the last 4 of 7 follow from what is before them: 4/7
+
+Greedy decoding reproduces a stretch of tokens if and only if each of them is the argmax given the
+*true* tokens before it: as long as it has been right, what it has written is the true text, and at
+the first miss it has failed. So one pass over the true tokens decides for every prompt length at
+once, and nothing is generated.
+
+Invariant: works on any function from tokens to logits, of transformers and peft models and of
+ensembles alike, that sees no later token. Rows of one pass are of one length, so it needs no mask.
+torch is loaded when a row is first measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from s3t.errors import InputError, named
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "Logits",
+    "Rate",
+    "TokenStatistics",
+    "contrast",
+    "extraction_strength",
+    "rate",
+    "token_statistics",
+    "verbatim",
+]
+
+Floats = npt.NDArray[np.float64]
+Rows = Sequence[Sequence[int]]
+Measure = TypeVar("Measure")
+
+Logits = Callable[["Tensor"], "Tensor"]
+"""From tokens [n, t], whole numbers on the CPU, to next-token logits [n, t, V] on any device; those
+at place i may depend on tokens 0 … i alone."""
+
+_TOKENS_PER_PASS = 2048
+"""Logits of as many tokens are held at once: 400 MB for a vocabulary of 50,000."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A share of hits, and its interval.
+
+    Attributes:
+        hits, trials: counted.
+        share: hits / trials.
+        low, high: interval of the true share.
+    """
+
+    hits: int
+    trials: int
+    share: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, object]:
+        """All figures, by name, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenStatistics:
+    """What a model says about the tokens of one row of t; each [t − 1], the first has no forecast.
+
+    Attributes:
+        log_probabilities: log p of each true token given those before it.
+        means: mean of log p(z) for z drawn from the model's distribution at that place (minus its
+            entropy).
+        deviations: standard deviation of the same.
+    """
+
+    log_probabilities: Floats
+    means: Floats
+    deviations: Floats
+
+
+def rate(hits: Sequence[bool], *, confidence: float = 0.95) -> Rate:
+    """The share of hits with the exact interval of Clopper and Pearson (1934, Biometrika 26:404).
+
+    Args:
+        hits: one per trial; trials are independent.
+        confidence: held at least, whatever the true share.
+
+    Raises:
+        InputError: no trials, or a confidence that is none.
+    """
+    from scipy.special import betaincinv
+
+    trials, count = len(hits), sum(map(bool, hits))
+    if not trials or not 0 < confidence < 1:
+        raise InputError(
+            f"{trials} trials, confidence {confidence}: a rate needs at least one trial and a "
+            "confidence between 0 and 1"
+        )
+    tail = (1 - confidence) / 2
+    low = float(betaincinv(count, trials - count + 1, tail)) if count else 0.0
+    high = float(betaincinv(count + 1, trials - count, 1 - tail)) if count < trials else 1.0
+    return Rate(count, trials, count / trials, low, high)
+
+
+def verbatim(logits: Logits, rows: Rows, prompt: int, answer: int) -> list[bool]:
+    """Whether the first ``prompt`` tokens of each row draw the next ``answer`` ones out, exactly.
+
+    TinyMem's measure (Sakarvadia et al. 2025, arXiv 2410.02159): greedy decoding, all tokens must
+    match. What stands behind the first ``prompt + answer`` tokens is not looked at.
+
+    Args:
+        logits: of the model.
+        rows: [n], each of at least ``prompt + answer`` tokens.
+        prompt, answer: numbers of tokens, from 1.
+
+    Returns:
+        [n].
+
+    Raises:
+        InputError: a row is too short, or a number is below 1; the model's logits have another
+            shape or are no numbers.
+    """
+    if prompt < 1 or answer < 1:
+        raise InputError(f"prompt {prompt}, answer {answer}: use at least 1 token of each")
+    _refuse_shorter(rows, prompt + answer, f"prompt {prompt} + answer {answer}")
+    matches = _matches(logits, [row[: prompt + answer] for row in rows])
+    return [all(row[prompt - 1 :]) for row in matches]
+
+
+def extraction_strength(logits: Logits, rows: Rows) -> list[float]:
+    """How little of each row must be given until greedy decoding reproduces the rest.
+
+    1 − (k − 1) / (t − 1) for a row of t tokens of which the first k draw all others out, k as small
+    as possible: 1 if the first token is enough, 0 if not even the last one follows from the others.
+    Carlini et al. 2021 (arXiv 2012.07805), in the form of Wang et al. 2024 (arXiv 2406.09179) and
+    open-unlearning, which never falls to 0: there a row whose last token is missed counts as one
+    whose last token is found.
+
+    Args:
+        logits: of the model.
+        rows: [n], each of at least 2 tokens.
+
+    Returns:
+        [n], from 0 to 1.
+
+    Raises:
+        InputError: as ``verbatim``.
+    """
+    _refuse_shorter(rows, 2, "one to give and one to extract")
+    return [_matches_at_end(row) / len(row) for row in _matches(logits, rows)]
+
+
+def token_statistics(logits: Logits, rows: Rows) -> list[TokenStatistics]:
+    """What membership scores of texts are made of (``membership.min_k``, ``min_k_plus_plus``).
+
+    Minus the mean of the log probabilities is a row's loss.
+
+    Args:
+        logits: of the model.
+        rows: [n], each of at least 2 tokens.
+
+    Raises:
+        InputError: as ``verbatim``.
+    """
+    _refuse_shorter(rows, 2, "one to give and one to forecast")
+    return _measured(logits, rows, _statistics)
+
+
+def contrast(
+    before_logits: Tensor, after_logits: Tensor, strength: float = 2.0, margin: float = 5.0
+) -> Tensor:
+    """Logits of the two-snapshot attack: what the model before said and the one after no longer.
+
+    log p_after + strength · (log p_before − log p_after), and −inf for tokens that were less likely
+    before than the likeliest one by a factor of e^margin or more: there the difference of two small
+    probabilities is noise. Strength 0 is the model after, 1 the one before, above 1 exaggerates
+    what the deletion took away. Wu et al. 2025 (arXiv 2505.24379), reversed model guidance with
+    token filter; the defaults are those of their published script.
+
+    Measure a run with ``lambda tokens: contrast(before(tokens), after(tokens))`` as its logits.
+
+    Args:
+        before_logits, after_logits: [..., V].
+        strength: of the guidance.
+        margin: of the filter, above 0; inf for none.
+
+    Returns:
+        [..., V], up to a constant a place.
+    """
+    if before_logits.shape != after_logits.shape or not margin > 0:
+        raise InputError(
+            f"logits of shapes {tuple(before_logits.shape)} and {tuple(after_logits.shape)}, "
+            f"margin {margin}: give equal shapes and a margin above 0"
+        )
+    before = before_logits.float().log_softmax(-1)
+    after = after_logits.float().log_softmax(-1)
+    guided = after + strength * (before - after)
+    unlikely = before <= before.amax(-1, keepdim=True) - margin
+    return guided.masked_fill(unlikely, float("-inf"))
+
+
+def _matches(logits: Logits, rows: Rows) -> list[list[bool]]:
+    """For each row of t tokens, [t − 1], whether each next token is the model's first choice."""
+
+    def measure(predicted: Tensor, truth: Tensor) -> list[list[bool]]:
+        matches: list[list[bool]] = (predicted.argmax(-1).cpu() == truth).tolist()
+        return matches
+
+    return _measured(logits, rows, measure)
+
+
+def _matches_at_end(matches: Sequence[bool]) -> int:
+    """Length of the run of matches that the row ends with."""
+    return next((run for run, match in enumerate(reversed(matches)) if not match), len(matches))
+
+
+def _statistics(predicted: Tensor, truth: Tensor) -> Iterator[TokenStatistics]:
+    """Row by row, in double precision: probabilities of a token not chosen are tiny."""
+    for row, tokens in zip(predicted, truth.to(predicted.device), strict=True):
+        log_p = row.double().log_softmax(-1)  # [t - 1, V]
+        p = log_p.exp()
+        possible = p > 0  # elsewhere log p may be −inf, and counts for nothing
+        mean = (p * log_p.where(possible, 0)).sum(-1)
+        distance = (log_p - mean[:, None]).where(possible, 0)
+        deviation = (p * distance.square()).sum(-1).sqrt()
+        chosen = log_p.gather(-1, tokens[:, None]).squeeze(-1)
+        yield TokenStatistics(*(part.cpu().numpy() for part in (chosen, mean, deviation)))
+
+
+def _measured(
+    logits: Logits,
+    rows: Rows,
+    measure: Callable[[Tensor, Tensor], Iterable[Measure]],
+) -> list[Measure]:
+    """One measure a row, in the order of the rows.
+
+    Args:
+        measure: from logits [n, t − 1, V] and the tokens that follow [n, t − 1] to n measures.
+    """
+    import torch
+
+    found: dict[int, Measure] = {}
+    with torch.no_grad():
+        for numbers in _passes(rows):
+            tokens = torch.tensor([list(rows[number]) for number in numbers], dtype=torch.long)
+            predicted = logits(tokens[:, :-1])
+            _refuse_other_logits(predicted, tokens[:, :-1])
+            found.update(zip(numbers, measure(predicted, tokens[:, 1:]), strict=True))
+    return [found[number] for number in range(len(rows))]
+
+
+def _passes(rows: Rows) -> Iterator[list[int]]:
+    """Numbers of rows that go through the model together: those of one length."""
+    by_length: dict[int, list[int]] = {}
+    for number, row in enumerate(rows):
+        by_length.setdefault(len(row), []).append(number)
+    for length in sorted(by_length):
+        together, numbers = max(1, _TOKENS_PER_PASS // length), by_length[length]
+        for start in range(0, len(numbers), together):
+            yield numbers[start : start + together]
+
+
+def _refuse_shorter(rows: Rows, least: int, why: str) -> None:
+    short = [f"row {number}: {len(row)}" for number, row in enumerate(rows) if len(row) < least]
+    if short:
+        raise InputError(
+            f"{len(short)} of {len(rows)} rows have fewer than {least} tokens ({why}): "
+            f"{named(short)}: leave them out"
+        )
+
+
+def _refuse_other_logits(predicted: Tensor, tokens: Tensor) -> None:
+    """A model that gives anything else would be measured as one that has forgotten."""
+    shape = tuple(predicted.shape)
+    if len(shape) != 3 or shape[:2] != tuple(tokens.shape):
+        raise InputError(
+            f"logits of shape {shape} for tokens of shape {tuple(tokens.shape)}: expected one row "
+            "of logits for each token"
+        )
+    if bool(predicted.isnan().any()):
+        raise InputError("some logits are not numbers: the model's weights or the rows are broken")

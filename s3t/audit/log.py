@@ -1,0 +1,212 @@
+"""Claim ``ledger``: the log is whole, and the tables are what it tells.
+
+    genesis ◄── entry 1 ◄── entry 2 ◄── … ◄── entry n      numbers, digests, signatures
+                                        ▲
+                    receipts that someone kept
+
+What a chain alone cannot show is that its end was cut off, or all of it made anew, together with
+the tables. Whoever has a later receipt, or the public key of the one who signs, can.
+
+Invariant: the digest of each entry is reckoned from the text that lies there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from s3t.audit.books import Books, LogEntry
+from s3t.audit.case import Case, short
+from s3t.audit.claims import Findings
+from s3t.ledger import GENESIS, Verifier, link
+from s3t.ledger.chain import canonical
+
+__all__ = ["judge_ledger"]
+
+_RESTORE = "restore the ledger from a copy"
+_FINISH = "a training was not finished; run s3t train CONFIG or s3t repair RUN again"
+
+_ADDED = {
+    "number",
+    "accepted_at",
+    "effective_at",
+    "purged_at",
+    "previous",
+    "digest",
+    "signer",
+    "signature",
+}
+"""What ``Ledger.receipt`` adds to the body of an entry."""
+
+
+def judge_ledger(
+    case: Case, found: Findings, verifier: Verifier | None, receipts: Mapping[str, Any]
+) -> None:
+    """Judge it.
+
+    Args:
+        case: the run.
+        found: where to report.
+        verifier: of the public key that entries are to be signed with.
+        receipts: receipts that were kept, by where each was read.
+    """
+    books = case.books
+    with found.part():
+        _chain(books.log, found)
+    with found.part():
+        _signatures(books.log, verifier, found)
+    for name, receipt in receipts.items():
+        with found.part():
+            _kept(books.log, name, receipt, found)
+    for judge in (_samples, _plans, _nodes, _view):
+        with found.part():
+            judge(books, found)
+    if books.plan is None:
+        found.pending("no plan is written down, as by an older s3t: run s3t train CONFIG again")
+
+
+def _chain(log: Sequence[LogEntry], found: Findings) -> None:
+    previous, number = str(GENESIS), 0
+    for entry in log:
+        name = f"entry {entry.number} of the log ({entry.kind})"
+        if entry.number != number + 1:
+            gap = f"{number + 1} to {entry.number - 1}" if entry.number > number + 2 else number + 1
+            found.broken(f"entry {gap} of the log is missing: {_RESTORE}")
+        elif entry.previous != previous:
+            found.broken(f"{name} does not follow from the one before it: {_RESTORE}")
+        reckoned = link(entry.number, entry.kind, entry.at, entry.text, entry.previous)
+        if reckoned != entry.digest:
+            found.broken(f"{name} was changed after it was written: {_RESTORE}")
+        previous, number = entry.digest, entry.number
+    if not log:
+        found.broken(f"the log is empty: {_RESTORE}")
+    head = f", the last {short(log[-1].digest)}" if log else ""
+    found.checked(f"{len(log)} entries, each with the digest of the one before{head}")
+
+
+def _signatures(log: Sequence[LogEntry], verifier: Verifier | None, found: Findings) -> None:
+    signed = [entry for entry in log if entry.signature is not None]
+    if verifier is None:
+        if signed:
+            found.checked(f"{len(signed)} signatures not checked, which takes --public-key")
+        return
+    if not signed:
+        found.broken(
+            "no entry of the log is signed: it was made anew, or receipts.signing_key never set; "
+            "compare it with a receipt that was kept (--receipt)"
+        )
+        return
+    wrong = []
+    for entry in log[log.index(signed[0]) :]:
+        name = f"entry {entry.number} of the log ({entry.kind})"
+        if entry.signature is None:
+            wrong.append(f"{name} is not signed, though earlier ones are: {_RESTORE}")
+        elif entry.signer != verifier.fingerprint:
+            wrong.append(f"{name} is signed by another key, {short(entry.signer or '')}")
+        elif not verifier.holds(entry.digest, entry.signature):
+            wrong.append(f"{name} has a signature that is not of its digest: {_RESTORE}")
+    found.each(wrong, "entries")
+    found.checked(f"{len(signed)} signatures by {short(verifier.fingerprint)}")
+
+
+def _kept(log: Sequence[LogEntry], name: str, receipt: Any, found: Findings) -> None:
+    """A receipt that was kept is in the log, as it was."""
+    body = {key: value for key, value in receipt.items() if key not in _ADDED}
+    number, previous, digest = receipt["number"], receipt["previous"], receipt["digest"]
+    own = link(number, "deletion", receipt["accepted_at"], canonical(body), previous)
+    if own != digest:
+        found.broken(f"receipt {name} is not what was given out, its digest differs: give another")
+        return
+    there = next((entry for entry in log if entry.number == number), None)
+    if there is None:
+        found.broken(
+            f"receipt {name} is entry {number}, which the log no longer has: it was cut off; "
+            f"{_RESTORE}"
+        )
+    elif there.digest != digest:
+        found.broken(
+            f"receipt {name} is entry {number}, in whose place the log has another: it was "
+            f"written anew; {_RESTORE}"
+        )
+    else:
+        found.checked(f"receipt {name} is in it")
+
+
+def _samples(books: Books, found: Findings) -> None:
+    """As many samples as were registered, and the very ones where that can be told."""
+    entries = list(books.of_kind("samples"))
+    told = sum(int(entry.body["registered"]) for entry in entries)
+    there = sum(slot.samples for slot in books.reckoned.values())
+    if not entries:  # of an older s3t, which wrote a digest and no entry
+        digest = books.values.get("samples_digest")
+    else:
+        digest = entries[0].body["digest"] if len(entries) == 1 else None
+        if told != there:
+            found.broken(
+                f"the log tells of {told} samples, and the ledger has {there} with those purged: "
+                f"rows were removed or put in; {_RESTORE}"
+            )
+    if digest is not None and books.samples_digest not in (None, digest):
+        found.broken(f"the samples are not those that were registered: {_RESTORE}")
+    found.checked(f"{there} samples as registered, {books.purged} of them purged")
+
+
+def _plans(books: Books, found: Findings) -> None:
+    """Plans in the table and plans in the log."""
+    made = {e.body["generation"]: (e.body["digest"], e.body["view"]) for e in books.of_kind("plan")}
+    forced = {
+        e.body["generation"]: (e.body["digest"], e.body["view"]) for e in books.of_kind("force")
+    }
+    rows = {row.generation: row for row in books.plans}
+    for number in sorted({*made, *forced, *rows}):
+        row, name = rows.get(number), f"plan {number}"
+        if row is None:
+            found.broken(f"{name} is in the log and not in the table plans: {_RESTORE}")
+        elif made.get(number) != (row.digest, row.view):
+            found.broken(f"{name} is not in the log as it is in the table plans: {_RESTORE}")
+        elif forced.get(number) != (None if row.in_force is None else (row.digest, row.in_force)):
+            found.broken(f"{name} was put in force otherwise than the table plans says: {_RESTORE}")
+    found.checked(f"{len(books.plans)} plans")
+
+
+def _nodes(books: Books, found: Findings) -> None:
+    """The digests of nodes that trainers told, and the one digest over them in the log."""
+    count, sealed = len(books.nodes), books.sealed
+    if books.nodes_sealed or not (count or sealed):
+        found.checked(f"{count} nodes as announced")
+    elif sealed is None:
+        found.pending(f"{count} nodes were announced, and none entered into the log: {_FINISH}")
+    else:
+        told = f"entry {sealed.number} of the log tells of {sealed.body['nodes']} nodes"
+        if books.nodes_growing:
+            found.pending(f"{told}, and by now {count} were announced: {_FINISH}")
+        else:
+            found.broken(
+                f"{told}, and the table nodes has {count} that are not those: rows were removed or "
+                f"changed; {_RESTORE}"
+            )
+
+
+def _view(books: Books, found: Findings) -> None:
+    """The view is the last one that anything made, and views only grow."""
+    made = [
+        (int(entry.body["view"]), entry)
+        for entry in books.log
+        if (entry.kind == "force" and entry.body["generation"])  # the first one makes no view
+        or (entry.kind == "deletion" and entry.body["deleted"])
+    ]
+    highest = 0
+    for view, entry in made:
+        if view <= highest:
+            found.broken(
+                f"entry {entry.number} of the log ({entry.kind}) made view {view} after view "
+                f"{highest}: {_RESTORE}"
+            )
+        highest = max(highest, view)
+    rows = (slot.last_hit for slot in books.reckoned.values())
+    last = max([highest, int(books.values.get("nodes_view", 0)), *rows])
+    if books.view != last:
+        found.broken(
+            f"the view counter says {books.view}, and the last view that anything made is {last}: "
+            f"processes that have the run open may miss deletions; {_RESTORE}"
+        )

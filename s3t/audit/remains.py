@@ -1,0 +1,231 @@
+"""Claim E7: nothing dead lies on disk.
+
+    living          a node of the plan in force or to come, none of its slices hit since
+    died since      waits for the next purge: pending
+    died before     a purge that is in the log: came back, or was never taken away: broken
+    anything else   no trainer told of it, no plan names it: broken
+
+Invariant: whether a node is dead is told from the rows of deleted samples, and what a purge has
+taken away from its entry in the log.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from s3t.audit.books import Books, LogEntry
+from s3t.audit.case import Case
+from s3t.audit.claims import Findings
+from s3t.errors import DamagedNodeError, IntegrityError
+from s3t.plan import Plan
+from s3t.store import MissingKeyError, open_ring
+from s3t.types import NodeKey
+
+__all__ = ["judge_remains"]
+
+_PURGE = "run s3t purge RUN"
+_KNOWN = {
+    "config.yaml",
+    "plan.json",
+    "plan.next.json",
+    "ledger.db",
+    "ledger.db-wal",
+    "ledger.db-shm",
+    "base",
+    "base_head.safetensors",
+    "nodes",
+    "trunk",
+    "tracking",
+    "reports",
+    ".work",
+    ".training.lock",
+}
+"""What lies in a run directory."""
+
+
+def judge_remains(case: Case, found: Findings) -> None:
+    """Judge it."""
+    with found.part():
+        _nodes(case, found)
+    with found.part():
+        _copies(case, found)
+    with found.part():
+        _data_keys(case, found)
+    with found.part():
+        _rows(case.books, found)
+    with found.part():
+        _leftovers(case, found)
+
+
+def _nodes(case: Case, found: Findings) -> None:
+    """No file of a node that neither plan needs."""
+    files = case.files
+    needed = {node.key for node in case.living} | case.wanted()
+    fate = _Fate(case)
+    for key in sorted((files.there | files.copies) - needed):
+        what = "the copy of node" if key not in files.there else "node"
+        broken, why = fate.of(key)
+        (found.broken if broken else found.pending)(f"{what} {key} {why}")
+    found.checked(f"{len(files.there)} node files, {len(needed)} nodes needed")
+
+
+class _Fate:
+    """Why a node is not needed, and whether it should have gone."""
+
+    def __init__(self, case: Case) -> None:
+        self._books, self._plan, self._dead = case.books, case.plan, case.dead_slots
+        self._purges = list(case.books.of_kind("purge"))
+        self._last = self._purges[-1] if self._purges else None
+
+    def of(self, key: NodeKey) -> tuple[bool, str]:
+        """Whether a node that is not needed is wrong to be there, and a sentence."""
+        purged = [entry for entry in self._purges if key in entry.body["nodes"]]
+        if purged:
+            return True, (
+                f"came back after the purge of view {purged[-1].body['view']} (entry "
+                f"{purged[-1].number} of the log) took it away: find out who put it there, and "
+                f"{_PURGE}"
+            )
+        died = _death(self._plan, key, self._dead)
+        if died is not None:
+            return self._since(died, f"died at view {died}")
+        if key in self._books.nodes:
+            plan = self._books.plan
+            replaced = 0 if plan is None else plan.in_force or 0
+            return self._since(replaced, f"is of no plan since view {replaced}")
+        return True, (
+            "is of no plan, and no trainer told of it: find out who put it there, and move it away"
+        )
+
+    def _since(self, view: int, why: str) -> tuple[bool, str]:
+        last: LogEntry | None = self._last
+        if last is not None and int(last.body["view"]) >= view:
+            return True, (
+                f"{why}, and is there after the purge of view {last.body['view']} (entry "
+                f"{last.number} of the log): it came back, or was put there since; {_PURGE}"
+            )
+        return False, f"{why} and awaits a purge: {_PURGE}"
+
+
+def _death(plan: Plan, key: NodeKey, dead: dict[tuple[int, int], int]) -> int | None:
+    """View that killed a node of the plan."""
+    if key not in plan.forest:
+        return None
+    node = plan.forest[key]
+    return min(dead[node.shard, c] for c in node.prefix if (node.shard, c) in dead)
+
+
+def _copies(case: Case, found: Findings) -> None:
+    """Copies on this machine are what lies at the URL."""
+    files = case.files
+    living = {node.key for node in case.living}
+    count = 0
+    for key in sorted(files.copies & living):
+        original = files.sound(key)
+        try:
+            same = original is None or files.copy(key).weights == original.weights
+            why = "is not what lies at store.url"
+        except DamagedNodeError:
+            same, why = False, "is damaged"
+        if not same:
+            found.broken(f"the copy of node {key} on this machine {why}: remove it")
+        count += same
+    if files.copies:
+        found.checked(f"{count} copies are what lies at store.url")
+
+
+def _data_keys(case: Case, found: Findings) -> None:
+    """Of sealed nodes that were purged no data key is left, so that backups forget them too."""
+    kept = case.config.store
+    if not kept.keys:
+        return
+    ring = open_ring(kept.keys, kept.url or str(case.run.root.absolute()), ())
+    purged = {key for entry in case.books.of_kind("purge") for key in entry.body["nodes"]}
+    gone = purged - {node.key for node in case.living} - case.wanted()
+    for key in sorted(gone):
+        with suppress(MissingKeyError):
+            ring.get(key)
+            found.broken(
+                f"key ring {kept.keys} still gives the data key of node {key}, which was purged: "
+                f"an old ring was put back; {_PURGE} again"
+            )
+    found.checked(f"{len(gone)} data keys of purged nodes destroyed")
+
+
+def _rows(books: Books, found: Findings) -> None:
+    """Rows of deleted samples have made room for hashes."""
+    purges = [int(entry.body["view"]) for entry in books.of_kind("purge")]
+    last = max(purges, default=-1)
+    count = 0
+    for (shard, part), book in sorted(books.reckoned.items()):
+        for view, rows in sorted(book.marked.items()):
+            count += rows
+            name = f"{rows} rows of samples of shard {shard} slice {part} deleted at view {view}"
+            if view <= last:
+                found.broken(
+                    f"{name} are in the ledger after the purge of view {last}: {_PURGE} again"
+                )
+            else:
+                found.pending(f"{name} await a purge: {_PURGE}")
+    found.checked(f"{books.purged} samples are hashes, {count} deleted ones are rows")
+
+
+def _leftovers(case: Case, found: Findings) -> None:
+    """No cache, half-written file or stranger."""
+    run, store = case.run, case.run.store
+    training = _is_trained_now(run.root / ".training.lock")
+    if not training:
+        if run.trunk_path.exists():
+            count = sum(1 for path in run.trunk_path.rglob("hidden") if path.is_file())
+            found.pending(
+                f"{run.trunk_path} holds {count} files of hidden states of private rows, and "
+                f"nobody trains: a killed training left it; {_PURGE}"
+            )
+        for path in _half_written(run.root, store.root):
+            found.pending(f"{path} is half-written, by a process that was killed: {_PURGE}")
+    for path in sorted(run.root.iterdir()):
+        if path.name not in _KNOWN and not path.name.endswith(".tmp"):
+            found.broken(f"{path} is no part of a run, and may hold anything: move it away")
+    for stray in store.strays():
+        found.broken(f"{stray} lies among the nodes and is none: move it away")
+    with found.part():
+        _next_plan(case, found)
+    found.checked(
+        "a training is under way, so what it has in hand is left out"
+        if training
+        else "no hidden states, no half-written files, no strangers"
+    )
+
+
+def _half_written(*folders: Path) -> Iterator[Path]:
+    for folder in folders:
+        yield from sorted(folder.glob(".*.tmp"))
+
+
+def _next_plan(case: Case, found: Findings) -> None:
+    path = case.run.next_plan_path
+    if not path.is_file():
+        return
+    known = {row.digest for row in (case.books.pending, case.books.plan) if row is not None}
+    try:
+        digest = Plan.from_json(path.read_text(encoding="utf-8")).digest
+    except (IntegrityError, UnicodeDecodeError) as error:
+        found.broken(f"{path} cannot be used ({error}): remove it, and run s3t repair RUN again")
+        return
+    if digest not in known:
+        found.pending(f"{path} is no plan that the ledger names: run s3t repair RUN again")
+
+
+def _is_trained_now(lock: Path) -> bool:
+    """Whether another process holds the training lock; looks at it without taking it for long."""
+    if not lock.is_file():
+        return False
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False

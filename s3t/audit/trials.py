@@ -1,0 +1,97 @@
+"""What only training can show: E2 by training nodes again, E3 by training the whole run again.
+
+    some living nodes  ──trained again, without the deleted samples──► the same bytes?
+    config, data       ──a new run that has never seen them──────────► the same nodes?
+
+Invariant: what is trained lies in a temporary folder, and is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from s3t.audit.case import Case
+from s3t.audit.claims import Findings
+from s3t.types import NodeKey
+
+__all__ = ["Count", "retrain_some", "train_from_scratch"]
+
+Count = int | Literal["all"]
+"""How many nodes to train again."""
+
+
+def retrain_some(case: Case, count: Count, found: Findings) -> None:
+    """Train living nodes, drawn at random, again, and compare the bytes of their files."""
+    from s3t.training.retraining import retrain
+
+    if _unfinished(case, found):
+        return
+    there = [node.key for node in case.living if case.files.sound(node.key) is not None]
+    keys = _drawn(there, count)
+    with tempfile.TemporaryDirectory(prefix="s3t-audit-") as folder:
+        same = retrain(case.run, keys, Path(folder) / "nodes")
+    found.each(
+        [
+            f"node {key}, trained again without the deleted samples, has other bytes than the file "
+            "of the run: remove the file, and run s3t train CONFIG again"
+            for key in sorted(key for key, equal in same.items() if not equal)
+        ],
+        "nodes",
+    )
+    found.checked(
+        f"{len(same)} nodes, {len(keys)} of {len(there)} drawn at random and what they grew on, "
+        f"trained again: {sum(same.values())} have the same bytes"
+    )
+
+
+def train_from_scratch(case: Case, found: Findings) -> None:
+    """Train a run that has never seen the deleted samples, and compare all nodes."""
+    from s3t.training.retraining import from_scratch
+
+    if _unfinished(case, found):
+        return
+    with tempfile.TemporaryDirectory(prefix="s3t-audit-") as folder:
+        compared = from_scratch(case.run, Path(folder) / "run")
+    living = {node.key for node in case.living} | case.wanted()
+    for what, keys in (
+        ("has other bytes in a run from scratch without the deleted samples", compared.different),
+        (
+            "is in no run from scratch without the deleted samples",
+            tuple(key for key in compared.only_here if key in living),
+        ),
+    ):
+        wrong = [f"node {key} {what}: do not serve it, and report this" for key in keys]
+        found.each(wrong, "nodes")
+    known = {node.key for node in case.plan.forest}
+    absent = [key for key in compared.only_there if key in known]
+    found.each(
+        [
+            f"node {key} is in a run from scratch without the deleted samples, and not here: run "
+            "s3t train CONFIG again"
+            for key in absent
+        ],
+        "nodes",
+    )
+    more = len(compared.only_there) - len(absent)
+    found.checked(
+        f"a run from scratch without the deleted samples has {compared.same} nodes with the very "
+        "bytes of this one" + (f", and {more} that s3t repair RUN would train" if more else "")
+    )
+
+
+def _unfinished(case: Case, found: Findings) -> bool:
+    """Whether the data are those of a plan to come, and not of the nodes that are served."""
+    if case.books.pending is None:
+        return False
+    found.pending("new samples are being taken in, nothing was trained again: run s3t add RUN")
+    found.tried = False
+    return True
+
+
+def _drawn(there: list[NodeKey], count: Count) -> list[NodeKey]:
+    if count == "all" or count >= len(there):
+        return there
+    return sorted(secrets.SystemRandom().sample(there, count))

@@ -1,0 +1,111 @@
+"""The command that audits a run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from s3t.audit.exposure import lines as leakage_lines
+from s3t.cli.commands import AsJson, RunPath, app
+from s3t.cli.output import print_json, quiet
+from s3t.errors import InputError, IntegrityError
+
+if TYPE_CHECKING:
+    from s3t.audit.claims import Audit
+    from s3t.audit.exposure import Leakage
+    from s3t.audit.trials import Count
+
+__all__: list[str] = []
+
+
+@app.command()
+def audit(
+    run: RunPath,
+    retrain: Annotated[
+        str | None,
+        typer.Option(metavar="K|all", help="train K living nodes again, and compare bytes"),
+    ] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="train all without the deleted samples, compare")
+    ] = False,
+    public_key: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="of whoever signs the log")
+    ] = None,
+    receipt: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="of s3t receipt --json: must be in the log; repeatable"),
+    ] = None,
+    leakage: Annotated[
+        bool, typer.Option("--leakage", help="what attacks learn about the deleted samples")
+    ] = False,
+    leakage_samples: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="of them at most, drawn; default: all")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove a run by what lies there: ledger, receipts and E1 to E9. Exit code 4 if one fails.
+
+    --leakage is evidence beside the claims: figures with intervals, which change no exit code.
+    """
+    with quiet():
+        from s3t.audit.audit import audit as judge
+
+        found = judge(
+            run,
+            retrain=_count(retrain),
+            from_scratch=from_scratch,
+            public_key=public_key,
+            receipts=receipt or (),
+        )
+    if not as_json:
+        for line in _lines(found):
+            print(line)
+    leaks = _leakage(run, leakage_samples) if leakage else None
+    if as_json:
+        print_json(found.to_dict() | ({} if leaks is None else {"leakage": leaks.to_dict()}))
+    elif leaks is not None:
+        for line in leakage_lines(leaks):
+            print(line)
+    if not found.holds:
+        raise typer.Exit(IntegrityError.exit_code)
+
+
+def _leakage(run: Path, samples: int | None) -> Leakage:
+    """Attack it, telling on standard error what takes so long."""
+    with quiet():
+        from s3t.audit.leakage import leakage
+        from s3t.run import RunDir
+
+        return leakage(
+            RunDir.existing(run),
+            samples=samples,
+            on_step=lambda sentence: print(f"s3t: {sentence}", file=sys.stderr, flush=True),
+        )
+
+
+def _count(text: str | None) -> Count | None:
+    if text is None:
+        return None
+    if text == "all":
+        return "all"
+    if not text.isdecimal() or not int(text):
+        raise InputError(f"--retrain {text}: give a number of nodes, at least 1, or all")
+    return int(text)
+
+
+def _lines(found: Audit) -> Iterator[str]:
+    for claim in found.claims:
+        yield f"{claim.status:9s}  {claim.name:8s}  {claim.title}: {claim.checked}"
+        for problem in claim.problems:
+            yield f"{'':21s}{problem}"
+    counts = [
+        f"{count} {status}"
+        for status in ("holds", "broken", "pending", "not tried")
+        if (count := sum(claim.status == status for claim in found.claims))
+    ]
+    view = "an unknown view" if found.view is None else f"view {found.view}"
+    yield f"{found.run} at {view}: {', '.join(counts)}"

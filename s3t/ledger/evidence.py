@@ -1,0 +1,101 @@
+"""A ledger as evidence: its tables row by row, in one moment, nothing believed or put together.
+
+    samples, forgotten, log, requests, hits, slots, copies, plans, nodes, run ──► whoever audits
+
+Invariant: it reads and never writes, and all of it in one transaction, so rows of different tables
+can be held against each other while others go on deleting. What is read is given as it lies there:
+the text of a log entry, not what it parses to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import sqlalchemy as sa
+
+from s3t.ledger import schema
+from s3t.ledger.deletion import keyed
+from s3t.ledger.purging import hashed
+from s3t.ledger.registry import ROWS
+
+__all__ = ["Evidence"]
+
+Row = sa.Row[Any]
+
+
+class Evidence:
+    """The tables of a ledger at one moment. Rows have the columns of ``schema`` by name.
+
+    Args:
+        connection: in a transaction that outlives this.
+        secret: key of the hashes in receipts.
+        filter_key: key of the hashes of purged samples.
+    """
+
+    def __init__(self, connection: sa.Connection, secret: bytes, filter_key: bytes) -> None:
+        self._connection, self._secret, self._filter_key = connection, secret, filter_key
+
+    def samples(self) -> Iterator[Row]:
+        """Samples by id, in pages."""
+        return self._paged(sa.select(schema.samples).order_by(schema.samples.c.sample_id))
+
+    def forgotten(self) -> Iterator[Row]:
+        """What stays of purged samples, in pages."""
+        return self._paged(sa.select(schema.forgotten).order_by(schema.forgotten.c.sample))
+
+    def log(self) -> Iterator[Row]:
+        """The log by number, in pages."""
+        return self._paged(sa.select(schema.log).order_by(schema.log.c.number))
+
+    def requests(self) -> Iterator[Row]:
+        """Request ids with the entry that each stands for, in pages."""
+        return self._paged(sa.select(schema.requests).order_by(schema.requests.c.request_id))
+
+    def copies(self) -> Iterator[Row]:
+        """Contents that several samples were registered with, in pages."""
+        return self._paged(sa.select(schema.copies).order_by(schema.copies.c.content))
+
+    def repeated(self) -> list[tuple[str, int]]:
+        """Contents that several of the samples left have, with how many."""
+        content, left = schema.samples.c.content, schema.samples.c.deleted_view.is_(None)
+        query = sa.select(content, sa.func.count()).where(left).group_by(content)
+        found = self._connection.execute(query.having(sa.func.count() > 1).order_by(content))
+        return [(row[0], int(row[1])) for row in found]
+
+    def hits(self) -> list[Row]:
+        """Slots hit, by slot."""
+        return self._all(schema.hits)
+
+    def slots(self) -> list[Row]:
+        """Counters of the slots, by slot."""
+        return self._all(schema.slots)
+
+    def plans(self) -> list[Row]:
+        """Plans that were made, by generation."""
+        return self._all(schema.plans)
+
+    def nodes(self) -> list[Row]:
+        """Nodes with the digest of their weights, by key."""
+        return self._all(schema.nodes)
+
+    def values(self) -> dict[str, str]:
+        """The table ``run`` but for its secrets."""
+        rows = self._all(schema.run)
+        return {row.key: row.value for row in rows if "secret" not in row.key}
+
+    def keyed(self, text: str) -> str:
+        """How receipts name a sample id."""
+        return keyed(text, self._secret)
+
+    def hashed(self, text: str) -> str:
+        """How purged samples are named."""
+        return hashed(text, self._filter_key)
+
+    def _all(self, table: sa.Table) -> list[Row]:
+        query = sa.select(table).order_by(*table.primary_key.columns)
+        return list(self._connection.execute(query))
+
+    def _paged(self, query: sa.Select[Any]) -> Iterator[Row]:
+        for page in self._connection.execute(query).partitions(ROWS):
+            yield from page
