@@ -102,7 +102,7 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
         doomed = _dead(run, ledger)
         stores = [_nodes(run, doomed, dry_run), *_caches(run, alone, dry_run)]
         rows, kept = ledger.unpurged(), ""
-        nodes = sorted(doomed.there | (set(ledger.nodes()) & doomed.keys))
+        nodes = sorted(doomed.there | (set(ledger.plans.nodes()) & doomed.keys))
         if not dry_run and (nodes or rows or any(store.found for store in stores)):
             told = {store.name: store.purged for store in stores if store.found}
             if not ledger.purge(nodes, {"stores": told}):
@@ -143,9 +143,9 @@ class _Doomed:
 def _dead(run: RunDir, ledger: Ledger) -> _Doomed:
     """All nodes but those that live in the plan in force, or are wanted by the newest plan."""
     kept: set[NodeKey] = set()
-    known: set[NodeKey] = set(ledger.nodes())
+    known: set[NodeKey] = set(ledger.plans.nodes())
     serving = run.planned(lambda: ledger.state().plan), ledger.state()
-    training = run.planned(lambda: ledger.newest().plan), ledger.newest()
+    training = run.planned(lambda: ledger.plans.newest().plan), ledger.plans.newest()
     for plan, state in (serving, training):
         hits = set(state.hits)
         for node in plan.forest:

@@ -137,7 +137,7 @@ class RunDir:
         if self.joined:
             return _plan_in(self.plan_path)
         with self.ledger() as ledger:
-            return self.planned(lambda: ledger.newest().plan)
+            return self.planned(lambda: ledger.plans.newest().plan)
 
     def planned(self, named: Callable[[], Digest | None]) -> Plan:
         """The plan whose digest ``named`` gives, asked again if a plan was replaced meanwhile.
@@ -206,7 +206,7 @@ class RunDir:
                 )
             return told
         with self.ledger() as ledger:
-            return set(ledger.newest().hits)
+            return set(ledger.plans.newest().hits)
 
     def gone(self) -> Gone:
         """The deleted samples, as keyed hashes; see ``hits`` for other machines."""

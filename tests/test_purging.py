@@ -81,7 +81,7 @@ def test_what_is_dead_is_gone_and_told(run: RunDir) -> None:
     assert not (run.root / "trunk").exists() and not list(run.root.glob(".*.tmp"))
     assert [rows for _, rows in found.own_files] == [3] and "private.csv" in found.own_files[0][0]
     with run.ledger() as ledger:
-        assert set(ledger.nodes()) == living(run)
+        assert set(ledger.plans.nodes()) == living(run)
         kinds = [entry.kind for entry in ledger.log()]
         assert kinds == [
             "samples",
@@ -259,10 +259,10 @@ def test_killed_between_two_steps_it_is_finished_by_the_next(
             purge(run)
     assert run.store.keys() == living(run)
     with run.ledger() as ledger:
-        assert ledger.unpurged() == 3 and len(ledger.nodes()) == 8, "not told as done"
+        assert ledger.unpurged() == 3 and len(ledger.plans.nodes()) == 8, "not told as done"
     purge(run)
     with run.ledger() as ledger:
-        assert ledger.unpurged() == 0 and set(ledger.nodes()) == living(run)
+        assert ledger.unpurged() == 0 and set(ledger.plans.nodes()) == living(run)
         told = [entry.body for entry in ledger.log() if entry.kind == "purge"]
         assert len(told) == 1 and set(told[0]["nodes"]) == {
             n.key for n in run.plan().forest

@@ -154,7 +154,10 @@ class Books:
     @property
     def nodes_growing(self) -> bool:
         """Whether it may hold more than that by now, since a training was not finished."""
-        return self.sealed is None or len(self.nodes) > int(self.sealed.body["nodes"])
+        if self.sealed is None or len(self.nodes) > int(self.sealed.body["nodes"]):
+            return True
+        plans = [*self.of_kind("plan"), *self.of_kind("force")]
+        return any(entry.number > self.sealed.number for entry in plans)
 
     @property
     def dead_slots(self) -> dict[Slot, int]:

@@ -249,7 +249,7 @@ def _both(found: Snapshots) -> Iterator[str]:
     named = ", ".join(key[:12] for key in found.dead[:_NAMED])
     more = f" and {len(found.dead) - _NAMED} more" if len(found.dead) > _NAMED else ""
     yield (
-        f"  from this store: possible: {len(found.dead)} dead nodes are left in it "
+        f"  from this store: possible: dead nodes that are left in it: {len(found.dead)} "
         f"({named}{more}): run s3t purge"
     )
 

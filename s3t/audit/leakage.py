@@ -32,7 +32,7 @@ from s3t.audit.scratch import scratch
 from s3t.audit.snapshots import Trained
 from s3t.audit.suspects import Suspects, find_suspects
 from s3t.ensemble import Ensemble
-from s3t.errors import InputError
+from s3t.errors import InputError, S3TError
 from s3t.ledger import Ledger
 from s3t.run import RunDir
 from s3t.types import NodeKey
@@ -75,12 +75,15 @@ def leakage(
     Raises:
         InputError: nothing was deleted, or too few rows are left to attack with.
         IntegrityError: a part of the run is damaged.
+        S3TError: a deletion came in between; or the temporary folder cannot be removed.
     """
     if samples is not None and samples < 2:
         raise InputError(f"samples {samples}: leakage is measured on at least 2")
     case = Case(run)
     with Ledger.open(run.ledger_path, read_only=True) as ledger:
         gone = ledger.gone()
+    if gone.view != case.books.view:
+        raise S3TError(f"{run.ledger_path} was written to while it was read: run s3t audit again")
     suspects = find_suspects(case, gone, samples, seed)
     if torch.cuda.is_available():
         case.loaded.base.to(torch.device("cuda"))

@@ -3,7 +3,7 @@
 Ledger (ledger) ──► registry     samples: written down once, listed ─┐
                ├──► deletion     one deletion, step by step ─────────┴─► counters   what is left
                ├──► purging      what stays of a purged sample
-               ├──► generations  plans, and nodes as they were trained
+               ├──► planning     steps of planning and training ──► generations   plans and nodes
                ├──► evidence     all tables at one moment, for audits
                ├──► chain        the log of all that was done ──► signing
                └──► database     connections, transactions ──► migrations ──► schema   the tables

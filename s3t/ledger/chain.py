@@ -12,8 +12,9 @@ that it was written by the holder of the key.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,7 +24,18 @@ from s3t.ledger.schema import log
 from s3t.ledger.signing import Signer
 from s3t.types import Digest, digest
 
-__all__ = ["GENESIS", "Entry", "append", "canonical", "entries", "last_of", "link", "read"]
+__all__ = [
+    "GENESIS",
+    "Entry",
+    "append",
+    "canonical",
+    "entries",
+    "last_of",
+    "link",
+    "now",
+    "read",
+    "receipt",
+]
 
 GENESIS = Digest("0" * 64)
 """What stands before the first entry."""
@@ -121,10 +133,30 @@ def last_of(connection: sa.Connection, kind: str) -> Entry | None:
     return None if row is None else _entry(row)
 
 
-def of_kind(connection: sa.Connection, kind: str) -> Iterator[Entry]:
-    """All entries of a kind, by number."""
-    query = sa.select(log).where(log.c.kind == kind).order_by(log.c.number)
-    return (_entry(row) for row in connection.execute(query).all())
+def receipt(connection: sa.Connection, number: int) -> dict[str, Any]:
+    """The deletion that entry ``number`` tells of, as JSON values, with what came of it later."""
+    entry, later = read(connection, number), entries(connection, after=number)
+    view = entry.body["view"]
+    effective = (
+        one.at for one in later if one.kind == "effective" and one.body["deletion"] == number
+    )
+    purged = (one.at for one in later if one.kind == "purge" and one.body["view"] >= view)
+    return {
+        **entry.body,
+        "number": number,
+        "accepted_at": entry.at,
+        "effective_at": next(effective, None),
+        "purged_at": next(purged, None),
+        "previous": entry.previous,
+        "digest": entry.digest,
+        "signer": entry.signer,
+        "signature": entry.signature,
+    }
+
+
+def now() -> str:
+    """This moment as entries tell it, ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def canonical(body: Mapping[str, Any]) -> str:

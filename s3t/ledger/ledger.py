@@ -25,7 +25,8 @@ from s3t.ledger.counters import SlotPersons
 from s3t.ledger.database import Database
 from s3t.ledger.deletion import Decide, Deleted
 from s3t.ledger.evidence import Evidence
-from s3t.ledger.generations import Generation, State
+from s3t.ledger.generations import State
+from s3t.ledger.planning import Planning, seal
 from s3t.ledger.purging import Gone
 from s3t.ledger.registry import Entry, Offered
 from s3t.ledger.signing import Signer
@@ -47,6 +48,9 @@ class Ledger:
     """Open it with ``Ledger.open``; close it, or use it in ``with``.
 
     Threads may share a Ledger, processes the file. A forked process opens its own.
+
+    Attributes:
+        plans: the plans that were made, and the nodes that were trained for them.
     """
 
     def __init__(self, database: Database, signer: Callable[[], Signer | None] = _UNSIGNED) -> None:
@@ -59,6 +63,7 @@ class Ledger:
                 f"{database.name} has lost its secret or its view: restore it from a copy"
             )
         self._secret = bytes.fromhex(secret)
+        self.plans = Planning(database, signer)
 
     @classmethod
     def open(
@@ -128,7 +133,7 @@ class Ledger:
                 schema.set_value(connection, "filter_secret", without.secret.hex())
             count, found = registry.register(connection, samples, self._purged(connection))
             body = {"registered": count, "digest": found}
-            chain.append(connection, "samples", _now(), body, self._signer())
+            chain.append(connection, "samples", chain.now(), body, self._signer())
 
     def add(self, samples: Offered) -> int:
         """Write down the samples that are new; returns how many.
@@ -145,7 +150,7 @@ class Ledger:
             count, found = registry.add(connection, samples, purged, self._database.name)
             if count:
                 body = {"registered": count, "digest": found}
-                chain.append(connection, "samples", _now(), body, self._signer())
+                chain.append(connection, "samples", chain.now(), body, self._signer())
         return count
 
     def view(self) -> int:
@@ -275,71 +280,7 @@ class Ledger:
                 if entry.kind == "effective"
             ):
                 body = {"request_id": request_id, "deletion": number}
-                chain.append(connection, "effective", _now(), body, self._signer())
-
-    # ── plans and nodes ──────────────────────────────────────────────────────────────────────
-
-    def generations(self) -> list[Generation]:
-        """All plans that were made, the oldest first."""
-        with self._database.transaction() as connection:
-            return generations.generations(connection)
-
-    def newest(self) -> State:
-        """The state as if the newest plan were in force already: what is to be trained."""
-        with self._database.transaction() as connection:
-            return generations.newest(connection)
-
-    def propose(self, plan: Digest, view: int, head: Digest | None = None) -> int:
-        """Write down a plan, of the samples left at ``view``, to be trained; returns its number.
-
-        The plan that is the newest already stays as it is.
-
-        Args:
-            plan: its digest.
-            view: the view.
-            head: digest of the run's public head, if it has one.
-        """
-        with self._database.transaction(writes=True) as connection:
-            before = len(generations.generations(connection))
-            number = generations.propose(connection, plan, view)
-            if number >= before:
-                body = {"generation": number, "digest": plan, "view": view, "head": head}
-                chain.append(connection, "plan", _now(), body, self._signer())
-        return number
-
-    def put_in_force(self, generation: int) -> None:
-        """Serve a plan from now on: a new view. The one in force already stays so."""
-        with self._database.transaction(writes=True) as connection:
-            found = {one.number: one for one in generations.generations(connection)}
-            if found[generation].in_force is not None:
-                return
-            view = generations.add_view(connection) if generation else 0
-            generations.put_in_force(connection, generation, view)
-            body = {"generation": generation, "digest": found[generation].digest, "view": view}
-            chain.append(connection, "force", _now(), body, self._signer())
-
-    def announce(self, weights: Mapping[NodeKey, Digest]) -> None:
-        """Write nodes down that are new in the store; a new view, if there are any.
-
-        Until a first training is through (``seal``) the view stays: nobody serves it yet.
-
-        Args:
-            weights: digest of the tensors of each node, by key; those known are passed over.
-        """
-        with self._database.transaction(writes=True) as connection:
-            came = generations.witness(connection, weights)
-            if came and chain.last_of(connection, "nodes") is not None:
-                generations.add_view(connection, nodes_came=True)
-
-    def seal(self) -> None:
-        """Put one digest over all nodes into the log, unless the last such entry holds it."""
-        with self._database.transaction(writes=True) as connection:
-            self._seal(connection)
-
-    def nodes(self) -> dict[NodeKey, Digest]:
-        """Digest of the tensors of every node, as its trainer saw it, by key."""
-        with self._database.transaction() as connection:
-            return generations.witnessed(connection)
+                chain.append(connection, "effective", chain.now(), body, self._signer())
 
     # ── forgetting for good ──────────────────────────────────────────────────────────────────
 
@@ -370,8 +311,8 @@ class Ledger:
             rows = purging.move(connection, self._filter(connection))
             generations.forget_nodes(connection, keys)
             body = {"view": view, "nodes": keys, "rows": rows, **told}
-            chain.append(connection, "purge", _now(), body, self._signer())
-            self._seal(connection)
+            chain.append(connection, "purge", chain.now(), body, self._signer())
+            seal(connection, self._signer())
         return self._database.compact()
 
     @contextmanager
@@ -405,35 +346,11 @@ class Ledger:
                     f"there is no request {request_id!r} in {self._database.name}: s3t log lists "
                     "what was done"
                 )
-            entry = chain.read(connection, number)
-            later = chain.entries(connection, after=number)
-        view = entry.body["view"]
-        effective = (
-            one.at for one in later if one.kind == "effective" and one.body["deletion"] == number
-        )
-        purged = (one.at for one in later if one.kind == "purge" and one.body["view"] >= view)
-        return {
-            **entry.body,
-            "number": number,
-            "accepted_at": entry.at,
-            "effective_at": next(effective, None),
-            "purged_at": next(purged, None),
-            "previous": entry.previous,
-            "digest": entry.digest,
-            "signer": entry.signer,
-            "signature": entry.signature,
-        }
+            return chain.receipt(connection, number)
 
     def keyed(self, sample_id: str) -> str:
         """How receipts name a sample id or subject."""
         return steps.keyed(sample_id, self._secret)
-
-    def _seal(self, connection: sa.Connection) -> None:
-        weights = generations.witnessed(connection)
-        body = {"nodes": len(weights), "digest": generations.nodes_digest(weights)}
-        last = chain.last_of(connection, "nodes")
-        if last is None or dict(last.body) != body:
-            chain.append(connection, "nodes", _now(), body, self._signer())
 
     def _filter(self, connection: sa.Connection) -> bytes:
         given = schema.value(connection, "filter_secret")
@@ -471,7 +388,3 @@ def _number(connection: sa.Connection, request_id: str) -> int | None:
     """Number of the entry that is the receipt of a request."""
     stored = connection.execute(_STORED, {"request": request_id}).first()
     return None if stored is None else int(stored.number)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

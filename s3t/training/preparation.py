@@ -111,7 +111,7 @@ def prepare(
     with run.ledger(create=True) as ledger:
         ledger.register(drafted.partition.places(), without=without)
         kept = public_head_of(run, base)
-        ledger.put_in_force(ledger.propose(plan.digest, 0, digest_of(kept)))
+        ledger.plans.put_in_force(ledger.plans.propose(plan.digest, 0, digest_of(kept)))
     write_durably(run.plan_path, plan.to_json().encode())
     return run
 
@@ -199,8 +199,8 @@ def _settle(run: RunDir) -> None:
     plan = run.plan()
     run.settle(plan)
     with run.ledger() as ledger:
-        if not ledger.generations():  # of an older s3t
-            ledger.put_in_force(ledger.propose(plan.digest, 0))
+        if not ledger.plans.all():  # of an older s3t
+            ledger.plans.put_in_force(ledger.plans.propose(plan.digest, 0))
 
 
 def encode_rows(encoder: TextEncoder | ImageEncoder, rows: LabelledRows) -> LabelledSet:
@@ -260,7 +260,7 @@ def starting_head(run: RunDir, config: Config, base: Base) -> dict[str, torch.Te
 
 
 def public_head_of(run: RunDir, base: Base) -> dict[str, torch.Tensor]:
-    """The public head, which starts stage 1 or answers when all is exhausted; none if there is none."""
+    """The public head: it starts stage 1, or answers when all is exhausted. Empty if there is none."""
     return read_public_head(run.head_path, base.fingerprint) if run.head_path.is_file() else {}
 
 

@@ -88,10 +88,10 @@ def renew(run: RunDir, device: torch.device, renewal: Renewal) -> int:
             drafted.base, device, digest_of(starting_head(run, config, drafted.base))
         )
         check_recipe(run, plan.recipe, now)
-        if plan.digest != ledger.newest().plan:
+        if plan.digest != ledger.plans.newest().plan:
             run.write_next(plan)
             head = digest_of(public_head_of(run, drafted.base))
-            ledger.propose(plan.digest, gone.view, head)
+            ledger.plans.propose(plan.digest, gone.view, head)
         if _holds(plan, now, ledger):
             _put_in_force(run, ledger, plan)
     return added
@@ -100,7 +100,7 @@ def renew(run: RunDir, device: torch.device, renewal: Renewal) -> int:
 def take_effect(run: RunDir) -> None:
     """Put the newest plan in force, once its nodes are trained. Needs the training lock."""
     with run.ledger() as ledger:
-        _put_in_force(run, ledger, run.planned(lambda: ledger.newest().plan))
+        _put_in_force(run, ledger, run.planned(lambda: ledger.plans.newest().plan))
 
 
 def add_files(config: Config, files: Sequence[str]) -> Config:
@@ -160,5 +160,5 @@ def _holds(plan: Plan, now: Plan, ledger: Ledger) -> bool:
 
 
 def _put_in_force(run: RunDir, ledger: Ledger, plan: Plan) -> None:
-    ledger.put_in_force(ledger.newest().generation)
+    ledger.plans.put_in_force(ledger.plans.newest().generation)
     run.settle(plan)

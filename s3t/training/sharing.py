@@ -43,7 +43,7 @@ def publish(run: RunDir) -> None:
     found = run.trained_plan()
     plan, kept, told = found.to_json().encode(), _got(depot, _PLAN), run.told()
     with run.ledger() as ledger:
-        views = {made.digest: made.view for made in ledger.generations()}
+        views = {made.digest: made.view for made in ledger.plans.all()}
         if kept is not None and _digest_in(kept) not in views:
             raise InputError(
                 f"{depot.url} keeps the nodes of another run: give an empty place with "

@@ -32,7 +32,7 @@ class Witness:
     def __init__(self, run: RunDir) -> None:
         self._run = run
         with run.ledger() as ledger:
-            self._known = set(ledger.nodes())
+            self._known = set(ledger.plans.nodes())
         self._told = float("-inf")
 
     def see(self, there: Collection[NodeKey]) -> None:
@@ -45,7 +45,7 @@ class Witness:
         if not self._known.issuperset(there):
             self._announce(there)
         with self._run.ledger() as ledger:
-            ledger.seal()
+            ledger.plans.seal()
 
     def _announce(self, there: Collection[NodeKey]) -> None:
         found: dict[NodeKey, Digest] = {}
@@ -55,6 +55,6 @@ class Witness:
             except DamagedNodeError:
                 continue  # whoever needs it says so
         with self._run.ledger() as ledger:
-            ledger.announce(found)
+            ledger.plans.announce(found)
         self._known.update(found)
         self._told = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -183,6 +184,12 @@ class TestTheWayOfADeletion:
         planned = audit(run.root)
         assert planned["E8"].status == "pending"
         assert "is not trained yet" in planned["E8"].problems[0]
+        copy = RunDir(shutil.copytree(run.root, tmp_path / "copy"))
+        train(copy.here())
+        fresh = min(copy.store.keys() - run.store.keys())
+        shutil.copy(copy.store.path(fresh), run.store.root)  # as if killed before it was announced
+        killed = audit(run.root)
+        assert killed["E2"].status == "pending" and fresh in killed["E2"].problems[0]
         train(config, renewal=Renewal())
         repaired = audit(run.root, from_scratch=True)
         assert repaired.holds, repaired

@@ -174,7 +174,7 @@ def test_who_holds_both_models_tells_who_was_deleted(found: Leakage, language: P
     assert both.verbatim is not None and both.verbatim.share > 0.8
     (dead,) = both.dead
     assert RunDir(language).store.has(dead)
-    assert any("possible: 1 dead nodes" in line for line in lines(found))
+    assert any("possible: dead nodes that are left in it: 1 (" in line for line in lines(found))
 
 
 def test_nothing_is_written_to_the_run_and_nothing_is_left(language: Path, temporary: Path) -> None:

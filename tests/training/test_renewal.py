@@ -62,8 +62,8 @@ def test_a_repaired_run_is_a_run_that_never_saw_the_sample(make: Make, tmp_path:
     with run.ledger() as ledger:
         state = ledger.state()
         assert (state.generation, state.hits) == (1, ())
-        assert [g.in_force is not None for g in ledger.generations()] == [True, True]
-        assert ledger.nodes() == {
+        assert [g.in_force is not None for g in ledger.plans.all()] == [True, True]
+        assert ledger.plans.nodes() == {
             node.key: run.store.meta(node.key).weights for node in run.plan().forest
         }
     compared = from_scratch(run, tmp_path / "scratch")
@@ -281,7 +281,7 @@ def test_changed_rows_are_no_addition(make: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="changed: 's000'"):
         add(config)
     with RunDir(config.run_dir).ledger() as ledger:
-        assert ledger.counts()["samples"] == 48 and len(ledger.generations()) == 1
+        assert ledger.counts()["samples"] == 48 and len(ledger.plans.all()) == 1
 
 
 def test_until_it_is_trained_the_run_serves_what_it_did(
