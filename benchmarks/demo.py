@@ -6,9 +6,10 @@
     4  samples are forgotten one request after another while a thread keeps predicting
     5  a table and a picture: accuracy and surviving prefixes against deletions
     6  surviving nodes are trained again without the deleted samples: the bytes must be equal
+    7  what is dead is purged, and the run audited
 
-Exit code 0 only if no request failed, no answer was older than an acknowledged deletion, and all
-bytes are equal.
+Exit code 0 only if no request failed, no answer was older than an acknowledged deletion, all bytes
+are equal, and every claim of the audit holds.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a user and the one who forgets:
 
 from benchmarks.adoption import Trained, on_base_of, trained
 from s3t import S3T, load_config
+from s3t.audit.audit import audit
 from s3t.config import Config
 from s3t.data import load_public
+from s3t.purging import purge
 from s3t.run import RunDir
 from s3t.training.retraining import retrain
 from s3t.types import NodeKey
@@ -148,6 +151,11 @@ def main() -> int:
         f"exactness: {len(checks)} surviving nodes trained again without the deleted samples "
         f"({len(equal['tree'])} of the set tree), {sum(checks)} with equal bytes"
     )
+    purged, judged = purge(runs["s3t"]), audit(runs["s3t"].root)
+    print(
+        f"purged {len(purged.nodes)} dead nodes and the rows of {len(ids)} samples; audit: "
+        + ", ".join(f"{claim.name} {claim.status}" for claim in judged.claims)
+    )
     result = {
         "base": base_accuracy,
         "full_lora": full_accuracy,
@@ -157,13 +165,15 @@ def main() -> int:
         "failures": users.failures,
         "stale": users.stale,
         "equal_bytes": equal,
+        "purged": len(purged.nodes),
+        "audit": judged.to_dict(),
         "seconds": round(time.monotonic() - started, 1),
     }
     report = options.output / "demo.json"
     report.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"picture {picture}, figures {report}, {result['seconds']} s in all")
     sound = not users.failures and not users.stale and users.answers and all(checks)
-    return 0 if sound else 1
+    return 0 if sound and judged.holds else 1
 
 
 def train_all(output: Path) -> dict[str, RunDir]:

@@ -56,11 +56,17 @@ class Database:
         self._engine.dispose()
 
     @contextmanager
-    def transaction(self, writes: bool = False) -> Iterator[sa.Connection]:
-        """One transaction on a pooled connection; commit at the end, roll back on any error."""
+    def transaction(self, writes: bool = False, synced: bool = True) -> Iterator[sa.Connection]:
+        """One transaction on a pooled connection; commit at the end, roll back on any error.
+
+        Args:
+            writes: take the write lock at the start.
+            synced: wait until it is on the disk. If not, it outlives a kill of the process and, on
+                SQLite, perhaps not a power cut before the next one that is synced.
+        """
         self._check_process()
         with _translated(self.name), self._engine.connect() as pooled:
-            connection = pooled.execution_options(s3t_writes=writes)
+            connection = pooled.execution_options(s3t_writes=writes, s3t_synced=synced)
             with connection.begin():
                 yield connection
 
@@ -188,7 +194,12 @@ def _connect(uri: str) -> sqlite3.Connection:
 
 
 def _begin(connection: sa.Connection) -> None:
-    writes = connection.get_execution_options().get("s3t_writes", False)
+    options = connection.get_execution_options()
+    writes, synced = options.get("s3t_writes", False), options.get("s3t_synced", True)
+    driver: sqlite3.Connection | None = connection.connection.driver_connection
+    assert driver is not None
+    if writes:  # past SQLAlchemy, which has begun a transaction, for SQLite has not
+        driver.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 

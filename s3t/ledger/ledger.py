@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Ledger:
     """
 
     def __init__(self, database: Database, signer: Callable[[], Signer | None] = _UNSIGNED) -> None:
-        self._database, self._signer = database, signer
+        self._database, self._signer = database, cache(signer)  # the key is read once
         with database.transaction() as connection:
             secret = schema.value(connection, "secret")
             view = schema.value(connection, "view")
@@ -63,7 +64,7 @@ class Ledger:
                 f"{database.name} has lost its secret or its view: restore it from a copy"
             )
         self._secret = bytes.fromhex(secret)
-        self.plans = Planning(database, signer)
+        self.plans = Planning(database, self._signer)
 
     @classmethod
     def open(
@@ -271,8 +272,11 @@ class Ledger:
         return steps.told(deletion, json.loads(text))
 
     def effective(self, request_id: str) -> None:
-        """Write down that no answer comes any more from what a request has switched off; once."""
-        with self._database.transaction(writes=True) as connection:
+        """Write down that no answer comes any more from what a request has switched off; once.
+
+        Nobody waits for the disk: if a power cut takes the entry, nothing but the moment is lost.
+        """
+        with self._database.transaction(writes=True, synced=False) as connection:
             number = _number(connection, request_id)
             if number is not None and not any(
                 entry.body["deletion"] == number

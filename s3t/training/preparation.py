@@ -260,7 +260,7 @@ def starting_head(run: RunDir, config: Config, base: Base) -> dict[str, torch.Te
 
 
 def public_head_of(run: RunDir, base: Base) -> dict[str, torch.Tensor]:
-    """The public head: it starts stage 1, or answers when all is exhausted. Empty if there is none."""
+    """The public head, which starts stage 1 or answers when all is exhausted; empty without one."""
     return read_public_head(run.head_path, base.fingerprint) if run.head_path.is_file() else {}
 
 

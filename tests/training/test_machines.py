@@ -15,17 +15,23 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from s3t.config import Config, anchored, load_config
 from s3t.errors import InputError, IntegrityError, S3TError
 from s3t.run import RunDir
 from s3t.service import S3T
+from s3t.store import NodeStore
 from s3t.training.place import MACHINE, MACHINES
+from s3t.training.preparation import open_material
+from s3t.training.renewal import Renewal
 from s3t.training.walk import train
+from s3t.training.workshop import Workshop
 from s3t.types import digest
 from tests.small_runs import Make, forget, nodes, saved, start, wait_until
 
@@ -218,6 +224,42 @@ def test_another_machine_learns_all_it_needs_over_the_store(
     assert not run.ledger_path.exists(), "what is private stays where the ledger is"
     with pytest.raises(InputError, match="its ledger, and so everything but training"):
         run.ledger()
+
+
+def test_another_machine_trains_a_repaired_run_without_knowing_who_is_gone(
+    make: Make, memory: str, second: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make("first", store={"url": memory})
+    other = make("other", store={"url": memory, "lease": 0.1})
+    with monkeypatch.context() as alone:
+        alone.delenv(MACHINE)
+        alone.delenv(MACHINES)
+        train(first)
+        train(RunDir(first.run_dir).here())  # nothing to do
+    train(other)
+    joined = RunDir(other.run_dir)
+    with monkeypatch.context() as alone:
+        alone.delenv(MACHINE)
+        alone.delenv(MACHINES)
+        forget(first, "p03")
+        train(RunDir(first.run_dir).here(), renewal=Renewal())
+    with pytest.raises(S3TError, match="of another plan by now"):
+        joined.hits()
+    train(other)  # which joins the new plan
+    joined, main = RunDir(other.run_dir), RunDir(first.run_dir)
+    assert joined.plan().digest == main.plan().digest and joined.hits() == set()
+    assert "s030" in joined.gone() and "s040" not in joined.gone()
+    assert not [path for path in other.run_dir.rglob("*") if b"s030" in content(path)]
+    material = open_material(joined, torch.device("cpu"))
+    fresh = min(n.key for n in main.plan().forest if n.stage == 1)
+    before = main.store.content(fresh)
+    apart = replace(material, store=NodeStore(other.run_dir / "again"))
+    Workshop(apart).train([fresh])
+    assert apart.store.content(fresh) == before, "its own data still hold the deleted rows"
+
+
+def content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
 
 
 def test_without_the_machine_that_knows_the_deletions_nothing_new_is_begun(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from s3t.audit.audit import audit
 from s3t.config import Config
 from s3t.errors import InputError, S3TError
 from s3t.run import RunDir
@@ -325,3 +326,23 @@ def test_files_that_cannot_be_added(make: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="columns differ"):
         add(config, tmp_path / "other.csv")
     assert RunDir(config.run_dir).config_path.read_bytes() == before
+
+
+@pytest.mark.parametrize("encrypt", [False, True])
+def test_what_was_added_and_deleted_leaves_the_run_of_before(
+    make: Make, tmp_path: Path, encrypt: bool
+) -> None:
+    """Nodes that were purged when samples came are wanted again, under the same keys."""
+    store = {"encrypt": True, "keys": str(tmp_path / "keys" / "ring")} if encrypt else {}
+    write_csv(tmp_path / "more.csv", new_rows())
+    config = make(store=store)
+    train(config)
+    run = RunDir(config.run_dir)
+    before = {key: run.store.content(key) for key in run.store.keys()}  # noqa: SIM118
+    add(config, tmp_path / "more.csv")
+    assert run.store.keys() != before.keys()
+    with S3T.load(config.run_dir) as service:
+        service.deactivate(subjects=["n0", "n1"])
+    repair(run.here())
+    assert {key: run.store.content(key) for key in run.store.keys()} == before  # noqa: SIM118
+    assert audit(config.run_dir, retrain=2).holds
