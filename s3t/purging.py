@@ -98,25 +98,25 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
     with ExitStack() as stack:
         ledger = stack.enter_context(run.ledger())
         alone = locked or _held(run, stack)
-        gone = ledger.gone()
+        view = ledger.view()  # what dies after this look is left to the next purge
         doomed = _dead(run, ledger)
         stores = [_nodes(run, doomed, dry_run), *_caches(run, alone, dry_run)]
-        rows, kept = ledger.unpurged(), ""
+        rows, kept = ledger.unpurged(view), ""
         nodes = sorted(doomed.there | (set(ledger.plans.nodes()) & doomed.keys))
         if not dry_run and (nodes or rows or any(store.found for store in stores)):
             told = {store.name: store.purged for store in stores if store.found}
-            if not ledger.purge(nodes, {"stores": told}):
+            if not ledger.purge(view, nodes, {"stores": told}):
                 kept = "a process reads an older state of it, whose bytes stay until it ends; "
         note = f"{kept}ids, subjects and digests of deleted samples; keyed hashes stay"
         gone_rows = 0 if dry_run else rows
         stores.append(Store("ledger", str(run.ledger_path), rows, gone_rows, note))
         return Purge(
             run=str(run.root),
-            view=gone.view,
+            view=view,
             dry_run=dry_run,
             nodes=tuple(sorted(doomed.there)),
             stores=tuple(stores),
-            own_files=tuple(_own_files(run.config(), gone)),
+            own_files=tuple(_own_files(run.config(), ledger.gone())),
             out_of_reach=_OUT_OF_REACH,
         )
 

@@ -3,7 +3,7 @@
     RUN/
       config.yaml     resolved config
       plan.json       nodes, sequences, digests of slices; no sample ids
-      plan.next.json  the plan that is being trained before it is served, if there is one
+      plan.*.json     a plan that is trained before it is served, if there is one
       ledger.db       samples, deletions, plans: the durable truth
       nodes/          <key>.safetensors, one per trained node; copies if store.url names a place
       base/           the base, if it was made or adapted here; the public head, if there is one
@@ -20,7 +20,7 @@ the ledger. It can train; it cannot serve.
 
 Invariants: plan.json is written last; a directory that holds it is a prepared run. The ledger names
 plans by their digest, and a plan is believed only under the digest that it names; so it does not
-matter which of the two files holds it, and a kill while one replaces the other does no harm.
+matter which file holds it, and a kill while one replaces the other does no harm.
 """
 
 from __future__ import annotations
@@ -61,7 +61,6 @@ class RunDir:
         self.root = Path(root)
         self.config_path = self.root / "config.yaml"
         self.plan_path = self.root / "plan.json"
-        self.next_plan_path = self.root / "plan.next.json"
         self.ledger_path = self.root / "ledger.db"
         self.base_path = self.root / "base"
         self.trunk_path = self.root / "trunk"
@@ -148,7 +147,7 @@ class RunDir:
         asked = named()
         while True:
             problem: IntegrityError | None = None
-            for path in (self.plan_path, self.next_plan_path):
+            for path in (self.plan_path, *self.next_plans()):
                 try:
                     plan = _plan_in(path)
                 except IntegrityError as error:
@@ -163,15 +162,29 @@ class RunDir:
                 )
             asked = again
 
+    def next_plans(self) -> list[Path]:
+        """Files of plans that are not in force, or were not a moment ago."""
+        return sorted(self.root.glob("plan.*.json"))
+
     def write_next(self, plan: Plan) -> None:
         """Keep a plan that is not yet in force."""
-        write_durably(self.next_plan_path, plan.to_json().encode())
+        write_durably(self._next_plan_path(plan.digest), plan.to_json().encode())
 
-    def settle(self, plan: Plan) -> None:
-        """Give a plan that is in force its place."""
-        if self.next_plan_path.is_file() and _plan_in(self.next_plan_path).digest == plan.digest:
-            os.replace(self.next_plan_path, self.plan_path)
+    def settle(self, plan: Plan, newest: Digest | None) -> None:
+        """Give a plan that is in force its place, and remove files of any but it and the newest.
+
+        Needs the training lock.
+        """
+        own, kept = self._next_plan_path(plan.digest), newest and self._next_plan_path(newest)
+        for path in self.next_plans():
+            if path == own and _plan_in(self.plan_path).digest != plan.digest:
+                os.replace(path, self.plan_path)
+            elif path != kept or path == own:
+                path.unlink()
             sync_folder(self.root)
+
+    def _next_plan_path(self, plan: Digest) -> Path:
+        return self.root / f"plan.{plan[:16]}.json"
 
     def ledger(self, *, create: bool = False) -> Ledger:
         """The ledger; the caller closes it.

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from s3t.audit.audit import audit
 from s3t.config import Config
 from s3t.errors import DamagedNodeError, InputError, S3TError
 from s3t.ledger import Ledger
@@ -259,10 +260,10 @@ def test_killed_between_two_steps_it_is_finished_by_the_next(
             purge(run)
     assert run.store.keys() == living(run)
     with run.ledger() as ledger:
-        assert ledger.unpurged() == 3 and len(ledger.plans.nodes()) == 8, "not told as done"
+        assert ledger.unpurged(1) == 3 and len(ledger.plans.nodes()) == 8, "not told as done"
     purge(run)
     with run.ledger() as ledger:
-        assert ledger.unpurged() == 0 and set(ledger.plans.nodes()) == living(run)
+        assert ledger.unpurged(1) == 0 and set(ledger.plans.nodes()) == living(run)
         told = [entry.body for entry in ledger.log() if entry.kind == "purge"]
         assert len(told) == 1 and set(told[0]["nodes"]) == {
             n.key for n in run.plan().forest
@@ -300,3 +301,30 @@ def test_the_ledger_is_smaller_by_the_rows(run: RunDir) -> None:
     assert (
         all(len(one) == len(two) == 64 for one, two in gone) and len({two for _, two in gone}) == 1
     )
+
+
+def test_a_deletion_meanwhile_is_left_to_the_next_purge(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from s3t import purging
+
+    delete(run, "p03", request_id="before")
+    dead = purging._dead
+
+    def and_then(*arguments: Any) -> Any:
+        found = dead(*arguments)
+        delete(run, "p04", request_id="meanwhile")
+        return found
+
+    monkeypatch.setattr(purging, "_dead", and_then)
+    purge(run)
+    monkeypatch.undo()
+    with run.ledger() as ledger:
+        assert ledger.receipt("before")["purged_at"] is not None
+        assert ledger.receipt("meanwhile")["purged_at"] is None
+        assert ledger.unpurged(ledger.view()) == 3
+    assert audit(run.root)["E7"].status == "pending"
+    purge(run)
+    with run.ledger() as ledger:
+        assert ledger.receipt("meanwhile")["purged_at"] is not None
+    assert audit(run.root).holds

@@ -154,14 +154,14 @@ class Case:
             row = self.books.plan
         except S3TError:
             return Plan.from_json(_text(self.run.plan_path))
-        paths = (self.run.plan_path, self.run.next_plan_path)
+        paths = (self.run.plan_path, *self.run.next_plans())
         return _plan_named(None if row is None else row.digest, paths)
 
     def _read_pending(self) -> Plan | None:
         row = self.books.pending
         if row is None:
             return None
-        return _plan_named(row.digest, (self.run.next_plan_path, self.run.plan_path))
+        return _plan_named(row.digest, (*self.run.next_plans(), self.run.plan_path))
 
     def _load_base(self) -> LoadedBase:
         from s3t.model.loading import build_base, load_model

@@ -30,7 +30,6 @@ _PURGE = "run s3t purge RUN"
 _KNOWN = {
     "config.yaml",
     "plan.json",
-    "plan.next.json",
     "ledger.db",
     "ledger.db-wal",
     "ledger.db-shm",
@@ -186,13 +185,14 @@ def _leftovers(case: Case, found: Findings) -> None:
             )
         for path in _half_written(run.root, store.root):
             found.pending(f"{path} is half-written, by a process that was killed: {_PURGE}")
+    plans = run.next_plans()
     for path in sorted(run.root.iterdir()):
-        if path.name not in _KNOWN and not path.name.endswith(".tmp"):
+        if path.name not in _KNOWN and path not in plans and not path.name.endswith(".tmp"):
             found.broken(f"{path} is no part of a run, and may hold anything: move it away")
     for stray in store.strays():
         found.broken(f"{stray} lies among the nodes and is none: move it away")
     with found.part():
-        _next_plan(case, found)
+        _next_plans(case, found)
     found.checked(
         "a training is under way, so what it has in hand is left out"
         if training
@@ -205,18 +205,18 @@ def _half_written(*folders: Path) -> Iterator[Path]:
         yield from sorted(folder.glob(".*.tmp"))
 
 
-def _next_plan(case: Case, found: Findings) -> None:
-    path = case.run.next_plan_path
-    if not path.is_file():
-        return
+def _next_plans(case: Case, found: Findings) -> None:
     known = {row.digest for row in (case.books.pending, case.books.plan) if row is not None}
-    try:
-        digest = Plan.from_json(path.read_text(encoding="utf-8")).digest
-    except (IntegrityError, UnicodeDecodeError) as error:
-        found.broken(f"{path} cannot be used ({error}): remove it, and run s3t repair RUN again")
-        return
-    if digest not in known:
-        found.pending(f"{path} is no plan that the ledger names: run s3t repair RUN again")
+    for path in case.run.next_plans():
+        try:
+            digest = Plan.from_json(path.read_text(encoding="utf-8")).digest
+        except (IntegrityError, UnicodeDecodeError) as error:
+            found.broken(
+                f"{path} cannot be used ({error}): remove it, and run s3t repair RUN again"
+            )
+            continue
+        if digest not in known:
+            found.pending(f"{path} is no plan that the ledger names: run s3t repair RUN again")
 
 
 def _is_trained_now(lock: Path) -> bool:

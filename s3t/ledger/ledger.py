@@ -294,15 +294,16 @@ class Ledger:
             view = generations.state(connection).view
             return purging.gone(connection, self._filter(connection), view)
 
-    def unpurged(self) -> int:
-        """Deleted samples whose ids are still here."""
+    def unpurged(self, view: int) -> int:
+        """Samples deleted until ``view`` whose ids are still here."""
         with self._database.transaction() as connection:
-            return purging.unmoved(connection)
+            return purging.unmoved(connection, view)
 
-    def purge(self, nodes: Iterable[NodeKey], told: Mapping[str, Any]) -> bool:
-        """Replace rows of deleted samples by keyed hashes, and write the purge down.
+    def purge(self, view: int, nodes: Iterable[NodeKey], told: Mapping[str, Any]) -> bool:
+        """Replace rows of samples deleted until ``view`` by keyed hashes, and write the purge down.
 
         Args:
+            view: all that had died by then is gone from the store.
             nodes: keys that are gone from the store.
             told: what else was purged, as JSON values without any id.
 
@@ -311,8 +312,7 @@ class Ledger:
         """
         keys = sorted(nodes)
         with self._database.transaction(writes=True) as connection:
-            view = generations.state(connection).view
-            rows = purging.move(connection, self._filter(connection))
+            rows = purging.move(connection, self._filter(connection), view)
             generations.forget_nodes(connection, keys)
             body = {"view": view, "nodes": keys, "rows": rows, **told}
             chain.append(connection, "purge", chain.now(), body, self._signer())

@@ -78,16 +78,16 @@ def purged(connection: sa.Connection, key: bytes) -> Gone:
     return Gone(key, frozenset(connection.execute(sa.select(forgotten.c.sample)).scalars()))
 
 
-def unmoved(connection: sa.Connection) -> int:
-    """Rows of deleted samples that are still there in full."""
-    query = sa.select(sa.func.count()).where(samples.c.deleted_view.is_not(None))
+def unmoved(connection: sa.Connection, view: int) -> int:
+    """Rows of samples deleted until ``view`` that are still there in full."""
+    query = sa.select(sa.func.count()).where(samples.c.deleted_view <= view)
     return int(connection.execute(query).scalar_one())
 
 
-def move(connection: sa.Connection, key: bytes) -> int:
-    """Put hashes in the place of rows of deleted samples; returns how many there were."""
+def move(connection: sa.Connection, key: bytes, view: int) -> int:
+    """Put hashes in the place of rows of samples deleted until ``view``; returns how many."""
     moved = 0
-    query = sa.select(samples).where(samples.c.deleted_view.is_not(None)).limit(_PAGE)
+    query = sa.select(samples).where(samples.c.deleted_view <= view).limit(_PAGE)
     while rows := connection.execute(query).all():
         connection.execute(
             sa.insert(forgotten),

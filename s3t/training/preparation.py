@@ -197,8 +197,8 @@ def check_recipe(run: RunDir, recipe: Mapping[str, Any], plan: Plan) -> None:
 def _settle(run: RunDir) -> None:
     """Finish what a kill may have left undone between ledger and plan file."""
     plan = run.plan()
-    run.settle(plan)
     with run.ledger() as ledger:
+        run.settle(plan, ledger.plans.newest().plan)
         if not ledger.plans.all():  # of an older s3t
             ledger.plans.put_in_force(ledger.plans.propose(plan.digest, 0))
 

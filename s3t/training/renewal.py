@@ -83,7 +83,7 @@ def renew(run: RunDir, device: torch.device, renewal: Renewal) -> int:
         else:
             ledger.register(drafted.partition.places())  # proves that nothing else has changed
         now = run.planned(lambda: ledger.state().plan)
-        run.settle(now)
+        run.settle(now, ledger.plans.newest().plan)
         plan = drafted.plan(
             drafted.base, device, digest_of(starting_head(run, config, drafted.base))
         )
@@ -161,4 +161,4 @@ def _holds(plan: Plan, now: Plan, ledger: Ledger) -> bool:
 
 def _put_in_force(run: RunDir, ledger: Ledger, plan: Plan) -> None:
     ledger.plans.put_in_force(ledger.plans.newest().generation)
-    run.settle(plan)
+    run.settle(plan, plan.digest)

@@ -105,7 +105,7 @@ class TestReckoning:
             for number, sample in enumerate(gone):
                 ledger.delete([sample.id], [], decide=lambda deletion: {})
                 if number == 2:
-                    ledger.purge([], {})
+                    ledger.purge(ledger.view(), [], {})
             persons = {(row.shard, row.slice): row for row in ledger.persons()}
         books = Case(run).books
         left = {sample.id for sample in self.samples()} - {sample.id for sample in gone}

@@ -306,12 +306,12 @@ def test_until_it_is_trained_the_run_serves_what_it_did(
         assert receipt.nodes_dead
     monkeypatch.undo()
     run = RunDir(config.run_dir)
-    assert run.next_plan_path.is_file() and run.plan().digest != run.trained_plan().digest
+    assert len(run.next_plans()) == 1 and run.plan().digest != run.trained_plan().digest
     with pytest.raises(InputError, match="finish that with s3t add"):
         retrain(run, [], tmp_path / "again")
     report = train(config)
     assert report.trained and report.skipped, "a plain training finishes it; the deletion holds"
-    assert not run.next_plan_path.exists() and run.plan().digest == run.trained_plan().digest
+    assert not run.next_plans() and run.plan().digest == run.trained_plan().digest
     assert not dead_keys(config) & {
         shard.node for shard in S3T.load(config.run_dir).status().shards
     }
