@@ -185,3 +185,17 @@ def test_watching_repairs_what_becomes_due(run: RunDir) -> None:
         process.communicate()
     with run.ledger() as ledger:
         assert ledger.state().generation == 1
+
+
+def test_adding_from_the_command_line(run: RunDir, command: Command, tmp_path: Path) -> None:
+    more = tmp_path / "more.csv"
+    more.write_text("id,who,text,label\nn0,n0,newcomer writes,good\n", encoding="utf-8")
+    absent = command("add", run.root, tmp_path / "absent.csv")
+    assert absent.returncode == 2 and "there is no file" in absent.stderr
+    done = command("add", run.root, more, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["added"] == 1
+    listed = command("samples", run.root).stdout
+    assert "n0" in listed and len(listed.splitlines()) == 49
+    assert json.loads(command("audit", run.root, "--json").stdout)["holds"] is True
+    assert json.loads(command("add", run.root, "--json").stdout)["added"] == 0
