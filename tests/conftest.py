@@ -9,9 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from s3t.run import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -130,6 +134,25 @@ training: {{workers: 1}}
 
     train(load_config(folder / "tiny.yaml"))
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def small_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run on texts of persons (``tests/small_runs.py``)."""
+    from s3t.training.walk import train
+    from tests.small_runs import small_configs
+
+    config = small_configs(tmp_path_factory.mktemp("small"))()
+    train(config)
+    return config.run_dir
+
+
+@pytest.fixture
+def small_run(small_training: Path, tmp_path: Path) -> RunDir:
+    """A copy of the small run; its data lie where they lay."""
+    from s3t.run import RunDir
+
+    return RunDir(shutil.copytree(small_training, tmp_path / "run"))
 
 
 @pytest.fixture

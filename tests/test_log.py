@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,11 @@ from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.training.renewal import Renewal
 from s3t.training.walk import train
-from tests.small_runs import small_configs
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    config = small_configs(tmp_path_factory.mktemp("trained"))()
-    train(config)
-    return config
 
 
 @pytest.fixture
-def run(trained: Config, tmp_path: Path) -> RunDir:
-    return RunDir(shutil.copytree(trained.run_dir, tmp_path / "run"))
+def run(small_run: RunDir) -> RunDir:
+    return small_run
 
 
 def pem(key: Any, path: Path) -> Path:

@@ -31,17 +31,9 @@ def make(tmp_path: Path) -> Make:
     return small_configs(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    config = small_configs(tmp_path_factory.mktemp("trained"))()
-    train(config)
-    return config
-
-
 @pytest.fixture
-def run(trained: Config, tmp_path: Path) -> RunDir:
-    """A copy of a small run; its data lie where they lay."""
-    return RunDir(shutil.copytree(trained.run_dir, tmp_path / "run"))
+def run(small_run: RunDir) -> RunDir:
+    return small_run
 
 
 def holds(folder: Path, text: str) -> list[str]:

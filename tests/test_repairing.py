@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -19,24 +18,15 @@ from s3t.repairing import reason, repair_apart
 from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.training.retraining import from_scratch
-from s3t.training.walk import train
-from tests.small_runs import nodes, small_configs, start
+from tests.small_runs import nodes, start
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 QUESTIONS = [{"text": "person 4 says 5"}]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    config = small_configs(tmp_path_factory.mktemp("trained"))()
-    train(config)
-    return config
-
-
 @pytest.fixture
-def run(trained: Config, tmp_path: Path) -> RunDir:
-    """A copy of a small run; its data lie where they lay."""
-    return RunDir(shutil.copytree(trained.run_dir, tmp_path / "run"))
+def run(small_run: RunDir) -> RunDir:
+    return small_run
 
 
 def under(run: RunDir, **policy: Any) -> None:
