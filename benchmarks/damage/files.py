@@ -90,8 +90,8 @@ def _(victim: Victim) -> str:
     return "(nodes) has a signature that is not of its digest"
 
 
-@kind("a head swapped, all digests in its file made anew", "E4", "E2")
-def _(victim: Victim) -> str:
+def _head_swapped(victim: Victim) -> str:
+    """Give the last living node the head of the one before."""
     one, other = victim.living[-2:]
     theirs = victim.run.store.read(one)[1]
 
@@ -102,15 +102,14 @@ def _(victim: Victim) -> str:
     return other
 
 
+@kind("a head swapped, all digests in its file made anew", "E4", "E2")
+def _(victim: Victim) -> str:
+    return _head_swapped(victim)
+
+
 @kind("a head swapped, and the ledger's digest of the node with it", "E4", "ledger")
 def _(victim: Victim) -> str:
-    one, other = victim.living[-2:]
-    theirs = victim.run.store.read(one)[1]
-
-    def change(tensors: dict[str, Tensor]) -> Mapping[str, Tensor]:
-        return {n: theirs[n] if n.startswith("head") else t for n, t in tensors.items()}
-
-    victim.remake(other, change)
+    other = _head_swapped(victim)
     weights = victim.run.store.meta(other).weights
     victim.sql("UPDATE nodes SET weights = ? WHERE key = ?", weights, other)
     return other
