@@ -12,6 +12,10 @@ import pytest
 from s3t.audit.audit import audit
 from s3t.config import Config
 from s3t.errors import InputError, S3TError
+from s3t.ledger import Ledger
+from s3t.ledger.planning import Planning
+from s3t.plan import Plan
+from s3t.purging import purge
 from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.training.renewal import Renewal
@@ -219,6 +223,41 @@ def test_killed_anywhere_a_repair_goes_on(make: Make, tmp_path: Path) -> None:
     now = stamps(config)
     assert all(finished[name] == at for name, at in now.items() if name in finished)
     assert from_scratch(run, tmp_path / "scratch").equal
+
+
+@pytest.mark.parametrize("step", ["propose", "put_in_force", "settle"])
+def test_between_any_two_steps_of_a_new_plan_the_run_is_whole(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    config = make()
+    train(config)
+    forget(config, "p03")
+    run, before = RunDir(config.run_dir), prefixes(config)
+
+    def die(*arguments: Any) -> None:
+        raise S3TError("killed")
+
+    with monkeypatch.context() as patched:
+        if step == "settle":
+            patched.setattr("s3t.training.renewal._put_in_force", put_in_force_and_die)
+        else:
+            patched.setattr(Planning, step, die)
+        with pytest.raises(S3TError, match="killed"):
+            repair(config)
+    assert prefixes(config) == before
+    assert run.plan().digest and run.trained_plan().digest
+    assert not [claim for claim in audit(run.root).claims if claim.status == "broken"]
+    purge(run)
+    train(config)
+    assert prefixes(config), "a plain training goes on with what there is"
+    repair(config)
+    assert from_scratch(run, tmp_path / "scratch").equal
+    assert audit(run.root).holds and not run.next_plans()
+
+
+def put_in_force_and_die(run: RunDir, ledger: Ledger, plan: Plan) -> None:
+    ledger.plans.put_in_force(ledger.plans.newest().generation)
+    raise S3TError("killed")
 
 
 def generation(run: RunDir) -> int:
