@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,32 @@ def command() -> Command:
             text=True,
             check=False,
         )
+
+    return run
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command ended with."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Said]
+"""Runs a command in this process: ``s3t("plan", path, "a.b=1")``."""
+
+
+@pytest.fixture
+def s3t(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    def run(*words: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["s3t", *map(str, words)])
+        capfd.readouterr()
+        from s3t import cli
+
+        code = cli.main()
+        return Said(code, *capfd.readouterr())
 
     return run
 

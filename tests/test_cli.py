@@ -8,43 +8,18 @@ import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from s3t import cli
 from s3t.cli.words import split_launch
 from s3t.run import RunDir
+from tests.conftest import Run, Said
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "configs/digits.yaml"
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a command ended with."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Said]
-"""Runs a command in this process: ``s3t("plan", path, "a.b=1")``."""
-
-
-@pytest.fixture
-def s3t(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    def run(*words: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["s3t", *map(str, words)])
-        capfd.readouterr()
-        code = cli.main()
-        return Said(code, *capfd.readouterr())
-
-    return run
 
 
 @pytest.fixture

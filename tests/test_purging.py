@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,8 @@ from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.training.walk import train
 from s3t.types import NodeKey
+from tests.conftest import Run
 from tests.small_runs import Make, dead_keys, forget, nodes, person_rows, small_configs, write_csv
-
-Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -262,23 +259,23 @@ def test_killed_between_two_steps_it_is_finished_by_the_next(
         } - living(run)
 
 
-def test_from_the_command_line(run: RunDir, command: Command) -> None:
+def test_from_the_command_line(run: RunDir, s3t: Run) -> None:
     delete(run, "p03", request_id="r")
-    told = command("purge", run.root, "--dry-run", "--json")
-    assert told.returncode == 0, told.stderr
-    assert json.loads(told.stdout)["dry_run"] is True
-    done = command("purge", run.root)
-    assert done.returncode == 0, done.stderr
-    assert "holds 3 rows of deleted samples" in done.stdout and "out of reach" in done.stdout
-    shown = command("receipt", run.root, "r")
-    assert shown.returncode == 0 and "purged     20" in shown.stdout
-    receipt = json.loads(command("receipt", run.root, "r", "--json").stdout)
+    told = s3t("purge", run.root, "--dry-run", "--json")
+    assert told.code == 0, told.err
+    assert json.loads(told.out)["dry_run"] is True
+    done = s3t("purge", run.root)
+    assert done.code == 0, done.err
+    assert "holds 3 rows of deleted samples" in done.out and "out of reach" in done.out
+    shown = s3t("receipt", run.root, "r")
+    assert shown.code == 0 and "purged     20" in shown.out
+    receipt = json.loads(s3t("receipt", run.root, "r", "--json").out)
     assert all(len(one) == 64 for one in receipt["deleted"]) and len(receipt["deleted"]) == 3
-    unknown = command("receipt", run.root, "nobody")
-    assert unknown.returncode == 2 and "no request 'nobody'" in unknown.stderr
-    lines = command("log", run.root).stdout.splitlines()
+    unknown = s3t("receipt", run.root, "nobody")
+    assert unknown.code == 2 and "no request 'nobody'" in unknown.err
+    lines = s3t("log", run.root).out.splitlines()
     assert [line.split()[2] for line in lines][-3:] == ["effective", "purge", "nodes"]
-    entries = [json.loads(line) for line in command("log", run.root, "--json").stdout.splitlines()]
+    entries = [json.loads(line) for line in s3t("log", run.root, "--json").out.splitlines()]
     assert [entry["number"] for entry in entries] == list(range(1, 9))
 
 

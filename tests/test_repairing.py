@@ -18,6 +18,7 @@ from s3t.repairing import reason, repair_apart
 from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.training.retraining import from_scratch
+from tests.conftest import Run
 from tests.small_runs import nodes, start
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -129,21 +130,21 @@ def test_a_repair_that_fails_says_why(run: RunDir, tmp_path: Path) -> None:
     assert nodes(config.model_copy(update={"output": str(run.root)})) == before
 
 
-def test_from_the_command_line(run: RunDir, command: Command, tmp_path: Path) -> None:
-    told = command("repair", run.root, "--if-due", "--json")
-    assert told.returncode == 0 and json.loads(told.stdout) == {"run": str(run.root), "due": None}
+def test_from_the_command_line(run: RunDir, s3t: Run, tmp_path: Path) -> None:
+    told = s3t("repair", run.root, "--if-due", "--json")
+    assert told.code == 0 and json.loads(told.out) == {"run": str(run.root), "due": None}
     delete(run, "p03")
-    wrong = command("repair", run.root, "stage.epochs=3")
-    assert wrong.returncode == 2 and "takes no 'stage.epochs=3'" in wrong.stderr
-    assert command("repair", tmp_path / "nowhere").returncode == 2
-    done = command("repair", run.root, "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["trained"] > 0
+    wrong = s3t("repair", run.root, "stage.epochs=3")
+    assert wrong.code == 2 and "takes no 'stage.epochs=3'" in wrong.err
+    assert s3t("repair", tmp_path / "nowhere").code == 2
+    done = s3t("repair", run.root, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["trained"] > 0
     under(run, when="forecast", below_requests=100)
     delete(run, "p04")
-    done = command("repair", run.root, "--if-due")
-    assert done.returncode == 0 and "in 5 % of futures" in done.stderr
-    assert "nodes trained" in done.stdout
+    done = s3t("repair", run.root, "--if-due")
+    assert done.code == 0 and "in 5 % of futures" in done.err
+    assert "nodes trained" in done.out
     assert from_scratch(run, tmp_path / "scratch").equal
 
 
@@ -177,15 +178,15 @@ def test_watching_repairs_what_becomes_due(run: RunDir) -> None:
         assert ledger.state().generation == 1
 
 
-def test_adding_from_the_command_line(run: RunDir, command: Command, tmp_path: Path) -> None:
+def test_adding_from_the_command_line(run: RunDir, s3t: Run, tmp_path: Path) -> None:
     more = tmp_path / "more.csv"
     more.write_text("id,who,text,label\nn0,n0,newcomer writes,good\n", encoding="utf-8")
-    absent = command("add", run.root, tmp_path / "absent.csv")
-    assert absent.returncode == 2 and "there is no file" in absent.stderr
-    done = command("add", run.root, more, "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["added"] == 1
-    listed = command("samples", run.root).stdout
+    absent = s3t("add", run.root, tmp_path / "absent.csv")
+    assert absent.code == 2 and "there is no file" in absent.err
+    done = s3t("add", run.root, more, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["added"] == 1
+    listed = s3t("samples", run.root).out
     assert "n0" in listed and len(listed.splitlines()) == 49
-    assert json.loads(command("audit", run.root, "--json").stdout)["holds"] is True
-    assert json.loads(command("add", run.root, "--json").stdout)["added"] == 0
+    assert json.loads(s3t("audit", run.root, "--json").out)["holds"] is True
+    assert json.loads(s3t("add", run.root, "--json").out)["added"] == 0
