@@ -75,11 +75,15 @@ class Depot:
             return bool(self._files.isfile(self._at(name)))
 
     def names(self, folder: str = "") -> list[str]:
-        """Names in a folder, sorted, by one listing; none if there is no such folder."""
+        """Names in a folder, sorted, by one listing; none if there is no such folder.
+
+        What is half-written at that moment has no name yet.
+        """
         with self._reached(folder), suppress(FileNotFoundError, NotADirectoryError):
             self._files.invalidate_cache()
             found = self._files.ls(self._at(folder), detail=False)
-            return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+            names = (path.rstrip("/").rpartition("/")[2] for path in found)
+            return sorted(n for n in names if not (n.startswith(".") and n.endswith(".tmp")))
         return []
 
     def get(self, name: str, first: int | None = None) -> bytes:
