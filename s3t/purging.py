@@ -150,7 +150,7 @@ def _dead(run: RunDir, ledger: Ledger) -> _Doomed:
         hits = set(state.hits)
         for node in plan.forest:
             known.add(node.key)
-            if not any((node.shard, part) in hits for part in node.prefix):
+            if not node.is_hit(hits):
                 kept.add(node.key)
     there = run.store.keys()
     return _Doomed(frozenset((known | there) - kept), frozenset(there - kept))

@@ -9,20 +9,19 @@ forgotten.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from s3t.errors import UnknownSampleError
 from s3t.ledger import counters, purging
+from s3t.ledger.chain import now as moment
 from s3t.ledger.counters import chunks, select_in
 from s3t.ledger.generations import State
+from s3t.ledger.purging import hashed
 from s3t.ledger.schema import TOOK, hits, requests, run, samples
 from s3t.types import SampleId, Slot
 
@@ -35,7 +34,6 @@ __all__ = [
     "history",
     "hits_after",
     "judge",
-    "keyed",
     "receipt_of",
     "replay",
     "told",
@@ -181,9 +179,9 @@ def receipt_of(deletion: Deletion, schedule: Mapping[str, Any], secret: bytes) -
         "request_id": deletion.request_id,
         "view": deletion.view,
         "generation": deletion.state.generation,
-        "created_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "deleted": sorted(keyed(one, secret) for one in deletion.deleted),
-        "already_deleted": sorted(keyed(one, secret) for one in deletion.already_deleted),
+        "created_at": moment(),
+        "deleted": sorted(hashed(one, secret) for one in deletion.deleted),
+        "already_deleted": sorted(hashed(one, secret) for one in deletion.already_deleted),
         "copies_elsewhere": deletion.copies_elsewhere,
         "slots": [list(slot) for slot in deletion.slots],
         "schedule": dict(schedule),
@@ -251,19 +249,14 @@ def replay(named: Named, receipt: dict[str, Any], secret: bytes, dry_run: bool) 
     return Deleted(
         request_id=receipt["request_id"],
         view=receipt["view"],
-        deleted=tuple(one for one in ids if keyed(one, secret) in then),
-        already_deleted=tuple(one for one in ids if keyed(one, secret) not in then),
+        deleted=tuple(one for one in ids if hashed(one, secret) in then),
+        already_deleted=tuple(one for one in ids if hashed(one, secret) not in then),
         copies_elsewhere=receipt["copies_elsewhere"],
         slots=tuple((shard, c) for shard, c in receipt["slots"]),
         receipt=receipt,
         replayed=True,
         dry_run=dry_run,
     )
-
-
-def keyed(text: str, secret: bytes) -> str:
-    """HMAC-SHA256, 64 hex digits: proves an id to whoever has it, and tells nobody else."""
-    return hmac.digest(secret, text.encode(), hashlib.sha256).hex()
 
 
 def hits_after(connection: sa.Connection, view: int) -> list[tuple[int, int, int]]:

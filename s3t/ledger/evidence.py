@@ -15,7 +15,6 @@ from typing import Any
 import sqlalchemy as sa
 
 from s3t.ledger import schema
-from s3t.ledger.deletion import keyed
 from s3t.ledger.purging import hashed
 from s3t.ledger.registry import ROWS
 
@@ -86,7 +85,7 @@ class Evidence:
 
     def keyed(self, text: str) -> str:
         """How receipts name a sample id."""
-        return keyed(text, self._secret)
+        return hashed(text, self._secret)
 
     def hashed(self, text: str) -> str:
         """How purged samples are named."""

@@ -253,7 +253,7 @@ class Ledger:
         request = uuid.uuid4().hex
         if request_id is not None:
             (request,) = _distinct([request_id], "request_id")
-        fingerprint = steps.keyed(json.dumps([ids, people]), self._secret)
+        fingerprint = purging.hashed(json.dumps([ids, people]), self._secret)
         secret, place = self._secret, self._database.run
         with self._database.transaction(writes=not dry_run) as connection:
             connection.execute(_LOCKED_VIEW)
@@ -354,7 +354,7 @@ class Ledger:
 
     def keyed(self, sample_id: str) -> str:
         """How receipts name a sample id or subject."""
-        return steps.keyed(sample_id, self._secret)
+        return purging.hashed(sample_id, self._secret)
 
     def _filter(self, connection: sa.Connection) -> bytes:
         given = schema.value(connection, "filter_secret")

@@ -61,7 +61,7 @@ def filter_secret(secret: bytes) -> bytes:
 
 
 def hashed(text: str, key: bytes) -> str:
-    """Keyed hash of an id or subject, 64 hex digits."""
+    """HMAC-SHA256, 64 hex digits: proves an id to whoever has it, and tells nobody else."""
     return hmac.digest(key, text.encode(), "sha256").hex()
 
 

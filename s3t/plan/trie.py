@@ -11,13 +11,13 @@ shorter and lies in the same shard; a key and a prefix occur once. It never chan
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
 
 from s3t.errors import IntegrityError
-from s3t.types import NodeKey
+from s3t.types import NodeKey, Slot
 
 __all__ = ["Forest", "Node", "prefixes"]
 
@@ -53,6 +53,10 @@ class Node:
     def last(self) -> int:
         """The slice that this stage adds."""
         return self.prefix[-1]
+
+    def is_hit(self, hits: Collection[Slot]) -> bool:
+        """Whether a slice of the prefix is among the (shard, slice) that hold a deleted sample."""
+        return any((self.shard, part) in hits for part in self.prefix)
 
 
 class Forest:

@@ -49,11 +49,7 @@ class Board:
         """Take note of the nodes that are there and of the slots hit; returns what came to be."""
         self._there = {*there}
         came = [key for key in self._left if key in self._there]
-        dead = [
-            key
-            for key, node in self._left.items()
-            if any((node.shard, part) in hits for part in node.prefix)
-        ]
+        dead = [key for key, node in self._left.items() if node.is_hit(hits)]
         for key in {*came, *dead}:
             del self._left[key]
         return came

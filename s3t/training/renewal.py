@@ -152,11 +152,7 @@ def _drafted(run: RunDir, config: Config, data: Data, gone: Gone) -> Draft:
 def _holds(plan: Plan, now: Plan, ledger: Ledger) -> bool:
     """Whether a plan has every node of the one in force that is not hit."""
     hits = set(ledger.state().hits)
-    return all(
-        node.key in plan.forest
-        for node in now.forest
-        if not any((node.shard, part) in hits for part in node.prefix)
-    )
+    return all(node.key in plan.forest for node in now.forest if not node.is_hit(hits))
 
 
 def _put_in_force(run: RunDir, ledger: Ledger, plan: Plan) -> None:

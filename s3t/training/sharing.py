@@ -89,8 +89,7 @@ def finished(config: Config) -> bool:
         return False
     plan, there = Plan.from_json(text.decode(errors="replace")), run.store.keys()
     return plan.digest == told[0] and all(
-        node.key in there or any((node.shard, part) in told[1] for part in node.prefix)
-        for node in plan.forest
+        node.key in there or node.is_hit(told[1]) for node in plan.forest
     )
 
 

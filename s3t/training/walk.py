@@ -265,8 +265,7 @@ class _Walk:
                     self._bar.update(self._steps(self.forest[key]))
 
     def _dead(self) -> int:
-        hits = self._hits
-        return sum(any((node.shard, part) in hits for part in node.prefix) for node in self.forest)
+        return sum(node.is_hit(self._hits) for node in self.forest)
 
     def _steps(self, node: Node) -> int:
         return steps_of(node, self.config.stage.batch_size, self.config.stage.epochs)

@@ -162,5 +162,4 @@ class Workshop:
             material.store.remove([node.key])
 
     def _is_hit(self, node: Node) -> bool:
-        hits = self.material.run.hits()
-        return any((node.shard, part) in hits for part in node.prefix)
+        return node.is_hit(self.material.run.hits())
