@@ -20,6 +20,7 @@ from s3t.errors import (
     IntegrityError,
     RequestConflictError,
     S3TError,
+    UnavailableError,
     UnknownSampleError,
 )
 
@@ -34,6 +35,7 @@ __all__ = [
     "IntegrityError",
     "RequestConflictError",
     "S3TError",
+    "UnavailableError",
     "UnknownSampleError",
     "__version__",
     "load_config",

@@ -35,8 +35,9 @@ from s3t.plan.trie import Node
 from s3t.run import RunDir
 from s3t.training.recipe import recipe_of
 from s3t.types import Draw, NodeKey
+from s3t.writing import Writer
 
-__all__ = ["Answering", "Completion", "Evaluation", "Prediction"]
+__all__ = ["Answering", "Evaluation", "Prediction"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +46,6 @@ class Prediction:
 
     label: str
     probabilities: dict[str, float]
-    view: int
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One continued text, without its prompt, and the view."""
-
-    completion: str
     view: int
 
 
@@ -241,30 +234,11 @@ class Answering:
             tokens.append(ids)
         return tokens
 
-    def completions(
-        self, ensemble: Ensemble, prompts: Sequence[Sequence[int]], draw: Draw, view: int
-    ) -> list[Completion]:
-        """Continue token ids, all prompts in step."""
-        encoder = self._encoder
-        assert isinstance(encoder, TextEncoder)
-        rows = [list(ids) for ids in prompts]
-        open_rows = list(range(len(rows)))
-        generator = torch.Generator().manual_seed(draw.seed)
-        for _ in range(draw.max_new_tokens):
-            if not open_rows:
-                break
-            longest = max(len(rows[at]) for at in open_rows)
-            padded = encoder.pad([rows[at] for at in open_rows], -(-longest // 16) * 16)
-            logs = ensemble.next_token(padded)
-            for at, token in zip(list(open_rows), _pick(logs, draw, generator), strict=True):
-                if token == encoder.tokenizer.eos_token_id:
-                    open_rows.remove(at)
-                else:
-                    rows[at].append(token)
-        return [
-            Completion(encoder.decode(row[len(prompt) :]), view)
-            for row, prompt in zip(rows, prompts, strict=True)
-        ]
+    @cached_property
+    def writer(self) -> Writer:
+        """Continues texts; only of a language model."""
+        assert isinstance(self._encoder, TextEncoder)
+        return Writer(self._encoder)
 
     def evaluation(self, ensemble: Ensemble, view: int) -> Evaluation:
         """The metric on the public test rows."""
@@ -312,10 +286,3 @@ def _image(value: Any) -> Any:
             ["an image is integers from 0 to 255 or fractions from 0 to 1: rescale it"], "input"
         )
     return array.astype(np.float32)
-
-
-def _pick(logs: Tensor, draw: Draw, generator: torch.Generator) -> list[int]:
-    if draw.temperature == 0:
-        return [int(token) for token in logs.argmax(dim=1)]
-    chances = (logs.float() / draw.temperature).softmax(dim=1)
-    return [int(t) for t in torch.multinomial(chances, 1, generator=generator).squeeze(1)]

@@ -7,7 +7,8 @@
     │   ├── UnknownSampleError   2   ids or subjects that the ledger does not hold
     │   └── RequestConflictError 2   a request id that was used for another deletion
     ├── ExhaustedError           3   no shard has a surviving prefix
-    └── IntegrityError           4   bytes or lineage that do not prove what they claim
+    ├── IntegrityError           4   bytes or lineage that do not prove what they claim
+    └── UnavailableError         5   not now: the ledger cannot be reached, or a lease ran out
 
 A message names the value, what was expected, and the next step.
 """
@@ -25,6 +26,7 @@ __all__ = [
     "IntegrityError",
     "RequestConflictError",
     "S3TError",
+    "UnavailableError",
     "UnknownSampleError",
     "named",
 ]
@@ -113,6 +115,12 @@ class DamagedNodeError(IntegrityError):
             f"node {key} {what} ({path}): remove the file if it is there, and run s3t train "
             "again to build it anew"
         )
+
+
+class UnavailableError(S3TError):
+    """Not now: the ledger cannot be reached, or this replica's lease ran out. Repeat later."""
+
+    exit_code = 5
 
 
 def named(values: Sequence[str], limit: int = 10) -> str:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from s3t.config import Config
-from s3t.errors import DamagedNodeError
+from s3t.errors import DamagedNodeError, IntegrityError
 from s3t.ledger import Deletion, State
 from s3t.plan import Plan, expected_deletions
 from s3t.plan.trie import Node
@@ -53,6 +53,9 @@ class Receipt:
         expected_deletions_left: random requests until exhaustion, expected.
         seconds: time it took, the wait for running predictions included.
         dry_run: whether nothing was committed.
+        accepted_at: when it was durable, ISO 8601 in UTC; None for a dry run.
+        effective_at: since when no answer of any replica can come from what it switched off; None
+            if that could not be seen: the replicas write it down, and the stored receipt tells.
         hashes, hashes_before: keyed hashes of the ids that it deleted and that were deleted
             before, as the log names them; sorted.
     """
@@ -69,6 +72,8 @@ class Receipt:
     dry_run: bool
     hashes: tuple[str, ...]
     hashes_before: tuple[str, ...]
+    accepted_at: str | None = None
+    effective_at: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, to be kept or logged: samples by their keyed hashes alone."""
@@ -259,7 +264,31 @@ class Forgetting:
             dry_run=dry_run,
             hashes=tuple(done.receipt["deleted"]),
             hashes_before=tuple(done.receipt["already_deleted"]),
+            accepted_at=None if dry_run else done.receipt["created_at"],
         )
+
+    def reload(self) -> None:
+        """Look anew at what lies in the store, and believe nothing of it that was proved before."""
+        with self._lock:
+            self._plan_of(self.ledger.state())
+
+    def survey(self) -> tuple[Status, int, list[tuple[Node, str]]]:
+        """The state now, the number of the plan in force, and what became of each of its nodes:
+        ``serving``, ``alive``, ``dead`` or ``missing``."""
+        with self._lock:
+            status, found = self.status(), []
+            forest = self.plan.forest
+            ends = [one.node for one in status.shards if one.node is not None]
+            serving = {node.key for end in ends for node in forest.lineage(end)}
+            for shard in range(self.plan.shards):
+                alive, dead = self._schedule.alive(shard), self._schedule.dead(shard)
+                for node in forest.of_shard(shard):
+                    state = "serving" if node.key in serving else "missing"
+                    state = "dead" if node.key in dead else state
+                    if state == "missing" and node.key in alive:
+                        state = "alive"
+                    found.append((node, state))
+            return status, self._known.generation, found
 
     def status(self) -> Status:
         """The state at the ledger's present view."""
@@ -314,6 +343,12 @@ class Forgetting:
 
     def _follow(self, state: State) -> None:
         """Bring the schedule up to the ledger's state, from the one known."""
+        if state.view < self._known.view:
+            raise IntegrityError(
+                f"the ledger of {self.run.root} has gone back from view {self._known.view} to "
+                f"{state.view}: an older copy knows nothing of later deletions. Restore the newest "
+                "one, or repeat the deletions since, then start again"
+            )
         if state.generation != self._known.generation or state.plan != self._known.plan:
             self._plan_of(state)
         elif state.nodes_view != self._known.nodes_view:

@@ -2,52 +2,41 @@
 
     predict:     pin the view ─► is it the ledger's? ─► compute ─► still? ─► answer
                                       └─ no: build the new view, swap it in, begin again
-    deactivate:  commit to the ledger ─► swap the view ─► wait for whoever is on the old one
+    deactivate:  commit to the ledger ─► swap the view ─► wait for whoever is on the old one, here
+                 and on every replica
 
 Invariant (E6): once ``deactivate`` has returned, in any process, no answer comes from a node whose
 lineage holds a deleted sample. Within the process this follows from the wait; across processes from
-looking at the ledger before and after each answer. A view is immutable, so nobody sees half of one.
+looking at the ledger before and after each answer, or, for a replica (``join``), from its lease
+(``serving``).
 """
 
 from __future__ import annotations
 
-import logging
-import threading
+import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from s3t.errors import DamagedNodeError, ExhaustedError
 from s3t.forgetting import Forgetting, Receipt, Status
-from s3t.plan.trie import Node
+from s3t.overview import overview
 from s3t.run import RunDir
-from s3t.types import Draw, NodeKey
+from s3t.serving import Serving
+from s3t.types import Draw
 
 if TYPE_CHECKING:
-    from s3t.answering import Answering, Completion, Evaluation, Prediction
-    from s3t.ensemble import Ensemble
-    from s3t.plan import Plan
+    from s3t.answering import Evaluation, Prediction
+    from s3t.config import Config
     from s3t.plan.forecast import Forecast
     from s3t.purging import Purge
+    from s3t.writing import Completion, Piece
 
 __all__ = ["S3T"]
-
-_log = logging.getLogger(__name__)
-Answer = TypeVar("Answer")
-
-
-@dataclass
-class _View:
-    """What is served at one version; ``readers`` counts the answers under way on it."""
-
-    version: int
-    nodes: tuple[Node | None, ...]
-    ensemble: Ensemble | None
-    readers: int = 0
 
 
 class S3T:
@@ -58,11 +47,7 @@ class S3T:
 
     def __init__(self, forgetting: Forgetting) -> None:
         self._forgetting = forgetting
-        self._lock = threading.RLock()  # who builds views; deletions hold it too
-        self._gate = threading.Condition()  # guards _current and the readers' counts
-        self._current: _View | None = None
-        self._leaving: list[_View] = []  # views out of force that still have readers
-        self._model: Answering | None = None
+        self._serving = Serving(forgetting)
 
     @classmethod
     def load(cls, run: str | Path) -> S3T:
@@ -74,8 +59,27 @@ class S3T:
         """
         return cls(Forgetting(RunDir.existing(run)))
 
+    def join(self, name: str | None = None, lease: float | None = None) -> None:
+        """Become a replica: load the model, and answer by a lease instead of looking at the ledger.
+
+        Deletions, in whatever process, are effective once every replica has left the older views.
+        One that cannot reach the ledger goes on until its lease has run out, and then refuses.
+
+        Args:
+            name: what the replica is called; default: the host's.
+            lease: seconds; default: the config's where machines can share the ledger. With SQLite,
+                which they cannot, each answer goes on looking at the ledger unless one is given.
+
+        Raises:
+            S3TError: the model cannot be loaded, or the ledger not be reached.
+        """
+        if lease is None and self._forgetting.ledger.shared:
+            lease = self.config.serve.lease
+        self._serving.join(name or socket.gethostname(), lease)
+
     def close(self) -> None:
-        """Close the ledger; the object cannot be used afterwards."""
+        """Give the seat back, if there is one, and close the ledger; it cannot be used again."""
+        self._serving.leave()
         self._forgetting.close()
 
     def __enter__(self) -> S3T:
@@ -88,6 +92,26 @@ class S3T:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def config(self) -> Config:
+        """The run's config."""
+        return self._forgetting.config
+
+    @property
+    def root(self) -> Path:
+        """The run directory."""
+        return self._forgetting.run.root
+
+    @property
+    def task(self) -> str:
+        """What the run was trained for."""
+        return self.config.task
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes; empty for a language model."""
+        return tuple(self._forgetting.plan.recipe["labels"])
 
     # ── forgetting ───────────────────────────────────────────────────────────────────────────
 
@@ -116,14 +140,12 @@ class S3T:
             InputError: nothing to delete.
         """
         started = time.perf_counter()
-        with self._lock:
-            receipt = self._forgetting.delete(sample_ids, subjects, request_id, dry_run)
-            if not dry_run and self._model is not None:
-                self._swap(self._model)
-        if not dry_run:
-            self._wait_for_readers(receipt.view)
-            self._forgetting.ledger.effective(receipt.request_id)
-        return replace(receipt, seconds=round(time.perf_counter() - started, 6))
+        receipt = self._serving.delete(
+            lambda: self._forgetting.delete(sample_ids, subjects, request_id, dry_run)
+        )
+        effective = None if dry_run else self._serving.settled(receipt)
+        seconds = round(time.perf_counter() - started, 6)
+        return replace(receipt, seconds=seconds, effective_at=effective)
 
     def repair(self, launch: Sequence[str] = ()) -> dict[str, Any]:
         """Plan the run again on what is left, train what is missing, purge what is dead.
@@ -152,10 +174,18 @@ class S3T:
         from s3t.purging import purge
 
         found = purge(self._forgetting.run, dry_run=dry_run)
-        if self._model is not None and not dry_run:
-            with self._lock:
-                self._swap(self._model)  # tensors of what is dead leave the memory too
+        if not dry_run:
+            self._serving.refresh()  # tensors of what is dead leave the memory too
         return found
+
+    def reload(self) -> None:
+        """Look anew at plan and nodes, read and prove what serves once more, and go on with that.
+
+        Raises:
+            S3TError: the ledger or the plan cannot be read; what served goes on.
+        """
+        self._forgetting.reload()
+        self._serving.refresh(anew=True)
 
     def receipt(self, request_id: str) -> dict[str, Any]:
         """The receipt of a deletion as the log holds it, as JSON values.
@@ -168,6 +198,29 @@ class S3T:
     def status(self) -> Status:
         """Shards, prefixes and what is left, at the ledger's present view."""
         return self._forgetting.status()
+
+    def picture(self) -> dict[str, Any]:
+        """Shards × slices and the state of every node, as JSON values; see ``overview``."""
+        return overview(self._forgetting)
+
+    def log(self, limit: int = 100) -> list[dict[str, Any]]:
+        """The latest entries of the run's log, the newest first, as JSON values."""
+        return [asdict(entry) for entry in self._forgetting.ledger.recent(limit)]
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """Those who answer for this run by leases, as JSON values."""
+        found = self._forgetting.ledger.replicas.all()
+        return [{"name": r.name, "view": r.view, "since": r.since} for r in found]
+
+    def readiness(self) -> str | None:
+        """Why no answer can be given now; None if it can, as far as this process knows."""
+        return self._serving.readiness()
+
+    @property
+    def lease_left(self) -> float | None:
+        """Seconds for which this replica may answer without hearing of the ledger; None if it looks
+        at it for each answer."""
+        return None if self._serving.seat is None else self._serving.seat.left
 
     def forecast(
         self, *, now: datetime | None = None, trials: int | None = None, seed: int = 0
@@ -201,9 +254,9 @@ class S3T:
             InputError: a row that cannot be read, or a run of another task.
             IntegrityError: a block that should serve is damaged.
         """
-        model = self._loaded()
+        model = self._serving.model()
         rows = model.encode(batch)
-        return self._answer(model, lambda ensemble, view: model.predictions(ensemble, rows, view))
+        return self._serving.answer(lambda ensemble, view: model.predictions(ensemble, rows, view))
 
     def generate(
         self,
@@ -224,12 +277,53 @@ class S3T:
         Raises:
             ExhaustedError, InputError, IntegrityError: as ``predict``.
         """
-        model = self._loaded()
+        model, serving = self._serving.model(), self._serving
         draw = Draw(max_new_tokens, temperature, seed)
         tokens = model.prompts(prompts, draw)
-        return self._answer(
-            model, lambda ensemble, view: model.completions(ensemble, tokens, draw, view)
+        return serving.answer(
+            lambda ensemble, view: model.writer.completions(
+                ensemble, tokens, draw, view, lambda: serving.spoilt(view)
+            )
         )
+
+    def stream(
+        self,
+        prompt: Any,
+        *,
+        max_new_tokens: int = 32,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Iterator[Piece]:
+        """Continue one text, a token at a time.
+
+        Each token comes from nodes that live at that moment: a deletion waits for one token, not
+        for the text, which goes on with what is left.
+
+        Args:
+            prompt: a text, or a mapping with the config's text column.
+            max_new_tokens, temperature, seed: as ``generate``.
+
+        Returns:
+            pieces of text; a piece is empty while a letter is not yet whole.
+
+        Raises:
+            ExhaustedError, InputError, IntegrityError: as ``predict``; the first two at once.
+        """
+        model = self._serving.model()
+        draw = Draw(max_new_tokens, temperature, seed)
+        (tokens,) = model.prompts([prompt], draw)
+        return model.writer.pieces(tokens, draw, self._serving.answer)
+
+    def hold(self, view: int) -> AbstractContextManager[bool]:
+        """To be held while an answer of ``view`` is sent: deletions wait until it is left.
+
+        Never waits itself. False, if something that served at that view has died, or the lease has
+        run out: then the answer must not be sent, but asked for anew.
+
+        Raises:
+            UnavailableError: the ledger cannot be looked at.
+        """
+        return self._serving.hold(view)
 
     def evaluate(self) -> Evaluation:
         """Accuracy, or perplexity for a language model, on the public test data.
@@ -237,108 +331,4 @@ class S3T:
         Raises:
             ExhaustedError, IntegrityError: as ``predict``.
         """
-        model = self._loaded()
-        return self._answer(model, model.evaluation)
-
-    # ── views ────────────────────────────────────────────────────────────────────────────────
-
-    def _loaded(self) -> Answering:
-        """The model, loaded once."""
-        with self._lock:
-            if self._model is None:
-                from s3t.answering import Answering
-
-                self._model = Answering(
-                    self._forgetting.run, self._forgetting.config, self._forgetting.plan
-                )
-            return self._model
-
-    def _answer(self, model: Answering, compute: Callable[[Ensemble, int], Answer]) -> Answer:
-        """Compute on the ledger's view, and anew if a deletion has hit that view meanwhile.
-
-        Ends, because each lost round has lost nodes for good.
-        """
-        while True:
-            view = self._pin(model)
-            try:
-                if view.ensemble is None:
-                    self._forgetting.prove_exhausted()
-                    raise ExhaustedError(
-                        f"{self._forgetting.run.root}: no shard has a surviving prefix; train a "
-                        "new run, or set aggregation.on_exhausted=base to answer with the base"
-                    )
-                answer = compute(view.ensemble, view.version)
-                if self._still_serves(view):
-                    return answer
-            finally:
-                self._unpin(view)
-
-    def _pin(self, model: Answering) -> _View:
-        """The view of the ledger's version, with this reader counted on it."""
-        while True:
-            with self._gate:
-                view = self._current
-                if view is not None:
-                    view.readers += 1
-            # pinned first, looked up after: a deletion that the look misses sees the pin and waits
-            if view is not None and view.version == self._forgetting.ledger.view():
-                return view
-            if view is not None:
-                self._unpin(view)
-            with self._lock:
-                self._swap(model)
-
-    def _unpin(self, view: _View) -> None:
-        with self._gate:
-            view.readers -= 1
-            self._gate.notify_all()
-
-    def _still_serves(self, view: _View) -> bool:
-        if self._forgetting.ledger.view() == view.version:
-            return True
-        self._forgetting.catch_up()
-        return all(node is None or self._forgetting.is_alive(node.key) for node in view.nodes)
-
-    def _swap(self, model: Answering) -> None:
-        """Put the view of the ledger's version in force. Needs ``_lock``."""
-        version, nodes, plan = self._forgetting.catch_up()
-        current = self._current
-        if current is not None and current.version == version:
-            return
-        if current is not None and current.nodes == nodes:
-            ensemble = current.ensemble
-        else:
-            nodes, ensemble = self._build(model, nodes, plan, first=current is None)
-        with self._gate:
-            old, self._current = self._current, _View(version, nodes, ensemble)
-            self._leaving = [view for view in (*self._leaving, old) if view and view.readers]
-        model.keep_only(self._forgetting.is_alive)
-
-    def _build(
-        self, model: Answering, nodes: tuple[Node | None, ...], plan: Plan, first: bool
-    ) -> tuple[tuple[Node | None, ...], Ensemble | None]:
-        """The ensemble of the nodes. A damaged block is an error when a run is first served;
-        later, when a deletion must not fail for it, the shard falls back to a shorter prefix."""
-        if first:
-            self._forgetting.prove()
-        while True:
-            try:
-                if all(node is None for node in nodes):
-                    self._forgetting.prove_exhausted()
-                return nodes, model.ensemble(nodes, plan)
-            except DamagedNodeError as error:
-                if first:
-                    raise
-                if all(node is None for node in nodes):
-                    return nodes, None  # no fallback either: who asks is told why
-                _log.error("%s; serving a shorter prefix", error)
-                self._forgetting.lose(NodeKey(error.key))
-                _, nodes, plan = self._forgetting.catch_up()
-
-    def _wait_for_readers(self, version: int) -> None:
-        """Wait for the answers under way on views older than ``version``."""
-        with self._gate:
-            self._gate.wait_for(
-                lambda: not any(v.readers for v in self._leaving if v.version < version)
-            )
-            self._leaving = [view for view in self._leaving if view.readers]
+        return self._serving.answer(self._serving.model().evaluation)

@@ -263,6 +263,7 @@ def test_dry_run_tells_the_same_and_changes_nothing(forgetting: Forgetting) -> N
     told, done = dry.to_dict(), delete(forgetting, *ids, request_id="r").to_dict()
     assert (told.pop("dry_run"), done.pop("dry_run")) == (True, False)
     assert told.pop(TIME) >= 0 and done.pop(TIME) >= 0
+    assert told.pop("accepted_at") is None and done.pop("accepted_at") is not None
     assert told == done
     assert forgetting.status().view == 2
 

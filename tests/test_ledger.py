@@ -28,7 +28,7 @@ from s3t.errors import (
     S3TError,
     UnknownSampleError,
 )
-from s3t.ledger import Deletion, Ledger, SlotPersons, State, database, migrations, schema
+from s3t.ledger import Deletion, Ledger, SlotPersons, State, backend, database, migrations, schema
 from s3t.types import Digest, Place, Sample, SampleId, Subject
 
 Rows = list[tuple[Sample, Place]]
@@ -55,17 +55,36 @@ def agree(deletion: Deletion) -> dict[str, Any]:
     return {"prefixes": [list(slot) for slot in deletion.slots]}
 
 
-def dump(path: Path) -> dict[str, list[Any]]:
+def past(where: str | Path) -> sa.Engine:
+    """The database, past the ledger."""
+    return sa.create_engine(str(where) if "://" in str(where) else f"sqlite:///{where}")
+
+
+def tamper(where: str | Path, *statements: str) -> None:
+    engine = past(where)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+def dump(where: str | Path) -> dict[str, list[Any]]:
     """Every row of every table, read past the ledger."""
-    with sqlite3.connect(path) as connection:
-        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        found = {n: sorted(connection.execute(f"SELECT * FROM {n}"), key=repr) for (n,) in tables}
-    connection.close()
+    engine = past(where)
+    with engine.connect() as connection:
+        tables = sa.inspect(connection).get_table_names()
+        found = {
+            name: sorted(
+                map(tuple, connection.exec_driver_sql(f"SELECT * FROM {name}").all()), key=repr
+            )
+            for name in tables
+        }
+    engine.dispose()
     assert set(found) == {*schema.metadata.tables}
     return found
 
 
-def recount(path: Path) -> dict[str, Any]:
+def recount(path: str | Path) -> dict[str, Any]:
     """What the counters have to be, from the samples, one by one."""
     held, left = Counter[Any](), Counter[Any]()
     persons, persons_left = defaultdict(set), defaultdict(set)
@@ -88,7 +107,7 @@ def recount(path: Path) -> dict[str, Any]:
     }
 
 
-def counted(path: Path) -> dict[str, Any]:
+def counted(path: str | Path) -> dict[str, Any]:
     return {name: rows for name, rows in dump(path).items() if name in ("slots", "copies")}
 
 
@@ -97,14 +116,24 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.db"
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest, path: Path) -> str:
+    """Where a ledger may be: a file, or a database of a server."""
+    return str(path) if request.param == "sqlite" else request.getfixturevalue("database_url")
+
+
 @pytest.fixture
-def ledger(path: Path) -> Iterator[Ledger]:
-    with Ledger.open(path, create=True) as opened:
+def ledger(where: str) -> Iterator[Ledger]:
+    with Ledger.open(where, create=True) as opened:
         opened.register(rows())
         yield opened
 
 
 class TestOpen:
+    @pytest.fixture
+    def where(self, path: Path) -> str:
+        return str(path)
+
     def test_missing_names_the_path_and_the_next_step(self, path: Path) -> None:
         for read_only in (False, True):
             with pytest.raises(InputError, match=r"ledger\.db.*s3t train CONFIG"):
@@ -208,6 +237,10 @@ class TestOpen:
 
 
 class TestMigration:
+    @pytest.fixture
+    def where(self, path: Path) -> str:
+        return str(path)
+
     def test_tables_are_what_the_migrations_make(self, ledger: Ledger) -> None:
         with ledger._database.transaction() as connection:
             made = sa.inspect(connection)
@@ -319,7 +352,7 @@ class TestMigration:
         with Ledger.open(path) as ledger:
             assert ledger.view() == 2
         found = dump(path)
-        assert found["schema_version"] == [(4,)]
+        assert found["schema_version"] == [(len(migrations.MIGRATIONS),)]
         assert len(found["samples"]) == 6
 
     def test_a_migration_that_fails_leaves_the_older_ledger(
@@ -354,10 +387,10 @@ class TestMigration:
 
 
 class TestRegister:
-    def test_the_same_again_changes_nothing(self, ledger: Ledger, path: Path) -> None:
-        before = dump(path)
+    def test_the_same_again_changes_nothing(self, ledger: Ledger, where: str) -> None:
+        before = dump(where)
         ledger.register(reversed(rows()))
-        assert dump(path) == before
+        assert dump(where) == before
         assert ledger.counts() == {"samples": 24, "deleted": 0}
         assert ledger.samples_digest() is not None
 
@@ -385,17 +418,17 @@ class TestRegister:
         ],
     )
     def test_other_samples_are_refused(
-        self, ledger: Ledger, path: Path, change: Callable[[Sample, Place], Any]
+        self, ledger: Ledger, where: str, change: Callable[[Sample, Place], Any]
     ) -> None:
-        before = dump(path)
+        before = dump(where)
         with pytest.raises(InputError, match="differs from what the run was planned on"):
             ledger.register([change(*rows()[0]), *rows()[1:]])
-        assert dump(path) == before
+        assert dump(where) == before
         ledger.register(rows())
 
     @pytest.mark.parametrize("apart", [0, 10_500])
-    def test_an_id_twice_is_named(self, path: Path, apart: int) -> None:
-        with Ledger.open(path, create=True) as ledger:
+    def test_an_id_twice_is_named(self, where: str, apart: int) -> None:
+        with Ledger.open(where, create=True) as ledger:
             with pytest.raises(InputError, match=r"same id: 's00001'\."):
                 ledger.register([*rows(2 + apart), rows()[1]])
             assert ledger.counts() == {"samples": 0, "deleted": 0}
@@ -420,11 +453,11 @@ class TestRegister:
 
 class TestPersons:
     @pytest.fixture
-    def ledger(self, path: Path) -> Iterator[Ledger]:
+    def ledger(self, where: str) -> Iterator[Ledger]:
         """Slot 0:0 p0 with two samples, p1 with one, two of nobody; slot 1:2 two of nobody."""
         people = ["p0", "p0", "p1", None, None]
         placed = [(0, 0, who) for who in people] + [(1, 2, None)] * 2
-        with Ledger.open(path, create=True) as opened:
+        with Ledger.open(where, create=True) as opened:
             opened.register(
                 (
                     Sample(SampleId(f"s{number}"), who and Subject(who), Digest("same")),
@@ -445,7 +478,7 @@ class TestPersons:
         with Ledger.open(tmp_path / "empty.db", create=True) as empty:
             assert (empty.persons(), empty.history()) == ([], [])
 
-    def test_history_counts_persons_of_each_deletion(self, ledger: Ledger, path: Path) -> None:
+    def test_history_counts_persons_of_each_deletion(self, ledger: Ledger, where: str) -> None:
         began = datetime.now(UTC) - timedelta(milliseconds=1)
         assert ledger.history() == []
         ledger.delete(["s3"], ["p0"], decide=agree)
@@ -457,15 +490,13 @@ class TestPersons:
         assert began <= moments[0] <= moments[1] <= datetime.now(UTC)
         assert [moment.isoformat(timespec="milliseconds") for moment in moments] == [
             created
-            for *_, created, _ in sorted(dump(path)["requests"], key=lambda row: row[-1])[::2]
+            for *_, created, _, _ in sorted(dump(where)["requests"], key=lambda row: row[-2])[::2]
         ]
 
-    def test_a_moment_that_is_none(self, ledger: Ledger, path: Path) -> None:
+    def test_a_moment_that_is_none(self, ledger: Ledger, where: str) -> None:
         ledger.delete(["s3"], [], decide=agree)
-        with sqlite3.connect(path) as connection:
-            connection.execute("UPDATE requests SET created_at = 'long ago'")
-        connection.close()
-        with pytest.raises(IntegrityError, match=r"ledger\.db .*long ago.*restore it"):
+        tamper(where, "UPDATE requests SET created_at = 'long ago'")
+        with pytest.raises(IntegrityError, match=r"(ledger\.db|run_\d+) .*long ago.*restore it"):
             ledger.history()
 
 
@@ -524,37 +555,37 @@ class TestDelete:
             )
         ]
 
-    def test_unknown_names_all_and_changes_nothing(self, ledger: Ledger, path: Path) -> None:
+    def test_unknown_names_all_and_changes_nothing(self, ledger: Ledger, where: str) -> None:
         ledger.delete(["s00005"], [], decide=agree)
-        before = dump(path)
+        before = dump(where)
         with pytest.raises(UnknownSampleError) as caught:
             ledger.delete(["s00000", "z", "y"], ["p1", "nobody"], decide=agree)
         assert (caught.value.sample_ids, caught.value.subjects) == (("y", "z"), ("nobody",))
-        assert str(path.parent) in str(caught.value)
-        assert dump(path) == before
+        assert ledger._database.run in str(caught.value)
+        assert dump(where) == before
 
     @pytest.mark.parametrize(
         ("ids", "people"), [([], []), ("s00000", []), ([], "p0"), ([1], []), (["\ud800"], [])]
     )
     def test_input_that_cannot_be_meant(
-        self, ledger: Ledger, path: Path, ids: Any, people: Any
+        self, ledger: Ledger, where: str, ids: Any, people: Any
     ) -> None:
-        before = dump(path)
+        before = dump(where)
         with pytest.raises(InputError):
             ledger.delete(ids, people, decide=agree)
-        assert dump(path) == before
+        assert dump(where) == before
 
-    def test_dry_run_tells_and_changes_nothing(self, ledger: Ledger, path: Path) -> None:
-        before = dump(path)
+    def test_dry_run_tells_and_changes_nothing(self, ledger: Ledger, where: str) -> None:
+        before = dump(where)
         told = ledger.delete(["s00000"], ["p1"], decide=agree, request_id="r", dry_run=True)
         assert (told.view, told.dry_run, told.receipt["request_id"]) == (1, True, "r")
-        assert dump(path) == before
+        assert dump(where) == before
         done = ledger.delete(["s00000"], ["p1"], decide=agree, request_id="r")
         assert not done.replayed
         assert (done.view, done.deleted, done.slots) == (told.view, told.deleted, told.slots)
 
-    def test_a_failing_decision_changes_nothing(self, ledger: Ledger, path: Path) -> None:
-        before = dump(path)
+    def test_a_failing_decision_changes_nothing(self, ledger: Ledger, where: str) -> None:
+        before = dump(where)
 
         def fail(deletion: Deletion) -> Mapping[str, Any]:
             raise RuntimeError("no block left")
@@ -563,11 +594,11 @@ class TestDelete:
             ledger.delete(["s00000"], [], decide=fail)
         with pytest.raises(TypeError):
             ledger.delete(["s00000"], [], decide=lambda deletion: {"node": object()})
-        assert dump(path) == before
+        assert dump(where) == before
         assert ledger.delete(["s00000"], [], decide=agree).view == 1
 
-    def test_ten_thousand_ids_in_one_call(self, path: Path) -> None:
-        with Ledger.open(path, create=True) as ledger:
+    def test_ten_thousand_ids_in_one_call(self, where: str) -> None:
+        with Ledger.open(where, create=True) as ledger:
             ledger.register(rows(12_000))
             ids = [sample.id for sample, _ in rows(10_000)]
             done = ledger.delete(ids, [f"p{n}" for n in range(2500, 2600)], decide=agree)
@@ -579,11 +610,11 @@ class TestDelete:
 
 
 class TestRequest:
-    def test_the_same_request_gives_the_same_receipt(self, ledger: Ledger, path: Path) -> None:
+    def test_the_same_request_gives_the_same_receipt(self, ledger: Ledger, where: str) -> None:
         ledger.delete(["s00001"], [], decide=agree)
         done = ledger.delete(["s00002"], ["p0"], decide=agree, request_id="r")
         ledger.delete(["s00010"], [], decide=agree)
-        before = dump(path)
+        before = dump(where)
 
         def fail(deletion: Deletion) -> Mapping[str, Any]:
             raise AssertionError("a replay decides nothing")
@@ -597,26 +628,26 @@ class TestRequest:
             done.slots,
         )
         assert (again.receipt, again.copies_elsewhere) == (done.receipt, done.copies_elsewhere)
-        assert dump(path) == before
+        assert dump(where) == before
 
     @pytest.mark.parametrize(("ids", "people"), [(["s00004"], []), (["s00002", "s00004"], [])])
     def test_another_deletion_under_the_same_request(
-        self, ledger: Ledger, path: Path, ids: list[str], people: list[str]
+        self, ledger: Ledger, where: str, ids: list[str], people: list[str]
     ) -> None:
         ledger.delete(["s00002"], [], decide=agree, request_id="r")
-        before = dump(path)
+        before = dump(where)
         with pytest.raises(RequestConflictError, match="'r'"):
             ledger.delete(ids, people, decide=agree, request_id="r")
-        assert dump(path) == before
+        assert dump(where) == before
 
     def test_requests_get_their_own_ids(self, ledger: Ledger) -> None:
         ids = {ledger.delete(["s00000"], [], decide=agree).request_id for _ in range(3)}
         assert len(ids) == 3
 
-    def test_receipts_hold_no_raw_ids(self, ledger: Ledger, path: Path) -> None:
+    def test_receipts_hold_no_raw_ids(self, ledger: Ledger, where: str) -> None:
         ledger.delete(["s00000"], [], decide=agree)
         ledger.delete(["s00000", "s00004"], ["p5"], decide=agree)
-        found = dump(path)
+        found = dump(where)
         for row in (*found["requests"], *found["log"]):
             text = json.dumps(row)
             assert not any(sample.id in text for sample, _ in rows())
@@ -628,14 +659,14 @@ class TestRequest:
 
 
 class TestTogether:
-    def test_another_opening_sees_the_view(self, ledger: Ledger, path: Path) -> None:
-        with Ledger.open(path) as other:
+    def test_another_opening_sees_the_view(self, ledger: Ledger, where: str) -> None:
+        with Ledger.open(where) as other:
             assert other.view() == 0
             ledger.delete(["s00000"], [], decide=agree)
             assert (other.view(), other.hits()) == (1, [(0, 0, 1)])
             assert other.delete(["s00000"], [], decide=agree).already_deleted == ("s00000",)
 
-    def test_another_process_sees_the_view(self, ledger: Ledger, path: Path) -> None:
+    def test_another_process_sees_the_view(self, ledger: Ledger, where: str) -> None:
         assert ledger.view() == 0
         code = (
             "import sys\nfrom s3t.ledger import Ledger\n"
@@ -644,7 +675,7 @@ class TestTogether:
             "    print(ledger.view())"
         )
         done = subprocess.run(
-            [sys.executable, "-c", code, str(path)],
+            [sys.executable, "-c", code, where],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -653,8 +684,8 @@ class TestTogether:
         assert done.stdout.strip() == "1"
         assert (ledger.view(), ledger.hits()) == (1, [(0, 0, 1)])
 
-    def test_threads_delete_and_read(self, path: Path) -> None:
-        with Ledger.open(path, create=True) as ledger:
+    def test_threads_delete_and_read(self, where: str) -> None:
+        with Ledger.open(where, create=True) as ledger:
             ledger.register(rows(200))
 
             def work(number: int) -> int:
@@ -687,16 +718,15 @@ class TestTogether:
         assert ledger.view() == 1
 
     def test_a_lock_that_stays_is_told(
-        self, ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+        self, ledger: Ledger, where: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
-        blocker = sqlite3.connect(path, isolation_level=None)
-        with Ledger.open(path) as waiting:
-            blocker.execute("BEGIN IMMEDIATE")
-            with pytest.raises(S3TError, match="was locked"):
-                waiting.delete(["s00000"], [], decide=agree)
-            assert waiting.view() == 0
-            blocker.execute("ROLLBACK")
+        monkeypatch.setattr(backend, "BUSY_SECONDS", 0.05)
+        blocker = Ledger.open(where)._database
+        with Ledger.open(where) as waiting:
+            with blocker.transaction(writes=True):
+                with pytest.raises(S3TError, match=r"was locked for 0\.05 s"):
+                    waiting.delete(["s00000"], [], decide=agree)
+                assert waiting.view() == 0
             assert waiting.delete(["s00000"], [], decide=agree).view == 1
         blocker.close()
 
@@ -709,8 +739,8 @@ class TestTogether:
         assert not Path(f"{path}-wal").exists(), "the last connection to close removes the log"
 
     @pytest.mark.parametrize("moment", [1, 7, 23])
-    def test_a_kill_loses_no_acknowledged_deletion(self, path: Path, moment: int) -> None:
-        with Ledger.open(path, create=True) as ledger:
+    def test_a_kill_loses_no_acknowledged_deletion(self, where: str, moment: int) -> None:
+        with Ledger.open(where, create=True) as ledger:
             ledger.register(rows(4000))
         code = (
             "import sys\nfrom s3t.ledger import Ledger\n"
@@ -719,7 +749,7 @@ class TestTogether:
             "    done = ledger.delete([f's{number:05}'], [], decide=lambda deletion: {})\n"
             "    print(done.deleted[0], done.view, flush=True)"
         )
-        command = [sys.executable, "-c", code, str(path)]
+        command = [sys.executable, "-c", code, where]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
             told = [child.stdout.readline() for _ in range(moment)]
@@ -727,7 +757,7 @@ class TestTogether:
             told += child.stdout.readlines()
         acknowledged = [line.split()[0] for line in told if line.endswith("\n")]
         assert moment <= len(acknowledged) < 4000
-        with Ledger.open(path) as ledger:
+        with Ledger.open(where) as ledger:
             gone = [entry.sample_id for entry in ledger.samples(deleted=True)]
             assert set(acknowledged) <= set(gone)
             assert len(gone) - len(acknowledged) <= 1, "at most the one in flight besides"

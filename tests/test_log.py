@@ -111,14 +111,14 @@ def test_a_request_told_again_takes_effect_once(run: RunDir) -> None:
 def test_a_kill_before_it_was_told_as_effective_is_made_good_by_the_next(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from s3t.ledger import Ledger
+    from s3t.ledger.replicas import Replicas
 
     def die(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
     with S3T.load(run.root) as service:
         with monkeypatch.context() as patched:
-            patched.setattr(Ledger, "effective", die)
+            patched.setattr(Replicas, "settle", die)
             with pytest.raises(KeyboardInterrupt):
                 service.deactivate(subjects=["p03"], request_id="one")
         assert service.receipt("one")["effective_at"] is None

@@ -121,8 +121,8 @@ def test_a_reader_that_holds_the_ledger_open_does_not_hinder(run: RunDir) -> Non
 
 
 def dead_in_memory(service: S3T) -> set[str]:
-    assert service._model is not None
-    return {key for key in service._model._tensors if not service._forgetting.is_alive(key)}
+    assert service._serving._model is not None
+    return {key for key in service._serving._model._tensors if not service._forgetting.is_alive(key)}
 
 
 def test_purged_samples_stay_known_as_deleted(run: RunDir) -> None:

@@ -474,7 +474,7 @@ def test_nodes_lost_while_serving_fail_the_answers_not_the_deletion(
     on_base(digits_run)
     with S3T.load(digits_run) as service:
         service.predict(images)
-        service._model._tensors.clear()  # type: ignore[union-attr]
+        service._serving._model._tensors.clear()  # type: ignore[union-attr]
         for node in (digits_run / "nodes").iterdir():
             node.unlink()
         with RunDir(digits_run).ledger() as ledger:
@@ -499,7 +499,7 @@ def test_exhausted_answers_with_the_public_head(digits_run: Path, images: list[n
         exhaust(digits_run)
         found = service.predict(images)
         assert {one.view for one in found} == {1}
-        model = service._model
+        model = service._serving._model
         assert model is not None
         base, rows = model._base, model.encode(images)
         with torch.inference_mode():
@@ -543,7 +543,7 @@ def test_averaged_adapters_are_those_of_the_view(
         answers = []
         for view in range(3):
             answers.append(chances(service.predict(images)))
-            model, current = service._model, service._current
+            model, current = service._serving._model, service._serving._views.current
             assert model is not None and current is not None and current.version == view
             plan = service._forgetting.plan
             members = [model._member(node, plan) for node in current.nodes if node is not None]
@@ -586,7 +586,7 @@ def test_tensors_of_dead_nodes_leave_memory(
     service: S3T, digits_run: Path, images: list[np.ndarray]
 ) -> None:
     service.predict(images)
-    model = service._model
+    model = service._serving._model
     assert model is not None
     held = {
         key: [weakref.ref(t) for t in tensors.values()] for key, tensors in model._tensors.items()
@@ -606,7 +606,7 @@ def test_stacks_that_hold_a_dead_node_leave_memory(
     service.predict(images * 20)  # enough rows for merged weights
 
     def stacks() -> dict[int, Any]:
-        view = service._current
+        view = service._serving._views.current
         assert view is not None and view.ensemble is not None
         maps = view.ensemble._branches._maps
         return {id(one): one for layer in maps for one in layer.values()}
@@ -627,7 +627,7 @@ def test_a_deletion_reads_only_nodes_that_have_not_served(
     service: S3T, digits_run: Path, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.predict(images)
-    model, read = service._model, []
+    model, read = service._serving._model, []
     assert model is not None
     known, store = set(model._tensors), type(model._run.store)
     plain = store.read
@@ -653,7 +653,7 @@ def test_another_ones_deletion_frees_memory_at_the_next_answer(
     with S3T.load(digits_run) as other:
         dead = other.deactivate([one_of_each(digits_run)[0, 0][0]]).nodes_dead
     service.predict(images)
-    assert service._model is not None and not set(dead) & service._model._tensors.keys()
+    assert service._serving._model is not None and not set(dead) & service._serving._model._tensors.keys()
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────
@@ -714,8 +714,8 @@ def plain_models(service: S3T) -> list[Any]:
         model = AutoModelForCausalLM.from_pretrained(run.base_path).eval()
         for ancestor in service._forgetting.plan.forest.lineage(node.key):
             tensors = load_file(node_file(run.root, ancestor.key))
-            assert service._model is not None
-            for target in service._model._base.targets:
+            assert service._serving._model is not None
+            for target in service._serving._model._base.targets:
                 if target.a in tensors:
                     weight = model.transformer.h[target.layer].get_submodule(target.path).weight
                     low = tensors[target.a].T @ tensors[target.b].T  # a Conv1D is [in, out]
@@ -733,7 +733,7 @@ def mixed(models: Sequence[Any], ids: Sequence[int]) -> torch.Tensor:
 
 def greedy(service: S3T, prompt: str, count: int) -> list[int]:
     """The plain loop: the likeliest token of the mixture, up to ``count`` or the closing one."""
-    tokenizer = service._model._encoder.tokenizer  # type: ignore[union-attr]
+    tokenizer = service._serving._model._encoder.tokenizer  # type: ignore[union-attr]
     models, ids = plain_models(service), list(tokenizer(prompt)["input_ids"])[:-1]
     assert len(models) == 2
     added: list[int] = []
@@ -752,7 +752,7 @@ def test_greedy_is_the_likeliest_token_of_the_mixture(texts: S3T) -> None:
     texts.deactivate(["t05"])
     found = texts.generate(PROMPTS, max_new_tokens=12)
     assert {one.view for one in found} == {1}
-    tokenizer = texts._model._encoder.tokenizer  # type: ignore[union-attr]
+    tokenizer = texts._serving._model._encoder.tokenizer  # type: ignore[union-attr]
     for prompt, one in zip(PROMPTS, found, strict=True):
         added = greedy(texts, prompt, 12)
         assert one.completion == tokenizer.decode(added, skip_special_tokens=True)
@@ -768,7 +768,7 @@ def test_a_completion_ends_at_the_closing_token(
         ((prompt, greedy(texts, prompt, 8)) for prompt in PROMPTS), key=lambda one: len(set(one[1]))
     )
     at = max(number for number, token in enumerate(added) if token not in added[:number])
-    encoder = texts._model._encoder  # type: ignore[union-attr]
+    encoder = texts._serving._model._encoder  # type: ignore[union-attr]
     ids = encoder.prompt(prompt)
     monkeypatch.setattr(encoder, "prompt", lambda text: ids)  # its cutting knows the closing token
     encoder.tokenizer.eos_token = encoder.tokenizer.convert_ids_to_tokens(added[at])
@@ -797,7 +797,7 @@ def test_perplexity_is_that_of_the_mixture(texts: S3T, text_run: Path) -> None:
     found = texts.evaluate()
     rows = load_public(load_config(text_run / "config.yaml"), "test", ())
     models, lost = plain_models(texts), []
-    tokenizer = texts._model._encoder.tokenizer  # type: ignore[union-attr]
+    tokenizer = texts._serving._model._encoder.tokenizer  # type: ignore[union-attr]
     for text in rows.inputs:
         ids = tokenizer(text)["input_ids"]
         chances_ = mixed(models, ids)

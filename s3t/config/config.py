@@ -25,6 +25,7 @@ from s3t.config.sections import (
     StoreConfig,
     TrainingConfig,
 )
+from s3t.config.serving import ServeConfig
 
 __all__ = ["Config", "Task"]
 
@@ -49,6 +50,12 @@ class Config(Section):
     store: StoreConfig = StoreConfig()
     repair: RepairConfig = RepairConfig()
     receipts: ReceiptsConfig = ReceiptsConfig()
+    ledger: str | None = Field(
+        None,
+        description="URL of a database of one run, such as postgresql+psycopg://s3t@host/run; "
+        "default: ledger.db in the run",
+    )
+    serve: ServeConfig = ServeConfig()
 
     @property
     def run_dir(self) -> Path:

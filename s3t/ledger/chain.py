@@ -31,6 +31,7 @@ __all__ = [
     "canonical",
     "entries",
     "last_of",
+    "latest",
     "link",
     "now",
     "read",
@@ -113,6 +114,12 @@ def entries(connection: sa.Connection, after: int = 0, limit: int | None = None)
     return [_entry(row) for row in connection.execute(query)]
 
 
+def latest(connection: sa.Connection, limit: int) -> list[Entry]:
+    """The last entries, the newest first."""
+    query = sa.select(log).order_by(log.c.number.desc()).limit(limit)
+    return [_entry(row) for row in connection.execute(query)]
+
+
 def read(connection: sa.Connection, number: int) -> Entry:
     """One entry.
 
@@ -133,19 +140,22 @@ def last_of(connection: sa.Connection, kind: str) -> Entry | None:
     return None if row is None else _entry(row)
 
 
-def receipt(connection: sa.Connection, number: int) -> dict[str, Any]:
-    """The deletion that entry ``number`` tells of, as JSON values, with what came of it later."""
-    entry, later = read(connection, number), entries(connection, after=number)
-    view = entry.body["view"]
-    effective = (
-        one.at for one in later if one.kind == "effective" and one.body["deletion"] == number
-    )
-    purged = (one.at for one in later if one.kind == "purge" and one.body["view"] >= view)
+def receipt(connection: sa.Connection, number: int, effective: int | None) -> dict[str, Any]:
+    """The deletion that entry ``number`` tells of, as JSON values, with what came of it later.
+
+    Args:
+        number: of the deletion's entry.
+        effective: of the entry that tells that it is effective, if there is one.
+    """
+    entry = read(connection, number)
+    purges = sa.select(log).where(log.c.kind == "purge", log.c.number > number)
+    later = (_entry(row) for row in connection.execute(purges.order_by(log.c.number)))
+    purged = (one.at for one in later if one.body["view"] >= entry.body["view"])
     return {
         **entry.body,
         "number": number,
         "accepted_at": entry.at,
-        "effective_at": next(effective, None),
+        "effective_at": None if effective is None else read(connection, effective).at,
         "purged_at": next(purged, None),
         "previous": entry.previous,
         "digest": entry.digest,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -23,13 +23,14 @@ from s3t.errors import InputError, IntegrityError, RequestConflictError
 from s3t.ledger import chain, counters, generations, purging, registry, schema
 from s3t.ledger import deletion as steps
 from s3t.ledger.counters import SlotPersons
-from s3t.ledger.database import Database
+from s3t.ledger.database import Database, Watch
 from s3t.ledger.deletion import Decide, Deleted
 from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import State
 from s3t.ledger.planning import Planning, seal
 from s3t.ledger.purging import Gone
 from s3t.ledger.registry import Entry, Offered
+from s3t.ledger.replicas import Replicas
 from s3t.ledger.signing import Signer
 from s3t.types import Digest, NodeKey, Slot
 
@@ -38,11 +39,9 @@ __all__ = ["Ledger"]
 _UNSIGNED: Callable[[], Signer | None] = lambda: None  # noqa: E731
 
 _VIEW = "SELECT value FROM run WHERE key = 'view'"
-_LOCKED_VIEW = sa.select(schema.run.c.value).where(schema.run.c.key == "view").with_for_update()
-"""SQLite has the write lock already and leaves out FOR UPDATE."""
-_STORED = sa.select(schema.requests.c.fingerprint, schema.requests.c.number).where(
-    schema.requests.c.request_id == sa.bindparam("request")
-)
+_STORED = sa.select(
+    schema.requests.c.fingerprint, schema.requests.c.number, schema.requests.c.effective
+).where(schema.requests.c.request_id == sa.bindparam("request"))
 
 
 class Ledger:
@@ -52,6 +51,7 @@ class Ledger:
 
     Attributes:
         plans: the plans that were made, and the nodes that were trained for them.
+        replicas: who answers, and which deletions are effective on all of them.
     """
 
     def __init__(self, database: Database, signer: Callable[[], Signer | None] = _UNSIGNED) -> None:
@@ -65,6 +65,7 @@ class Ledger:
             )
         self._secret = bytes.fromhex(secret)
         self.plans = Planning(database, self._signer)
+        self.replicas = Replicas(database, self._signer)
 
     @classmethod
     def open(
@@ -121,7 +122,7 @@ class Ledger:
             InputError: a sample id twice, or other samples than those the run was planned on.
         """
         name = self._database.name
-        with self._database.transaction() as connection:
+        with self._database.transaction(scratch=True) as connection:
             if registry.registered(connection):
                 registry.compare(connection, samples, self._purged(connection), name)
                 return
@@ -162,6 +163,15 @@ class Ledger:
         """What decides what may be served, with the hits that are new to who knows ``known``."""
         with self._database.transaction() as connection:
             return generations.state(connection, known)
+
+    @property
+    def shared(self) -> bool:
+        """Whether processes on several machines can have it open: then answers go by leases."""
+        return self._database.dialect != "sqlite"
+
+    def watch(self) -> AbstractContextManager[Watch]:
+        """Waits for changes of the ledger; see ``Database.watch``."""
+        return self._database.watch()
 
     def samples_digest(self) -> Digest | None:
         """Digest over all samples registered, None before ``register``."""
@@ -256,7 +266,6 @@ class Ledger:
         fingerprint = purging.hashed(json.dumps([ids, people]), self._secret)
         secret, place = self._secret, self._database.run
         with self._database.transaction(writes=not dry_run) as connection:
-            connection.execute(_LOCKED_VIEW)
             stored = _stored(connection, request, fingerprint)
             named = steps.find(connection, ids, people, lambda: self._filter(connection), place)
             if stored is not None:
@@ -269,22 +278,8 @@ class Ledger:
                 at = receipt["created_at"]
                 number = chain.append(connection, "deletion", at, receipt, self._signer())
                 steps.write(connection, deletion, named.rows, fingerprint, number, at)
+                self._database.tell(connection)
         return steps.told(deletion, json.loads(text))
-
-    def effective(self, request_id: str) -> None:
-        """Write down that no answer comes any more from what a request has switched off; once.
-
-        Nobody waits for the disk: if a power cut takes the entry, nothing but the moment is lost.
-        """
-        with self._database.transaction(writes=True, synced=False) as connection:
-            number = _number(connection, request_id)
-            if number is not None and not any(
-                entry.body["deletion"] == number
-                for entry in chain.entries(connection, after=number)
-                if entry.kind == "effective"
-            ):
-                body = {"request_id": request_id, "deletion": number}
-                chain.append(connection, "effective", chain.now(), body, self._signer())
 
     # ── forgetting for good ──────────────────────────────────────────────────────────────────
 
@@ -337,6 +332,11 @@ class Ledger:
                 return
             after = page[-1].number
 
+    def recent(self, limit: int) -> list[chain.Entry]:
+        """The latest entries of the log, the newest first."""
+        with self._database.transaction() as connection:
+            return chain.latest(connection, limit)
+
     def receipt(self, request_id: str) -> dict[str, Any]:
         """The receipt of a request as JSON values: what it did, and when it took effect.
 
@@ -344,13 +344,13 @@ class Ledger:
             InputError: no such request.
         """
         with self._database.transaction() as connection:
-            number = _number(connection, request_id)
-            if number is None:
+            stored = connection.execute(_STORED, {"request": request_id}).first()
+            if stored is None:
                 raise InputError(
                     f"there is no request {request_id!r} in {self._database.name}: s3t log lists "
                     "what was done"
                 )
-            return chain.receipt(connection, number)
+            return chain.receipt(connection, stored.number, stored.effective)
 
     def keyed(self, sample_id: str) -> str:
         """How receipts name a sample id or subject."""
@@ -386,9 +386,3 @@ def _stored(connection: sa.Connection, request: str, fingerprint: str) -> dict[s
             "Use a new request id, or repeat the same samples and subjects"
         )
     return dict(chain.read(connection, stored.number).body)
-
-
-def _number(connection: sa.Connection, request_id: str) -> int | None:
-    """Number of the entry that is the receipt of a request."""
-    stored = connection.execute(_STORED, {"request": request_id}).first()
-    return None if stored is None else int(stored.number)

@@ -2,6 +2,7 @@
 
     nothing ─0→1─► samples, hits, requests, run ─1→2─► ids stored once, counters kept
                      ─2→3─► receipts chained in a log; plans, nodes; what is purged leaves hashes
+                     ─3→4─► replicas, and since when a deletion is effective on all of them
 
 Invariant: a migration that has been released never changes, so its SQL is literal; a new one is
 added at the end. All of an opening's migrations run in one transaction.
@@ -165,7 +166,30 @@ def _log(connection: sa.Connection) -> None:
         )
 
 
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_first_schema, _counters, _log)
+def _replicas(connection: sa.Connection) -> None:
+    """3 → 4: who answers, from which view on, and which deletions have taken effect everywhere."""
+    told = connection.exec_driver_sql("SELECT number, body FROM log WHERE kind = 'effective'").all()
+    for statement in (
+        "CREATE TABLE replicas (replica TEXT NOT NULL PRIMARY KEY, name TEXT NOT NULL, "
+        "view INTEGER NOT NULL, beats INTEGER NOT NULL, lease FLOAT NOT NULL, since TEXT NOT NULL)",
+        "ALTER TABLE requests ADD COLUMN effective INTEGER",
+        "CREATE INDEX requests_pending ON requests (number) WHERE effective IS NULL",
+    ):
+        connection.exec_driver_sql(statement)
+    if told:
+        update = "UPDATE requests SET effective = :entry WHERE number = :deletion"
+        values = [
+            {"entry": one.number, "deletion": json.loads(one.body)["deletion"]} for one in told
+        ]
+        connection.execute(sa.text(update), values)
+
+
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (
+    _first_schema,
+    _counters,
+    _log,
+    _replicas,
+)
 """Number n takes a ledger from schema version n to n + 1."""
 
 

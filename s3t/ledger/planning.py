@@ -64,6 +64,7 @@ class Planning:
             generations.put_in_force(connection, generation, view)
             body = {"generation": generation, "digest": found[generation].digest, "view": view}
             chain.append(connection, "force", chain.now(), body, self._signer())
+            self._database.tell(connection)
 
     def announce(self, weights: Mapping[NodeKey, Digest]) -> None:
         """Write nodes down that are new in the store; a new view, if there are any.
@@ -77,6 +78,7 @@ class Planning:
             came = generations.witness(connection, weights)
             if came and chain.last_of(connection, "nodes") is not None:
                 generations.add_view(connection, nodes_came=True)
+                self._database.tell(connection)
 
     def seal(self) -> None:
         """Put one digest over all nodes into the log, unless the last such entry holds it."""

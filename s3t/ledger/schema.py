@@ -5,10 +5,12 @@
     hits       (shard, slice) that hold a deleted sample, and the view that hit them last
     slots      per (shard, slice): samples and persons, registered and left
     copies     contents that several samples have, and how many of those are left
-    requests   request ids, each with the entry of the log that is its receipt
+    requests   request ids, each with the entries of the log that are its receipt, and that tell
+               when it was effective
     log        all that was ever done, chained; keyed hashes instead of ids
     plans      which plans were made, of the samples left at which view, in force since which
     nodes      digest of the weights of every node, as first seen by who trained them
+    replicas   who answers, and which view they have all left older ones for
     run        ``view``, ``nodes_view``, the ``secret`` of the hashes, digest of the samples
 
 Invariant: they are what the migrations make (``migrations.py``).
@@ -29,6 +31,7 @@ __all__ = [
     "metadata",
     "nodes",
     "plans",
+    "replicas",
     "requests",
     "run",
     "samples",
@@ -95,7 +98,10 @@ requests = sa.Table(
     sa.Column("fingerprint", sa.Text, nullable=False),
     sa.Column("created_at", sa.Text, nullable=False),
     sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("effective", sa.Integer),
 )
+_PENDING = requests.c.effective.is_(None)
+sa.Index("requests_pending", requests.c.number, sqlite_where=_PENDING, postgresql_where=_PENDING)
 TOOK = requests.c.persons > sa.literal_column("0")
 """Of a request: it deleted a sample. Literal, since an index of only those is found by it."""
 sa.Index(
@@ -151,6 +157,16 @@ nodes = sa.Table(
     sa.Column("weights", sa.Text, nullable=False),
     sqlite_with_rowid=False,
 )
+replicas = sa.Table(
+    "replicas",
+    metadata,
+    sa.Column("replica", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("view", sa.Integer, nullable=False),
+    sa.Column("beats", sa.Integer, nullable=False),
+    sa.Column("lease", sa.Float, nullable=False),
+    sa.Column("since", sa.Text, nullable=False),
+)
 run = sa.Table(
     "run",
     metadata,
@@ -160,12 +176,14 @@ run = sa.Table(
 schema_version = sa.Table(
     "schema_version", metadata, sa.Column("version", sa.Integer, nullable=False)
 )
+_BYTES = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+"""Ordered as the other tables' texts are: by their bytes."""
 incoming = sa.Table(  # samples on their way in, for one transaction
     "incoming",
     sa.MetaData(),
-    sa.Column("sample_id", sa.Text),
-    sa.Column("subject", sa.Text),
-    sa.Column("content", sa.Text),
+    sa.Column("sample_id", _BYTES),
+    sa.Column("subject", _BYTES),
+    sa.Column("content", _BYTES),
     sa.Column("shard", sa.Integer),
     sa.Column("slice", sa.Integer),
     prefixes=["TEMPORARY"],

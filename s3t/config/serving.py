@@ -1,0 +1,54 @@
+"""How a run is served over HTTP. Nothing here changes a node's bytes, or what may be served."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from s3t.config.sections import Natural, Positive, Section
+
+__all__ = ["ServeConfig"]
+
+_Seconds = Annotated[float, Field(gt=0)]
+_Rate = Annotated[float, Field(gt=0)] | None
+
+
+class ServeConfig(Section):
+    """The service of a run (``s3t serve``)."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, strict=True)] = 8000
+    tokens: str | None = Field(
+        None, description="file of the tokens' hashes; default: tokens.json in the run"
+    )
+    lease: _Seconds = Field(
+        5.0,
+        description="seconds without a sign of life after which a replica counts as gone, and it "
+        "stops answering itself",
+    )
+    batch_rows: Positive = Field(64, description="rows answered in one pass at the most")
+    batch_wait: Annotated[float, Field(ge=0)] = Field(
+        0.002, description="seconds that a row waits for others to share a pass with"
+    )
+    queue_rows: Positive = Field(1024, description="rows waiting; above it 503 and Retry-After")
+    timeout: _Seconds = Field(30.0, description="seconds that a question may take")
+    request_rows: Positive = Field(256, description="rows of one question")
+    body_bytes: Positive = Field(2**20, description="bytes of one request's body")
+    streams: Positive = Field(16, description="completions under way at once; above it 503")
+    predict_rate: _Rate = Field(None, description="questions a second, for each token")
+    delete_rate: _Rate = Field(50.0, description="deletions a second, for each token")
+    refusals: Positive = Field(
+        20, description="wrong tokens a minute from one address, after which it has to wait"
+    )
+    job_samples: Natural = Field(
+        1000, description="a deletion that names more samples and subjects becomes a job"
+    )
+    open_metrics: bool = Field(False, description="/metrics asks for no token")
+    drain: _Seconds = Field(30.0, description="seconds for what is under way to finish at the end")
+    callback_hosts: tuple[str, ...] = Field(
+        (), description="hosts that may be called back about deletions; none by default"
+    )
+    domain: str | None = Field(
+        None, description="of the processor, as callbacks name it; default: the host"
+    )

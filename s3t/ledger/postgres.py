@@ -1,0 +1,347 @@
+"""PostgreSQL as a ledger: for replicas of one run, on as many machines as there are.
+
+    writes   BEGIN READ COMMITTED, then one lock of the whole ledger   one after the other
+    reads    BEGIN REPEATABLE READ READ ONLY                           one moment, waits for nobody
+
+Invariant: whoever writes has the lock before its first look, so it sees all that was committed and
+never meets a serialization failure; a commit returns when it is on the server's disk. A ledger is
+one schema of one database: the one that comes first in the connection's search path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import select
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+
+from s3t.errors import InputError, IntegrityError, S3TError, UnavailableError
+from s3t.ledger import backend
+from s3t.ledger.backend import ACCESS, Access, Watch
+
+try:
+    import psycopg
+except ImportError:
+    raise InputError(
+        "a ledger on PostgreSQL needs psycopg: install it with pip install 's3t[postgres]'"
+    ) from None
+
+__all__ = ["Postgres"]
+
+_CLIENT = {
+    "application_name": "s3t",
+    "client_encoding": "utf8",
+    "connect_timeout": 5,
+    "keepalives": 1,
+    "keepalives_idle": 2,
+    "keepalives_interval": 1,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 5000,
+}
+"""How soon we notice that the server is out of reach: about 5 s."""
+
+_SERVER = (
+    "SET tcp_keepalives_idle = 2; SET tcp_keepalives_interval = 1; "
+    "SET tcp_keepalives_count = 3; SET tcp_user_timeout = 5000"
+)
+"""How soon the server notices that we are, and frees the lock; its own default is hours."""
+
+_IDLE_SECONDS = 60
+"""After which the server ends a writing transaction of a process that does nothing."""
+
+_SECRETS = ("password", "sslpassword")
+
+_TAKE_SECONDS = 2
+"""How long the table may be waited for when it is to be written anew: whoever deletes waits too."""
+
+_GONE_ROWS = (
+    "SELECT (SELECT COUNT(*) FROM forgotten), (SELECT value FROM run WHERE key = 'compacted')"
+)
+_SET_COMPACTED = (
+    "INSERT INTO run (key, value) VALUES ('compacted', %s) "
+    "ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+)
+_NOW = "SELECT xid(pg_snapshot_xmax(pg_current_snapshot()))::text"
+_OLDER = (
+    "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() "
+    "AND pid <> pg_backend_pid() "
+    "AND greatest(age(backend_xmin), age(backend_xid)) > age(%s::xid)"
+)
+
+_GONE = ("57P01", "57P02", "57P03", "57P05", "25P03", "53300", "53400")
+"""Shut down, crashed, starting; sessions that were ended; too many connections."""
+
+
+class Postgres:
+    """A schema of a database as a ledger's (``Backend``).
+
+    Passwords may be in the URL; libpq's own ways (``PGPASSWORD``, ``~/.pgpass``, a service) are
+    better, since the run's config holds the URL as it was given.
+
+    Raises:
+        InputError: a URL that cannot be meant.
+    """
+
+    dialect = "postgresql"
+
+    def __init__(self, url: sa.URL, *, read_only: bool) -> None:
+        if "@" in (url.host or ""):  # then what comes before it is a part of the password
+            raise InputError("the ledger's URL has several @: write one in a password as %40")
+        url = url.set(drivername="postgresql+psycopg")
+        shown = {key: value for key, value in url.query.items() if key not in _SECRETS}
+        self.name = self.run = url.set(password=None, query=shown).render_as_string()
+        self._read_only = read_only
+        given = {key: value for key, value in _CLIENT.items() if key not in url.query}
+        self.engine = sa.create_engine(
+            url,
+            connect_args=given | {"autocommit": True},  # BEGIN is ours, see _begin
+            pool_size=16,
+            max_overflow=-1,
+            pool_recycle=3600,
+        )
+        sa.event.listen(self.engine, "connect", _connected)
+        sa.event.listen(self.engine, "begin", self._begin)
+        self._schema: str | None = None
+
+    def settle(self) -> None:
+        """Refuse a server that loses what it has committed, or that mangles text."""
+        found = self._shown("fsync", "server_encoding")
+        if found != ["on", "UTF8"]:
+            raise InputError(
+                f"{self.name} cannot keep a ledger: it has fsync {found[0]} and encoding "
+                f"{found[1]}, expected on, so that no deletion is lost, and UTF8"
+            )
+
+    def migrated(self, connection: sa.Connection) -> None:
+        """Order texts by their bytes, as everything else does, and gather no statistics of ids.
+
+        Statistics hold values of rows, and so would go on holding ids that were purged.
+        """
+        found = connection.exec_driver_sql(
+            "SELECT table_name, column_name, collation_name FROM information_schema.columns "
+            "WHERE table_schema = current_schema() AND data_type = 'text' "
+            "ORDER BY table_name, column_name"
+        ).all()
+        for table, column, collation in found:
+            alter = f'ALTER TABLE "{table}" ALTER COLUMN "{column}"'
+            if collation != "C":
+                connection.exec_driver_sql(f'{alter} TYPE TEXT COLLATE "C"')
+            connection.exec_driver_sql(f"{alter} SET STATISTICS 0")
+
+    def lost(self, error: Exception) -> bool:
+        """Whether the connection that an error is of has ended."""
+        if isinstance(error, sa.exc.DBAPIError):
+            return error.connection_invalidated
+        if not isinstance(error, psycopg.OperationalError):
+            return False
+        state = error.sqlstate
+        return state is None or state in _GONE or state.startswith("08")
+
+    def explain(self, error: Exception, committing: bool) -> S3TError:
+        """The error in our own words, without values of rows."""
+        cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+        assert isinstance(cause, psycopg.Error)
+        said = (cause.diag.message_primary or str(cause).partition("\n")[0]).strip()
+        lost = self.lost(error) or self.lost(cause)
+        if lost and committing:
+            return UnavailableError(
+                f"the connection to {self.name} was lost while it committed ({said}), so it is not "
+                "known whether that was done: repeat it, with the same request id if it was a "
+                "deletion; what was done is not done twice"
+            )
+        if lost:
+            return UnavailableError(
+                f"{self.name} cannot be reached ({said}), nothing was changed: see that the server "
+                "runs and lets this machine in, and repeat"
+            )
+        return self._explained(cause, said)
+
+    def _explained(self, cause: psycopg.Error, said: str) -> S3TError:
+        """An error of a server that is there."""
+        errors = psycopg.errors
+        if isinstance(cause, errors.LockNotAvailable):
+            return S3TError(
+                f"{self.name} was locked for {backend.BUSY_SECONDS:g} s, nothing was changed: wait "
+                "for the other s3t process, or end it if it hangs, and repeat"
+            )
+        if isinstance(cause, errors.DiskFull):
+            return S3TError(
+                f"{self.name}: there is no space left on its disk, nothing was changed: make "
+                "some, and repeat"
+            )
+        if isinstance(cause, errors.ReadOnlySqlTransaction):
+            return S3TError(
+                f"{self.name} was opened or is read-only, perhaps a standby: nothing was changed"
+            )
+        damaged = (errors.DataCorrupted, errors.IndexCorrupted)
+        if isinstance(cause, (*damaged, errors.UndefinedTable, errors.UndefinedColumn)):
+            return IntegrityError(
+                f"{self.name} is damaged or no ledger ({said}): restore it from a copy"
+            )
+        if isinstance(cause, psycopg.DataError) and "NUL" in said:
+            return InputError(
+                "an id or text with a NUL character cannot be in a ledger on PostgreSQL: "
+                "nothing was changed"
+            )
+        return S3TError(f"{self.name}: {said}; nothing was changed")
+
+    def compact(self) -> bool:
+        """Write the table of samples anew, unless no row has left it since the last time.
+
+        Nothing less removes their bytes: a plain VACUUM gives the space of rows free, and leaves
+        what is in it until it is used again. Deletions wait meanwhile.
+        """
+        connection = self.engine.raw_connection()
+        try:
+            driver = connection.driver_connection
+            assert isinstance(driver, psycopg.Connection)
+            gone, known = driver.execute(_GONE_ROWS).fetchall()[0]
+            if known == str(gone):
+                return True
+            _wait_for_older(driver)
+            if not _rewritten(driver):
+                return False
+            driver.execute(_SET_COMPACTED, [str(gone)])
+            return True
+        finally:
+            connection.invalidate()  # its settings are not what others expect
+            connection.close()
+
+    @contextmanager
+    def watch(self) -> Iterator[Watch]:
+        """Listens on a connection of its own."""
+        pooled = self.engine.raw_connection()
+        try:
+            driver = pooled.driver_connection
+            assert isinstance(driver, psycopg.Connection)
+            driver.execute(f'LISTEN "{self._name_of(driver)}"')
+            with _ChannelWatch(self, driver) as watch:
+                yield watch
+        finally:
+            pooled.invalidate()  # it listens, so nobody else shall have it
+            pooled.close()
+
+    def tell(self, connection: sa.Connection) -> None:
+        """Notify all who listen, at the commit."""
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)
+        connection.exec_driver_sql(f'NOTIFY "{self._name_of(driver)}"')
+
+    def _begin(self, connection: sa.Connection) -> None:
+        access: Access = connection.get_execution_options().get(ACCESS, Access())
+        if not access.writes:
+            mode = "" if access.scratch else " READ ONLY"
+            connection.exec_driver_sql(f"BEGIN ISOLATION LEVEL REPEATABLE READ{mode}")
+            return
+        if self._read_only:
+            raise S3TError(f"{self.name} was opened read-only: nothing was changed")
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)
+        wait = f"{round(backend.BUSY_SECONDS * 1000)}ms"
+        steps = [
+            "BEGIN ISOLATION LEVEL READ COMMITTED",
+            f"SET LOCAL lock_timeout = '{wait}'",
+            f"SET LOCAL idle_in_transaction_session_timeout = '{_IDLE_SECONDS}s'",
+            f"SET LOCAL synchronous_commit = {'on' if access.synced else 'off'}",
+        ]
+        if access.alone:
+            steps.append(f"SELECT pg_advisory_xact_lock({self._lock_of(driver)})")
+        connection.exec_driver_sql("; ".join(steps))
+
+    def _name_of(self, driver: psycopg.Connection[Any]) -> str:
+        """Name of the channel that changes of this ledger are told on: by its schema."""
+        if self._schema is None:
+            found = driver.execute("SELECT current_schema()").fetchone()
+            if found is None or found[0] is None:
+                raise InputError(f"{self.name}: no schema of its search path is there: make one")
+            self._schema = str(found[0])
+        return f"s3t_{hashlib.sha256(self._schema.encode()).hexdigest()[:16]}"
+
+    def _lock_of(self, driver: psycopg.Connection[Any]) -> int:
+        """Number of the lock of this ledger; numbers are a database's own."""
+        name = self._name_of(driver)
+        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
+
+    def _shown(self, *settings: str) -> list[str]:
+        connection = self.engine.raw_connection()
+        try:
+            cursor = connection.cursor()
+            names = ", ".join(f"current_setting('{name}')" for name in settings)
+            cursor.execute(f"SELECT {names}")
+            return list(cursor.fetchall()[0])
+        finally:
+            connection.close()
+
+
+class _ChannelWatch:
+    """``Watch`` of a channel."""
+
+    def __init__(self, database: Postgres, driver: psycopg.Connection[Any]) -> None:
+        self._database, self._driver = database, driver
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._wakes, self._wake = os.pipe()
+
+    def __enter__(self) -> _ChannelWatch:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._stopped = True
+            os.close(self._wakes)
+            os.close(self._wake)
+
+    def wait(self, seconds: float) -> bool:
+        limit = time.monotonic() + seconds
+        try:
+            poll = select.poll()
+            poll.register(self._driver.fileno(), select.POLLIN)
+            poll.register(self._wakes, select.POLLIN)
+            while not self._stopped:
+                if list(self._driver.notifies(timeout=0)):
+                    return True
+                left = limit - time.monotonic()
+                if left <= 0:
+                    return False
+                poll.poll(left * 1000)
+        except psycopg.Error as error:
+            raise self._database.explain(error, committing=False) from error
+        return False
+
+    def stop(self) -> None:
+        with self._lock:
+            if not self._stopped:
+                self._stopped = True
+                os.write(self._wake, b"!")
+
+
+def _connected(driver: Any, record: object) -> None:
+    driver.execute(_SERVER)
+
+
+def _wait_for_older(driver: psycopg.Connection[Any]) -> None:
+    """Wait, not for ever, until nobody can still look at rows that are deleted by now."""
+    now = driver.execute(_NOW).fetchall()[0]
+    limit = time.monotonic() + backend.BUSY_SECONDS
+    while driver.execute(_OLDER, now).fetchall()[0][0] and time.monotonic() < limit:
+        time.sleep(0.05)
+
+
+def _rewritten(driver: psycopg.Connection[Any]) -> bool:
+    """Write the table of samples anew; whether no deleted row was taken along."""
+    said: list[str] = []
+    driver.add_notice_handler(lambda notice: said.append(notice.message_detail or ""))
+    driver.execute(f"SET lock_timeout = '{_TAKE_SECONDS}s'".encode())
+    try:
+        driver.execute("VACUUM (FULL, VERBOSE) samples")
+    except psycopg.errors.LockNotAvailable:
+        return False
+    kept = [int(found[0]) for found in map(re.compile(r"\d+").findall, said) if found]
+    return kept[:1] == [0]  # "0 dead row versions cannot be removed yet", in whatever language

@@ -1,0 +1,154 @@
+"""This process as one of a run's replicas: its lease, and how it learns of new views.
+
+    beater     beat, a quarter of a lease, beat, …              the lease runs from before each beat
+    follower   told of a change ─► take the view up ─► readers of older ones gone ─► say so
+
+Invariant: ``holds`` is True only while no deletion can have been called effective without this
+process having left the view that it hit (``s3t.ledger.replicas`` says why). While the ledger cannot
+be reached the lease runs on; when it has run out, ``holds`` is False until there is a new seat.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from s3t.errors import S3TError
+from s3t.ledger import Ledger
+from s3t.ledger.replicas import LEASE_SHARE, Observer, clock
+
+__all__ = ["Follow", "Seat", "settled"]
+
+_log = logging.getLogger(__name__)
+
+Follow = Callable[[float], int]
+"""Takes the ledger's present view up and waits, at most so many seconds, for answers under way on
+older ones; returns the oldest view that anything may still come from."""
+
+_POLL = 0.002
+_POLL_MOST = 0.05
+
+
+class Seat:
+    """A replica's place in the ledger, kept by two threads until ``close``.
+
+    Args:
+        ledger: of the run.
+        name: what people call the replica.
+        lease: seconds.
+        follow: brings this process to the ledger's view.
+
+    Raises:
+        UnavailableError: the ledger cannot be reached.
+    """
+
+    def __init__(self, ledger: Ledger, name: str, lease: float, follow: Follow) -> None:
+        self.name, self.lease = name, lease
+        self._ledger, self._follow = ledger, follow
+        self._closing = threading.Event()
+        self._until = 0.0
+        self.replica = ""
+        self._sit()
+        self._threads = [
+            threading.Thread(target=self._keep, args=(work,), name=f"s3t-{what}", daemon=True)
+            for what, work in (("beats", self._beat), ("views", self._watch))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def left(self) -> float:
+        """Seconds of the lease that are left; not over 0 if it has run out."""
+        return self._until - clock()
+
+    def holds(self) -> bool:
+        """Whether this process may answer."""
+        return clock() < self._until
+
+    def close(self) -> None:
+        """Give the seat back. The caller no longer answers."""
+        self._closing.set()
+        self._until = 0.0
+        for thread in self._threads:
+            thread.join(timeout=2 * self.lease)
+        try:
+            self._ledger.replicas.leave(self.replica)
+        except S3TError as error:
+            _log.warning("replica %s could not leave, its lease runs out: %s", self.name, error)
+
+    def _sit(self) -> None:
+        """Take a seat; the lease begins once nothing older than its view is under way here."""
+        asked = clock()
+        seat = self._ledger.replicas.join(self.name, self.lease)
+        self.replica = seat.replica
+        while self._follow(self.lease / 4) < seat.view and not self._closing.is_set():
+            pass
+        self._until = asked + LEASE_SHARE * self.lease
+
+    def _beat(self) -> None:
+        """Beats; a seat that was lost is taken anew."""
+        while not self._closing.wait(self.lease / 4):
+            asked = clock()
+            if self._ledger.replicas.beat(self.replica):
+                self._until = asked + LEASE_SHARE * self.lease
+            else:
+                self._until = 0.0
+                _log.warning("replica %s had lost its lease, and takes a new one", self.name)
+                self._sit()
+
+    def _watch(self) -> None:
+        """Follows the ledger's view; now and then strikes out who is gone, and settles deletions
+        that nobody waits for any more."""
+        table, observer = self._ledger.replicas, Observer(self._ledger.replicas)
+        told, looked = ("", -1), 0.0
+        with self._ledger.watch() as watch:
+            while not self._closing.is_set():
+                known = self.replica, self._follow(self.lease / 4)
+                if known != told:
+                    table.left(*known)
+                    told = known
+                if clock() - looked >= self.lease / 4:
+                    looked = clock()
+                    observer.look([one for one in table.all() if one.replica != self.replica])
+                    for request in table.pending():
+                        table.settle(request)
+                watch.wait(self.lease / 4)
+
+    def _keep(self, work: Callable[[], None]) -> None:
+        """Do the work again and again, whatever goes wrong with the ledger."""
+        said = False
+        while not self._closing.is_set():
+            try:
+                work()
+            except S3TError as error:
+                if not said:
+                    _log.warning("replica %s: %s", self.name, error)
+                said = True
+                self._closing.wait(min(0.5, self.lease / 8))
+
+
+def settled(ledger: Ledger, request_id: str, view: int, own: str = "") -> str | None:
+    """Wait until a deletion is effective on all replicas: each has left it behind, or is gone.
+
+    Args:
+        ledger: of the run.
+        request_id: of the deletion, which is durable.
+        view: its view.
+        own: a replica that has left the older views already.
+
+    Returns:
+        when it was so, ISO 8601.
+
+    Raises:
+        UnavailableError: the ledger cannot be reached meanwhile.
+    """
+    observer, pause = Observer(ledger.replicas), _POLL
+    while True:
+        if not observer.look(ledger.replicas.behind(view, own)):
+            at = ledger.replicas.settle(request_id, own)
+            if at is not None:
+                return at
+        time.sleep(pause)
+        pause = min(2 * pause, _POLL_MOST)

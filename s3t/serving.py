@@ -1,0 +1,264 @@
+"""What a process serves: the model, the view in force, and its seat among the replicas.
+
+    looking   an answer looks at the ledger before and after           library, commands, SQLite
+    leased    it goes by the seat's lease; the follower swaps views    replicas on PostgreSQL
+
+Invariant (E6): an answer is given only if, after it was computed, nothing that it came from was
+dead as far as the ledger, or the lease, can tell; and who swaps a view in after a deletion can wait
+for all answers that came before.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from s3t.errors import DamagedNodeError, ExhaustedError, S3TError, UnavailableError
+from s3t.forgetting import Forgetting, Receipt
+from s3t.plan.trie import Node
+from s3t.replica import Seat, settled
+from s3t.types import NodeKey
+from s3t.views import View, Views
+
+if TYPE_CHECKING:
+    from s3t.answering import Answering
+    from s3t.ensemble import Ensemble
+    from s3t.plan import Plan
+
+__all__ = ["Serving"]
+
+_log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
+
+class Serving:
+    """The serving side of a run, shared by threads. The model is loaded when first needed."""
+
+    def __init__(self, forgetting: Forgetting) -> None:
+        self._forgetting = forgetting
+        self._lock = threading.RLock()  # who builds views; deletions hold it too
+        self._views = Views()
+        self._model: Answering | None = None
+        self._has_served = False
+        self.seat: Seat | None = None
+
+    def model(self) -> Answering:
+        """The model, loaded once.
+
+        Raises:
+            InputError, IntegrityError: see ``Answering``.
+        """
+        with self._lock:
+            if self._model is None:
+                from s3t.answering import Answering
+
+                forgetting = self._forgetting
+                self._model = Answering(forgetting.run, forgetting.config, forgetting.plan)
+            return self._model
+
+    def join(self, name: str, lease: float | None) -> None:
+        """Put a view in force, and answer by a lease from now on, if one is given."""
+        model = self.model()
+        with self._lock:
+            self._swap(model)
+        if lease is not None and self.seat is None:
+            self.seat = Seat(self._forgetting.ledger, name, lease, self._follow)
+
+    def leave(self) -> None:
+        """Give the seat back, if there is one."""
+        if self.seat is not None:
+            self.seat.close()
+
+    def readiness(self) -> str | None:
+        """Why no answer can be given now; None if it can, as far as this process knows."""
+        if self._views.current is None:
+            return "loading"
+        if self.seat is not None and not self.seat.holds():
+            return "the lease has run out: the ledger cannot be reached"
+        return "exhausted" if self._views.current.ensemble is None else None
+
+    # ── deletions ────────────────────────────────────────────────────────────────────────────
+
+    def delete(self, commit: Callable[[], Receipt]) -> Receipt:
+        """Commit a deletion, and let nothing older than its view answer from then on."""
+        with self._lock:
+            receipt = commit()
+            if not receipt.dry_run and self._model is not None:
+                self._take_up(self._model, receipt.view)
+        return receipt
+
+    def settled(self, receipt: Receipt) -> str | None:
+        """Wait for whoever is on older views, here and on all replicas.
+
+        Returns:
+            when the deletion was effective, ISO 8601; None if that cannot be seen.
+        """
+        self._views.wait(receipt.view)
+        own = "" if self.seat is None else self.seat.replica
+        try:
+            return settled(self._forgetting.ledger, receipt.request_id, receipt.view, own)
+        except S3TError as error:
+            _log.error("request %s is durable; %s", receipt.request_id, error)
+            return None
+
+    def refresh(self, anew: bool = False) -> None:
+        """Put the ledger's view in force, if anything is served; drop tensors of what is dead.
+
+        Args:
+            anew: read and prove every node once more.
+        """
+        with self._lock:
+            if self._model is None:
+                return
+            if anew:
+                self._model.keep_only(lambda _: False)
+            self._swap(self._model, anew)
+
+    # ── answers ──────────────────────────────────────────────────────────────────────────────
+
+    def answer(self, compute: Callable[[Ensemble, int], Answer]) -> Answer:
+        """Compute on the view in force, and anew if a deletion has hit that view meanwhile.
+
+        Ends, because each lost round has lost nodes for good.
+
+        Raises:
+            ExhaustedError: no shard has a prefix left, and the config names no fallback.
+            IntegrityError: a block that should serve is damaged.
+            UnavailableError: the ledger cannot be reached, or the lease has run out.
+        """
+        from s3t.writing import Spoilt
+
+        model = self.model()
+        while True:
+            view = self._pin(model)
+            try:
+                if view.ensemble is None:
+                    self._forgetting.prove_exhausted()
+                    raise ExhaustedError(
+                        f"{self._forgetting.run.root}: no shard has a surviving prefix; train a "
+                        "new run, or set aggregation.on_exhausted=base to answer with the base"
+                    )
+                answer = compute(view.ensemble, view.version)
+                if self._still_serves(view):
+                    return answer
+            except Spoilt:
+                continue
+            finally:
+                self._views.unpin(view)
+
+    @contextmanager
+    def hold(self, version: int) -> Iterator[bool]:
+        """Pin what is in force while an answer of a view is sent; see ``S3T.hold``."""
+        pinned = self._views.pin()
+        if pinned is None:
+            yield False
+            return
+        try:
+            if self.seat is not None:
+                good = self.seat.holds()
+            else:
+                good = self._forgetting.ledger.view() == pinned.version
+            yield good and not self.spoilt(version)
+        finally:
+            self._views.unpin(pinned)
+
+    def spoilt(self, version: int) -> bool:
+        """Whether something that served at a view has died since, as far as is known here."""
+        return self._views.spoilt(version)
+
+    # ── views ────────────────────────────────────────────────────────────────────────────────
+
+    def _pin(self, model: Answering) -> View:
+        """The view in force, with this reader counted on it; without a lease, the ledger's."""
+        while True:
+            view = self._views.pin()
+            if view is not None:
+                try:
+                    # pinned first, looked up after: a deletion that the look misses sees the pin
+                    if self._is_in_force(view):
+                        return view
+                except BaseException:
+                    self._views.unpin(view)
+                    raise
+                self._views.unpin(view)
+            with self._lock:
+                self._swap(model)
+
+    def _is_in_force(self, view: View) -> bool:
+        if self.seat is None:
+            return view.version == self._forgetting.ledger.view()
+        self._vouch(self.seat)
+        return True  # whoever follows the ledger has put it in force
+
+    def _still_serves(self, view: View) -> bool:
+        if self.seat is not None:
+            self._vouch(self.seat)
+            return not self.spoilt(view.version)
+        if self._forgetting.ledger.view() == view.version:
+            return True
+        self._forgetting.catch_up()
+        return all(node is None or self._forgetting.is_alive(node.key) for node in view.nodes)
+
+    def _vouch(self, seat: Seat) -> None:
+        if not seat.holds():
+            raise UnavailableError(
+                f"replica {seat.name} has not reached the ledger for {seat.lease} s, its lease, so "
+                "it cannot know what was deleted: ask another one, or wait until it is back"
+            )
+
+    def _swap(self, model: Answering, anew: bool = False) -> None:
+        """Put the view of the ledger's version in force. Needs ``_lock``."""
+        version, nodes, plan = self._forgetting.catch_up()
+        current = self._views.current
+        if current is not None and current.version == version and not anew:
+            return
+        if current is not None and current.nodes == nodes and not anew:
+            ensemble = current.ensemble
+        else:
+            nodes, ensemble = self._build(model, nodes, plan)
+        alive = self._forgetting.is_alive
+        died = current is None or any(node and not alive(node.key) for node in current.nodes)
+        self._views.put(View(version, nodes, ensemble), sound_from=version if died else None)
+        self._has_served = True
+        model.keep_only(alive)
+
+    def _build(
+        self, model: Answering, nodes: tuple[Node | None, ...], plan: Plan
+    ) -> tuple[tuple[Node | None, ...], Ensemble | None]:
+        """The ensemble of the nodes. A damaged block is an error when a run is first served;
+        later, when a deletion must not fail for it, the shard falls back to a shorter prefix."""
+        if not self._has_served:
+            self._forgetting.prove()
+        while True:
+            try:
+                if all(node is None for node in nodes):
+                    self._forgetting.prove_exhausted()
+                return nodes, model.ensemble(nodes, plan)
+            except DamagedNodeError as error:
+                if not self._has_served:
+                    raise
+                if all(node is None for node in nodes):
+                    return nodes, None  # no fallback either: who asks is told why
+                _log.error("%s; serving a shorter prefix", error)
+                self._forgetting.lose(NodeKey(error.key))
+                _, nodes, plan = self._forgetting.catch_up()
+
+    def _take_up(self, model: Answering, version: int) -> None:
+        """Swap to the ledger's view; if that fails, nothing older than ``version`` answers."""
+        try:
+            self._swap(model)
+        except S3TError as error:
+            _log.error("nothing answers until there is a new view: %s", error)
+            self._views.put(None, sound_from=version)
+
+    def _follow(self, seconds: float) -> int:
+        """Bring this replica to the ledger's view; see ``replica.Follow``."""
+        version, current = self._forgetting.ledger.view(), self._views.current
+        if current is None or current.version != version:
+            with self._lock:
+                self._take_up(self.model(), version)
+        self._views.wait(version, seconds)
+        return self._views.oldest(version)
