@@ -36,7 +36,7 @@ def audit(
     *,
     retrain: Count | None = None,
     from_scratch: bool = False,
-    public_key: str | Path | None = None,
+    public_key: str | Path | Sequence[str | Path] = (),
     receipts: Sequence[str | Path] = (),
 ) -> Audit:
     """Judge every claim about a run.
@@ -46,7 +46,8 @@ def audit(
         retrain: train so many living nodes again, drawn at random; the public head too.
         from_scratch: train the whole run again without the deleted samples.
         public_key: PEM file; every entry of the log since the first that is signed has to be
-            signed by it.
+            signed by it. Several, the oldest first, where the key was changed: none may sign
+            again after a later one.
         receipts: files of ``s3t receipt --json`` that were kept: they have to be in the log.
 
     Raises:
@@ -62,16 +63,17 @@ def audit(
         )
     if isinstance(retrain, int) and retrain < 1:
         raise InputError(f"retrain {retrain}: give a number of nodes, at least 1, or 'all'")
-    verifier = None if public_key is None else Verifier.load(public_key)
+    keys = [public_key] if isinstance(public_key, str | Path) else public_key
+    verifiers = [Verifier.load(key) for key in keys]
     kept = {str(path): _receipt(Path(path)) for path in receipts}
-    return _judge(Case(directory), retrain, from_scratch, verifier, kept)
+    return _judge(Case(directory), retrain, from_scratch, verifiers, kept)
 
 
 def _judge(
     case: Case,
     retrain: Count | None,
     from_scratch: bool,
-    verifier: Verifier | None,
+    verifiers: Sequence[Verifier],
     kept: Mapping[str, Any],
 ) -> Audit:
     try:
@@ -97,7 +99,7 @@ def _judge(
             found.checked("no run trained from scratch (--from-scratch)")
 
     judges = {
-        "ledger": lambda found: judge_ledger(case, found, verifier, kept),
+        "ledger": lambda found: judge_ledger(case, found, verifiers, kept),
         "receipts": lambda found: judge_receipts(case, found),
         "E1": lambda found: judge_lineage(case, found),
         "E2": weights,

@@ -40,21 +40,21 @@ _ADDED = {
 
 
 def judge_ledger(
-    case: Case, found: Findings, verifier: Verifier | None, receipts: Mapping[str, Any]
+    case: Case, found: Findings, verifiers: Sequence[Verifier], receipts: Mapping[str, Any]
 ) -> None:
     """Judge it.
 
     Args:
         case: the run.
         found: where to report.
-        verifier: of the public key that entries are to be signed with.
+        verifiers: of the public keys that entries are to be signed with, the oldest first.
         receipts: receipts that were kept, by where each was read.
     """
     books = case.books
     with found.part():
         _chain(books.log, found)
     with found.part():
-        _signatures(books.log, verifier, found)
+        _signatures(books.log, verifiers, found)
     for name, receipt in receipts.items():
         with found.part():
             _kept(books.log, name, receipt, found)
@@ -84,9 +84,10 @@ def _chain(log: Sequence[LogEntry], found: Findings) -> None:
     found.checked(f"{len(log)} entries, each with the digest of the one before{head}")
 
 
-def _signatures(log: Sequence[LogEntry], verifier: Verifier | None, found: Findings) -> None:
+def _signatures(log: Sequence[LogEntry], verifiers: Sequence[Verifier], found: Findings) -> None:
+    """Keys may follow each other, but none comes back: somebody may have found an old one."""
     signed = [entry for entry in log if entry.signature is not None]
-    if verifier is None:
+    if not verifiers:
         if signed:
             found.checked(f"{len(signed)} signatures not checked, which takes --public-key")
         return
@@ -96,17 +97,24 @@ def _signatures(log: Sequence[LogEntry], verifier: Verifier | None, found: Findi
             "compare it with a receipt that was kept (--receipt)"
         )
         return
-    wrong = []
+    places = {verifier.fingerprint: place for place, verifier in enumerate(verifiers)}
+    wrong, latest = [], 0
     for entry in log[log.index(signed[0]) :]:
         name = f"entry {entry.number} of the log ({entry.kind})"
+        place = places.get(entry.signer or "")
         if entry.signature is None:
             wrong.append(f"{name} is not signed, though earlier ones are: {_RESTORE}")
-        elif entry.signer != verifier.fingerprint:
+        elif place is None:
             wrong.append(f"{name} is signed by another key, {short(entry.signer or '')}")
-        elif not verifier.holds(entry.digest, entry.signature):
+        elif place < latest:
+            wrong.append(f"{name} is signed by a key that had been replaced by then: {_RESTORE}")
+        elif not verifiers[place].holds(entry.digest, entry.signature):
             wrong.append(f"{name} has a signature that is not of its digest: {_RESTORE}")
+        else:
+            latest = place
     found.each(wrong, "entries")
-    found.checked(f"{len(signed)} signatures by {short(verifier.fingerprint)}")
+    named = ", then ".join(short(verifier.fingerprint) for verifier in verifiers)
+    found.checked(f"{len(signed)} signatures by {named}")
 
 
 def _kept(log: Sequence[LogEntry], name: str, receipt: Any, found: Findings) -> None:

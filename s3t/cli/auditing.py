@@ -33,7 +33,8 @@ def audit(
         bool, typer.Option("--from-scratch", help="train all without the deleted samples, compare")
     ] = False,
     public_key: Annotated[
-        Path | None, typer.Option(metavar="PEM", help="of whoever signs the log")
+        list[Path] | None,
+        typer.Option(metavar="PEM", help="of whoever signs the log; repeatable, the oldest first"),
     ] = None,
     receipt: Annotated[
         list[Path] | None,
@@ -58,7 +59,7 @@ def audit(
             run,
             retrain=_count(retrain),
             from_scratch=from_scratch,
-            public_key=public_key,
+            public_key=public_key or (),
             receipts=receipt or (),
         )
     if not as_json:

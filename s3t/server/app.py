@@ -1,0 +1,123 @@
+"""The app: what a request passes on its way to a route, and which routes there are.
+
+    request ─► Traffic   counts, times and logs it; no error leaves it unshaped
+            ─► Limits    bytes of the body, seconds until it is here
+            ─► routes    POST /v1/predict           batcher ─► one thread ─► model.predict
+                         POST /v1/completions       threads ─► model.generate, model.stream
+                         POST /v1/deletions …       a pool of their own, so that questions go on
+                         GET  /v1/status, /v1/forecast, /v1/picture, /v1/log …
+                         GET  /healthz, /readyz, /metrics, /, /openapi.json
+               each behind access.needs(role)
+            ─► answer    sent while the view that gave it is held (``answers``)
+
+Invariants: whatever happens, an error has the shape of ``problems``; the event loop never computes
+or waits for the ledger; nothing that is logged holds an id, a body or a token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+import s3t
+from s3t.config.serving import ServeConfig
+from s3t.server import audits, completions, deletions, health, page, predictions, repairs
+from s3t.server.access import Access
+from s3t.server.batching import Batcher
+from s3t.server.completions import Desk
+from s3t.server.intake import Intake
+from s3t.server.lanes import Lane
+from s3t.server.limits import Limits
+from s3t.server.metrics import Metrics
+from s3t.server.problems import MEDIA_TYPE, ProblemBody, handle_problems, refusals
+from s3t.server.repairs import Repairs
+from s3t.server.state import Model, Service
+from s3t.server.tokens import TokenFile, token_path
+from s3t.server.traffic import Traffic
+
+__all__ = ["create_app"]
+
+
+def create_app(model: Model, config: ServeConfig, *, insecure: bool = False) -> FastAPI:
+    """The app over one model.
+
+    Args:
+        model: loaded, and joined as a replica; the caller closes it.
+        config: limits and waits.
+        insecure: requests need no token; the caller makes sure of a loopback address.
+    """
+    metrics, desk = Metrics(model), Desk(config.streams)
+    metrics.streams.set_function(lambda: desk.taken)
+    tokens = TokenFile(token_path(model.root, config))
+    service = Service(
+        model,
+        config,
+        Access(tokens, config, insecure),
+        metrics,
+        Batcher(model, config, metrics),
+        desk,
+        Intake(model, config, insecure),
+        Repairs(model),
+        Lane("lookups", 2, 32),
+    )
+    service.reloads.append(service.access.reload)
+    app = FastAPI(
+        title="s3t",
+        version=s3t.__version__,
+        description="A fine-tuned model that forgets without stopping.",
+        docs_url=None,  # they would load scripts from elsewhere
+        redoc_url=None,
+        lifespan=_lifespan,
+    )
+    app.state.service = service
+    handle_problems(app)
+    for part in (predictions, completions, deletions, repairs, audits, health, page):
+        app.include_router(part.router)
+    app.add_middleware(Limits, config=config)
+    app.add_middleware(Traffic, metrics=metrics)  # the outermost
+    _describe(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+    service.intake.start()
+    try:
+        yield
+    finally:
+        service.draining = True
+        for end in (
+            service.batcher.close,
+            service.desk.lane.close,
+            service.intake.close,
+            service.repairs.close,
+            service.lookups.close,
+        ):
+            await asyncio.to_thread(end)
+
+
+def _describe(app: FastAPI) -> None:
+    """Complete the OpenAPI document: the one shape of errors, also where the framework has put its
+    own in for parameters that it checks."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = made()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        if "Problem" not in schemas:
+            schemas["Problem"] = ProblemBody.model_json_schema() | {"title": "Problem"}
+            schemas.pop("HTTPValidationError", None)
+            schemas.pop("ValidationError", None)
+            invalid = refusals("invalid_body")[422]
+            for operation in (o for path in document["paths"].values() for o in path.values()):
+                told = operation["responses"].get("422", invalid)
+                if MEDIA_TYPE not in told["content"]:
+                    operation["responses"]["422"] = invalid
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,211 @@
+"""``POST /v1/completions``: texts continued, whole or as they grow.
+
+    stream: false   one thread: model.generate ─► Held answer
+    stream: true    one thread: next piece ─► hold its view ─► event ─► next piece …
+                                                 └ hit meanwhile: that piece is written anew
+
+Invariants: a piece leaves only while what wrote it lives; a client that has gone is not written
+for; no more than ``streams`` completions are under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from s3t.errors import S3TError
+from s3t.server.access import Guarded, needs
+from s3t.server.answers import Held, gone, part, send_whole
+from s3t.server.lanes import Lane
+from s3t.server.predictions import VIEW_HEADER
+from s3t.server.problems import Problem, problem_of, refusals
+from s3t.server.schemas import COMPLETION_EVENTS, CompletionRequest, Completions
+from s3t.server.state import Piece, Service, Text, service_of
+
+__all__ = ["Desk", "router"]
+
+Found = TypeVar("Found")
+
+router = APIRouter(route_class=Guarded, tags=["answers"])
+
+
+class Desk:
+    """Where completions are written: threads, and how many may be under way.
+
+    Args:
+        streams: at once.
+    """
+
+    def __init__(self, streams: int) -> None:
+        self.lane = Lane("completions", streams, streams)
+        self._streams, self.taken = streams, 0
+
+    @contextmanager
+    def seat(self) -> Iterator[None]:
+        """A place for one completion.
+
+        Raises:
+            Problem: ``overloaded``.
+        """
+        if self.taken >= self._streams:
+            raise Problem(
+                "overloaded", f"{self._streams} completions are under way already", retry_after=1
+            )
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
+
+
+@router.post(
+    "/v1/completions",
+    summary="Continue texts",
+    dependencies=[needs("predict")],
+    response_model=Completions,
+    responses={
+        200: {
+            "headers": VIEW_HEADER,
+            "content": {"text/event-stream": COMPLETION_EVENTS},
+            "description": "the texts; with `stream` an event for each token, each from what "
+            "lives at that moment, and a last one with `done` or with an error's `code`",
+        },
+        **refusals(
+            *("invalid_json", "unauthenticated", "forbidden", "body_too_large"),
+            *("unsupported_media_type", "invalid_body", "too_many_rows", "wrong_task"),
+            *("rate_limited", "internal", "damaged", "overloaded", "exhausted", "unavailable"),
+            "timeout",
+        ),
+    },
+)
+async def complete(request: Request, body: CompletionRequest) -> Response:
+    """Continue one text or several with a language model."""
+    service = service_of(request)
+    if service.model.task != "causal-lm":
+        raise Problem("wrong_task", f"the run is of task {service.model.task}: use /v1/predict")
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    if body.stream:
+        if len(prompts) > 1:
+            raise Problem("invalid_body", "prompt: one text can be streamed at a time")
+        return Streamed(service, body, prompts[0])
+    most = service.config.request_rows
+    if len(prompts) > most:
+        raise Problem("too_many_rows", f"{len(prompts)} prompts: send up to {most} in one request")
+
+    async def write() -> Sequence[Text]:
+        with service.desk.seat():
+            call = partial(service.model.generate, prompts, **_draw(body))
+            return await _in_time(service, call)
+
+    return Held(service, await write(), _content, write)
+
+
+def _draw(body: CompletionRequest) -> dict[str, Any]:
+    return {
+        "max_new_tokens": body.max_new_tokens,
+        "temperature": body.temperature,
+        "seed": body.seed,
+    }
+
+
+def _content(texts: Sequence[Text]) -> dict[str, Any]:
+    return {"completions": [{"text": text.completion} for text in texts], "view": texts[0].view}
+
+
+async def _in_time(service: Service, call: Callable[[], Found]) -> Found:
+    """What a call gives in a thread, unless it takes longer than a question may."""
+    try:
+        async with asyncio.timeout(service.config.timeout):
+            return await service.desk.lane.run(call)
+    except TimeoutError:
+        limit = service.config.timeout
+        raise Problem("timeout", f"no answer within {limit:g} s", retry_after=limit) from None
+
+
+class Streamed(Response):
+    """Server-sent events: a text as it grows.
+
+    Args:
+        service: of the app.
+        body: what was asked for.
+        prompt: the text to continue.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, service: Service, body: CompletionRequest, prompt: str) -> None:
+        self._service, self._body, self._prompt = service, body, prompt
+        self._told, self._count, self._views = "", 0, list[int]()
+        self._pieces: Iterator[Piece] | None = None
+        self.status_code, self.background, self.raw_headers = 200, None, []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        with self._service.desk.seat():
+            left = gone(scope)
+            piece = await self._next()  # before the first byte, so that an error has its status
+            await send(_START)
+            try:
+                while piece is not None and not left():
+                    if await self._tell(piece, scope, send):
+                        piece = await self._next()
+                    else:
+                        piece = await self._anew()
+                last: dict[str, Any] = {"done": True, "views": self._views}
+            except (Problem, S3TError) as error:
+                last = problem_of(error).body()
+            finally:
+                self._pieces = None
+            if not left():
+                await send_whole(scope, send, [part(_event(last)), part(b"", more=False)])
+
+    async def _next(self) -> Piece | None:
+        if self._count == self._body.max_new_tokens:
+            return None
+        if self._pieces is None:
+            draw = _draw(self._body)
+            draw["max_new_tokens"] -= self._count
+            draw["seed"] += self._count
+            text = self._prompt + self._told
+            call = partial(self._service.model.stream, text, **draw)
+            self._pieces = await _in_time(self._service, call)
+        pieces = self._pieces
+        return await _in_time(self._service, lambda: next(pieces, None))
+
+    async def _anew(self) -> Piece | None:
+        """The piece after what was told, written by what lives now."""
+        self._service.metrics.again.inc()
+        self._pieces = None
+        return await self._next()
+
+    async def _tell(self, piece: Piece, scope: Scope, send: Send) -> bool:
+        """Send a piece if what wrote it lives."""
+        event = _event({"text": piece.text, "view": piece.view})
+        with self._service.model.hold(piece.view) as good:
+            if good:
+                await send_whole(scope, send, [part(event), part(b"")])
+        if good:
+            self._told += piece.text
+            self._count += 1
+            if piece.view not in self._views:
+                self._views.append(piece.view)
+        return good
+
+
+_START = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")],
+}
+
+
+def _event(content: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(content, ensure_ascii=False).encode() + b"\n\n"

@@ -1,0 +1,106 @@
+"""Whether the process lives and may answer, and what it has counted.
+
+Invariant: none of these can be held up by the model: ``/healthz`` and ``/readyz`` look at what this
+process knows, and what has to ask the ledger does so in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from s3t.server.access import Guarded, needs
+from s3t.server.metrics import CONTENT_TYPE
+from s3t.server.problems import Problem, refusals
+from s3t.server.state import service_of
+
+__all__ = ["router"]
+
+router = APIRouter(route_class=Guarded, tags=["operation"])
+
+_AUDIT = needs("audit")
+
+
+class Lives(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Second(BaseModel):
+    """Questions that ended within one second."""
+
+    at: int = Field(description="Unix time")
+    requests: int
+    failed: int = Field(description="of them with a status of 500 and above")
+    p50: float = Field(description="seconds")
+    p99: float = Field(description="seconds")
+
+
+class Recent(BaseModel):
+    """The last minutes, without the seconds in which nothing was asked."""
+
+    replica: str = Field(description="of this process, a new one at each start")
+    now: int = Field(description="Unix time")
+    seconds: list[Second]
+
+
+@router.get("/healthz", summary="Does the process live?", response_model=Lives)
+async def healthz() -> Lives:
+    """Always 200: restart the process if there is no answer."""
+    return Lives()
+
+
+@router.get(
+    "/readyz",
+    summary="May it be asked?",
+    response_model=Lives,
+    responses=refusals("unavailable", "exhausted", "draining"),
+)
+async def readyz(request: Request) -> Lives:
+    """503 and the reason while it cannot answer: send questions elsewhere."""
+    service = service_of(request)
+    if service.draining:
+        raise Problem("draining", "the service is about to end")
+    reason = service.model.readiness()
+    if reason == "exhausted":
+        raise Problem("exhausted", "no block is left that may answer; a repair trains new ones")
+    if reason is not None:
+        raise Problem("unavailable", reason, retry_after=1)
+    return Lives()
+
+
+@router.get(
+    "/metrics",
+    summary="For Prometheus",
+    response_class=Response,
+    openapi_extra={"security": [{"token": ["audit"]}]},
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        **refusals("unauthenticated", "forbidden", "rate_limited"),
+    },
+)
+async def metrics(request: Request) -> Response:
+    """Counters and gauges in Prometheus' text format, without any id. Takes the role audit, unless
+    `serve.open_metrics` is set."""
+    service = service_of(request)
+    if not service.config.open_metrics:
+        _AUDIT.dependency.admit(request)
+    text = await asyncio.to_thread(service.metrics.render)
+    return Response(text, headers={"Content-Type": CONTENT_TYPE})
+
+
+@router.get(
+    "/v1/traffic",
+    summary="Requests of the last minutes",
+    dependencies=[_AUDIT],
+    response_model=Recent,
+    responses=refusals("unauthenticated", "forbidden", "rate_limited"),
+)
+async def traffic(request: Request) -> dict[str, Any]:
+    """Questions, failures and latency of this process, second by second, as the page draws them."""
+    return service_of(request).metrics.recent()

@@ -1,0 +1,188 @@
+"""What is counted, and how it is told: Prometheus' text, and the last minutes for the page.
+
+Invariant: labels are routes, methods, states and shards, all few and known before. No id, subject,
+token or address is ever a label or a value.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import prometheus_client as prometheus
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+import s3t
+from s3t.errors import S3TError
+from s3t.server.state import Model
+
+__all__ = ["Metrics", "Second"]
+
+CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_QUESTIONS = frozenset({"/v1/predict", "/v1/completions"})
+_KEPT = 300
+"""Seconds of traffic that are remembered for the page."""
+_SAMPLED = 256
+"""Latencies kept of one second: enough for its p99, and bounded."""
+
+
+class Second(NamedTuple):
+    """What was asked within one second.
+
+    Attributes:
+        at: the second, Unix time.
+        requests: ended in it, in all.
+        failed: of those with a status of 500 and above.
+        latencies: seconds that some of them took, the first 256.
+    """
+
+    at: int
+    requests: list[int]
+    failed: list[int]
+    latencies: list[float]
+
+
+class Metrics:
+    """Counters of one app.
+
+    Args:
+        model: whose state is told beside them.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.registry = prometheus.CollectorRegistry()
+        made: dict[str, Any] = {"registry": self.registry}
+        self._requests = prometheus.Counter(
+            "s3t_requests", "Requests ended.", ["route", "method", "status"], **made
+        )
+        self._latency = prometheus.Histogram(
+            "s3t_request_seconds",
+            "From a request's head to the end of its answer.",
+            ["route"],
+            buckets=_SECONDS,
+            **made,
+        )
+        self.batch_rows = prometheus.Histogram(
+            "s3t_batch_rows", "Rows answered in one pass.", buckets=_ROWS, **made
+        )
+        self.batch_seconds = prometheus.Histogram(
+            "s3t_batch_seconds", "Seconds of one pass.", buckets=_SECONDS, **made
+        )
+        self.queued = prometheus.Gauge("s3t_queue_rows", "Rows that wait for a pass.", **made)
+        self.streams = prometheus.Gauge("s3t_streams", "Completions under way.", **made)
+        self.again = prometheus.Counter(
+            "s3t_answers_again", "Answers computed anew since a block of theirs died.", **made
+        )
+        self.cut = prometheus.Counter(
+            "s3t_answers_cut", "Clients cut off since they did not take their answer.", **made
+        )
+        self.dropped = prometheus.Counter(
+            "s3t_rows_dropped", "Rows not answered since the client had gone.", **made
+        )
+        about = prometheus.Info("s3t", "The software.", **made)
+        about.info({"version": s3t.__version__, "task": model.task})
+        self.registry.register(_Run(model))
+        self._children: dict[tuple[str, str, int], Callable[[], None]] = {}
+        self._observers: dict[str, Callable[[float], None]] = {}
+        self._recent: deque[Second] = deque(maxlen=_KEPT)
+        self._name = secrets.token_hex(4)  # tells the processes behind one address apart
+
+    def request(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count one request that has ended. Called on the event loop."""
+        key = (route, method, status)
+        count = self._children.get(key)
+        if count is None:
+            count = self._children[key] = self._requests.labels(route, method, str(status)).inc
+        count()
+        observe = self._observers.get(route)
+        if observe is None:
+            observe = self._observers[route] = self._latency.labels(route).observe
+        observe(seconds)
+        if route in _QUESTIONS:
+            self._remember(status, seconds)
+
+    def _remember(self, status: int, seconds: float) -> None:
+        now = int(time.time())
+        if not self._recent or self._recent[-1].at != now:
+            self._recent.append(Second(now, [0], [0], []))
+        second = self._recent[-1]
+        second.requests[0] += 1
+        second.failed[0] += status >= 500
+        if len(second.latencies) < _SAMPLED:
+            second.latencies.append(seconds)
+
+    def recent(self) -> dict[str, Any]:
+        """The last seconds in which something was asked, oldest first, as JSON values."""
+        now = int(time.time())
+        seconds = [_shown(second) for second in self._recent if second.at > now - _KEPT]
+        return {"replica": self._name, "now": now, "seconds": seconds}
+
+    def render(self) -> bytes:
+        """Prometheus' text. Asks the model, so it blocks: not for the event loop."""
+        return prometheus.generate_latest(self.registry)
+
+
+def _shown(second: Second) -> dict[str, Any]:
+    ranked = sorted(second.latencies)
+    return {
+        "at": second.at,
+        "requests": second.requests[0],
+        "failed": second.failed[0],
+        "p50": round(ranked[len(ranked) // 2], 6),
+        "p99": round(ranked[len(ranked) * 99 // 100], 6),
+    }
+
+
+class _Run(Collector):
+    """The state of the run, looked up when it is asked for."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: so that registering asks nothing of the model."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """Gauges of the run; only ``s3t_up 0`` where its records cannot be reached."""
+        try:
+            status, picture = self._model.status(), self._model.picture()
+        except S3TError:
+            yield GaugeMetricFamily("s3t_up", "Whether the run's records can be read.", value=0)
+            return
+        yield GaugeMetricFamily("s3t_up", "Whether the run's records can be read.", value=1)
+        for name, what, value in (
+            ("s3t_view", "Version of what is served.", status.view),
+            ("s3t_samples", "Samples held.", status.samples),
+            ("s3t_samples_deleted", "Samples deleted.", status.deleted),
+            ("s3t_exhausted", "Whether no block is left.", status.exhausted),
+            (
+                "s3t_expected_deletions_left",
+                "Random deletions until no block is left, as expected.",
+                status.expected_deletions_left,
+            ),
+            (
+                "s3t_shards_alive",
+                "Shards that still serve a prefix.",
+                sum(bool(shard.prefix) for shard in status.shards),
+            ),
+            ("s3t_shards", "Shards in all.", len(status.shards)),
+        ):
+            yield GaugeMetricFamily(name, what, value=float(value))
+        lease = self._model.lease_left
+        if lease is not None:
+            what = "Seconds until this replica stops answering unless it hears from the ledger."
+            yield GaugeMetricFamily("s3t_lease_seconds_left", what, value=float(lease))
+        states = Counter(node["state"] for node in picture["nodes"])
+        nodes = GaugeMetricFamily(
+            "s3t_nodes", "Blocks by what has become of them.", labels=["state"]
+        )
+        for state in ("serving", "alive", "dead", "missing"):
+            nodes.add_metric([state], states[state])
+        yield nodes

@@ -1,0 +1,247 @@
+"""What the service refuses and how it says so: one shape with a stable code, for every error.
+
+    S3TError ─┐
+    HTTP error┼─► Problem(code, detail) ─► application/problem+json (RFC 9457)
+    body wrong┤      {"type", "title", "status", "code", "detail"}
+    unforeseen┘
+
+Invariant: what a client is told never holds the inside of the service (paths, queries, traces), and
+a code means one thing forever. Ids that a client sent may come back to it in ``detail``, which is
+therefore never logged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from s3t.errors import (
+    ExhaustedError,
+    InputError,
+    IntegrityError,
+    RequestConflictError,
+    S3TError,
+    UnavailableError,
+    UnknownSampleError,
+    named,
+)
+
+__all__ = [
+    "CODES",
+    "MEDIA_TYPE",
+    "Problem",
+    "ProblemBody",
+    "Refusal",
+    "handle_problems",
+    "problem_of",
+    "refusals",
+    "sentences",
+]
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Refusal(NamedTuple):
+    """What a code stands for."""
+
+    status: int
+    title: str
+
+
+CODES: Mapping[str, Refusal] = {
+    "invalid_json": Refusal(400, "The body is not JSON that can be read"),
+    "bad_request": Refusal(400, "The request cannot be read"),
+    "unauthenticated": Refusal(401, "A valid token is needed"),
+    "forbidden": Refusal(403, "The token lacks the role for this"),
+    "not_found": Refusal(404, "There is no such thing"),
+    "unknown_sample": Refusal(404, "The run does not hold a sample or subject that was named"),
+    "method_not_allowed": Refusal(405, "The address does not take this method"),
+    "slow_request": Refusal(408, "The request took too long to arrive"),
+    "request_conflict": Refusal(409, "The request id stands for another request"),
+    "busy": Refusal(409, "Another one is under way"),
+    "body_too_large": Refusal(413, "The body is larger than the service takes"),
+    "unsupported_media_type": Refusal(415, "The body must be application/json"),
+    "invalid_body": Refusal(422, "The body is not what is expected"),
+    "too_many_rows": Refusal(422, "More rows than one request may hold"),
+    "wrong_task": Refusal(422, "The run is of another task"),
+    "rate_limited": Refusal(429, "Too many requests"),
+    "headers_too_large": Refusal(431, "The headers are larger than the service takes"),
+    "internal": Refusal(500, "The service failed"),
+    "damaged": Refusal(500, "A block or record of the run is damaged"),
+    "overloaded": Refusal(503, "More is waiting than can be answered in time"),
+    "exhausted": Refusal(503, "No block is left that may answer"),
+    "unavailable": Refusal(503, "The service cannot answer now"),
+    "draining": Refusal(503, "The service is about to end"),
+    "timeout": Refusal(504, "The answer took too long"),
+}
+"""Code → its status and title. Codes are never renamed; new ones may come."""
+
+
+class Problem(Exception):
+    """An answer that is a refusal.
+
+    Args:
+        code: one of ``CODES``.
+        detail: a sentence for whoever sent the request.
+        retry_after: seconds after which it may be worth repeating.
+        headers: more of them.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(code)  # not the detail: it may hold ids, and errors end up in logs
+        self.code, self.detail = code, detail
+        self.status, self.title = CODES[code]
+        self.headers = dict(headers or {})
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
+
+    def body(self, instance: str | None = None) -> dict[str, Any]:
+        """The refusal as JSON values."""
+        body = {
+            "type": "about:blank",
+            "title": self.title,
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+        }
+        return body if instance is None else body | {"instance": instance}
+
+    def response(self, instance: str | None = None) -> Response:
+        """The refusal as it is sent.
+
+        Args:
+            instance: under which the log tells more.
+        """
+        content = json.dumps(self.body(instance), ensure_ascii=True).encode()
+        return Response(content, self.status, self.headers, MEDIA_TYPE)
+
+
+class ProblemBody(BaseModel):
+    """Every error of the service has this shape (RFC 9457)."""
+
+    type: str = Field("about:blank", description="always about:blank: see `code`")
+    title: str = Field(description="what the code means")
+    status: int = Field(description="the status of the answer")
+    code: str = Field(description="stable, to be handled by programs")
+    detail: str = Field(description="what is wrong with this request")
+    instance: str | None = Field(None, description="under which the service's log tells more")
+
+
+def problem_of(error: Exception) -> Problem:
+    """The refusal that an error becomes; ``internal`` for one that nobody foresaw."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, UnknownSampleError):
+        parts = [
+            f"{what} {named(ids)}"
+            for what, ids in (("sample ids", error.sample_ids), ("subjects", error.subjects))
+            if ids
+        ]
+        return Problem("unknown_sample", f"unknown {' and '.join(parts)}: nothing was deleted")
+    for kind, code, detail, retry_after in _ERRORS:
+        if isinstance(error, kind):
+            return Problem(code, detail or str(error), retry_after=retry_after)
+    return Problem("internal", "the service failed; whoever runs it finds the reason in its log")
+
+
+_ERRORS: tuple[tuple[type[S3TError], str, str | None, float | None], ...] = (
+    (RequestConflictError, "request_conflict", None, None),
+    (InputError, "invalid_body", None, None),
+    (
+        ExhaustedError,
+        "exhausted",
+        "deletions have switched off the last block; answers come again after a repair",
+        60,
+    ),
+    (
+        UnavailableError,
+        "unavailable",
+        "the service has lost touch with its records, and says nothing rather than something old: "
+        "repeat the request",
+        1,
+    ),
+    (IntegrityError, "damaged", "whoever runs the service finds in its log what is damaged", None),
+)
+"""Kind, code, detail (None: the error's own message, which is about the request), Retry-After."""
+
+
+def refusals(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """``responses=`` of a route that may answer with these codes, for the OpenAPI document."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for code in codes:
+        status, title = CODES[code]
+        entry = found.setdefault(status, {"description": "", "content": {MEDIA_TYPE: {}}})
+        entry["description"] = "; ".join(filter(None, [entry["description"], f"`{code}`: {title}"]))
+        media = entry["content"][MEDIA_TYPE]
+        media["schema"] = {"$ref": "#/components/schemas/Problem"}
+        example = Problem(code, "what is wrong with this request").body()
+        media.setdefault("examples", {})[code] = {"value": example}
+        if status in (429, 503):
+            description = "seconds after which to repeat the request"
+            entry["headers"] = {
+                "Retry-After": {"description": description, "schema": {"type": "integer"}}
+            }
+    return found
+
+
+def handle_problems(app: FastAPI) -> None:
+    """Make every error that a route raises, and the framework's own, a problem."""
+
+    async def refuse(_: Request, error: Exception) -> Response:
+        return problem_of(error).response()
+
+    async def refuse_http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return _http_problem(error).response()
+
+    async def refuse_body(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return Problem("invalid_body", sentences(error.errors())).response()
+
+    app.add_exception_handler(Problem, refuse)
+    app.add_exception_handler(S3TError, refuse)
+    app.add_exception_handler(HTTPException, refuse_http)
+    app.add_exception_handler(RequestValidationError, refuse_body)
+
+
+def _http_problem(error: HTTPException) -> Problem:
+    """The framework's own refusals: no such address, wrong method, a body that cannot be read."""
+    if isinstance(error.__cause__, Problem):
+        return error.__cause__  # ours, raised while the framework read the body
+    codes = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+    code = codes.get(error.status_code, "bad_request")
+    detail = {
+        "not_found": "there is nothing at this address; /openapi.json tells what there is",
+        "method_not_allowed": "the address takes other methods; /openapi.json tells which",
+    }.get(code, "the request cannot be read")
+    return Problem(code, detail, headers=error.headers)
+
+
+def sentences(errors: Sequence[Any], limit: int = 10) -> str:
+    """What is wrong where; never the values themselves, which may be long or private.
+
+    Args:
+        errors: as pydantic lists them.
+        limit: how many are told.
+    """
+    found = [
+        f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}"[:300]
+        for error in errors[:limit]
+    ]
+    rest = len(errors) - limit
+    return "; ".join(found) + (f"; and {rest} more" if rest > 0 else "")

@@ -1,0 +1,139 @@
+"""A model that does what a test says, and the app over it: without torch, in milliseconds."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from starlette.testclient import TestClient
+
+from s3t.config import load_config
+from s3t.config.serving import ServeConfig
+from s3t.errors import InputError
+from s3t.server.app import create_app
+from tests.conftest import ROOT
+
+LABELS = ("no", "yes")
+URL = "http://127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A classified row."""
+
+    label: str
+    probabilities: dict[str, float]
+    view: int
+
+
+@dataclass
+class Model:
+    """Says "yes" to every row, at ``view``; refuses the row ``"bad"``.
+
+    Attributes:
+        passes: the rows of each call of ``predict``.
+        holds: what ``hold`` says, in turn; True when there is nothing left.
+        before: called at the start of each ``predict``.
+        error: raised by ``predict``.
+        text: what ``generate`` and ``stream`` write, a word a piece.
+    """
+
+    root: Path
+    task: str = "text-classification"
+    view: int = 0
+    reason: str | None = None
+    passes: list[list[Any]] = field(default_factory=list)
+    holds: list[bool] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
+    before: Callable[[], object] = lambda: None
+    error: Exception | None = None
+    text: str = "once upon a time"
+    asked: list[str] = field(default_factory=list)
+    lease_left: float | None = None
+    labels: tuple[str, ...] = LABELS
+
+    def __post_init__(self) -> None:
+        self.config = load_config(ROOT / "configs" / "digits.yaml")
+
+    def predict(self, batch: Sequence[Any]) -> list[Answer]:
+        self.before()
+        self.passes.append(list(batch))
+        if self.error is not None:
+            raise self.error
+        if any(isinstance(row, str) and row == "bad" for row in batch):
+            raise InputError("row 0: it is bad")
+        return [Answer("yes", {"no": 0.25, "yes": 0.75}, self.view) for _ in batch]
+
+    @contextmanager
+    def hold(self, view: int) -> Iterator[bool]:
+        self.held.append(view)
+        yield self.holds.pop(0) if self.holds else True
+
+    def generate(self, prompts: Sequence[str], **draw: Any) -> list[Any]:
+        self.before()
+        return [SimpleNamespace(completion=f"{p} …", view=self.view) for p in prompts]
+
+    def stream(self, prompt: str, **draw: Any) -> Iterator[Any]:
+        self.asked.append(prompt)
+        return iter(self._pieces(draw["max_new_tokens"]))
+
+    def _pieces(self, most: int) -> Iterator[Any]:
+        for word in self.text.split()[:most]:
+            self.before()
+            yield SimpleNamespace(text=f" {word}", view=self.view)
+
+    def readiness(self) -> str | None:
+        return self.reason
+
+    def status(self) -> Any:
+        return SimpleNamespace(
+            view=self.view,
+            samples=10,
+            deleted=2,
+            exhausted=False,
+            expected_deletions_left=3.5,
+            shards=(SimpleNamespace(prefix=(0, 1)), SimpleNamespace(prefix=())),
+        )
+
+    def picture(self) -> dict[str, Any]:
+        return {"nodes": [{"state": "serving"}, {"state": "dead"}, {"state": "dead"}]}
+
+    def log(self, limit: int) -> list[dict[str, Any]]:
+        return []
+
+    def reload(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Gate:
+    """Lets a thread wait until a test says go on."""
+
+    def __init__(self) -> None:
+        self.reached, self._open = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self.reached.set()
+        assert self._open.wait(10)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+def config(**serve: Any) -> ServeConfig:
+    return ServeConfig.model_validate(serve)
+
+
+@contextmanager
+def served(model: Any, **serve: Any) -> Iterator[TestClient]:
+    """An insecure app over a model."""
+    app = create_app(model, config(**serve), insecure=True)
+    with TestClient(app, base_url=URL, raise_server_exceptions=False) as client:
+        yield client
