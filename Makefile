@@ -5,7 +5,8 @@ PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || ech
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCHMARKS := engine deletion_budget exactness damage leakage forgetting real_data
+BENCHMARKS := engine deletion_budget exactness damage leakage forgetting serving real_data
+TESTERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint types check bench clean
@@ -26,8 +27,8 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 demo: $(STAMP) ## train on digits, delete people, watch it keep serving
 	$(BIN)/python -m benchmarks.demo
 
-test: $(STAMP) ## run the tests (ARGS="-m 'not slow'" and so on is passed to pytest)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## run the tests on TESTERS processes (ARGS="-m 'not slow'" and so on go to pytest)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

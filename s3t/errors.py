@@ -8,7 +8,7 @@
     │   └── RequestConflictError 2   a request id that was used for another deletion
     ├── ExhaustedError           3   no shard has a surviving prefix
     ├── IntegrityError           4   bytes or lineage that do not prove what they claim
-    └── UnavailableError         5   not now: the ledger cannot be reached, or a lease ran out
+    └── UnavailableError         5   not now: the ledger cannot be reached, a lease ran out …
 
 A message names the value, what was expected, and the next step.
 """
@@ -118,7 +118,8 @@ class DamagedNodeError(IntegrityError):
 
 
 class UnavailableError(S3TError):
-    """Not now: the ledger cannot be reached, or this replica's lease ran out. Repeat later."""
+    """Not now: the ledger cannot be reached, is locked or its disk full, or this replica's lease ran
+    out. Nothing is lost by repeating it later."""
 
     exit_code = 5
 

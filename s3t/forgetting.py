@@ -186,6 +186,16 @@ class Forgetting:
             self._lost.add(key)
             self._schedule.apply(self._schedule.without([key]))
 
+    def forget_copies(self) -> list[str]:
+        """Remove this machine's copies of nodes that are not alive, where the nodes lie at a URL.
+
+        Returns:
+            paths of copies that cannot be removed.
+        """
+        store = self.run.store
+        with self._lock:
+            return store.forget_copies([key for key in store.copies() if not self.is_alive(key)])
+
     def prove(self) -> None:
         """Refuse to serve in silence less than was trained.
 

@@ -32,6 +32,14 @@ _OUT_OF_REACH = (
     "the memory of a process that serves the run, until its next answer or view",
     "what was downloaded or exported elsewhere, and answers given before",
 )
+_OF_SERVER = (
+    "of the ledger's server: its log of writes (WAL) until that is recycled and overwritten, its "
+    "archives, standbys and backups, and blocks of its disk that were freed"
+)
+_OF_REPLICAS = (
+    "copies of nodes on machines that serve the run from the store: each removes its own when it "
+    "takes the deletion up, one that is switched off when it is started again"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +111,18 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
         stores = [_nodes(run, doomed, dry_run), *_caches(run, alone, dry_run)]
         rows, kept = ledger.unpurged(view), ""
         nodes = sorted(doomed.there | (set(ledger.plans.nodes()) & doomed.keys))
-        if not dry_run and (nodes or rows or any(store.found for store in stores)):
+        if not dry_run:
             told = {store.name: store.purged for store in stores if store.found}
-            if not ledger.purge(view, nodes, {"stores": told}):
-                kept = "a process reads an older state of it, whose bytes stay until it ends; "
+            found = nodes or rows or told
+            # what an earlier one has left behind in the files is met again
+            if not (ledger.purge(view, nodes, {"stores": told}) if found else ledger.compact()):
+                kept = (
+                    "a process reads an older state of it, whose bytes stay until it ends and this "
+                    "is run again; "
+                )
         note = f"{kept}ids, subjects and digests of deleted samples; keyed hashes stay"
         gone_rows = 0 if dry_run else rows
-        stores.append(Store("ledger", str(run.ledger_path), rows, gone_rows, note))
+        stores.append(Store("ledger", ledger.name, rows, gone_rows, note))
         return Purge(
             run=str(run.root),
             view=view,
@@ -117,7 +130,11 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
             nodes=tuple(sorted(doomed.there)),
             stores=tuple(stores),
             own_files=tuple(_own_files(run.config(), ledger.gone())),
-            out_of_reach=_OUT_OF_REACH,
+            out_of_reach=(
+                *_OUT_OF_REACH,
+                *((_OF_SERVER,) if ledger.shared else ()),
+                *((_OF_REPLICAS,) if run.store.depot is not None else ()),
+            ),
         )
 
 
@@ -134,7 +151,7 @@ def _held(run: RunDir, stack: ExitStack) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Doomed:
-    """Dead nodes: all keys that must not be readable any more, and those in the store."""
+    """Dead nodes: all keys that must not be readable any more, and those that lie somewhere."""
 
     keys: frozenset[NodeKey]
     there: frozenset[NodeKey]
@@ -152,7 +169,7 @@ def _dead(run: RunDir, ledger: Ledger) -> _Doomed:
             known.add(node.key)
             if not node.is_hit(hits):
                 kept.add(node.key)
-    there = run.store.keys()
+    there = run.store.keys() | run.store.copies()
     return _Doomed(frozenset((known | there) - kept), frozenset(there - kept))
 
 

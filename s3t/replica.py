@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 
 from s3t.errors import S3TError
-from s3t.ledger import Ledger
-from s3t.ledger.replicas import LEASE_SHARE, Observer, clock
+from s3t.ledger import Ledger, Watch
+from s3t.ledger.replicas import Lease, Observer, clock
 
 __all__ = ["Follow", "Seat", "settled"]
 
@@ -45,10 +45,11 @@ class Seat:
     """
 
     def __init__(self, ledger: Ledger, name: str, lease: float, follow: Follow) -> None:
-        self.name, self.lease = name, lease
+        self.name, self.lease = name, Lease(lease)
         self._ledger, self._follow = ledger, follow
         self._closing = threading.Event()
-        self._until = 0.0
+        self._pace = lease / 4
+        self._watching: Watch | None = None
         self.replica = ""
         self._sit()
         self._threads = [
@@ -58,21 +59,18 @@ class Seat:
         for thread in self._threads:
             thread.start()
 
-    @property
-    def left(self) -> float:
-        """Seconds of the lease that are left; not over 0 if it has run out."""
-        return self._until - clock()
-
     def holds(self) -> bool:
         """Whether this process may answer."""
-        return clock() < self._until
+        return self.lease.left > 0
 
     def close(self) -> None:
         """Give the seat back. The caller no longer answers."""
         self._closing.set()
-        self._until = 0.0
+        self.lease.end()
+        if self._watching is not None:
+            self._watching.stop()
         for thread in self._threads:
-            thread.join(timeout=2 * self.lease)
+            thread.join(timeout=8 * self._pace)
         try:
             self._ledger.replicas.leave(self.replica)
         except S3TError as error:
@@ -81,20 +79,20 @@ class Seat:
     def _sit(self) -> None:
         """Take a seat; the lease begins once nothing older than its view is under way here."""
         asked = clock()
-        seat = self._ledger.replicas.join(self.name, self.lease)
+        seat = self._ledger.replicas.join(self.name, self.lease.seconds)
         self.replica = seat.replica
-        while self._follow(self.lease / 4) < seat.view and not self._closing.is_set():
+        while self._follow(self._pace) < seat.view and not self._closing.is_set():
             pass
-        self._until = asked + LEASE_SHARE * self.lease
+        self.lease.renew(asked)
 
     def _beat(self) -> None:
         """Beats; a seat that was lost is taken anew."""
-        while not self._closing.wait(self.lease / 4):
+        while not self._closing.wait(self._pace):
             asked = clock()
             if self._ledger.replicas.beat(self.replica):
-                self._until = asked + LEASE_SHARE * self.lease
+                self.lease.renew(asked)
             else:
-                self._until = 0.0
+                self.lease.end()
                 _log.warning("replica %s had lost its lease, and takes a new one", self.name)
                 self._sit()
 
@@ -103,18 +101,18 @@ class Seat:
         that nobody waits for any more."""
         table, observer = self._ledger.replicas, Observer(self._ledger.replicas)
         told, looked = ("", -1), 0.0
-        with self._ledger.watch() as watch:
+        with self._ledger.watch() as self._watching:
             while not self._closing.is_set():
-                known = self.replica, self._follow(self.lease / 4)
+                known = self.replica, self._follow(self._pace)
                 if known != told:
                     table.left(*known)
                     told = known
-                if clock() - looked >= self.lease / 4:
+                if clock() - looked >= self._pace:
                     looked = clock()
                     observer.look([one for one in table.all() if one.replica != self.replica])
                     for request in table.pending():
                         table.settle(request)
-                watch.wait(self.lease / 4)
+                self._watching.wait(self._pace)
 
     def _keep(self, work: Callable[[], None]) -> None:
         """Do the work again and again, whatever goes wrong with the ledger."""
@@ -126,7 +124,7 @@ class Seat:
                 if not said:
                     _log.warning("replica %s: %s", self.name, error)
                 said = True
-                self._closing.wait(min(0.5, self.lease / 8))
+                self._closing.wait(min(0.5, self._pace / 2))
 
 
 def settled(ledger: Ledger, request_id: str, view: int, own: str = "") -> str | None:

@@ -4,23 +4,27 @@
       config.yaml     resolved config
       plan.json       nodes, sequences, digests of slices; no sample ids
       plan.*.json     a plan that is trained before it is served, if there is one
-      ledger.db       samples, deletions, plans: the durable truth
+      ledger.db       samples, deletions, plans: the durable truth; unless ``ledger`` of the config
+                      names a database
       nodes/          <key>.safetensors, one per trained node; copies if store.url names a place
       base/           the base, if it was made or adapted here; the public head, if there is one
       .work/          who trains what, while several processes do
 
     URL/              of store.url
       <key>.safetensors
-      run/            plan, base, public head, hits, and who is forgotten (as keyed hashes), for
-                      machines that share no folder
+      run/            config, plans, base, public head, hits, and who is forgotten (as keyed
+                      hashes), for machines that share no folder
       work/           who trains what
 
-A machine that shares no folder has a directory of its own, marked ``joined``: all of this without
-the ledger. It can train; it cannot serve.
+A machine that shares no folder has a directory of its own. Where the ledger is a file of another
+machine it is marked ``joined``: all of this without the ledger. It can train; it cannot serve.
+Where the ledger is a database the directory is as good as any other (``s3t attach``), and finds
+plans that were made elsewhere at the URL.
 
 Invariants: plan.json is written last; a directory that holds it is a prepared run. The ledger names
 plans by their digest, and a plan is believed only under the digest that it names; so it does not
-matter which file holds it, and a kill while one replaces the other does no harm.
+matter which file holds it, and a kill while one replaces the other does no harm. A database is
+believed to be the run's ledger only if it names the run's plan.
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ __all__ = ["RunDir"]
 _LOCK = ".training.lock"
 _WORK = ".work"
 _HITS, _GONE = "run/hits.json", "run/gone.json"
+_PLANS = "run/plans"
 
 
 class RunDir:
@@ -67,6 +72,9 @@ class RunDir:
         self.head_path = self.root / "base_head.safetensors"
         self.joined_path = self.root / "joined"
         self._store = None if kept is None else self._opened(kept)
+        self._ours: str | None = None
+        self._named: tuple[tuple[int, int], str] | None = None
+        self._standing: tuple[int, Ledger] | None = None
 
     @classmethod
     def existing(cls, root: str | Path) -> RunDir:
@@ -141,6 +149,8 @@ class RunDir:
     def planned(self, named: Callable[[], Digest | None]) -> Plan:
         """The plan whose digest ``named`` gives, asked again if a plan was replaced meanwhile.
 
+        One that another machine has made is fetched from the store's URL, and kept here.
+
         Raises:
             IntegrityError: no file holds it, or what holds it proves to be damaged.
         """
@@ -156,6 +166,10 @@ class RunDir:
                 if asked is None or plan.digest == asked:
                     return plan
             if (again := named()) == asked:
+                fetched = None if asked is None else self.fetched_plan(asked)
+                if fetched is not None:
+                    self.write_next(fetched)
+                    return fetched
                 raise problem or IntegrityError(
                     f"{self.plan_path} is not the plan {asked} that the ledger names: restore it "
                     "from a copy"
@@ -169,6 +183,24 @@ class RunDir:
     def write_next(self, plan: Plan) -> None:
         """Keep a plan that is not yet in force."""
         write_durably(self._next_plan_path(plan.digest), plan.to_json().encode())
+
+    def publish_plan(self, plan: Plan) -> None:
+        """Put a plan where machines that share no folder find it by its digest."""
+        depot = self.store.depot
+        if depot is not None and not depot.has(name := f"{_PLANS}/{plan.digest}.json"):
+            depot.put(name, plan.to_json().encode())
+
+    def fetched_plan(self, asked: Digest) -> Plan | None:
+        """A plan that another machine has published; None if there is none of this digest."""
+        depot = self.store.depot
+        if depot is None:
+            return None
+        try:
+            content = depot.get(f"{_PLANS}/{asked}.json")
+            plan = Plan.from_json(content.decode())
+        except (FileNotFoundError, UnicodeDecodeError):
+            return None
+        return plan if plan.digest == asked else None
 
     def settle(self, plan: Plan, newest: Digest | None) -> None:
         """Give a plan that is in force its place, and remove files of any but it and the newest.
@@ -186,24 +218,78 @@ class RunDir:
     def _next_plan_path(self, plan: Digest) -> Path:
         return self.root / f"plan.{plan[:16]}.json"
 
+    @property
+    def ledger_at(self) -> str:
+        """Path of the ledger, or URL of its database, which may hold a password."""
+        try:
+            status = self.config_path.stat()
+        except OSError:
+            return str(self.ledger_path)
+        stamp = status.st_ino, status.st_mtime_ns
+        if self._named is None or self._named[0] != stamp:
+            try:
+                url = self.config().ledger
+            except S3TError:
+                if not self.ledger_path.is_file():
+                    raise
+                url = None  # the config is damaged, and here is the ledger
+            self._named = stamp, url or str(self.ledger_path)
+        return self._named[1]
+
     def ledger(self, *, create: bool = False) -> Ledger:
         """The ledger; the caller closes it.
 
         Raises:
-            InputError: the run was prepared elsewhere, and its ledger is there.
+            InputError: the run was prepared elsewhere, and its ledger is there; or the database
+                holds the ledger of another run.
             IntegrityError: it is missing, damaged or no ledger.
+            UnavailableError: the database cannot be reached.
         """
         if self.joined:
             raise InputError(
                 f"{self.root} is where another machine trained for a run: its ledger, and so "
                 "everything but training, is where that run was prepared"
             )
-        if not create and not self.ledger_path.exists():
+        return self._ledger(self.ledger_at, create)
+
+    def _kept_open(self) -> Ledger:
+        """The ledger for looks as often as nodes are trained: a connection takes its time."""
+        process = os.getpid()
+        if self._standing is None or self._standing[0] != process:
+            self._standing = process, self.ledger()
+        return self._standing[1]
+
+    def prove_ledger(self, url: str | None) -> None:
+        """Refuse another ledger than the run's, before the config names it.
+
+        Raises:
+            InputError, IntegrityError, UnavailableError: as ``ledger``.
+        """
+        if not self.joined:
+            self._ledger(url or str(self.ledger_path), False).close()
+
+    def _ledger(self, at: str, create: bool) -> Ledger:
+        own = at == str(self.ledger_path)
+        if own and not create and not self.ledger_path.exists():
             raise IntegrityError(
                 f"{self.ledger_path} is missing, so nobody knows what was deleted: restore it "
                 "from a copy, or train a new run"
             )
-        return Ledger.open(self.ledger_path, create=create, signer=self._signer)
+        ledger = Ledger.open(at, create=create, signer=self._signer, run=self.root)
+        if own or self._ours == at:
+            return ledger
+        try:
+            made = {one.digest for one in ledger.plans.all()}
+            if self.prepared and _plan_in(self.plan_path).digest not in made:
+                raise InputError(
+                    f"{ledger.name} holds the ledger of another run than {self.root}, so nothing "
+                    "was done: name the database of this run with ledger=URL in its config"
+                )
+        except BaseException:
+            ledger.close()
+            raise
+        self._ours = at if self.prepared else None
+        return ledger
 
     def hits(self) -> set[Slot]:
         """Every (shard, slice) that a deletion has hit since the plan to train was made.
@@ -218,6 +304,8 @@ class RunDir:
                     "deleted: train on the machine that prepared the run, which tells it"
                 )
             return told
+        if self.ledger_at != str(self.ledger_path):
+            return set(self._kept_open().plans.newest().hits)
         with self.ledger() as ledger:
             return set(ledger.plans.newest().hits)
 

@@ -220,7 +220,7 @@ class S3T:
     def lease_left(self) -> float | None:
         """Seconds for which this replica may answer without hearing of the ledger; None if it looks
         at it for each answer."""
-        return None if self._serving.seat is None else self._serving.seat.left
+        return None if self._serving.seat is None else self._serving.seat.lease.left
 
     def forecast(
         self, *, now: datetime | None = None, trials: int | None = None, seed: int = 0

@@ -205,8 +205,8 @@ class Serving:
     def _vouch(self, seat: Seat) -> None:
         if not seat.holds():
             raise UnavailableError(
-                f"replica {seat.name} has not reached the ledger for {seat.lease} s, its lease, so "
-                "it cannot know what was deleted: ask another one, or wait until it is back"
+                f"replica {seat.name} has not reached the ledger for {seat.lease.seconds} s, its "
+                "lease, so it cannot know what was deleted: ask another one, or wait until it is back"
             )
 
     def _swap(self, model: Answering, anew: bool = False) -> None:
@@ -224,6 +224,8 @@ class Serving:
         self._views.put(View(version, nodes, ensemble), sound_from=version if died else None)
         self._has_served = True
         model.keep_only(alive)
+        if left := self._forgetting.forget_copies():
+            _log.error("copies of dead nodes cannot be removed: %s", ", ".join(left))
 
     def _build(
         self, model: Answering, nodes: tuple[Node | None, ...], plan: Plan

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 
+pytest_plugins = ("tests.postgres",)
+
 # Before any test module imports torch, transformers or datasets, which read these once.
 os.environ.update(
     OMP_NUM_THREADS="1",  # as training itself; several would wait for each other in small models

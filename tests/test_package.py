@@ -23,6 +23,7 @@ PUBLIC = [
     "IntegrityError",
     "RequestConflictError",
     "S3TError",
+    "UnavailableError",
     "UnknownSampleError",
     "__version__",
     "load_config",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from s3t.audit.books import Books
 from s3t.audit.nodes import NodeFiles
 from s3t.audit.reckoning import read_books
-from s3t.config import Config
+from s3t.config import Config, PartitionConfig
 from s3t.errors import ConfigError, IntegrityError, S3TError
 from s3t.ledger import Ledger
 from s3t.plan import Plan
@@ -96,6 +96,11 @@ class Case:
             if not any((node.shard, part) in dead for part in node.prefix)
         ]
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether other machines may purge the run too, who do not reach the copies here."""
+        return self.run.ledger_at != str(self.run.ledger_path)
+
     def wanted(self) -> set[NodeKey]:
         """Keys of the nodes of the plan to come that no deletion has hit."""
         plan, row = self.pending, self.books.pending
@@ -111,8 +116,8 @@ class Case:
 
     def names_among(self, asked: Callable[[str], bool]) -> list[str]:
         """Those ids and subjects in the ledger for which ``asked`` is true."""
-        path = self.run.ledger_path
-        with Ledger.open(path, read_only=True) as ledger, ledger.evidence() as evidence:
+        at = self.run.ledger_at
+        with Ledger.open(at, read_only=True) as ledger, ledger.evidence() as evidence:
             names = (name for row in evidence.samples() for name in (row.sample_id, row.subject))
             return sorted({name for name in names if name is not None and asked(name)})
 
@@ -132,15 +137,14 @@ class Case:
         return part
 
     def _read_books(self) -> Books:
-        path = self.run.ledger_path
+        at, path, shape = self.run.ledger_at, self.run.ledger_path, self._shape()
+        if at != str(path):
+            with Ledger.open(at, read_only=True) as ledger, ledger.evidence() as evidence:
+                return read_books(evidence, shape)
         if not path.is_file():
             raise IntegrityError(
                 f"{path} is missing, so nobody knows what was deleted: restore it from a copy"
             )
-        try:
-            shape = self.config.partition
-        except S3TError:
-            shape = None
         for _ in range(_TRIES):
             before = _stamp(path)
             with Ledger.open(path, read_only=True) as ledger, ledger.evidence() as evidence:
@@ -149,19 +153,35 @@ class Case:
                 return books  # itself sees to it that all is of one moment
         raise S3TError(f"{path} was written to while it was read: run s3t audit again")
 
+    def _shape(self) -> PartitionConfig | None:
+        try:
+            return self.config.partition
+        except S3TError:
+            return None
+
     def _read_plan(self) -> Plan:
         try:
             row = self.books.plan
         except S3TError:
             return Plan.from_json(_text(self.run.plan_path))
         paths = (self.run.plan_path, *self.run.next_plans())
-        return _plan_named(None if row is None else row.digest, paths)
+        return self._named(None if row is None else row.digest, paths)
 
     def _read_pending(self) -> Plan | None:
         row = self.books.pending
         if row is None:
             return None
-        return _plan_named(row.digest, (*self.run.next_plans(), self.run.plan_path))
+        return self._named(row.digest, (*self.run.next_plans(), self.run.plan_path))
+
+    def _named(self, digest: Digest | None, paths: tuple[Path, ...]) -> Plan:
+        """The plan that the ledger names: of a file here, or made and published elsewhere."""
+        try:
+            return _plan_named(digest, paths)
+        except IntegrityError:
+            found = None if digest is None else self.run.fetched_plan(digest)
+            if found is None:
+                raise
+            return found
 
     def _load_base(self) -> LoadedBase:
         from s3t.model.loading import build_base, load_model

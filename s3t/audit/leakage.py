@@ -80,10 +80,10 @@ def leakage(
     if samples is not None and samples < 2:
         raise InputError(f"samples {samples}: leakage is measured on at least 2")
     case = Case(run)
-    with Ledger.open(run.ledger_path, read_only=True) as ledger:
-        gone = ledger.gone()
+    with Ledger.open(run.ledger_at, read_only=True) as ledger:
+        gone, name = ledger.gone(), ledger.name
     if gone.view != case.books.view:
-        raise S3TError(f"{run.ledger_path} was written to while it was read: run s3t audit again")
+        raise S3TError(f"{name} was written to while it was read: run s3t audit again")
     suspects = find_suspects(case, gone, samples, seed)
     if torch.cuda.is_available():
         case.loaded.base.to(torch.device("cuda"))

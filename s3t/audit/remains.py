@@ -12,6 +12,7 @@ taken away from its entry in the log.
 from __future__ import annotations
 
 import fcntl
+import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -39,6 +40,8 @@ _KNOWN = {
     "trunk",
     "tracking",
     "reports",
+    "tokens.json",
+    "jobs",
     ".work",
     ".training.lock",
 }
@@ -67,6 +70,9 @@ def _nodes(case: Case, found: Findings) -> None:
     for key in sorted((files.there | files.copies) - needed):
         what = "the copy of node" if key not in files.there else "node"
         broken, why = fate.of(key)
+        if broken and key not in files.there and case.elsewhere:
+            found.pending(f"{what} {key} is of before another machine purged it: {_PURGE}")
+            continue
         (found.broken if broken else found.pending)(f"{what} {key} {why}")
     found.checked(f"{len(files.there)} node files, {len(needed)} nodes needed")
 
@@ -185,6 +191,8 @@ def _leftovers(case: Case, found: Findings) -> None:
             )
         for path in _half_written(run.root, store.root):
             found.pending(f"{path} is half-written, by a process that was killed: {_PURGE}")
+    for path, why in _jobs(run.root / "jobs"):
+        found.pending(f"{path} {why}: s3t serve RUN does it and removes the file")
     plans = run.next_plans()
     for path in sorted(run.root.iterdir()):
         if path.name not in _KNOWN and path not in plans and not path.name.endswith(".tmp"):
@@ -198,6 +206,19 @@ def _leftovers(case: Case, found: Findings) -> None:
         if training
         else "no hidden states, no half-written files, no strangers"
     )
+
+
+def _jobs(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Files of the service that may name samples, and why they are there."""
+    for path in sorted(folder.rglob("*")):
+        if path.name.endswith(".tmp"):
+            yield path, "was half-written by a process that was killed"
+        elif path.suffix == ".json" and path.parent.name == "deletions":
+            with suppress(OSError, ValueError, AttributeError):
+                document = json.loads(path.read_bytes())
+                if not (document.get("sample_ids") or document.get("subjects")):
+                    continue  # cancelled: it names nobody any more
+            yield path, "names samples of a deletion that was accepted and is not done"
 
 
 def _half_written(*folders: Path) -> Iterator[Path]:

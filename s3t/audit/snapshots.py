@@ -145,6 +145,7 @@ def _apart(case: Case, folder: Path) -> Config:
             "output": str(folder),
             "model": model,
             "store": StoreConfig(),
+            "ledger": None,
             "receipts": ReceiptsConfig(),
             "repair": RepairConfig(),
             "training": config.training.model_copy(update={"trackers": ()}),

@@ -18,7 +18,7 @@ from s3t.cli.tables import budget_lines, forecast_lines, plan_lines, receipt_lin
 from s3t.cli.words import json_row, numbered, points, split_launch, words
 from s3t.errors import InputError, S3TError
 
-__all__ = ["AsJson", "RunPath", "app", "main"]
+__all__ = ["AsJson", "Overrides", "RunPath", "app", "main"]
 
 app = typer.Typer(
     name="s3t",

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from s3t.cli.commands import AsJson, RunPath, app
+from s3t.cli.commands import AsJson, Overrides, RunPath, app
 from s3t.cli.launching import launch
 from s3t.cli.output import print_json, quiet
 from s3t.cli.tables import log_line, purge_lines, stored_receipt_lines
@@ -72,6 +72,28 @@ def add(context: typer.Context, run: RunPath, as_json: AsJson = False) -> None:
     """
     files, options = split_launch(context.args)
     _renew("add", run, files, options, as_json)
+
+
+@app.command()
+def attach(
+    run: Annotated[Path, typer.Argument(metavar="DIR", help="empty or new; becomes RUN here")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="store.url of the run")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a run directory on another machine, of a run whose ledger is a database.
+
+    It serves, deletes and reports as the one where the run was trained; plans and nodes come from
+    the store. Train or repair on one machine at a time.
+    """
+    with quiet():
+        from s3t.training.sharing import attach as make
+
+        made = make(run, url, overrides or [])
+    if as_json:
+        print_json({"run": str(made.root), "url": url})
+    else:
+        print(f"{made.root}: attached to {url}")
 
 
 @app.command()

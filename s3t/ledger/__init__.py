@@ -7,6 +7,7 @@ Ledger (ledger) ──► registry     samples: written down once, listed ─┐
                ├──► evidence     all tables at one moment, for audits
                ├──► chain        the log of all that was done ──► signing
                └──► database     connections, transactions ──► migrations ──► schema   the tables
+                      └──► backend: sqlite │ postgres
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from s3t.ledger.chain import GENESIS, link
 from s3t.ledger.chain import Entry as LogEntry
 from s3t.ledger.counters import SlotPersons
+from s3t.ledger.database import Watch, without_password
 from s3t.ledger.deletion import Decide, Deleted, Deletion
 from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import Generation, State, nodes_digest
@@ -37,6 +39,8 @@ __all__ = [
     "SlotPersons",
     "State",
     "Verifier",
+    "Watch",
     "link",
     "nodes_digest",
+    "without_password",
 ]

@@ -14,13 +14,15 @@ import sqlalchemy as sa
 
 from s3t.errors import S3TError
 
-__all__ = ["ACCESS", "BUSY_SECONDS", "Access", "Backend", "Watch"]
+__all__ = ["ACCESS", "BUSY_SECONDS", "Access", "Backend", "Watch", "shown"]
 
 BUSY_SECONDS = 30.0
 """How long a writer waits for another one."""
 
 ACCESS = "s3t_access"
 """Name of the execution option that tells a backend how a transaction is to begin."""
+
+_SECRETS = ("password", "sslpassword")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Access:
         writes: it changes the ledger.
         alone: of those that write, no other one may run meanwhile.
         synced: its commit waits for the disk.
-        scratch: it makes temporary tables, though it may change nothing else.
+        scratch: it makes temporary tables and looks at all samples, whether it writes or not.
     """
 
     writes: bool = False
@@ -110,3 +112,11 @@ class Backend(Protocol):
     def tell(self, connection: sa.Connection) -> None:
         """See ``Database.tell``."""
         ...
+
+
+def shown(url: sa.URL) -> sa.URL:
+    """A URL without the passwords that are in it."""
+    query = {key: value for key, value in url.query.items() if key not in _SECRETS}
+    return sa.URL.create(
+        url.drivername, url.username, None, url.host, url.port, url.database, query
+    )

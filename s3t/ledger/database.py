@@ -21,10 +21,10 @@ from sqlalchemy.pool import PoolProxiedConnection
 
 from s3t.errors import InputError, S3TError
 from s3t.ledger import migrations
-from s3t.ledger.backend import ACCESS, Access, Backend, Watch
+from s3t.ledger.backend import ACCESS, Access, Backend, Watch, shown
 from s3t.ledger.sqlite import SQLite
 
-__all__ = ["Database", "Watch"]
+__all__ = ["Database", "Watch", "without_password"]
 
 
 class Database:
@@ -80,7 +80,7 @@ class Database:
                 perhaps not a power cut before the next one that is synced.
             alone: where it writes, keep out others that write; only what touches nothing but a
                 row of its own may do without.
-            scratch: make temporary tables, where it only reads.
+            scratch: make temporary tables, and look at all samples.
         """
         self._check_process()
         access = Access(writes, alone, synced, scratch)
@@ -212,6 +212,11 @@ class Database:
     def _driver_error(self) -> Any:
         """Root of the errors of the driver, as raised past SQLAlchemy."""
         return self._engine.dialect.loaded_dbapi.Error
+
+
+def without_password(where: str) -> str:
+    """A path or URL as others may read it."""
+    return shown(sa.make_url(where)).render_as_string() if "://" in where else where
 
 
 def _backend(where: str, create: bool, read_only: bool) -> Backend:

@@ -75,6 +75,7 @@ class Ledger:
         create: bool = False,
         read_only: bool = False,
         signer: Callable[[], Signer | None] = _UNSIGNED,
+        run: Path | None = None,
     ) -> Ledger:
         """Open a ledger, and bring an older one up to date in one transaction.
 
@@ -83,12 +84,15 @@ class Ledger:
             create: make it if it is not there; an existing one is opened.
             read_only: never write, not even a migration.
             signer: gives what signs the entries of the log, when the first is written.
+            run: the run directory, for messages; default: where the ledger is.
 
         Raises:
             InputError: not there, or older and ``read_only``.
             IntegrityError: not a ledger, damaged, or written by a newer s3t.
+            UnavailableError: the database cannot be reached.
         """
         database = Database(str(where), create=create, read_only=read_only)
+        database.run = database.run if run is None else str(run)
         try:
             return cls(database, signer)
         except BaseException:
@@ -126,7 +130,7 @@ class Ledger:
             if registry.registered(connection):
                 registry.compare(connection, samples, self._purged(connection), name)
                 return
-        with self._database.transaction(writes=True) as connection:
+        with self._database.transaction(writes=True, scratch=True) as connection:
             if registry.registered(connection):  # by another process, since
                 registry.compare(connection, samples, self._purged(connection), name)
                 return
@@ -147,7 +151,7 @@ class Ledger:
         Raises:
             InputError: a sample that was registered has changed or is absent.
         """
-        with self._database.transaction(writes=True) as connection:
+        with self._database.transaction(writes=True, scratch=True) as connection:
             purged = self._purged(connection)
             count, found = registry.add(connection, samples, purged, self._database.name)
             if count:
@@ -163,6 +167,11 @@ class Ledger:
         """What decides what may be served, with the hits that are new to who knows ``known``."""
         with self._database.transaction() as connection:
             return generations.state(connection, known)
+
+    @property
+    def name(self) -> str:
+        """Path, or URL without a password, for messages."""
+        return self._database.name
 
     @property
     def shared(self) -> bool:
@@ -312,6 +321,10 @@ class Ledger:
             body = {"view": view, "nodes": keys, "rows": rows, **told}
             chain.append(connection, "purge", chain.now(), body, self._signer())
             seal(connection, self._signer())
+        return self.compact()
+
+    def compact(self) -> bool:
+        """Leave no bytes of purged rows in the files, if a purge could not (see ``purge``)."""
         return self._database.compact()
 
     @contextmanager

@@ -24,7 +24,7 @@ import sqlalchemy as sa
 
 from s3t.errors import InputError, IntegrityError, S3TError, UnavailableError
 from s3t.ledger import backend
-from s3t.ledger.backend import ACCESS, Access, Watch
+from s3t.ledger.backend import ACCESS, Access, Watch, shown
 
 try:
     import psycopg
@@ -53,10 +53,15 @@ _SERVER = (
 )
 """How soon the server notices that we are, and frees the lock; its own default is hours."""
 
+_PLANNER = "SET enable_seqscan = off; SET jit = off; SET max_parallel_workers_per_gather = 0"
+"""No statistics of ids are gathered (see ``migrated``), so the planner takes 500 ids for a good
+part of all samples. Every statement of a deletion has its index; what reads all says so."""
+
+_SCANS = "; SET LOCAL enable_seqscan = on"
+
+_SETTINGS = "SELECT current_setting('fsync'), current_setting('server_encoding'), current_schema()"
 _IDLE_SECONDS = 60
 """After which the server ends a writing transaction of a process that does nothing."""
-
-_SECRETS = ("password", "sslpassword")
 
 _TAKE_SECONDS = 2
 """How long the table may be waited for when it is to be written anew: whoever deletes waits too."""
@@ -95,28 +100,29 @@ class Postgres:
         if "@" in (url.host or ""):  # then what comes before it is a part of the password
             raise InputError("the ledger's URL has several @: write one in a password as %40")
         url = url.set(drivername="postgresql+psycopg")
-        shown = {key: value for key, value in url.query.items() if key not in _SECRETS}
-        self.name = self.run = url.set(password=None, query=shown).render_as_string()
+        self.name = self.run = shown(url).render_as_string()
         self._read_only = read_only
         given = {key: value for key, value in _CLIENT.items() if key not in url.query}
+        self._settings: tuple[str, str, str | None] | None = None
         self.engine = sa.create_engine(
             url,
+            use_native_hstore=False,  # else each connection begins by asking for that type
             connect_args=given | {"autocommit": True},  # BEGIN is ours, see _begin
             pool_size=16,
             max_overflow=-1,
             pool_recycle=3600,
         )
-        sa.event.listen(self.engine, "connect", _connected)
+        sa.event.listen(self.engine, "connect", self._connected)
         sa.event.listen(self.engine, "begin", self._begin)
-        self._schema: str | None = None
 
     def settle(self) -> None:
         """Refuse a server that loses what it has committed, or that mangles text."""
-        found = self._shown("fsync", "server_encoding")
-        if found != ["on", "UTF8"]:
+        assert self._settings is not None
+        fsync, encoding, _ = self._settings
+        if (fsync, encoding) != ("on", "UTF8"):
             raise InputError(
-                f"{self.name} cannot keep a ledger: it has fsync {found[0]} and encoding "
-                f"{found[1]}, expected on, so that no deletion is lost, and UTF8"
+                f"{self.name} cannot keep a ledger: it has fsync {fsync} and encoding {encoding}, "
+                "expected on, so that no deletion is lost, and UTF8"
             )
 
     def migrated(self, connection: sa.Connection) -> None:
@@ -167,12 +173,12 @@ class Postgres:
         """An error of a server that is there."""
         errors = psycopg.errors
         if isinstance(cause, errors.LockNotAvailable):
-            return S3TError(
+            return UnavailableError(
                 f"{self.name} was locked for {backend.BUSY_SECONDS:g} s, nothing was changed: wait "
                 "for the other s3t process, or end it if it hangs, and repeat"
             )
         if isinstance(cause, errors.DiskFull):
-            return S3TError(
+            return UnavailableError(
                 f"{self.name}: there is no space left on its disk, nothing was changed: make "
                 "some, and repeat"
             )
@@ -221,7 +227,7 @@ class Postgres:
         try:
             driver = pooled.driver_connection
             assert isinstance(driver, psycopg.Connection)
-            driver.execute(f'LISTEN "{self._name_of(driver)}"')
+            driver.execute(f"LISTEN {self._channel}")
             with _ChannelWatch(self, driver) as watch:
                 yield watch
         finally:
@@ -230,20 +236,16 @@ class Postgres:
 
     def tell(self, connection: sa.Connection) -> None:
         """Notify all who listen, at the commit."""
-        driver = connection.connection.driver_connection
-        assert isinstance(driver, psycopg.Connection)
-        connection.exec_driver_sql(f'NOTIFY "{self._name_of(driver)}"')
+        connection.exec_driver_sql(f"NOTIFY {self._channel}")
 
     def _begin(self, connection: sa.Connection) -> None:
         access: Access = connection.get_execution_options().get(ACCESS, Access())
         if not access.writes:
-            mode = "" if access.scratch else " READ ONLY"
+            mode = _SCANS if access.scratch else " READ ONLY"
             connection.exec_driver_sql(f"BEGIN ISOLATION LEVEL REPEATABLE READ{mode}")
             return
         if self._read_only:
             raise S3TError(f"{self.name} was opened read-only: nothing was changed")
-        driver = connection.connection.driver_connection
-        assert isinstance(driver, psycopg.Connection)
         wait = f"{round(backend.BUSY_SECONDS * 1000)}ms"
         steps = [
             "BEGIN ISOLATION LEVEL READ COMMITTED",
@@ -251,33 +253,32 @@ class Postgres:
             f"SET LOCAL idle_in_transaction_session_timeout = '{_IDLE_SECONDS}s'",
             f"SET LOCAL synchronous_commit = {'on' if access.synced else 'off'}",
         ]
+        if access.scratch:
+            steps[0] += _SCANS
         if access.alone:
-            steps.append(f"SELECT pg_advisory_xact_lock({self._lock_of(driver)})")
+            steps.append(f"SELECT pg_advisory_xact_lock({self._lock})")
         connection.exec_driver_sql("; ".join(steps))
 
-    def _name_of(self, driver: psycopg.Connection[Any]) -> str:
+    def _connected(self, driver: psycopg.Connection[Any], record: object) -> None:
+        """Set up a connection, and learn what kind of database this is; in one turn."""
+        cursor = driver.execute(f"{_SERVER}; {_PLANNER}; {_SETTINGS}".encode())
+        while cursor.nextset():
+            pass
+        self._settings = cursor.fetchall()[0]
+
+    @property
+    def _channel(self) -> str:
         """Name of the channel that changes of this ledger are told on: by its schema."""
-        if self._schema is None:
-            found = driver.execute("SELECT current_schema()").fetchone()
-            if found is None or found[0] is None:
-                raise InputError(f"{self.name}: no schema of its search path is there: make one")
-            self._schema = str(found[0])
-        return f"s3t_{hashlib.sha256(self._schema.encode()).hexdigest()[:16]}"
+        schema = None if self._settings is None else self._settings[2]
+        if schema is None:
+            raise InputError(f"{self.name}: no schema of its search path is there: make one")
+        return f"s3t_{hashlib.sha256(schema.encode()).hexdigest()[:16]}"
 
-    def _lock_of(self, driver: psycopg.Connection[Any]) -> int:
+    @property
+    def _lock(self) -> int:
         """Number of the lock of this ledger; numbers are a database's own."""
-        name = self._name_of(driver)
-        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
-
-    def _shown(self, *settings: str) -> list[str]:
-        connection = self.engine.raw_connection()
-        try:
-            cursor = connection.cursor()
-            names = ", ".join(f"current_setting('{name}')" for name in settings)
-            cursor.execute(f"SELECT {names}")
-            return list(cursor.fetchall()[0])
-        finally:
-            connection.close()
+        digest = hashlib.sha256(self._channel.encode()).digest()
+        return int.from_bytes(digest[:8], signed=True)
 
 
 class _ChannelWatch:
@@ -320,10 +321,6 @@ class _ChannelWatch:
             if not self._stopped:
                 self._stopped = True
                 os.write(self._wake, b"!")
-
-
-def _connected(driver: Any, record: object) -> None:
-    driver.execute(_SERVER)
 
 
 def _wait_for_older(driver: psycopg.Connection[Any]) -> None:

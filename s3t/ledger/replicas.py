@@ -26,10 +26,10 @@ from s3t.ledger.database import Database
 from s3t.ledger.schema import replicas, requests
 from s3t.ledger.signing import Signer
 
-__all__ = ["LEASE_SHARE", "Observer", "Replica", "Replicas", "clock"]
+__all__ = ["Lease", "Observer", "Replica", "Replicas", "clock"]
 
-LEASE_SHARE = 0.9
-"""Share of its lease that a replica uses; the rest is for clocks that run at other speeds."""
+_SHARE = 0.9
+"""Of its lease, which a replica uses; the rest is for clocks that run at other speeds."""
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -88,6 +88,27 @@ class Replica:
     beats: int
     lease: float
     since: str
+
+
+class Lease:
+    """How long a replica may answer without hearing of the ledger; at first not at all."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._until = 0.0
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left; not over 0 if it has run out."""
+        return self._until - clock()
+
+    def renew(self, asked: float) -> None:
+        """A beat reached the ledger that was sent at ``asked`` or later, by this clock."""
+        self._until = asked + _SHARE * self.seconds
+
+    def end(self) -> None:
+        """It ends now."""
+        self._until = 0.0
 
 
 class Replicas:

@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.pool import QueuePool
 
-from s3t.errors import InputError, IntegrityError, S3TError
+from s3t.errors import InputError, IntegrityError, S3TError, UnavailableError
 from s3t.ledger import backend
 from s3t.ledger.backend import ACCESS, Access, Watch
 
@@ -75,12 +75,12 @@ class SQLite:
         cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return S3TError(
+            return UnavailableError(
                 f"{self.name} was locked for {backend.BUSY_SECONDS:g} s, nothing was changed: wait "
                 "for the other s3t process, or end it if it hangs, and repeat"
             )
         if code == sqlite3.SQLITE_FULL:
-            return S3TError(
+            return UnavailableError(
                 f"{self.name}: there is no space left on its disk, nothing was changed: make "
                 "some, and repeat"
             )

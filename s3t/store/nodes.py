@@ -143,7 +143,8 @@ class NodeStore:
 
         Name all nodes that must be gone, whether they are there or not: then backups forget too,
         and the same call finishes what a killed one began. Data keys go first, so nothing can be
-        opened from then on. Half-written files are ``sweep``'s, copies of other machines their own.
+        opened from then on. Half-written files are ``sweep``'s; other machines remove their copies
+        themselves (``forget_copies``).
 
         Raises:
             IntegrityError: the key ring cannot be used, or a file is sealed and no data key of it
@@ -156,6 +157,29 @@ class NodeStore:
         if self.depot is not None:
             gone += self.depot.remove_all(map(_name, sorted(keys)))
         return Removal(tuple(sorted(gone)), unknown)
+
+    def copies(self) -> frozenset[NodeKey]:
+        """Keys of the copies on this machine of nodes that lie at the URL; none without one."""
+        found = () if self.depot is None else self.root.glob(f"*{_SUFFIX}")
+        return frozenset(NodeKey(path.stem) for path in found)
+
+    def forget_copies(self, keys: Collection[NodeKey]) -> list[str]:
+        """Remove copies on this machine of dead nodes, where there is a URL; else nothing.
+
+        The nodes at the URL are whoever's who purges.
+
+        Returns:
+            paths of copies that are still there, since they cannot be removed.
+        """
+        if self.depot is None:
+            return []
+        left = []
+        for path in map(self.path, sorted(keys)):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:
+                left.append(str(path))
+        return left
 
     def strays(self) -> list[str]:
         """Paths and URLs of what lies among the nodes and is neither one nor half-written, sorted.

@@ -21,7 +21,7 @@ from s3t.config import Config, anchored, dump_config
 from s3t.data import load_all
 from s3t.data.rows import LabelledRows
 from s3t.errors import InputError, S3TError
-from s3t.ledger import Gone
+from s3t.ledger import Gone, Ledger
 from s3t.model.base import Base
 from s3t.model.encode import ImageEncoder, TextEncoder
 from s3t.model.head import read_public_head, write_public_head
@@ -48,7 +48,10 @@ __all__ = [
     "starting_head",
 ]
 
-_FREE = {"training", "store", "aggregation", "output", "name", "repair", "receipts"}
+_FREE = {
+    *("training", "store", "aggregation", "output", "name"),
+    *("repair", "receipts", "ledger", "serve"),
+}
 """Sections that may differ when a run is gone on with: they shape no node."""
 
 
@@ -92,6 +95,7 @@ def prepare(
     run = RunDir(config.run_dir)
     if run.prepared:
         _check_same(run, anchored(config))
+        run.prove_ledger(config.ledger)
         write_durably(run.config_path, dump_config(anchored(config)).encode())
         _settle(run)
         return run
@@ -109,6 +113,7 @@ def prepare(
     head = starting_head(run, config, base)
     plan = drafted.plan(base, device, digest_of(head))
     with run.ledger(create=True) as ledger:
+        _refuse_other(ledger, plan)
         ledger.register(drafted.partition.places(), without=without)
         kept = public_head_of(run, base)
         ledger.plans.put_in_force(ledger.plans.propose(plan.digest, 0, digest_of(kept)))
@@ -177,6 +182,16 @@ def placed(config: Config, samples: Iterable[Sample]) -> Partition:
     shape = config.partition
     tiers = tier_slices(shape)
     return partition(samples, shape.shards, shape.slices, shape.salt, tiers, allow_empty=True)
+
+
+def _refuse_other(ledger: Ledger, plan: Plan) -> None:
+    """A database may hold a ledger already, begun here before a kill, or that of another run."""
+    made = ledger.plans.all()
+    if ledger.shared and made and made[-1].digest != plan.digest:
+        raise InputError(
+            f"{ledger.name} holds the ledger of another run: name an empty database with "
+            "ledger=URL, or take part in that run with s3t attach"
+        )
 
 
 def check_recipe(run: RunDir, recipe: Mapping[str, Any], plan: Plan) -> None:

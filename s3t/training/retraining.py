@@ -101,6 +101,7 @@ def from_scratch(run: RunDir, folder: Path, training: Mapping[str, Any] | None =
         update={
             "output": str(folder),
             "store": StoreConfig(),
+            "ledger": None,
             "training": config.training.model_copy(update=dict(training or {})),
         }
     )

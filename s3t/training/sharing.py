@@ -1,11 +1,13 @@
 """What machines that share no folder get to know of a run: over the store, beside the nodes.
 
-    main process     RUN ──► URL/run/{base/…, base_head.safetensors, gone.json, hits.json},
-                             then plan.json
-    other machines   URL/run/… ──► RUN of their own, marked ``joined``: all but the ledger
+    main process     RUN ──► URL/run/{base/…, base_head.safetensors, gone.json, hits.json,
+                             plans/…, config.yaml}, then plan.json
+    other machines   URL/run/… ──join───► RUN of their own, marked ``joined``: all but the ledger
+                               ──attach─► RUN of their own, complete, if the ledger is a database
 
 Nothing private is sent: the plan holds digests of slices, the hits are numbers of slices, and who
-is gone is told by keyed hashes. Each machine reads the data itself, from where its own config says.
+is gone is told by keyed hashes; the config goes without a password. Each machine that trains reads
+the data itself, from where its own config says; one that serves needs none.
 
 Invariant: what arrives is believed only as far as it proves itself, when the run is opened: the
 plan by its digest, the base by its fingerprint, the head by its proof, the data by the digests of
@@ -16,18 +18,21 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from s3t.config import Config, anchored, dump_config
+from s3t.config import Config, anchored, dump_config, load_config
 from s3t.errors import InputError, IntegrityError
+from s3t.ledger import without_password
 from s3t.plan import Plan
 from s3t.run import RunDir
 from s3t.store import Depot, write_durably
 from s3t.types import Digest
 
-__all__ = ["finished", "join", "joined", "publish"]
+__all__ = ["attach", "finished", "join", "joined", "publish"]
 
 _PLAN, _HEAD, _BASE = "run/plan.json", "run/base_head.safetensors", "run/base"
+_CONFIG = "run/config.yaml"
 
 
 def publish(run: RunDir) -> None:
@@ -69,6 +74,9 @@ def publish(run: RunDir) -> None:
                 depot.put(f"{_BASE}/{path.name}", path.read_bytes())
         if run.head_path.is_file():
             depot.put(_HEAD, run.head_path.read_bytes())
+    run.publish_plan(run.plan())
+    run.publish_plan(found)
+    depot.put(_CONFIG, dump_config(_public(run.config())).encode())
     if kept != plan:
         depot.put(_PLAN, plan)
 
@@ -121,6 +129,71 @@ def join(config: Config) -> None:
     if head is not None:
         write_durably(run.head_path, head)
     write_durably(run.plan_path, plan)
+
+
+def attach(root: Path, url: str, overrides: Sequence[str] = ()) -> RunDir:
+    """Make a run directory on this machine, of a run whose ledger is a database; all or nothing.
+
+    It can do all that the one can where the run was trained.
+
+    Args:
+        root: the directory, empty or not there.
+        url: the run's ``store.url``.
+        overrides: of its config, such as ``ledger=URL`` where that is another one from here.
+
+    Raises:
+        InputError: something lies there; no run is kept at the URL, or not such a one.
+        UnavailableError: the ledger cannot be reached.
+        IntegrityError: what is kept there is damaged, or the ledger is.
+    """
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise InputError(f"{root} holds something already: give a directory that is empty or new")
+    depot = Depot(url if "://" in url else os.path.abspath(url))
+    config = _got(depot, _CONFIG)
+    if config is None or _got(depot, _PLAN) is None:
+        raise InputError(
+            f"no run is kept at {depot.url} that could be attached: give the store.url of one that "
+            "was trained with ledger=postgresql+psycopg://…"
+        )
+    root.parent.mkdir(parents=True, exist_ok=True)
+    temporary = root.with_name(f".{root.name}.{os.getpid()}.tmp")
+    try:
+        _attach(RunDir(temporary), root, depot, config, overrides)
+        temporary.rename(root)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return RunDir.existing(root)
+
+
+def _attach(run: RunDir, root: Path, depot: Depot, config: bytes, overrides: Sequence[str]) -> None:
+    """Fill a directory that will be ``root``, and prove that the run can be opened there."""
+    write_durably(run.config_path, config)
+    resolved = load_config(run.config_path, overrides)
+    kept: dict[str, object] = {"url": depot.url}
+    if not any(override.startswith("store.cache=") for override in overrides):
+        kept["cache"] = None  # a folder of the other machine
+    store = resolved.store.model_copy(update=kept)
+    resolved = resolved.model_copy(update={"output": str(root.absolute()), "store": store})
+    if resolved.ledger is None:
+        raise InputError(
+            f"the ledger of the run at {depot.url} is a file of the machine that trained it, so no "
+            "other one can delete or serve: train it with ledger=postgresql+psycopg://…"
+        )
+    write_durably(run.config_path, dump_config(resolved).encode())
+    _fetch_base(run, depot)
+    head = _got(depot, _HEAD)
+    if head is not None:
+        write_durably(run.head_path, head)
+    plan = _got(depot, _PLAN)
+    assert plan is not None
+    write_durably(run.plan_path, plan)
+    run.settle(run.plan(), None)
+
+
+def _public(config: Config) -> Config:
+    """The config as other machines may read it."""
+    ledger = None if config.ledger is None else without_password(config.ledger)
+    return config.model_copy(update={"ledger": ledger})
 
 
 def _fetch_base(run: RunDir, depot: Depot) -> None:
