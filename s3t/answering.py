@@ -200,10 +200,10 @@ class Answering:
         if not len(rows):
             return []
         found = []
-        for row in ensemble.probabilities(rows):
-            values = [round(float(value), 6) for value in row]
-            label = self._labels[int(row.argmax())]
-            found.append(Prediction(label, dict(zip(self._labels, values, strict=True)), view))
+        chances = ensemble.probabilities(rows)
+        for at, row in zip(chances.argmax(dim=1).tolist(), chances.tolist(), strict=True):
+            values = dict(zip(self._labels, (round(value, 6) for value in row), strict=True))
+            found.append(Prediction(self._labels[at], values, view))
         return found
 
     def prompts(self, prompts: Sequence[Any], draw: Draw) -> list[list[int]]:

@@ -118,8 +118,8 @@ class DamagedNodeError(IntegrityError):
 
 
 class UnavailableError(S3TError):
-    """Not now: the ledger cannot be reached, is locked or its disk full, or this replica's lease ran
-    out. Nothing is lost by repeating it later."""
+    """Not now: the ledger cannot be reached, is locked or its disk full, or a replica's lease ran out.
+    Nothing is lost by repeating it later."""
 
     exit_code = 5
 

@@ -434,13 +434,27 @@ class RunDir:
                     "another directory with output=DIR"
                 )
             try:
-                yield
+                with self._training_elsewhere():
+                    yield
             finally:
                 if not self.config_path.exists():
                     path.unlink()
                     with suppress(OSError):  # one that was there, or is no longer empty
                         for folder in made:
                             folder.rmdir()
+
+    @contextmanager
+    def _training_elsewhere(self) -> Iterator[None]:
+        """Keep other machines that share the ledger from training the run."""
+        if self.joined or not self.prepared or self.ledger_at == str(self.ledger_path):
+            yield
+            return
+        with self.ledger() as ledger, ledger.training() as held:
+            if not held:
+                raise S3TError(
+                    f"{self.root} is being trained or purged on another machine: wait for it"
+                )
+            yield
 
 
 def _plan_in(path: Path) -> Plan:

@@ -206,7 +206,7 @@ class Serving:
         if not seat.holds():
             raise UnavailableError(
                 f"replica {seat.name} has not reached the ledger for {seat.lease.seconds} s, its "
-                "lease, so it cannot know what was deleted: ask another one, or wait until it is back"
+                "lease, so it cannot know what was deleted: ask another, or wait until it is back"
             )
 
     def _swap(self, model: Answering, anew: bool = False) -> None:
@@ -219,11 +219,9 @@ class Serving:
             ensemble = current.ensemble
         else:
             nodes, ensemble = self._build(model, nodes, plan)
-        alive = self._forgetting.is_alive
-        died = current is None or any(node and not alive(node.key) for node in current.nodes)
-        self._views.put(View(version, nodes, ensemble), sound_from=version if died else None)
+        self._views.put(View(version, nodes, ensemble), self._forgetting.is_alive)
         self._has_served = True
-        model.keep_only(alive)
+        model.keep_only(self._forgetting.is_alive)
         if left := self._forgetting.forget_copies():
             _log.error("copies of dead nodes cannot be removed: %s", ", ".join(left))
 
@@ -254,7 +252,7 @@ class Serving:
             self._swap(model)
         except S3TError as error:
             _log.error("nothing answers until there is a new view: %s", error)
-            self._views.put(None, sound_from=version)
+            self._views.drop(version)
 
     def _follow(self, seconds: float) -> int:
         """Bring this replica to the ledger's view; see ``replica.Follow``."""

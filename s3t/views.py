@@ -4,22 +4,29 @@
                    leaving:  7, 6    until their last reader has gone
 
 Invariant: a view is immutable, so nobody sees half of one; whoever waits until older views have no
-readers knows that nothing comes from them any more. A version is ``spoilt`` from the moment at
-which a node that it served is found dead.
+readers knows that nothing comes from them any more. A version is ``spoilt`` once a node that it
+served is found dead, even if nothing has served that node for some views. What was served too long
+ago to be remembered counts as spoilt.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from s3t.plan.trie import Node
+from s3t.types import NodeKey
 
 if TYPE_CHECKING:
     from s3t.ensemble import Ensemble
 
 __all__ = ["View", "Views"]
+
+_REMEMBERED = 64
+"""Views that went out of force, of which it is known what they served."""
 
 
 @dataclass(eq=False)
@@ -39,6 +46,7 @@ class Views:
         self._gate = threading.Condition()
         self._current: View | None = None
         self._leaving: list[View] = []
+        self._served: deque[tuple[int, frozenset[NodeKey]]] = deque(maxlen=_REMEMBERED)
         self._sound_from = 0
 
     @property
@@ -60,24 +68,35 @@ class Views:
             if not view.readers:
                 self._gate.notify_all()
 
-    def put(self, view: View | None, *, sound_from: int | None = None) -> None:
-        """Put a view in force; None if nothing may answer until there is another.
+    def put(self, view: View, is_alive: Callable[[NodeKey], bool]) -> None:
+        """Put a view in force.
 
         Args:
-            view: the view.
-            sound_from: versions before this one have served what is dead now.
+            view: the view; those before it go out of force.
+            is_alive: whether a node can serve at this view.
         """
         with self._gate:
-            old, self._current = self._current, view
-            self._leaving = [one for one in (*self._leaving, old) if one and one.readers]
-            if sound_from is not None:
-                self._sound_from = max(self._sound_from, sound_from)
+            if self._current is None:
+                self._sound_from = view.version  # what was served before is not known
+                self._served.clear()
+            else:
+                keys = frozenset(node.key for node in self._current.nodes if node is not None)
+                self._served.append((self._current.version, keys))
+            for version, keys in self._served:
+                if not all(map(is_alive, keys)):
+                    self._sound_from = max(self._sound_from, version + 1)
+            if len(self._served) == _REMEMBERED:
+                self._sound_from = max(self._sound_from, self._served[0][0])
+            self._leave(view)
+
+    def drop(self, version: int) -> None:
+        """Let nothing answer until a view is put in force; all before ``version`` are spoilt."""
+        with self._gate:
+            self._sound_from = max(self._sound_from, version)
+            self._leave(None)
 
     def spoilt(self, version: int) -> bool:
-        """Whether something that served at a version has died since, as far as this process knows.
-
-        That of ``put``, so a view that is None at a deletion spoils all before it.
-        """
+        """Whether something that served at a version has died since, as far as is known here."""
         return version < self._sound_from
 
     def wait(self, version: int, seconds: float | None = None) -> bool:
@@ -91,6 +110,10 @@ class Views:
         """The oldest view that still has readers, at most ``version``."""
         with self._gate:
             return self._oldest(version)
+
+    def _leave(self, view: View | None) -> None:
+        old, self._current = self._current, view
+        self._leaving = [one for one in (*self._leaving, old) if one and one.readers]
 
     def _oldest(self, version: int) -> int:
         return min([version, *(view.version for view in self._leaving if view.readers)])

@@ -121,8 +121,9 @@ def test_a_reader_that_holds_the_ledger_open_does_not_hinder(run: RunDir) -> Non
 
 
 def dead_in_memory(service: S3T) -> set[str]:
-    assert service._serving._model is not None
-    return {key for key in service._serving._model._tensors if not service._forgetting.is_alive(key)}
+    model = service._serving._model
+    assert model is not None
+    return {key for key in model._tensors if not service._forgetting.is_alive(key)}
 
 
 def test_purged_samples_stay_known_as_deleted(run: RunDir) -> None:

@@ -456,7 +456,11 @@ class Play:
         return True
 
 
-STEPS = ("wait",) * 3 + ("send_beat", "take_beat") * 2 + ("look", "judge") * 3 + ("delete", "follow")
+STEPS = (
+    *(("wait", "look", "judge") * 3),
+    *(("send_beat", "take_beat") * 2),
+    *("delete", "follow"),
+)
 
 
 def test_no_order_of_steps_and_no_clock_breaks_the_promise(

@@ -653,7 +653,8 @@ def test_another_ones_deletion_frees_memory_at_the_next_answer(
     with S3T.load(digits_run) as other:
         dead = other.deactivate([one_of_each(digits_run)[0, 0][0]]).nodes_dead
     service.predict(images)
-    assert service._serving._model is not None and not set(dead) & service._serving._model._tensors.keys()
+    model = service._serving._model
+    assert model is not None and not set(dead) & model._tensors.keys()
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────

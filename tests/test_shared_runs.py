@@ -93,6 +93,17 @@ def test_another_machine_serves_and_deletes(shared: Config, tmp_path: Path) -> N
     assert audit(there.root).holds
 
 
+def test_one_machine_trains_at_a_time(shared: Config, tmp_path: Path) -> None:
+    here, there = RunDir(shared.run_dir), attach(tmp_path / "there", str(tmp_path / "store"))
+    with here.training_lock():
+        with pytest.raises(S3TError, match="on another machine"), there.training_lock():
+            pass
+        with S3T.load(there.root) as service:
+            service.deactivate(subjects=["p03"])
+    with there.training_lock():
+        pass
+
+
 def test_a_machine_that_was_away_attaches_to_the_plan_in_force(
     shared: Config, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ __all__ = ["Besieged", "told", "trained"]
 ROOT = Path(__file__).resolve().parents[2]
 ROLES_ALL = "all"
 """Name of the token that is good for everything."""
+_START = 120.0
+"""Seconds within which it has to begin, or end."""
 
 
 class Besieged:
@@ -45,7 +48,7 @@ class Besieged:
         self, run: Path, folder: Path, settings: Sequence[str] = (), insecure: bool = False
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.run = Path(shutil.copytree(run, folder / "run"))
+        self.run = Path(shutil.copytree(run, folder / "run", symlinks=True))
         self.log = folder / "log"
         file = TokenFile(self.run / "tokens.json")
         self.tokens = {role: file.create(role, [role])[0] for role in ROLES}
@@ -60,7 +63,10 @@ class Besieged:
             text=True,
         )
         assert self.process.stdout is not None
+        patience = threading.Timer(_START, self.process.kill)
+        patience.start()
         self.said = self.process.stdout.readline()  # empty if it ends instead
+        patience.cancel()
         found = re.search(r"http://([\d.]+):(\d+)", self.said)
         self.host, self.port = (found[1], int(found[2])) if found else ("", 0)
         self.url = f"http://{self.host}:{self.port}"

@@ -113,6 +113,10 @@ class Backend(Protocol):
         """See ``Database.tell``."""
         ...
 
+    def training(self) -> AbstractContextManager[bool]:
+        """See ``Database.training``."""
+        ...
+
 
 def shown(url: sa.URL) -> sa.URL:
     """A URL without the passwords that are in it."""

@@ -130,6 +130,16 @@ class Database:
         self._check_process()
         return self._watching()
 
+    @contextmanager
+    def training(self) -> Iterator[bool]:
+        """Keep other machines from training for this ledger; False if one of them does.
+
+        The server lets go when it loses this process, so a lost connection lets others in.
+        """
+        self._check_process()
+        with self._explained(), self._backend.training() as held:
+            yield held
+
     def tell(self, connection: sa.Connection) -> None:
         """Wake up all who watch, once this transaction is committed."""
         self._backend.tell(connection)

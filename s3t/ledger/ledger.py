@@ -178,6 +178,10 @@ class Ledger:
         """Whether processes on several machines can have it open: then answers go by leases."""
         return self._database.dialect != "sqlite"
 
+    def training(self) -> AbstractContextManager[bool]:
+        """Keeps other machines from training the run meanwhile; see ``Database.training``."""
+        return self._database.training()
+
     def watch(self) -> AbstractContextManager[Watch]:
         """Waits for changes of the ledger; see ``Database.watch``."""
         return self._database.watch()

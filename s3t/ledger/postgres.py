@@ -234,6 +234,19 @@ class Postgres:
             pooled.invalidate()  # it listens, so nobody else shall have it
             pooled.close()
 
+    @contextmanager
+    def training(self) -> Iterator[bool]:
+        """Holds a lock on a connection of its own, which the server ends with it."""
+        pooled = self.engine.raw_connection()
+        try:
+            driver = pooled.driver_connection
+            assert isinstance(driver, psycopg.Connection)
+            took = f"SELECT pg_try_advisory_lock(hashtext('training'), hashtext('{self._channel}'))"
+            yield bool(driver.execute(took.encode()).fetchall()[0][0])
+        finally:
+            pooled.invalidate()
+            pooled.close()
+
     def tell(self, connection: sa.Connection) -> None:
         """Notify all who listen, at the commit."""
         connection.exec_driver_sql(f"NOTIFY {self._channel}")

@@ -23,7 +23,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-import s3t
+from s3t import __version__
 from s3t.config.serving import ServeConfig
 from s3t.server import audits, completions, deletions, health, page, predictions, repairs
 from s3t.server.access import Access
@@ -67,7 +67,7 @@ def create_app(model: Model, config: ServeConfig, *, insecure: bool = False) -> 
     service.reloads.append(service.access.reload)
     app = FastAPI(
         title="s3t",
-        version=s3t.__version__,
+        version=__version__,
         description="A fine-tuned model that forgets without stopping.",
         docs_url=None,  # they would load scripts from elsewhere
         redoc_url=None,

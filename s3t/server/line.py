@@ -40,7 +40,7 @@ class Line(HttpToolsProtocol):
         transport.set_write_buffer_limits(high=0)
         self._corked = _Corked(transport)
         super().connection_made(cast(asyncio.Transport, self._corked))
-        self._head = 0
+        self._head, self._begun = 0, False
         self._deadline: asyncio.TimerHandle | None = None
         self._await_request()
 
@@ -72,7 +72,7 @@ class Line(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         super().on_message_begin()
-        self._head = 0
+        self._head, self._begun = 0, True
         extended: dict[str, Any] = self.scope  # type: ignore[assignment]
         extended["extensions"] = {LINE: self}
         self._await_request()
@@ -115,6 +115,9 @@ class Line(HttpToolsProtocol):
 
     def _late(self) -> None:
         self._deadline = None
+        if not self._begun:
+            self.transport.close()  # a connection opened for later: no answer without a question
+            return
         detail = f"a request has to arrive within {self.seconds:g} s"
         self._refuse(Problem("slow_request", detail))
 

@@ -16,7 +16,7 @@ import prometheus_client as prometheus
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-import s3t
+from s3t import __version__
 from s3t.errors import S3TError
 from s3t.server.state import Model
 
@@ -86,7 +86,7 @@ class Metrics:
             "s3t_rows_dropped", "Rows not answered since the client had gone.", **made
         )
         about = prometheus.Info("s3t", "The software.", **made)
-        about.info({"version": s3t.__version__, "task": model.task})
+        about.info({"version": __version__, "task": model.task})
         self.registry.register(_Run(model))
         self._children: dict[tuple[str, str, int], Callable[[], None]] = {}
         self._observers: dict[str, Callable[[float], None]] = {}

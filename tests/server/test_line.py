@@ -112,14 +112,13 @@ def test_requests_sent_at_once_are_answered_in_turn(port: int) -> None:
 @pytest.mark.parametrize(
     "sent",
     [
-        b"",
         b"POST /v1/pre",
         b"POST /v1/predict HTTP/1.1\r\nHost: loc",
         question()[:-1],
         b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b'Transfer-Encoding: chunked\r\n\r\n3\r\n{"r\r\n',
     ],
-    ids=["nothing", "address", "head", "body", "chunks"],
+    ids=["address", "head", "body", "chunks"],
 )
 def test_a_request_that_does_not_arrive_is_not_waited_for(
     port: int, model: Model, sent: bytes
@@ -131,6 +130,11 @@ def test_a_request_that_does_not_arrive_is_not_waited_for(
         assert SECONDS * 0.9 < time.monotonic() - started < SECONDS + 5
     assert answer.startswith(b"HTTP/1.1 408 ") and code(answer) == "slow_request"
     assert not model.passes
+
+
+def test_a_connection_without_a_question_is_closed_without_an_answer(port: int) -> None:
+    with call(port) as channel:
+        assert everything(channel) == b""
 
 
 def test_a_body_that_comes_byte_by_byte_is_not_waited_for_either(port: int) -> None:

@@ -229,6 +229,7 @@ def test_a_real_run_answers_as_the_library_does(digits_run: Path) -> None:
 
     images = (load_digits().images[:3] * 15).astype(np.uint8)
     with S3T.load(digits_run) as run, served(run) as client:
+        run.join()  # loads the model
         answer = predict(client, [image.tolist() for image in images])
         expected = [
             {"label": found.label, "probabilities": found.probabilities}
