@@ -118,7 +118,7 @@ class DamagedNodeError(IntegrityError):
 
 
 class UnavailableError(S3TError):
-    """Not now: the ledger cannot be reached, is locked or its disk full, or a replica's lease ran out.
+    """Not now: the ledger cannot be reached, is locked or its disk full, or a lease has run out.
     Nothing is lost by repeating it later."""
 
     exit_code = 5

@@ -370,10 +370,10 @@ class Forgetting:
 
     def _plan_of(self, state: State) -> None:
         """Begin anew with the plan in force; ``state`` holds all of its hits."""
-        plan = self.run.planned(lambda: self.ledger.state().plan)
+        plan = self.run.plans.find(lambda: self.ledger.state().plan)
         while state.plan is not None and plan.digest != state.plan:  # replaced a moment ago
             state = self.ledger.state()
-            plan = self.run.planned(lambda: self.ledger.state().plan)
+            plan = self.run.plans.find(lambda: self.ledger.state().plan)
         self.plan = plan
         self.scores, self.damaged, self._lost = {}, {}, set()
         self._schedule = self._scheduled(state.hits)

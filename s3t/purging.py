@@ -161,8 +161,8 @@ def _dead(run: RunDir, ledger: Ledger) -> _Doomed:
     """All nodes but those that live in the plan in force, or are wanted by the newest plan."""
     kept: set[NodeKey] = set()
     known: set[NodeKey] = set(ledger.plans.nodes())
-    serving = run.planned(lambda: ledger.state().plan), ledger.state()
-    training = run.planned(lambda: ledger.plans.newest().plan), ledger.plans.newest()
+    serving = run.plans.find(lambda: ledger.state().plan), ledger.state()
+    training = run.plans.find(lambda: ledger.plans.newest().plan), ledger.plans.newest()
     for plan, state in (serving, training):
         hits = set(state.hits)
         for node in plan.forest:

@@ -113,7 +113,7 @@ def test_a_machine_that_was_away_attaches_to_the_plan_in_force(
     train(run.here(), renewal=Renewal())
     there = attach(tmp_path / "there", str(tmp_path / "store"))
     assert there.plan().digest == run.plan().digest
-    assert there.next_plans() == []
+    assert there.plans.others() == []
     with S3T.load(there.root) as service:
         assert service.status().deleted == 3 and service.predict(ROW)
 

@@ -164,21 +164,21 @@ class Case:
             row = self.books.plan
         except S3TError:
             return Plan.from_json(_text(self.run.plan_path))
-        paths = (self.run.plan_path, *self.run.next_plans())
+        paths = (self.run.plan_path, *self.run.plans.others())
         return self._named(None if row is None else row.digest, paths)
 
     def _read_pending(self) -> Plan | None:
         row = self.books.pending
         if row is None:
             return None
-        return self._named(row.digest, (*self.run.next_plans(), self.run.plan_path))
+        return self._named(row.digest, (*self.run.plans.others(), self.run.plan_path))
 
     def _named(self, digest: Digest | None, paths: tuple[Path, ...]) -> Plan:
         """The plan that the ledger names: of a file here, or made and published elsewhere."""
         try:
             return _plan_named(digest, paths)
         except IntegrityError:
-            found = None if digest is None else self.run.fetched_plan(digest)
+            found = None if digest is None else self.run.plans.fetched(digest)
             if found is None:
                 raise
             return found

@@ -193,7 +193,7 @@ def _leftovers(case: Case, found: Findings) -> None:
             found.pending(f"{path} is half-written, by a process that was killed: {_PURGE}")
     for path, why in _jobs(run.root / "jobs"):
         found.pending(f"{path} {why}: s3t serve RUN does it and removes the file")
-    plans = run.next_plans()
+    plans = run.plans.others()
     for path in sorted(run.root.iterdir()):
         if path.name not in _KNOWN and path not in plans and not path.name.endswith(".tmp"):
             found.broken(f"{path} is no part of a run, and may hold anything: move it away")
@@ -228,7 +228,7 @@ def _half_written(*folders: Path) -> Iterator[Path]:
 
 def _next_plans(case: Case, found: Findings) -> None:
     known = {row.digest for row in (case.books.pending, case.books.plan) if row is not None}
-    for path in case.run.next_plans():
+    for path in case.run.plans.others():
         try:
             digest = Plan.from_json(path.read_text(encoding="utf-8")).digest
         except (IntegrityError, UnicodeDecodeError) as error:

@@ -213,7 +213,7 @@ def _settle(run: RunDir) -> None:
     """Finish what a kill may have left undone between ledger and plan file."""
     plan = run.plan()
     with run.ledger() as ledger:
-        run.settle(plan, ledger.plans.newest().plan)
+        run.plans.settle(plan, ledger.plans.newest().plan)
         if not ledger.plans.all():  # of an older s3t
             ledger.plans.put_in_force(ledger.plans.propose(plan.digest, 0))
 

@@ -82,14 +82,14 @@ def renew(run: RunDir, device: torch.device, renewal: Renewal) -> int:
             added = ledger.add(drafted.partition.places())
         else:
             ledger.register(drafted.partition.places())  # proves that nothing else has changed
-        now = run.planned(lambda: ledger.state().plan)
-        run.settle(now, ledger.plans.newest().plan)
+        now = run.plans.find(lambda: ledger.state().plan)
+        run.plans.settle(now, ledger.plans.newest().plan)
         plan = drafted.plan(
             drafted.base, device, digest_of(starting_head(run, config, drafted.base))
         )
         check_recipe(run, plan.recipe, now)
         if plan.digest != ledger.plans.newest().plan:
-            run.write_next(plan)
+            run.plans.write(plan)
             head = digest_of(public_head_of(run, drafted.base))
             ledger.plans.propose(plan.digest, gone.view, head)
         if _holds(plan, now, ledger):
@@ -100,7 +100,7 @@ def renew(run: RunDir, device: torch.device, renewal: Renewal) -> int:
 def take_effect(run: RunDir) -> None:
     """Put the newest plan in force, once its nodes are trained. Needs the training lock."""
     with run.ledger() as ledger:
-        _put_in_force(run, ledger, run.planned(lambda: ledger.plans.newest().plan))
+        _put_in_force(run, ledger, run.plans.find(lambda: ledger.plans.newest().plan))
 
 
 def add_files(config: Config, files: Sequence[str]) -> Config:
@@ -157,4 +157,4 @@ def _holds(plan: Plan, now: Plan, ledger: Ledger) -> bool:
 
 def _put_in_force(run: RunDir, ledger: Ledger, plan: Plan) -> None:
     ledger.plans.put_in_force(ledger.plans.newest().generation)
-    run.settle(plan, plan.digest)
+    run.plans.settle(plan, plan.digest)

@@ -46,7 +46,7 @@ def publish(run: RunDir) -> None:
     if depot is None:
         return
     found = run.trained_plan()
-    plan, kept, told = found.to_json().encode(), _got(depot, _PLAN), run.told()
+    plan, kept, told = found.to_json().encode(), _got(depot, _PLAN), run.notices().told()
     with run.ledger() as ledger:
         views = {made.digest: made.view for made in ledger.plans.all()}
         if kept is not None and _digest_in(kept) not in views:
@@ -66,16 +66,16 @@ def publish(run: RunDir) -> None:
             f"{run.root} does not hold: restore the ledger, or start a new run with another "
             "store.url"
         )
-    run.tell_gone(run.gone())
-    run.tell(found.digest, run.hits())
+    run.notices().tell_gone(run.gone())
+    run.notices().tell(found.digest, run.hits())
     if kept is None:
         if run.base_path.is_dir():
             for path in sorted(run.base_path.iterdir()):
                 depot.put(f"{_BASE}/{path.name}", path.read_bytes())
         if run.head_path.is_file():
             depot.put(_HEAD, run.head_path.read_bytes())
-    run.publish_plan(run.plan())
-    run.publish_plan(found)
+    run.plans.publish(run.plan())
+    run.plans.publish(found)
     depot.put(_CONFIG, dump_config(_public(run.config())).encode())
     if kept != plan:
         depot.put(_PLAN, plan)
@@ -92,7 +92,7 @@ def finished(config: Config) -> bool:
     """Whether a published run has every node that no deletion has hit."""
     run = RunDir(config.run_dir, anchored(config).store)
     assert run.store.depot is not None
-    text, told = _got(run.store.depot, _PLAN), run.told()
+    text, told = _got(run.store.depot, _PLAN), run.notices().told()
     if text is None or told is None:
         return False
     plan, there = Plan.from_json(text.decode(errors="replace")), run.store.keys()
@@ -187,7 +187,7 @@ def _attach(run: RunDir, root: Path, depot: Depot, config: bytes, overrides: Seq
     plan = _got(depot, _PLAN)
     assert plan is not None
     write_durably(run.plan_path, plan)
-    run.settle(run.plan(), None)
+    run.plans.settle(run.plan(), None)
 
 
 def _public(config: Config) -> Config:

@@ -247,7 +247,7 @@ class _Walk:
         self._away = {*self.claims.away()}
         self._hits = self.run.hits()
         if self.place.main and self.run.store.depot is not None and self._hits != self._told:
-            self.run.tell(self.plan.digest, self._hits)
+            self.run.notices().tell(self.plan.digest, self._hits)
             self._told = self._hits
         fresh = self.claims.shared or not self._there
         # what goes away meanwhile is met by who builds upon it, as damage

@@ -275,7 +275,7 @@ def test_hits_are_told_and_are_proved(make: Make, memory: str) -> None:
     config = make("first", store={"url": memory})
     train(config)
     run = RunDir(config.run_dir)
-    assert run.told() == (run.plan().digest, set())
+    assert run.notices().told() == (run.plan().digest, set())
     forget(config, "p03")
     depot = run.store.depot
     assert depot is not None
@@ -283,9 +283,9 @@ def test_hits_are_told_and_are_proved(make: Make, memory: str) -> None:
         depot.remove(f"{key}.safetensors")
     report = train(config)
     assert report.skipped > 0 and report.trained + report.skipped == 8
-    assert run.told_hits(run.plan().digest) == run.hits() != set()
+    assert run.notices().told_hits(run.plan().digest) == run.hits() != set()
     with pytest.raises(S3TError, match="another plan by now"):
-        run.told_hits(digest("another"))
+        run.notices().told_hits(digest("another"))
     depot.put("run/hits.json", depot.get("run/hits.json").replace(b"[[", b"[[0, 0], [", 1))
     with pytest.raises(IntegrityError, match="its digest differs"):
         train(config)

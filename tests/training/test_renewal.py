@@ -252,7 +252,7 @@ def test_between_any_two_steps_of_a_new_plan_the_run_is_whole(
     assert prefixes(config), "a plain training goes on with what there is"
     repair(config)
     assert from_scratch(run, tmp_path / "scratch").equal
-    assert audit(run.root).holds and not run.next_plans()
+    assert audit(run.root).holds and not run.plans.others()
 
 
 def put_in_force_and_die(run: RunDir, ledger: Ledger, plan: Plan) -> None:
@@ -345,12 +345,12 @@ def test_until_it_is_trained_the_run_serves_what_it_did(
         assert receipt.nodes_dead
     monkeypatch.undo()
     run = RunDir(config.run_dir)
-    assert len(run.next_plans()) == 1 and run.plan().digest != run.trained_plan().digest
+    assert len(run.plans.others()) == 1 and run.plan().digest != run.trained_plan().digest
     with pytest.raises(InputError, match="finish that with s3t add"):
         retrain(run, [], tmp_path / "again")
     report = train(config)
     assert report.trained and report.skipped, "a plain training finishes it; the deletion holds"
-    assert not run.next_plans() and run.plan().digest == run.trained_plan().digest
+    assert not run.plans.others() and run.plan().digest == run.trained_plan().digest
     assert not dead_keys(config) & {
         shard.node for shard in S3T.load(config.run_dir).status().shards
     }

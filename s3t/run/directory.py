@@ -21,37 +21,32 @@ machine it is marked ``joined``: all of this without the ledger. It can train; i
 Where the ledger is a database the directory is as good as any other (``s3t attach``), and finds
 plans that were made elsewhere at the URL.
 
-Invariants: plan.json is written last; a directory that holds it is a prepared run. The ledger names
-plans by their digest, and a plan is believed only under the digest that it names; so it does not
-matter which file holds it, and a kill while one replaces the other does no harm. A database is
+Invariants: plan.json is written last; a directory that holds it is a prepared run. A database is
 believed to be the run's ledger only if it names the run's plan.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from s3t.config import Config, StoreConfig, load_config
 from s3t.errors import InputError, IntegrityError, S3TError
 from s3t.ledger import Gone, Ledger, Signer
 from s3t.plan import Plan
-from s3t.store import Depot, NodeStore, Sealer, open_ring, write_durably
-from s3t.store.durable import sync_folder
-from s3t.types import Digest, Slot, digest
+from s3t.run.notices import Notices
+from s3t.run.plans import PlanFiles, plan_in
+from s3t.store import Depot, NodeStore, Sealer, open_ring
+from s3t.types import Digest, Slot
 
 __all__ = ["RunDir"]
 
 _LOCK = ".training.lock"
 _WORK = ".work"
-_HITS, _GONE = "run/hits.json", "run/gone.json"
-_PLANS = "run/plans"
 
 
 class RunDir:
@@ -65,7 +60,8 @@ class RunDir:
     def __init__(self, root: str | Path, kept: StoreConfig | None = None) -> None:
         self.root = Path(root)
         self.config_path = self.root / "config.yaml"
-        self.plan_path = self.root / "plan.json"
+        self.plans = PlanFiles(self.root, lambda: self.store.depot)
+        self.plan_path = self.plans.path
         self.ledger_path = self.root / "ledger.db"
         self.base_path = self.root / "base"
         self.trunk_path = self.root / "trunk"
@@ -135,88 +131,16 @@ class RunDir:
     def plan(self) -> Plan:
         """The plan in force, proved (see ``Plan.from_json``)."""
         if self.joined:
-            return _plan_in(self.plan_path)
+            return plan_in(self.plan_path)
         with self.ledger() as ledger:
-            return self.planned(lambda: ledger.state().plan)
+            return self.plans.find(lambda: ledger.state().plan)
 
     def trained_plan(self) -> Plan:
         """The plan to train: the newest, in force or not yet."""
         if self.joined:
-            return _plan_in(self.plan_path)
+            return plan_in(self.plan_path)
         with self.ledger() as ledger:
-            return self.planned(lambda: ledger.plans.newest().plan)
-
-    def planned(self, named: Callable[[], Digest | None]) -> Plan:
-        """The plan whose digest ``named`` gives, asked again if a plan was replaced meanwhile.
-
-        One that another machine has made is fetched from the store's URL, and kept here.
-
-        Raises:
-            IntegrityError: no file holds it, or what holds it proves to be damaged.
-        """
-        asked = named()
-        while True:
-            problem: IntegrityError | None = None
-            for path in (self.plan_path, *self.next_plans()):
-                try:
-                    plan = _plan_in(path)
-                except IntegrityError as error:
-                    problem = problem or (error if path == self.plan_path else None)
-                    continue
-                if asked is None or plan.digest == asked:
-                    return plan
-            if (again := named()) == asked:
-                fetched = None if asked is None else self.fetched_plan(asked)
-                if fetched is not None:
-                    self.write_next(fetched)
-                    return fetched
-                raise problem or IntegrityError(
-                    f"{self.plan_path} is not the plan {asked} that the ledger names: restore it "
-                    "from a copy"
-                )
-            asked = again
-
-    def next_plans(self) -> list[Path]:
-        """Files of plans that are not in force, or were not a moment ago."""
-        return sorted(self.root.glob("plan.*.json"))
-
-    def write_next(self, plan: Plan) -> None:
-        """Keep a plan that is not yet in force."""
-        write_durably(self._next_plan_path(plan.digest), plan.to_json().encode())
-
-    def publish_plan(self, plan: Plan) -> None:
-        """Put a plan where machines that share no folder find it by its digest."""
-        depot = self.store.depot
-        if depot is not None and not depot.has(name := f"{_PLANS}/{plan.digest}.json"):
-            depot.put(name, plan.to_json().encode())
-
-    def fetched_plan(self, asked: Digest) -> Plan | None:
-        """A plan that another machine has published; None if there is none of this digest."""
-        depot = self.store.depot
-        if depot is None:
-            return None
-        try:
-            content = depot.get(f"{_PLANS}/{asked}.json")
-            plan = Plan.from_json(content.decode())
-        except (FileNotFoundError, UnicodeDecodeError):
-            return None
-        return plan if plan.digest == asked else None
-
-    def settle(self, plan: Plan, newest: Digest | None) -> None:
-        """Give a plan that is in force its place, and remove files of any but it and the newest.
-
-        Needs the training lock.
-        """
-        own, kept = self._next_plan_path(plan.digest), newest and self._next_plan_path(newest)
-        for path in self.next_plans():
-            if path == own and _plan_in(self.plan_path).digest != plan.digest:
-                os.replace(path, self.plan_path)
-            elif path != kept or path == own:
-                path.unlink()
-            sync_folder(self.root)
-
-    def _next_plan_path(self, plan: Digest) -> Path:
-        return self.root / f"plan.{plan[:16]}.json"
+            return self.plans.find(lambda: ledger.plans.newest().plan)
 
     @property
     def ledger_at(self) -> str:
@@ -280,7 +204,7 @@ class RunDir:
             return ledger
         try:
             made = {one.digest for one in ledger.plans.all()}
-            if self.prepared and _plan_in(self.plan_path).digest not in made:
+            if self.prepared and plan_in(self.plan_path).digest not in made:
                 raise InputError(
                     f"{ledger.name} holds the ledger of another run than {self.root}, so nothing "
                     "was done: name the database of this run with ledger=URL in its config"
@@ -297,13 +221,7 @@ class RunDir:
         Where another machine's ledger counts: as it was when that machine last told.
         """
         if self.joined:
-            told = self.told_hits(self.joined_plan)
-            if told is None:
-                raise IntegrityError(
-                    f"{self._told_depot().where(_HITS)} is missing, so nobody knows what was "
-                    "deleted: train on the machine that prepared the run, which tells it"
-                )
-            return told
+            return self.notices().hits_of(self.joined_plan)
         if self.ledger_at != str(self.ledger_path):
             return set(self._kept_open().plans.newest().hits)
         with self.ledger() as ledger:
@@ -314,74 +232,16 @@ class RunDir:
         if not self.joined:
             with self.ledger() as ledger:
                 return ledger.gone()
-        told = self._told(_GONE)
-        if told is None:
-            return Gone(b"", frozenset())
-        return Gone(bytes.fromhex(told["secret"]), frozenset(told["hashes"]), told["view"])
+        return self.notices().gone()
+
+    def notices(self) -> Notices:
+        """What machines without the ledger are told."""
+        return Notices(str(self.root), self.store.depot)
 
     @cached_property
     def joined_plan(self) -> Digest:
         """Digest of the plan that a machine without the ledger trains."""
-        return _plan_in(self.plan_path).digest
-
-    def tell(self, plan: Digest, hits: set[Slot]) -> None:
-        """Put the hits, of a plan, where machines without the ledger read them."""
-        self._tell(_HITS, {"plan": plan, "hits": [list(slot) for slot in sorted(hits)]})
-
-    def tell_gone(self, gone: Gone) -> None:
-        """Put the keyed hashes of deleted samples there."""
-        hashes = sorted(gone.hashes)
-        self._tell(_GONE, {"secret": gone.secret.hex(), "hashes": hashes, "view": gone.view})
-
-    def told(self) -> tuple[Digest, set[Slot]] | None:
-        """The plan that was told last, and its hits; None before the first time.
-
-        Raises:
-            IntegrityError: what lies there is not what was told.
-        """
-        body = self._told(_HITS)
-        if body is None:
-            return None
-        return body["plan"], {(shard, part) for shard, part in body["hits"]}
-
-    def told_hits(self, plan: Digest) -> set[Slot] | None:
-        """The hits that were told last for a plan; None before the first time.
-
-        Raises:
-            IntegrityError: what lies there is not what was told.
-            S3TError: another plan is trained by now.
-        """
-        told = self.told()
-        if told is None:
-            return None
-        if told[0] != plan:
-            raise S3TError(
-                f"{self._told_depot().where(_HITS)} is of another plan by now: run the same "
-                "command again, which trains that one"
-            )
-        return told[1]
-
-    def _tell(self, name: str, body: dict[str, Any]) -> None:
-        text = json.dumps(body | {"check": digest(body)})
-        self._told_depot().put(name, text.encode())
-
-    def _told(self, name: str) -> dict[str, Any] | None:
-        """What was told under a name, proved; None before the first time."""
-        try:
-            body: dict[str, Any] = json.loads(self._told_depot().get(name))
-            check = body.pop("check")
-            if check == digest(body):
-                return body
-            reason = "its digest differs"
-        except FileNotFoundError:
-            return None
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            reason = str(error)
-        where = self._told_depot().where(name)
-        raise IntegrityError(
-            f"{where} cannot be used ({reason}): remove it, and train on the machine that "
-            "prepared the run, which tells it anew"
-        )
+        return plan_in(self.plan_path).digest
 
     def _signer(self) -> Signer | None:
         key = self.config().receipts.signing_key if self.config_path.is_file() else None
@@ -396,12 +256,6 @@ class RunDir:
             ring = open_ring(kept.keys, run, [self.root, folder, shared or folder])
             sealer = Sealer(ring, kept.keys)
         return NodeStore(folder, depot, sealer)
-
-    def _told_depot(self) -> Depot:
-        depot = self.store.depot
-        if depot is None:
-            raise InputError(f"{self.root} names no store.url, over which machines are told")
-        return depot
 
     @contextmanager
     def training_lock(self) -> Iterator[None]:
@@ -455,10 +309,3 @@ class RunDir:
                     f"{self.root} is being trained or purged on another machine: wait for it"
                 )
             yield
-
-
-def _plan_in(path: Path) -> Plan:
-    try:
-        return Plan.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise IntegrityError(f"{path} cannot be read ({error})") from None

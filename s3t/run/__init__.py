@@ -1,0 +1,12 @@
+"""A run on disk: its directory, the files of its plans, what it tells other machines.
+
+RunDir (directory) ──► plans, notices
+"""
+
+from __future__ import annotations
+
+from s3t.run.directory import RunDir
+from s3t.run.notices import Notices
+from s3t.run.plans import PlanFiles
+
+__all__ = ["Notices", "PlanFiles", "RunDir"]
