@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from benchmarks.environment import table
 from benchmarks.reports import Report, main
@@ -171,7 +172,10 @@ def _schemathesis(site: Besieged, examples: int) -> list[Row]:
                 # which rows, hosts and ids there are is not in the document
                 case.validate_response(said, excluded_checks=[positive_data_acceptance])
             except FailureGroup as group:
-                failures.update(type(one).__name__ for one in group.exceptions)  # noqa: B023
+                named = [type(one).__name__ for one in group.exceptions]
+                if _unsent(case, said.request.url):  # the wrong part of it
+                    named = [one for one in named if one != "AcceptedNegativeData"]
+                failures.update(named)  # noqa: B023
 
         each()
         after = site.ask("GET", "/v1/status")[1]
@@ -184,6 +188,12 @@ def _schemathesis(site: Besieged, examples: int) -> list[Row]:
             }
         )
     return found
+
+
+def _unsent(case: Any, url: str) -> bool:
+    """Whether a parameter of the query has no form in an address, such as an empty list."""
+    sent = parse_qs(urlsplit(url).query, keep_blank_values=True)
+    return any(name not in sent for name in case.query or {})
 
 
 def _tried_rows(tried: list[Row]) -> Iterator[list[object]]:
