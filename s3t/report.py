@@ -54,8 +54,7 @@ class Pictured(Protocol):
     def status(self) -> Dictable: ...
     def picture(self) -> dict[str, Any]: ...
     def forecast(self) -> Dictable: ...
-    def log(self, limit: int) -> Sequence[Mapping[str, Any]]: ...
-    def receipt(self, request_id: str) -> dict[str, Any]: ...
+    def receipts(self, limit: int) -> Sequence[Mapping[str, Any]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +127,9 @@ def snapshot(model: Pictured, name: str, at: datetime) -> dict[str, Any]:
 
 def _receipts(model: Pictured) -> list[dict[str, Any]]:
     """The last deletions, newest first, by what the page shows of them."""
-    requests = [
-        str(entry["body"]["request_id"])
-        for entry in model.log(limit=8 * RECEIPTS)
-        if entry["kind"] == "deletion"
+    return [
+        {name: receipt[name] for name in _RECEIPT} for receipt in model.receipts(limit=RECEIPTS)
     ]
-    found = [model.receipt(request) for request in requests[:RECEIPTS]]
-    return [{name: receipt[name] for name in _RECEIPT} for receipt in found]
 
 
 def report(data: Mapping[str, Any]) -> bytes:

@@ -195,6 +195,15 @@ class S3T:
         """
         return self._forgetting.ledger.receipt(request_id)
 
+    def receipts(self, limit: int = 100, before: int | None = None) -> list[dict[str, Any]]:
+        """Stored receipts, the latest first.
+
+        Args:
+            limit: at most so many.
+            before: only those with a smaller ``number``, to go on after a page.
+        """
+        return self._forgetting.ledger.receipts(limit, before)
+
     def status(self) -> Status:
         """Shards, prefixes and what is left, at the ledger's present view."""
         return self._forgetting.status()

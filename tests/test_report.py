@@ -44,14 +44,9 @@ class Told:
     def forecast(self) -> Any:
         return _Value(self._of("forecast"))
 
-    def log(self, limit: int) -> Sequence[Mapping[str, Any]]:
-        return [
-            {"kind": "deletion", "body": {"request_id": one["request_id"]}}
-            for one in self._data["receipts"]
-        ][:limit]
-
-    def receipt(self, request_id: str) -> dict[str, Any]:
-        return next(one for one in self._data["receipts"] if one["request_id"] == request_id)
+    def receipts(self, limit: int) -> Sequence[Mapping[str, Any]]:
+        found: Sequence[Mapping[str, Any]] = self._data["receipts"][:limit]
+        return found
 
 
 class _Value:

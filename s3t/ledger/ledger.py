@@ -354,6 +354,21 @@ class Ledger:
         with self._database.transaction() as connection:
             return chain.latest(connection, limit)
 
+    def receipts(self, limit: int, before: int | None = None) -> list[dict[str, Any]]:
+        """Receipts as ``receipt`` gives them, the latest first.
+
+        Args:
+            limit: at most so many.
+            before: only those whose entry of the log has a smaller number.
+        """
+        made = schema.requests.c
+        query = sa.select(made.number, made.effective).order_by(made.number.desc()).limit(limit)
+        if before is not None:
+            query = query.where(made.number < before)
+        with self._database.transaction() as connection:
+            rows = connection.execute(query).all()
+            return [chain.receipt(connection, row.number, row.effective) for row in rows]
+
     def receipt(self, request_id: str) -> dict[str, Any]:
         """The receipt of a request as JSON values: what it did, and when it took effect.
 

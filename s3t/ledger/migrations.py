@@ -173,6 +173,7 @@ def _replicas(connection: sa.Connection) -> None:
         "CREATE TABLE replicas (replica TEXT NOT NULL PRIMARY KEY, name TEXT NOT NULL, "
         "view INTEGER NOT NULL, beats INTEGER NOT NULL, lease FLOAT NOT NULL, since TEXT NOT NULL)",
         "ALTER TABLE requests ADD COLUMN effective INTEGER",
+        "CREATE INDEX requests_number ON requests (number)",
         "CREATE INDEX requests_pending ON requests (number) WHERE effective IS NULL",
     ):
         connection.exec_driver_sql(statement)

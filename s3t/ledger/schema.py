@@ -100,6 +100,7 @@ requests = sa.Table(
     sa.Column("number", sa.Integer, nullable=False),
     sa.Column("effective", sa.Integer),
 )
+sa.Index("requests_number", requests.c.number)
 _PENDING = requests.c.effective.is_(None)
 sa.Index("requests_pending", requests.c.number, sqlite_where=_PENDING, postgresql_where=_PENDING)
 TOOK = requests.c.persons > sa.literal_column("0")

@@ -200,40 +200,9 @@ class Intake:
         )
 
     def _recent(self, limit: int, before: int | None) -> tuple[list[Answer], int | None]:
-        """The log is asked for more and more of its end until there is enough of it."""
-        depth = 4 * limit
-        while True:
-            entries = self._model.log(depth)
-            ended = len(entries) < depth
-            found = [
-                entry
-                for entry in entries
-                if entry["kind"] == "deletion" and (before is None or entry["number"] < before)
-            ]
-            if ended or len(found) > limit:
-                break
-            depth *= 4
-        effective = {e["body"]["deletion"]: e["at"] for e in entries if e["kind"] == "effective"}
-        purges = [e for e in reversed(entries) if e["kind"] == "purge"]
-        answers = []
-        for entry in found[:limit]:
-            told = {
-                "number": entry["number"],
-                "accepted_at": entry["at"],
-                "effective_at": effective.get(entry["number"]),
-                "purged_at": next(
-                    (
-                        purge["at"]
-                        for purge in purges
-                        if purge["number"] > entry["number"]
-                        and purge["body"]["view"] >= entry["body"]["view"]
-                    ),
-                    None,
-                ),
-                "digest": entry["digest"],
-            }
-            answers.append(self._done({**entry["body"], **told}))
+        found = self._model.receipts(limit + 1, before)
         more = len(found) > limit
+        answers = [self._done(receipt) for receipt in found[:limit]]
         return answers, found[limit - 1]["number"] if more else None
 
     # ── telling others ───────────────────────────────────────────────────────────────────────

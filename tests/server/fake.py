@@ -103,6 +103,9 @@ class Model:
     def picture(self) -> dict[str, Any]:
         return {"nodes": [{"state": "serving"}, {"state": "dead"}, {"state": "dead"}]}
 
+    def receipts(self, limit: int, before: int | None = None) -> list[dict[str, Any]]:
+        return []
+
     def log(self, limit: int) -> list[dict[str, Any]]:
         return []
 
