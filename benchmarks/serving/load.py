@@ -206,16 +206,24 @@ def _phase(folder: Path, spec: Spec) -> dict[str, Any]:
     found = checked(answers, told["deletions"])
     busy = answers[(answers[:, 0] - told["started"]) < spec.seconds]
     latency = [float(value) for value in busy[:, 1] - busy[:, 0]]
+    repair = told["repair"]
+    apart = busy[(busy[:, 1] < repair["began"]) | (busy[:, 0] > repair["seen"])] if repair else busy
     deletions = [entry["acknowledged"] - entry["sent"] for entry in told["deletions"]]
     return {
         "answers": len(answers),
         "answers_a_second": len(busy) / spec.seconds,
         "milliseconds": _quantiles(latency),
+        "milliseconds_without_repair": _quantiles([float(v) for v in apart[:, 1] - apart[:, 0]]),
         "deletions": len(deletions),
         "deletion_milliseconds": _quantiles(deletions) if deletions else None,
         "checked": asdict(found),
         "sound": found.sound,
-        "repair": told["repair"] and _repaired(told["repair"]),
+        "refusals": [
+            {"status": entry["status"], "code": entry["answer"].get("code")}
+            for entry in told["deletions"]
+            if entry["status"] != 201
+        ],
+        "repair": repair and _repaired(repair),
         "views": int(answers[:, 3].max()),
         "load_average_before": load,
     }
@@ -291,7 +299,9 @@ def _print(phases: dict[str, Any]) -> None:
     )
     busy = phases["forgetting"]
     found, took, repair = busy["checked"], busy["deletion_milliseconds"], busy["repair"]
+    apart = busy["milliseconds_without_repair"]
     print(
+        f"forgetting, but for the repair: p50 {apart['p50']:.1f} ms, p99 {apart['p99']:.1f} ms\n"
         f"{busy['deletions']} deletions, {found['refused']} refused: p50 {took['p50']:.1f} ms, "
         f"p99 {took['p99']:.1f} ms; a repair of {repair['seconds']:.0f} s: {repair['state']}\n"
         f"of {busy['answers']:,} answers meanwhile {found['failed']} failed, "

@@ -46,15 +46,19 @@ class PlanFiles:
         """
         asked = named()
         while True:
-            problem: IntegrityError | None = None
+            problem, moved = None, False
             for path in (self.path, *self.others()):
                 try:
                     plan = plan_in(path)
                 except IntegrityError as error:
-                    problem = problem or (error if path == self.path else None)
+                    if path == self.path:
+                        problem = error
+                    moved = moved or (path != self.path and not path.exists())
                     continue
                 if asked is None or plan.digest == asked:
                     return plan
+            if moved:
+                continue  # it was given its place between two of these looks
             if (again := named()) == asked:
                 fetched = None if asked is None else self.fetched(asked)
                 if fetched is not None:
