@@ -1,4 +1,6 @@
-"""A real PostgreSQL for tests: one database a test; it can be killed, and come back."""
+"""A real PostgreSQL, started from this machine's programs, that can be killed and come back; and a
+way to it that can be cut. For benchmarks and tests.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,14 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Server"]
+__all__ = ["Proxy", "Server"]
 
 _PLACES = "/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql*/bin"
 _USER = "s3t"
@@ -38,6 +42,11 @@ class Server:
     """One PostgreSQL on a port of its own, data and log in a folder that goes with it.
 
     As root it runs as another user, since PostgreSQL refuses to be root.
+
+    Attributes:
+        folder: where it lies, also its socket.
+        port: of 127.0.0.1.
+        settings: that it is started with.
     """
 
     def __init__(self, binaries: Path, within: Path | None = None) -> None:
@@ -56,6 +65,13 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
+        self.settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": str(self.folder),
+            "fsync": "on",
+            "shared_buffers": "32MB",
+        }
         initdb = ["initdb", "-D", "data", "-U", _USER, "-A", "trust", "-E", "UTF8", "--no-sync"]
         for locale in (
             "en_US.UTF-8",
@@ -75,14 +91,9 @@ class Server:
 
     def start(self) -> None:
         """Start it, and wait until it lets us in."""
-        settings = {
-            "listen_addresses": "127.0.0.1",
-            "port": str(self.port),
-            "unix_socket_directories": str(self.folder),
-            "fsync": "on",
-            "shared_buffers": "32MB",
-        }
-        options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
+        options = [
+            word for key, value in self.settings.items() for word in ("-c", f"{key}={value}")
+        ]
         command = [self.binaries / "postgres", "-D", "data", *options]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -142,17 +153,34 @@ class Server:
         return f"postgresql+psycopg://{_USER}@127.0.0.1:{self.port}/{database}"
 
     def create(self) -> str:
-        """Make an empty database; returns its URL."""
+        """Make an empty schema; returns the URL of it."""
+        name = f"run_{next(_numbers)}"
+        self.sql(f"CREATE SCHEMA {name}")
+        return f"{self.url()}?options=-csearch_path%3D{name}"
+
+    def create_database(self) -> str:
+        """Make an empty database, which takes longer; returns its URL."""
         name = f"run_{next(_numbers)}"
         self.sql(f"CREATE DATABASE {name}")
         return self.url(name)
 
-    def sql(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
-        """Run a statement past the ledger."""
-        import psycopg
+    def copy(self, url: str) -> str:
+        """Copy a database, and cut off whoever is connected to it; returns the copy's URL."""
+        name, source = f"run_{next(_numbers)}", url.rpartition("/")[2]
+        others = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname='{source}'"
+        self.sql(others)
+        self.sql(f"CREATE DATABASE {name} TEMPLATE {source}")
+        return self.url(name)
 
-        where = {"host": "127.0.0.1", "port": self.port, "user": _USER, "dbname": database}
-        with psycopg.connect(**where, autocommit=True) as connection:  # type: ignore[arg-type]
+    def sql(self, statement: str, url: str | None = None) -> list[tuple[Any, ...]]:
+        """Run a statement past the ledger, in what a URL names."""
+        import psycopg
+        import sqlalchemy as sa
+
+        at = sa.make_url(url or self.url())
+        more = {key: str(value) for key, value in at.query.items()}
+        named = {"host": at.host, "port": at.port, "user": at.username, "dbname": at.database}
+        with psycopg.connect(**{**named, **more}, autocommit=True) as connection:  # type: ignore[arg-type]
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
@@ -184,6 +212,75 @@ class Server:
             check=False,
             **self._as,  # type: ignore[call-overload]
         )
+
+
+class Proxy:
+    """A way to a server that can be cut, for good (reset) or as if nobody were there (stall)."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self._open: list[socket.socket] = []
+        self._flows = threading.Event()
+        self._flows.set()
+        self._lets_in, self._swallows = True, False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def reset(self) -> None:
+        """End every connection, and let nobody in."""
+        self._lets_in = False
+        for one in [*self._open]:  # not those that come meanwhile
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def stall(self) -> None:
+        """Keep every connection, and let nothing through."""
+        self._flows.clear()
+
+    def swallow(self) -> None:
+        """Let what is said next reach the server, and end everything instead of its answer."""
+        self._swallows = True
+
+    def heal(self) -> None:
+        """Be a way again."""
+        self._swallows = False
+        self._lets_in = True
+        self._flows.set()
+
+    def close(self) -> None:
+        """End it."""
+        self.heal()
+        self._listening.close()
+        self.reset()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                here = self._listening.accept()[0]
+                if not self._lets_in:
+                    here.close()
+                    continue
+                try:
+                    there = socket.create_connection(("127.0.0.1", self._to))
+                except OSError:  # it is not there, which may change
+                    here.close()
+                    continue
+                self._open += [here, there]
+                for pair in ((here, there), (there, here)):
+                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while content := source.recv(65536):
+                self._flows.wait()
+                if self._swallows and source.getpeername()[1] == self._to:
+                    self.reset()
+                    return
+                target.sendall(content)
+        for one in (source, target):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
 
 
 def _other_user() -> dict[str, object]:

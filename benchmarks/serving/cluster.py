@@ -11,9 +11,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -26,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Ack", "Acks", "Client", "Road", "Serving", "delete", "post", "train"]
+__all__ = ["Ack", "Acks", "Client", "Serving", "delete", "post", "train"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -99,44 +97,6 @@ class Serving:
         """Let it end by itself; returns its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
-
-
-class Road:
-    """A TCP road to a port, which can be closed: then nothing passes, and nobody is told."""
-
-    def __init__(self, to: int) -> None:
-        self._to = to
-        self.closed = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            here, _ = self._listener.accept()
-            threading.Thread(target=self._carry, args=(here,), daemon=True).start()
-
-    def _carry(self, here: socket.socket) -> None:
-        while self.closed.is_set():  # taken in, and never heard of again until it is open
-            time.sleep(0.05)
-        try:
-            there = socket.create_connection(("127.0.0.1", self._to))
-        except OSError:
-            here.close()
-            return
-        other = {here: there, there: here}
-        with here, there, suppress(OSError):
-            while True:
-                if self.closed.is_set():
-                    time.sleep(0.05)
-                    continue
-                for one in select.select([here, there], [], [], 0.1)[0]:
-                    if self.closed.is_set():
-                        break
-                    content = one.recv(65536)
-                    if not content:
-                        return
-                    other[one].sendall(content)
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,10 @@ from typing import Any
 import psycopg
 
 from benchmarks.environment import quantile, table
-from benchmarks.postgres import Server
+from benchmarks.postgres import Proxy, Server
 from benchmarks.reports import Report, main
 from benchmarks.serving import OUTPUT
-from benchmarks.serving.cluster import Acks, Client, Road, Serving, delete, train
+from benchmarks.serving.cluster import Acks, Client, Serving, delete, train
 from s3t.audit.audit import audit
 from s3t.errors import InputError
 from s3t.ledger import Ledger
@@ -135,7 +135,7 @@ HEADER = (
 class Stage:
     """Replicas under load, for one fault after another."""
 
-    def __init__(self, run: Path, samples: list[str], log: Path, roads: Sequence[Road]) -> None:
+    def __init__(self, run: Path, samples: list[str], log: Path, roads: Sequence[Proxy]) -> None:
         self.run, self.log, self.roads, self.acks = run, log, roads, Acks()
         self.processes = [self.start(number) for number in range(max(1, len(roads)))]
         self.clients = [Client(one.port, IMAGE, self.acks) for one in self.processes]
@@ -231,12 +231,12 @@ def run(output: Path, quick: bool = False) -> dict[str, Any]:
 
 
 def _replicated(here: Path, server: Server, disk: Path | None, pause: float) -> dict[str, Any]:
-    name = server.create().rpartition("/")[2]
+    name = server.create_database().rpartition("/")[2]
     os.environ.update(PGHOST="127.0.0.1", PGPORT=str(server.port), PGUSER="s3t")
     path = here / "run"
     samples = train(path, f"postgresql+psycopg:///{name}", *FAST, env={})
     random.Random(0).shuffle(samples)
-    stage = Stage(path, samples, here / "log", [Road(server.port) for _ in range(3)])
+    stage = Stage(path, samples, here / "log", [Proxy(server.port) for _ in range(3)])
     with stage.during("nothing"):
         time.sleep(pause)
     with stage.during("kill -9 of a replica, started again"):
@@ -253,9 +253,9 @@ def _replicated(here: Path, server: Server, disk: Path | None, pause: float) -> 
         server.start()
         time.sleep(pause)
     with stage.during("a replica cut off for 3 leases"):
-        stage.roads[1].closed.set()
+        stage.roads[1].stall()
         time.sleep(3 * LEASE)
-        stage.roads[1].closed.clear()
+        stage.roads[1].heal()
         time.sleep(pause + LEASE)
     _skewed(stage, pause)
     if disk is not None:

@@ -46,7 +46,9 @@ def run(output: Path, quick: bool = False) -> dict[str, Any]:
             stack.callback(server.remove)
             server.start()
             kept = here / "postgres"
-            found["3 replicas, PostgreSQL"] = _measured(kept, server.create(), {}, 3, count)
+            found["3 replicas, PostgreSQL"] = _measured(
+                kept, server.create_database(), {}, 3, count
+            )
         shutil.rmtree(here, ignore_errors=True)
     rows = [
         (name, what, *(f"{1000 * quantile(values, q):.1f}" for q in (0.5, 0.99)), len(values))
