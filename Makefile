@@ -9,10 +9,10 @@ BENCHMARKS := engine deletion_budget exactness damage leakage forgetting serving
 TESTERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types check bench clean
+.PHONY: help setup demo test test-heavy lint types check bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create .venv and install s3t with everything for development
 
@@ -27,8 +27,11 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 demo: $(STAMP) ## train on digits, delete people, watch it keep serving
 	$(BIN)/python -m benchmarks.demo
 
-test: $(STAMP) ## run the tests on TESTERS processes (ARGS="-m 'not slow'" and so on go to pytest)
-	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal $(ARGS)
+test: $(STAMP) ## run the tests, but for the heavy ones, on TESTERS processes (ARGS go to pytest)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m 'not heavy' $(ARGS)
+
+test-heavy: $(STAMP) ## run those that start many processes or train real models; CI does both
+	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m heavy $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -37,7 +40,7 @@ lint: $(STAMP) ## ruff: rules and format
 types: $(STAMP) ## mypy, strict
 	$(BIN)/mypy
 
-check: lint types test ## everything that CI checks
+check: lint types test test-heavy ## everything that CI checks
 
 bench: $(STAMP) ## run the committed benchmarks again
 	@set -e; for name in $(BENCHMARKS); do \

@@ -18,7 +18,7 @@ import yaml
 
 from s3t import S3T
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -148,7 +148,7 @@ def test_from_the_command_line(run: RunDir, s3t: Run, tmp_path: Path) -> None:
     assert from_scratch(run, tmp_path / "scratch").equal
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_two_processes_of_accelerate_repair_to_the_same_bytes(
     run: RunDir, command: Command, tmp_path: Path
 ) -> None:
@@ -158,7 +158,7 @@ def test_two_processes_of_accelerate_repair_to_the_same_bytes(
     assert from_scratch(run, tmp_path / "scratch").equal
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_watching_repairs_what_becomes_due(run: RunDir) -> None:
     under(run, when="forecast", below_requests=100)
     process = start("repair", str(run.root), "--watch", "1")

@@ -45,7 +45,7 @@ from tests.conftest import Command, write_lines
 from tests.small_runs import everything
 from tests.tiny import VOCABULARY, random_adapter, tiny_base, tiny_rows
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 
 CODES = [
     one + other for one in string.ascii_uppercase[:20] for other in string.ascii_lowercase[:20]

@@ -27,7 +27,7 @@ from benchmarks.forgetting.served import Served
 from benchmarks.forgetting.sisa import Sisa
 from benchmarks.forgetting.tuning import tuned
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 
 RECIPE = Recipe(
     rank=8,

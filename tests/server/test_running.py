@@ -65,7 +65,7 @@ def process(run: Path, *words: str) -> Iterator[Process]:
         found.process.communicate()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_one_line_then_answers_and_an_end_without_losing_any(small_run: RunDir) -> None:
     tokens = TokenFile(small_run.root / "tokens.json")
     words = ["serve.lease=1", "serve.batch_wait=1.5", "--json-logs"]
@@ -105,7 +105,7 @@ def until_status(service: Process, token: str, status: int = 200) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_what_takes_too_long_does_not_keep_it(small_run: RunDir) -> None:
     words = ["serve.drain=1", "serve.batch_wait=20", "--insecure"]
     with process(small_run.root, *words) as service:
@@ -137,7 +137,7 @@ def test_what_cannot_be_served_is_told_before_the_model_is_loaded(
     assert done.code == 2 and not done.out
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_port_that_is_taken_is_told(small_run: RunDir, s3t: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = s3t("serve", small_run.root, "--insecure", "--port", taken.getsockname()[1])

@@ -45,7 +45,7 @@ def plain_bytes(config: Config) -> dict[str, bytes]:
     return {key: store.content(key) for key in sorted(store.keys())}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_sealed_run_is_the_plain_run_to_whoever_has_its_ring(config: Make, sealed: Make) -> None:
     plain, run = config("plain"), sealed("sealed")
     train(plain)
@@ -57,7 +57,7 @@ def test_a_sealed_run_is_the_plain_run_to_whoever_has_its_ring(config: Make, sea
         assert [str(a) for a in one.predict(TEXTS)] == [str(b) for b in two.predict(TEXTS)]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_workers_share_a_ring(sealed: Make) -> None:
     alone, pair = sealed("alone"), sealed("pair", training={"workers": 2})
     train(alone)
@@ -65,7 +65,7 @@ def test_workers_share_a_ring(sealed: Make) -> None:
     assert plain_bytes(pair) == plain_bytes(alone)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("encrypt", [False, True])
 def test_hidden_states_of_a_sealed_run_are_on_no_disk(
     config: Make, sealed: Make, encrypt: bool
@@ -78,7 +78,7 @@ def test_hidden_states_of_a_sealed_run_are_on_no_disk(
     assert run.trunk_path.exists() != encrypt
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_backup_of_the_run_forgets_what_the_run_forgets(sealed: Make, tmp_path: Path) -> None:
     run = sealed()
     train(run)
@@ -99,7 +99,7 @@ def test_a_backup_of_the_run_forgets_what_the_run_forgets(sealed: Make, tmp_path
     assert all(retrain(restored, sorted(alive), tmp_path / "again").values())
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_sealed_run_needs_its_ring_and_says_so(sealed: Make) -> None:
     run = sealed()
     train(run)
@@ -116,7 +116,7 @@ def test_a_sealed_run_needs_its_ring_and_says_so(sealed: Make) -> None:
         assert len(service.predict(TEXTS)) == len(TEXTS)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_nodes_at_a_url_are_sealed_too(sealed: Make, config: Make, tmp_path: Path) -> None:
     plain, run = config("plain"), sealed(store={"url": str(tmp_path / "shared")})
     train(plain)

@@ -100,7 +100,7 @@ def launched(configs: list[Config], folder: Path, port: str) -> list[subprocess.
 # ── machines that die ────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("shared", [True, False], ids=["one folder", "one store"])
 def test_the_nodes_of_a_machine_that_dies_are_taken_up(
     make: Make, tmp_path: Path, shared: bool
@@ -118,7 +118,7 @@ def test_the_nodes_of_a_machine_that_dies_are_taken_up(
     assert not list(tmp_path.rglob("claims/*")) and not list(tmp_path.rglob("beats/*"))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("shared", [True, False], ids=["one folder", "one store"])
 def test_without_the_main_machine_the_others_finish_and_it_goes_on(
     make: Make, tmp_path: Path, shared: bool
@@ -148,7 +148,7 @@ def store_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_accelerate_launch_itself_starts_machines_that_do_not_need_each_other(
     make: Make, tmp_path: Path
 ) -> None:

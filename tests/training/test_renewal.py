@@ -199,7 +199,7 @@ def test_a_deletion_while_it_is_repaired_is_kept_out(
     assert from_scratch(RunDir(config.run_dir), tmp_path / "scratch").equal
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_killed_anywhere_a_repair_goes_on(make: Make, tmp_path: Path) -> None:
     stage = {"epochs": 30, "learning_rate": 1e-3}
     config = make("one", stage=stage, training={"workers": 1})

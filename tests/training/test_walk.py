@@ -114,7 +114,7 @@ def test_current_slices_train_on_the_last_slice_alone(make: Make) -> None:
 # ── E2: how it is spread, and how it is interrupted ──────────────────────────────────────────
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_two_processes_of_accelerate_change_no_byte(make: Make, tmp_path: Path) -> None:
     one, two = make("one"), make("two")
     train(one)
@@ -126,7 +126,7 @@ def test_two_processes_of_accelerate_change_no_byte(make: Make, tmp_path: Path) 
     assert nodes(two) == nodes(one)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_problem_under_accelerate_is_said_once_and_ends_all(make: Make, tmp_path: Path) -> None:
     shape = {"shards": 2, "slices": 3, "subject": "who"}
     config = make("one", partition=shape)
@@ -137,7 +137,7 @@ def test_a_problem_under_accelerate_is_said_once_and_ends_all(make: Make, tmp_pa
     assert not (tmp_path / "one").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_killed_at_any_moment_workers_go_on_to_the_bytes_of_one_process(
     make: Make, tmp_path: Path
 ) -> None:
@@ -491,7 +491,7 @@ def test_divergence_publishes_nothing(make: Make) -> None:
     assert not RunDir(config.run_dir).store.keys()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_an_error_in_a_worker_is_the_error_of_the_run(make: Make) -> None:
     stage = {"optimizer": "sgd", "learning_rate": 1e30, "epochs": 2}
     config = make(stage=stage, training={"workers": 2})
@@ -500,7 +500,7 @@ def test_an_error_in_a_worker_is_the_error_of_the_run(make: Make) -> None:
     assert not RunDir(config.run_dir).store.keys()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_nodes_of_a_worker_that_dies_are_taken_up(make: Make, tmp_path: Path) -> None:
     stage = {"epochs": 40, "learning_rate": 1e-3}
     whole, config = make("whole", stage=stage), make("hit", stage=stage, training={"workers": 2})
@@ -517,7 +517,7 @@ def test_the_nodes_of_a_worker_that_dies_are_taken_up(make: Make, tmp_path: Path
     assert nodes(config) == nodes(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_when_all_workers_die_there_is_one_error_with_the_next_step(
     make: Make, tmp_path: Path
 ) -> None:
