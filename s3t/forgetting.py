@@ -293,10 +293,12 @@ class Forgetting:
             for shard in range(self.plan.shards):
                 alive, dead = self._schedule.alive(shard), self._schedule.dead(shard)
                 for node in forest.of_shard(shard):
-                    state = "serving" if node.key in serving else "missing"
-                    state = "dead" if node.key in dead else state
-                    if state == "missing" and node.key in alive:
-                        state = "alive"
+                    if node.key in dead:
+                        state = "dead"
+                    elif node.key in serving:
+                        state = "serving"
+                    else:
+                        state = "alive" if node.key in alive else "missing"
                     found.append((node, state))
             return status, self._known.generation, found
 

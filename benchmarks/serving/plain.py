@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -80,15 +79,11 @@ class Plain:
             for at, values in zip(found.argmax(dim=1).tolist(), found.tolist(), strict=True)
         ]
 
-    def status(self) -> Any:
-        """For the metrics."""
-        return SimpleNamespace(
-            view=0, samples=0, deleted=0, exhausted=False, expected_deletions_left=0.0, shards=()
-        )
-
     def picture(self) -> dict[str, Any]:
         """For the metrics."""
-        return {"nodes": []}
+        counts = dict.fromkeys(("view", "samples", "deleted", "shards"), 0)
+        left = {"exhausted": False, "expected_deletions_left": 0.0}
+        return {**counts, **left, "serving": [], "nodes": []}
 
     def reload(self) -> None:
         """There is nothing to look at."""

@@ -152,27 +152,27 @@ class _Run(Collector):
     def collect(self) -> Iterator[Metric]:
         """Gauges of the run; only ``s3t_up 0`` where its records cannot be reached."""
         try:
-            status, picture = self._model.status(), self._model.picture()
+            picture = self._model.picture()
         except S3TError:
             yield GaugeMetricFamily("s3t_up", "Whether the run's records can be read.", value=0)
             return
         yield GaugeMetricFamily("s3t_up", "Whether the run's records can be read.", value=1)
         for name, what, value in (
-            ("s3t_view", "Version of what is served.", status.view),
-            ("s3t_samples", "Samples held.", status.samples),
-            ("s3t_samples_deleted", "Samples deleted.", status.deleted),
-            ("s3t_exhausted", "Whether no block is left.", status.exhausted),
+            ("s3t_view", "Version of what is served.", picture["view"]),
+            ("s3t_samples", "Samples held.", picture["samples"]),
+            ("s3t_samples_deleted", "Samples deleted.", picture["deleted"]),
+            ("s3t_exhausted", "Whether no block is left.", picture["exhausted"]),
             (
                 "s3t_expected_deletions_left",
                 "Random deletions until no block is left, as expected.",
-                status.expected_deletions_left,
+                picture["expected_deletions_left"],
             ),
             (
                 "s3t_shards_alive",
                 "Shards that still serve a prefix.",
-                sum(bool(shard.prefix) for shard in status.shards),
+                sum(map(bool, picture["serving"])),
             ),
-            ("s3t_shards", "Shards in all.", len(status.shards)),
+            ("s3t_shards", "Shards in all.", picture["shards"]),
         ):
             yield GaugeMetricFamily(name, what, value=float(value))
         lease = self._model.lease_left

@@ -90,18 +90,17 @@ class Model:
     def readiness(self) -> str | None:
         return self.reason
 
-    def status(self) -> Any:
-        return SimpleNamespace(
-            view=self.view,
-            samples=10,
-            deleted=2,
-            exhausted=False,
-            expected_deletions_left=3.5,
-            shards=(SimpleNamespace(prefix=(0, 1)), SimpleNamespace(prefix=())),
-        )
-
     def picture(self) -> dict[str, Any]:
-        return {"nodes": [{"state": "serving"}, {"state": "dead"}, {"state": "dead"}]}
+        return {
+            "view": self.view,
+            "samples": 10,
+            "deleted": 2,
+            "exhausted": False,
+            "expected_deletions_left": 3.5,
+            "shards": 2,
+            "serving": [[0, 1], []],
+            "nodes": [{"state": "serving"}, {"state": "dead"}, {"state": "dead"}],
+        }
 
     def receipts(self, limit: int, before: int | None = None) -> list[dict[str, Any]]:
         return []

@@ -81,7 +81,7 @@ def test_metrics_are_told_while_the_records_cannot_be_reached(
     def fail() -> None:
         raise UnavailableError("no ledger")
 
-    monkeypatch.setattr(model, "status", fail)
+    monkeypatch.setattr(model, "picture", fail)
     text = client.get("/metrics").text
     assert "s3t_up 0.0" in text and "s3t_view" not in text
 
