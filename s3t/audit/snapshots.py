@@ -21,7 +21,7 @@ from s3t.audit.case import Case
 from s3t.audit.nodes import NodeFiles
 from s3t.audit.suspects import Suspects
 from s3t.config import Config, StoreConfig, dump_config
-from s3t.config.sections import ReceiptsConfig, RepairConfig
+from s3t.config.operation import ReceiptsConfig, RepairConfig
 from s3t.ensemble import Ensemble, Member
 from s3t.errors import InputError, IntegrityError
 from s3t.ledger import Gone

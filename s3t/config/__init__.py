@@ -4,7 +4,7 @@
           ├─► merged tree ─► Config (frozen, unknown keys refused) ─► plain arguments inside
     a.b=c ┘
 
-files ──► config ──► sections
+files ──► config ──► data, model, partition, training, operation, serving (sections)
 
 Invariant: a Config that exists is possible in itself. What depends on the data or on the base
 model (empty slices, missing columns, number of layers) is checked where those are known, and is
@@ -14,30 +14,25 @@ reported in the same form: all problems together, before anything is written.
 from __future__ import annotations
 
 from s3t.config.config import Config, Task
+from s3t.config.data import ColumnsConfig, DataConfig, PublicConfig, SourceConfig
 from s3t.config.files import anchored, dump_config, load_config
-from s3t.config.sections import (
+from s3t.config.model import (
     MADE_BASES,
     AdaptConfig,
-    AggregationConfig,
-    ColumnsConfig,
-    DataConfig,
     LoraConfig,
     MakeConfig,
     ModelConfig,
-    PartitionConfig,
-    PublicConfig,
-    RiskConfig,
-    SequencesConfig,
-    SourceConfig,
-    StageConfig,
-    StoreConfig,
-    TrainingConfig,
+    PromptConfig,
 )
+from s3t.config.operation import AggregationConfig, ReceiptsConfig, RepairConfig, StoreConfig
+from s3t.config.partition import ClustersConfig, PartitionConfig, RiskConfig, SequencesConfig
+from s3t.config.training import StageConfig, TrainingConfig
 
 __all__ = [
     "MADE_BASES",
     "AdaptConfig",
     "AggregationConfig",
+    "ClustersConfig",
     "ColumnsConfig",
     "Config",
     "DataConfig",
@@ -45,7 +40,10 @@ __all__ = [
     "MakeConfig",
     "ModelConfig",
     "PartitionConfig",
+    "PromptConfig",
     "PublicConfig",
+    "ReceiptsConfig",
+    "RepairConfig",
     "RiskConfig",
     "SequencesConfig",
     "SourceConfig",

@@ -10,22 +10,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from s3t.config.sections import (
-    AggregationConfig,
-    DataConfig,
-    LoraConfig,
-    ModelConfig,
-    Natural,
-    PartitionConfig,
-    ReceiptsConfig,
-    RepairConfig,
-    Section,
-    SequencesConfig,
-    StageConfig,
-    StoreConfig,
-    TrainingConfig,
-)
+from s3t.config.data import DataConfig
+from s3t.config.model import LoraConfig, ModelConfig, PromptConfig
+from s3t.config.operation import AggregationConfig, ReceiptsConfig, RepairConfig, StoreConfig
+from s3t.config.partition import PartitionConfig, SequencesConfig
+from s3t.config.section import Natural, Section
 from s3t.config.serving import ServeConfig
+from s3t.config.training import StageConfig, TrainingConfig
 
 __all__ = ["Config", "Task"]
 
@@ -44,6 +35,7 @@ class Config(Section):
     partition: PartitionConfig = PartitionConfig()
     sequences: SequencesConfig = SequencesConfig()
     lora: LoraConfig = LoraConfig()
+    prompt: PromptConfig = PromptConfig()
     stage: StageConfig = StageConfig()
     aggregation: AggregationConfig = AggregationConfig()
     training: TrainingConfig = TrainingConfig()

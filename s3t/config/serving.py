@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from s3t.config.sections import Natural, Positive, Section
+from s3t.config.section import Natural, Positive, Section
 
 __all__ = ["ServeConfig"]
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 
-from s3t.config import Config
+from s3t.config import Config, StageConfig
 from s3t.model.base import Base
 from s3t.model.encode import ImageEncoder, TextEncoder
 from s3t.plan.blocks import block_layers
@@ -26,6 +26,9 @@ __all__ = ["blocks_of", "environment", "recipe_of", "stage_bytes"]
 
 ENGINE = 2
 """Raised whenever a change of this code changes the bytes of nodes."""
+
+_LATER = ("adapter", "gradient_accumulation", "group_by_length", "processes", "parallel")
+"""Values of a stage that older recipes do not have."""
 
 
 def blocks_of(config: Config, depth: int) -> tuple[tuple[int, int], ...]:
@@ -68,9 +71,17 @@ def recipe_of(
         "blocks": [list(block) for block in blocks_of(config, base.depth)],
         "targets": sorted({target.path for target in base.targets}),
         "lora": config.lora.model_dump(mode="json", exclude={"targets"}),
-        "stage": config.stage.model_dump(mode="json"),
+        "stage": _stage(config.stage),
         "environment": environment(device),
     }
+
+
+def _stage(stage: StageConfig) -> dict[str, Any]:
+    """The stage's values; those that came after the first release only where they are used, so
+    that the keys of runs from before stay what they are."""
+    plain = StageConfig()
+    unused = {name for name in _LATER if getattr(stage, name) == getattr(plain, name)}
+    return stage.model_dump(mode="json", exclude=unused)
 
 
 def stage_bytes(config: Config, base: Base, classes: int) -> tuple[int, ...]:
