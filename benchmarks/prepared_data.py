@@ -1,8 +1,10 @@
-"""The data sets of ../shared/data as the configs read them: written once under runs/data.
+"""The data sets of ../shared/data, read, and as the configs read them: written once to runs/data.
 
     banking77        test.csv.gz, 40 rows an intent ─► adapt 15 │ validation 5 │ test 20
     tinyshakespeare  input.txt.gz ─► {speaker, text} ─► keyed hash of the speaker ─► private │
                                                                          validation │ test
+    tofu             full.jsonl.gz ─► {id, author, question, answer}: private; holdout10.jsonl.gz
+                     ─► its first 100 rows: validation │ test
 
 Invariant: no public speaker is private, and the split follows from the input alone.
 """
@@ -17,13 +19,17 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-__all__ = ["ROOT", "prepare", "shared_data"]
+__all__ = ["ROOT", "json_rows", "prepare", "shared_data", "write_rows"]
 
 ROOT = Path(__file__).resolve().parent.parent
 INTENT_PARTS = {"adapt": 15, "validation": 5, "test": 20}
 PUBLIC_SHARES = {"validation": 3, "test": 10}
 """Speakers in a hundred."""
+
+HELD_OUT = 100
+"""Rows of TOFU's holdout that validate; the others test."""
 
 Row = Mapping[str, str]
 
@@ -41,7 +47,24 @@ def prepare(shared: Path, target: Path) -> None:
             _write_csv(target / "banking77" / f"{name}.csv", rows)
     if not (target / "tinyshakespeare" / "test.jsonl").exists():
         for name, rows in _speeches(shared / "tinyshakespeare" / "input.txt.gz").items():
-            _write_jsonl(target / "tinyshakespeare" / f"{name}.jsonl", rows)
+            write_rows(target / "tinyshakespeare" / f"{name}.jsonl", rows)
+    if not (target / "tofu" / "test.jsonl").exists():
+        for name, rows in _questions(shared / "tofu").items():
+            write_rows(target / "tofu" / f"{name}.jsonl", rows)
+
+
+def json_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a packed file of JSON lines."""
+    with gzip.open(path, "rt", encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream]
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Rows as a user's file of JSON lines; returns the config's words for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")
+    return {"format": "json", "files": str(path)}
 
 
 def _intents(source: Path) -> dict[str, list[Row]]:
@@ -67,6 +90,20 @@ def _speeches(source: Path) -> dict[str, list[Row]]:
     return parts
 
 
+def _questions(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    private = [
+        {
+            "id": f"row {number}",
+            "author": f"author {row['author_id']}",
+            "question": row["question"],
+            "answer": row["answer"],
+        }
+        for number, row in enumerate(json_rows(folder / "full.jsonl.gz"))
+    ]
+    held = json_rows(folder / "holdout10.jsonl.gz")
+    return {"private": private, "validation": held[:HELD_OUT], "test": held[HELD_OUT:]}
+
+
 def _part(speaker: str) -> str:
     """Which part a speaker belongs to."""
     drawn = int.from_bytes(hmac.digest(b"public", speaker.encode(), "sha256")[:8], "big") % 100
@@ -83,9 +120,3 @@ def _write_csv(path: Path, rows: Iterable[Row]) -> None:
         writer = csv.DictWriter(stream, ["text", "category"])
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _write_jsonl(path: Path, rows: Iterable[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text("".join(lines), encoding="utf-8")

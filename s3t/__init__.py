@@ -2,6 +2,7 @@
 
     config = s3t.load_config("configs/digits.yaml")     what to train
     model = s3t.S3T.load("runs/digits")                 the live object over a trained run
+    pipe = s3t.pipeline("runs/digits")                  transformers' pipeline over the same
 
 Importing this package has no side effects and loads no third-party package: errors are here at
 once, every other public name is loaded when first asked for.
@@ -39,15 +40,21 @@ __all__ = [
     "UnknownSampleError",
     "__version__",
     "load_config",
+    "pipeline",
 ]
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from s3t.config import Config, load_config
-    from s3t.service import S3T
+    from s3t.service import S3T, pipeline
 else:
-    _LAZY = {"S3T": "s3t.service", "Config": "s3t.config", "load_config": "s3t.config"}
+    _LAZY = {
+        "S3T": "s3t.service",
+        "Config": "s3t.config",
+        "load_config": "s3t.config",
+        "pipeline": "s3t.service",
+    }
 
     def __getattr__(name: str) -> object:
         """Load a public name from its module the first time it is asked for (PEP 562)."""

@@ -23,16 +23,17 @@ from torch import Tensor
 from s3t.config import Config
 from s3t.data import load_public
 from s3t.data.files import one_line
-from s3t.data.rows import LabelledRows, decode_image
+from s3t.data.rows import LabelledRows, Pair, decode_image
 from s3t.ensemble import Ensemble, Member
 from s3t.errors import DataError, InputError, IntegrityError
 from s3t.model.base import Base
-from s3t.model.encode import Encoded, TextEncoder
+from s3t.model.encode import Encoded, ImageEncoder, TextEncoder
 from s3t.model.head import read_public_head
 from s3t.model.loading import build_base, load_model
 from s3t.plan import Plan
 from s3t.plan.trie import Node
 from s3t.run import RunDir
+from s3t.training.clustering import prototypes_of, recipe_digest
 from s3t.training.recipe import recipe_of
 from s3t.types import Draw, NodeKey
 from s3t.writing import Writer
@@ -89,6 +90,7 @@ class Answering:
                 f"{plan.base}: restore {run.base_path} or model.base"
             )
         self._labels: tuple[str, ...] = tuple(plan.recipe["labels"])
+        self._prototypes = prototypes_of(run, config, self._base)
         self._check_recipe()
         falls_back = config.aggregation.on_exhausted == "base"
         self._fallback: dict[str, Tensor] = {}
@@ -123,9 +125,28 @@ class Answering:
         lora, how = self._config.lora, self._config.aggregation
         before = None if self._latest is None else self._latest()
         scale = lora.alpha / lora.rank
-        found = Ensemble(self._base, members, scale, how.method, how.weights, before)
+        places = self._prototypes
+        found = Ensemble(self._base, members, scale, how.method, how.weights, before, places)
         self._latest = weakref.ref(found)
         return found
+
+    @property
+    def base(self) -> Base:
+        """The frozen base."""
+        return self._base
+
+    @property
+    def encoder(self) -> TextEncoder | ImageEncoder:
+        """From rows to what the base takes."""
+        return self._encoder
+
+    def members(self, nodes: Sequence[Node | None], plan: Plan) -> list[Member]:
+        """The shards' active nodes with the tensors of their lineages, proved; by shard.
+
+        Raises:
+            DamagedNodeError: a block of a lineage.
+        """
+        return [self._member(node, plan) for node in nodes if node is not None]
 
     def keep_only(self, alive: Callable[[NodeKey], bool]) -> None:
         """Drop the tensors of nodes that are no longer alive."""
@@ -154,7 +175,9 @@ class Answering:
         may be another."""
         device = torch.device("cpu")
         head = self._plan.recipe.get("head")
-        recipe = recipe_of(self._config, self._base, self._encoder, self._labels, device, head)
+        places = recipe_digest(self._prototypes)
+        config, labels = self._config, self._labels
+        recipe = recipe_of(config, self._base, self._encoder, labels, device, head, places)
         changed = [
             name
             for name in sorted(recipe)
@@ -179,6 +202,11 @@ class Answering:
         text = isinstance(self._encoder, TextEncoder)
         columns = self._config.data.columns
         column = columns.text if text else columns.image
+        if text and columns.text_pair is not None:
+            names = (columns.text, columns.text_pair)
+            return self._encoder.encode(
+                [_pair(row, number, *names) for number, row in enumerate(batch)]
+            )
         values = [self._value(row, number, column) for number, row in enumerate(batch)]
         if not values:
             return self._encoder.encode([])
@@ -214,30 +242,40 @@ class Answering:
         """
         if self._labels or not isinstance(self._encoder, TextEncoder):
             raise InputError(f"a run of task {self._config.task} does not generate: use predict")
-        if draw.max_new_tokens < 1 or not math.isfinite(draw.temperature) or draw.temperature < 0:
-            raise InputError(
-                f"max_new_tokens {draw.max_new_tokens} must be 1 or more, and temperature "
-                f"{draw.temperature} 0 or more"
-            )
-        tokens = []
+        tokens, columns = [], self._config.data.columns
         for number, row in enumerate(prompts):
-            text = self._value(row, number, self._config.data.columns.text)
-            _check_text(text, f"prompt {number}")
-            ids = self._encoder.prompt(text)
-            room = self._config.data.max_length - draw.max_new_tokens
+            asked = self._value(row, number, columns.messages or columns.prompt or columns.text)
+            if isinstance(asked, str) or self._config.data.chat_template is None:
+                _check_text(asked, f"prompt {number}")
+            try:
+                ids = self._encoder.prompt(asked)
+            except DataError as error:
+                raise InputError(f"prompt {number}: {'; '.join(error.problems)}") from None
+            tokens.append(ids)
+        self.check_room(tokens, draw)
+        return tokens
+
+    def check_room(self, tokens: Sequence[Sequence[int]], draw: Draw) -> None:
+        """Refuse a draw that cannot be, and prompts that leave it no room.
+
+        Raises:
+            InputError: naming the prompt.
+        """
+        _check_draw(draw)
+        longest = self._config.data.max_length
+        room = longest - draw.max_new_tokens
+        for number, ids in enumerate(tokens):
             if not ids or len(ids) > room:
                 raise InputError(
                     f"prompt {number} has {len(ids)} tokens: 1 to {room} leave room for "
-                    f"max_new_tokens {draw.max_new_tokens} in data.max_length "
-                    f"{self._config.data.max_length}"
+                    f"max_new_tokens {draw.max_new_tokens} in data.max_length {longest}"
                 )
-            tokens.append(ids)
-        return tokens
 
     @cached_property
     def writer(self) -> Writer:
         """Continues texts; only of a language model."""
         assert isinstance(self._encoder, TextEncoder)
+        _ = self._base.steps  # tried before anything is pinned: no deletion waits for that
         return Writer(self._encoder)
 
     def evaluation(self, ensemble: Ensemble, view: int) -> Evaluation:
@@ -246,9 +284,8 @@ class Answering:
         if labels is not None:
             right = int((ensemble.probabilities(rows).argmax(dim=1) == labels).sum())
             return Evaluation("accuracy", right / len(rows), len(rows), view)
-        assert rows.mask is not None
         lost = ensemble.token_losses(rows).double().sum()
-        mean = float(lost / rows.mask[:, 1:].sum())
+        mean = float(lost / rows.scored[:, 1:].sum())
         return Evaluation("perplexity", math.exp(mean), len(rows), view)
 
     @cached_property
@@ -264,6 +301,27 @@ class Answering:
         if column not in row:
             raise InputError(f"row {number} has no {column!r}: it has {sorted(map(str, row))}")
         return row[column]
+
+
+def _check_draw(draw: Draw) -> None:
+    freely = math.isfinite(draw.temperature) and draw.temperature >= 0
+    if draw.max_new_tokens < 1 or not freely or draw.top_k < 0 or not 0 < draw.top_p <= 1:
+        raise InputError(
+            f"max_new_tokens {draw.max_new_tokens} must be 1 or more, temperature "
+            f"{draw.temperature} and top_k {draw.top_k} 0 or more, and top_p {draw.top_p} over 0 "
+            "and up to 1"
+        )
+
+
+def _pair(row: Any, number: int, first: str, second: str) -> Pair:
+    """A row with both columns, or two texts."""
+    if isinstance(row, Mapping):
+        row = [row.get(first), row.get(second)]
+    if not isinstance(row, Sequence) or isinstance(row, str) or len(row) != 2:
+        raise InputError(f"row {number}: two texts are expected, {first!r} and {second!r}")
+    for value, column in zip(row, (first, second), strict=True):
+        _check_text(value, f"row {number}, {column!r}")
+    return Pair(*row)
 
 
 def _check_text(value: Any, name: str) -> None:

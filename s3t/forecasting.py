@@ -6,6 +6,7 @@ slot is taken to be untouched that a deletion in between has emptied.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -26,7 +27,8 @@ def run_forecast(
     """Requests, and days, until the run's first shard dies and until it is exhausted.
 
     With ``partition.risk.rates`` the persons of a tier whose slices are hit more often are likelier
-    to ask next; without, all persons are alike.
+    to ask next; without, all persons are alike. Where shards are clusters the rows of a person may
+    lie in several, and the person counts in each (``Forecast.in_each_shard``).
 
     Args:
         forgetting: of the run.
@@ -38,8 +40,10 @@ def run_forecast(
         IntegrityError: the ledger is damaged, or another plan's.
     """
     observed = observed_rate(forgetting.ledger.history(), now)
-    state = _state(forgetting)
-    return forecast(state, observed=observed, trials=trials, seed=seed)
+    found = forecast(_state(forgetting), observed=observed, trials=trials, seed=seed)
+    shape = forgetting.config.partition
+    spread = shape.clusters is not None and shape.subject is not None
+    return replace(found, in_each_shard=spread)
 
 
 def _state(forgetting: Forgetting) -> State:

@@ -9,11 +9,15 @@ and the slice is counted from the first of them:
     shard 0   0  1  2      3          each tier is dealt across all shards; within a shard like
     shard 1   0  1  2      3          risks lie together, so that deletions hit few slices
 
+With clusters the shard is the one that the sample carries, the nearest public prototype
+(``clusters.py``), and the hash tells the slice alone: slice = bits mod W.
+
 Invariant E3: a place is a function of the sample alone. No sample's place depends on another's
 presence, so a run without the deleted samples finds every other sample where it was. All samples
 of a subject lie in one slice, and so do exact copies, so that deleting a person touches one slice;
 hence a subject has one tier, and so have copies: data that say otherwise are refused where they
-are read, and so a tier never depends on another sample either (``data/risk.py``).
+are read, and so a tier never depends on another sample either (``data/risk.py``). With clusters
+that holds for copies; a person's rows lie in one slice of each shard that some of them are like.
 """
 
 from __future__ import annotations
@@ -65,7 +69,7 @@ def place(
     """Place of a sample: a keyed hash of its subject or, without one, of its content.
 
     Args:
-        sample: of a tier that ``tiers`` has.
+        sample: of a tier that ``tiers`` has. Its cluster, if it has one, is below ``shards``.
         shards: m, at least 1.
         slices: L, at least 1.
         salt: key of the hash; another salt is another partition.
@@ -77,9 +81,11 @@ def place(
         message = b"content\0" + sample.content.encode()
     bits = int.from_bytes(hmac.digest(salt.encode(), message, "sha256")[:8], "big")
     tiers = tiers or (slices,)
-    width = tiers[sample.tier]
+    width, first = tiers[sample.tier], sum(tiers[: sample.tier])
+    if sample.cluster is not None:
+        return Place(sample.cluster, first + bits % width)
     shard, within = divmod(bits % (shards * width), width)
-    return Place(shard, sum(tiers[: sample.tier]) + within)
+    return Place(shard, first + within)
 
 
 @dataclass(frozen=True)
@@ -180,6 +186,12 @@ def _empty(
     ]
     facts = _facts(samples)
     advice = "use fewer shards or slices, another partition.salt, or more data"
+    if any(sample.cluster is not None for sample in samples):
+        sizes = ", ".join(f"{shard}: {sum(map(len, row))}" for shard, row in enumerate(cells))
+        advice = (
+            f"clusters have so many samples each: {sizes}; use fewer slices, fewer shards, a "
+            "larger partition.clusters.distance, or more data"
+        )
     if owners:
         advice += ", or other thresholds or slices in partition.risk"
     if len(empty) > NAMED_EMPTY:

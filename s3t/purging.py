@@ -1,6 +1,7 @@
 """What is dead leaves the disk: nodes, caches, rows. And a report of what could not be reached.
 
     ledger, plan ─► dead nodes ─► data keys, files here and at the URL ─┐
+                                  adapters exported elsewhere           │
                     trunk, half-written files ──────────────────────────┼─► ledger: rows ─► hashes,
                     rows of deleted samples ────────────────────────────┘          entry in the log
 
@@ -11,8 +12,9 @@ same command finishes it. The user's own files are read, and never written.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from glob import glob
 from typing import Any
@@ -22,15 +24,20 @@ from s3t.data import label_names, load_private
 from s3t.errors import InputError, S3TError
 from s3t.ledger import Gone, Ledger
 from s3t.run import RunDir
+from s3t.run.exports import Exported, ExportFolder, ExportRecords, export_tag
 from s3t.types import NodeKey
 
-__all__ = ["Purge", "Store", "purge"]
+__all__ = ["Purge", "Store", "is_dead", "kept_nodes", "purge"]
 
 _OUT_OF_REACH = (
     "backups and copies of the run or of its store (with store.encrypt their dead nodes cannot be "
     "read any more)",
     "the memory of a process that serves the run, until its next answer or view",
-    "what was downloaded or exported elsewhere, and answers given before",
+    "what was downloaded or copied elsewhere, and answers given before",
+)
+_OF_ENGINES = (
+    "adapters in the memory of an engine that was told to load them, until s3t sync has had them "
+    "unloaded"
 )
 _OF_SERVER = (
     "of the ledger's server: its log of writes (WAL) until that is recycled and overwritten, its "
@@ -108,11 +115,14 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
         alone = locked or _held(run, stack)
         view = ledger.view()  # what dies after this look is left to the next purge
         doomed = _dead(run, ledger)
-        stores = [_nodes(run, doomed, dry_run), *_caches(run, alone, dry_run)]
+        exports = ExportRecords(run.root).all()
+        stores = [_nodes(run, doomed, dry_run)]
+        stores += [_exported(run, one, ledger, doomed, dry_run) for one in exports]
+        stores += _caches(run, alone, dry_run)
         rows, kept = ledger.unpurged(view), ""
         nodes = sorted(doomed.there | (set(ledger.plans.nodes()) & doomed.keys))
         if not dry_run:
-            told = {store.name: store.purged for store in stores if store.found}
+            told = dict(sum((Counter({one.name: one.purged}) for one in stores), Counter()))
             found = nodes or rows or told
             # what an earlier one has left behind in the files is met again
             if not (ledger.purge(view, nodes, {"stores": told}) if found else ledger.compact()):
@@ -132,6 +142,7 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
             own_files=tuple(_own_files(run.config(), ledger.gone())),
             out_of_reach=(
                 *_OUT_OF_REACH,
+                *((_OF_ENGINES,) if exports else ()),
                 *((_OF_SERVER,) if ledger.shared else ()),
                 *((_OF_REPLICAS,) if run.store.depot is not None else ()),
             ),
@@ -151,16 +162,41 @@ def _held(run: RunDir, stack: ExitStack) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Doomed:
-    """Dead nodes: all keys that must not be readable any more, and those that lie somewhere."""
+    """Dead nodes: all keys that must not be readable any more, and those that lie somewhere.
+
+    Attributes:
+        keys, there: of these.
+        kept: of the nodes that live.
+    """
 
     keys: frozenset[NodeKey]
     there: frozenset[NodeKey]
+    kept: frozenset[NodeKey]
 
 
-def _dead(run: RunDir, ledger: Ledger) -> _Doomed:
-    """All nodes but those that live in the plan in force, or are wanted by the newest plan."""
+def is_dead(nodes: Collection[NodeKey] | None, kept: Collection[NodeKey]) -> bool:
+    """Whether a copy of nodes must go: one of them is not kept, or nobody knows which it holds.
+
+    Args:
+        nodes: all whose weights are in it; None or empty if nobody knows.
+        kept: see ``kept_nodes``.
+    """
+    return not nodes or not all(node in kept for node in nodes)
+
+
+def kept_nodes(run: RunDir, ledger: Ledger) -> frozenset[NodeKey]:
+    """Nodes that live in the plan in force, or are wanted by the newest plan; all others must go.
+
+    Raises:
+        IntegrityError: a plan is damaged.
+    """
+    return _kept(run, ledger)[0]
+
+
+def _kept(run: RunDir, ledger: Ledger) -> tuple[frozenset[NodeKey], frozenset[NodeKey]]:
+    """Keys of the nodes that live, and of all in these plans."""
     kept: set[NodeKey] = set()
-    known: set[NodeKey] = set(ledger.plans.nodes())
+    known: set[NodeKey] = set()
     serving = run.plans.find(lambda: ledger.state().plan), ledger.state()
     training = run.plans.find(lambda: ledger.plans.newest().plan), ledger.plans.newest()
     for plan, state in (serving, training):
@@ -169,8 +205,15 @@ def _dead(run: RunDir, ledger: Ledger) -> _Doomed:
             known.add(node.key)
             if not node.is_hit(hits):
                 kept.add(node.key)
+    return frozenset(kept), frozenset(known)
+
+
+def _dead(run: RunDir, ledger: Ledger) -> _Doomed:
+    """All nodes but those that are kept."""
+    kept, planned = _kept(run, ledger)
     there = run.store.keys() | run.store.copies()
-    return _Doomed(frozenset((known | there) - kept), frozenset(there - kept))
+    known = planned | set(ledger.plans.nodes()) | there
+    return _Doomed(frozenset(known - kept), frozenset(there - kept), kept)
 
 
 def _nodes(run: RunDir, doomed: _Doomed, dry_run: bool) -> Store:
@@ -187,6 +230,42 @@ def _nodes(run: RunDir, doomed: _Doomed, dry_run: bool) -> Store:
         elif store.sealer is not None:
             note.insert(0, f"{strange} of them had no data key in the key ring: their backups stay")
     return Store("nodes", where, len(doomed.there), purged, "; ".join(note))
+
+
+def _exported(
+    run: RunDir, exported: Exported, ledger: Ledger, doomed: _Doomed, dry_run: bool
+) -> Store:
+    """Adapters that hold dead nodes, in one folder that the run has exported to."""
+    known = dict(exported.adapters)
+    if (owner := ExportRecords(run.root).owner()) is not None:
+        note = f"of {owner}, of which this run is a copy: purge that one, or export this one anew"
+        return Store("exports", str(exported.path), 0, 0, note)
+    if not exported.path.is_dir():
+        dead = [name for name in known if is_dead(known[name], doomed.kept)]
+        note = (
+            f"the folder is not there: if it was moved or is not mounted, remove {', '.join(dead)} "
+            "from it; each purge looks again"
+        )
+        return Store("exports", str(exported.path), 0, 0, note if dead else "")
+    folder = ExportFolder(exported.path, export_tag(ledger))
+    try:
+        with folder.alone():
+            with suppress(InputError):  # it cannot be understood: the run's own record counts
+                known |= folder.told()
+            dead = [name for name in folder.names() if is_dead(known.get(name), doomed.kept)]
+            left = [] if dry_run else folder.remove(dead)
+            if not dry_run:
+                folder.sweep()
+                lying = {*folder.names()}
+                gone = [name for name in known if name not in lying]
+                gone = [name for name in gone if is_dead(known[name], doomed.kept)]
+                ExportRecords(run.root).drop(exported.path, gone)
+    except (OSError, S3TError) as error:
+        note = f"cannot be reached ({error})"
+        return Store("exports", str(exported.path), len(known), 0, note)
+    note = "; ".join(f"cannot be removed: {name}" for name in left)
+    purged = 0 if dry_run else len(dead) - len(left)
+    return Store("exports", str(exported.path), len(dead), purged, note)
 
 
 def _caches(run: RunDir, alone: bool, dry_run: bool) -> Iterator[Store]:

@@ -32,11 +32,14 @@ from s3t.types import Draw
 if TYPE_CHECKING:
     from s3t.answering import Evaluation, Prediction
     from s3t.config import Config
+    from s3t.exporting import Export
+    from s3t.pipelines import Pipeline
     from s3t.plan.forecast import Forecast
     from s3t.purging import Purge
+    from s3t.syncing import Synchroniser
     from s3t.writing import Completion, Piece
 
-__all__ = ["S3T"]
+__all__ = ["S3T", "pipeline"]
 
 
 class S3T:
@@ -178,6 +181,66 @@ class S3T:
             self._serving.refresh()  # tensors of what is dead leave the memory too
         return found
 
+    def export(
+        self,
+        folder: str | Path,
+        *,
+        merge: bool = False,
+        rank: int | None = None,
+        target: str | None = None,
+        max_loss: float | None = None,
+        prune: bool = False,
+    ) -> Export:
+        """Write what each shard serves into a folder, as adapters that peft loads.
+
+        What holds deleted data leaves the folder first. Copies are not followed by later deletions
+        of themselves: export again, or purge, which knows of the folder.
+
+        Args:
+            folder: new, empty, or of earlier exports of this run.
+            merge, rank, target, max_loss, prune: see ``exporting.Wanted``.
+
+        Raises:
+            S3TError: see ``exporting.Exporter.export``.
+        """
+        from s3t.exporting import Exporter, Wanted
+
+        wanted = Wanted(merge, rank, target, max_loss, prune)
+        return Exporter(self._forgetting, self._serving.model, folder).export(wanted)
+
+    def synchroniser(
+        self,
+        target: str,
+        url: str,
+        folder: str | Path,
+        *,
+        merge: bool = False,
+        rank: int | None = None,
+        max_loss: float | None = None,
+        key: str | None = None,
+        timeout: float = 60.0,
+        seen_at: str | None = None,
+    ) -> Synchroniser:
+        """What keeps an engine's adapters to those of this run: ``.sync()`` after each deletion.
+
+        Args:
+            target, url: ``vllm`` or ``sglang``, and where it is.
+            folder: for the adapters; the engine reads it too, there at ``seen_at`` if given.
+            merge, rank, max_loss: see ``exporting.Wanted``.
+            key: of the engine's API.
+            timeout: seconds for one request.
+
+        Raises:
+            InputError: an engine, URL or folder that cannot be used.
+        """
+        from s3t.exporting import Exporter, Wanted
+        from s3t.syncing import Link, Synchroniser, connect
+
+        engine = connect(target, Link(url, key, timeout))
+        exporter = Exporter(self._forgetting, self._serving.model, folder)
+        wanted = Wanted(merge, rank, target, max_loss)
+        return Synchroniser(self._forgetting, exporter, engine, wanted, seen_at)
+
     def reload(self) -> None:
         """Look anew at plan and nodes, read and prove what serves once more, and go on with that.
 
@@ -274,6 +337,8 @@ class S3T:
         max_new_tokens: int = 32,
         temperature: float = 0.0,
         seed: int = 0,
+        top_k: int = 0,
+        top_p: float = 1.0,
     ) -> list[Completion]:
         """Continue texts with the mixture of the shards' next-token distributions.
 
@@ -282,15 +347,17 @@ class S3T:
             max_new_tokens: at most so many; prompt and answer fit ``data.max_length`` together.
             temperature: 0 takes the likeliest token, above it tokens are drawn.
             seed: of the draws.
+            top_k: draw among the likeliest so many alone; 0 for all.
+            top_p: draw among the likeliest that are that likely together; 1 for all.
 
         Raises:
             ExhaustedError, InputError, IntegrityError: as ``predict``.
         """
         model, serving = self._serving.model(), self._serving
-        draw = Draw(max_new_tokens, temperature, seed)
-        tokens = model.prompts(prompts, draw)
+        draw = Draw(max_new_tokens, temperature, seed, top_k, top_p)
+        tokens, writer = model.prompts(prompts, draw), model.writer
         return serving.answer(
-            lambda ensemble, view: model.writer.completions(
+            lambda ensemble, view: writer.completions(
                 ensemble, tokens, draw, view, lambda: serving.spoilt(view)
             )
         )
@@ -302,6 +369,9 @@ class S3T:
         max_new_tokens: int = 32,
         temperature: float = 0.0,
         seed: int = 0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        begun: Sequence[int] = (),
     ) -> Iterator[Piece]:
         """Continue one text, a token at a time.
 
@@ -310,7 +380,8 @@ class S3T:
 
         Args:
             prompt: a text, or a mapping with the config's text column.
-            max_new_tokens, temperature, seed: as ``generate``.
+            max_new_tokens, temperature, seed, top_k, top_p: as ``generate``.
+            begun: tokens of pieces told before; the text goes on after them.
 
         Returns:
             pieces of text; a piece is empty while a letter is not yet whole.
@@ -319,9 +390,26 @@ class S3T:
             ExhaustedError, InputError, IntegrityError: as ``predict``; the first two at once.
         """
         model = self._serving.model()
-        draw = Draw(max_new_tokens, temperature, seed)
+        draw = Draw(max_new_tokens, temperature, seed, top_k, top_p)
         (tokens,) = model.prompts([prompt], draw)
-        return model.writer.pieces(tokens, draw, self._serving.answer)
+        model.check_room([[*tokens, *begun]], draw)
+        return model.writer.pieces(tokens, draw, self._serving.answer, begun)
+
+    def pipeline(self, **options: Any) -> Pipeline:
+        """transformers' pipeline of the run's task, over the view in force at each call.
+
+        It answers while this is open. Strings are continued as they stand, chats by the run's
+        template; by default 32 tokens, the likeliest each.
+
+        Args:
+            options: of the pipeline, such as ``batch_size`` or ``top_k``.
+
+        Raises:
+            InputError, IntegrityError: the base cannot be loaded, or is not the run's.
+        """
+        from s3t.pipelines import pipeline_of
+
+        return pipeline_of(self._serving, self.config, self.labels, **options)
 
     def hold(self, view: int) -> AbstractContextManager[bool]:
         """To be held while an answer of ``view`` is sent: deletions wait until it is left.
@@ -341,3 +429,18 @@ class S3T:
             ExhaustedError, IntegrityError: as ``predict``.
         """
         return self._serving.answer(self._serving.model().evaluation)
+
+
+def pipeline(run: str | Path, **options: Any) -> Pipeline:
+    """transformers' pipeline of a run's task; see ``S3T.pipeline``.
+
+    Deletions by other processes take effect at its next call as well.
+
+    Args:
+        run: a run directory.
+        options: of the pipeline.
+
+    Raises:
+        InputError, IntegrityError: as ``S3T.load`` and ``S3T.pipeline``.
+    """
+    return S3T.load(run).pipeline(**options)

@@ -12,7 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NewType
 
-__all__ = ["Digest", "Draw", "NodeKey", "Place", "Sample", "SampleId", "Slot", "Subject", "digest"]
+__all__ = [
+    "Digest",
+    "Draw",
+    "NodeKey",
+    "Place",
+    "Sample",
+    "SampleId",
+    "Share",
+    "Slot",
+    "Subject",
+    "digest",
+]
 
 SampleId = NewType("SampleId", str)
 Subject = NewType("Subject", str)
@@ -44,21 +55,47 @@ class Sample:
         content: digest of the sample's inputs and label.
         tier: risk tier, 0 without ``partition.risk``. It decides the place and nothing else: no
             digest holds it.
+        cluster: number of the public prototype that its row is nearest to; None without
+            ``partition.clusters``. It is the sample's shard, and as little of any digest.
     """
 
     id: SampleId
     subject: Subject | None
     content: Digest
     tier: int = 0
+    cluster: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One of ``size`` equal parts of a batch, ``rank`` from 0; by default the whole of it."""
+
+    rank: int = 0
+    size: int = 1
+
+    def of(self, count: int) -> slice:
+        """Its rows among ``count``, which is a multiple of ``size``."""
+        each = count // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How a completion is drawn: how many tokens, how freely, from which seed."""
+    """How a completion is drawn.
+
+    Attributes:
+        max_new_tokens: at most so many.
+        temperature: 0 takes the likeliest token, above it tokens are drawn.
+        seed: of the draws.
+        top_k: among the likeliest so many alone; 0 for all.
+        top_p: among the likeliest that are that likely together, over 0; 1 for all.
+    """
 
     max_new_tokens: int = 32
     temperature: float = 0.0
     seed: int = 0
+    top_k: int = 0
+    top_p: float = 1.0
 
 
 def digest(value: Json) -> Digest:

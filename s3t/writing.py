@@ -1,13 +1,19 @@
 """Texts continued, token by token, with the mixture of the shards' next-token distributions.
 
-    rows ─► padded to a multiple of 16 ─► ensemble ─► a token each ─► rows, one longer ─► …
+    rows ─► ensemble ─► a token each ─► rows, one longer ─► …
+              └─ keeps keys and values of what it has read, for as long as it lives (``decoding``)
+
+Where nothing can be kept (a base whose layers do not take it, members with prompts of their own)
+each token is computed from the whole text anew; the mixture is the same within rounding.
 
 Invariant: a text that is given as one comes from one view, none of whose nodes had died by its last
-token; one that is given in pieces comes token by token from what lived at each.
+token; one that is given in pieces comes token by token from what lived at each. Nothing here holds
+what an ensemble computed: it goes with the ensemble, or with the text.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,18 +32,21 @@ _HALF = "\ufffd"
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One continued text, without its prompt, and the view."""
+    """One continued text, without its prompt, the view, and what the text is in tokens."""
 
     completion: str
     view: int
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one token adds to a text, and the view that the token is from."""
+    """What one token adds to a text, the view that the token is from, and the token; None if the
+    text ends there."""
 
     text: str
     view: int
+    token: int | None = None
 
 
 class Spoilt(Exception):
@@ -62,7 +71,7 @@ class Writer:
         view: int,
         spoilt: Callable[[], bool],
     ) -> list[Completion]:
-        """Continue token ids, all prompts in step.
+        """Continue token ids, all prompts in step, or as many as an ensemble keeps at once.
 
         Args:
             ensemble: of the view.
@@ -74,27 +83,28 @@ class Writer:
         Raises:
             Spoilt: ``spoilt`` said so.
         """
-        rows = [list(ids) for ids in prompts]
-        open_rows = list(range(len(rows)))
         generator = torch.Generator().manual_seed(draw.seed)
-        for _ in range(draw.max_new_tokens):
-            if not open_rows:
-                break
-            if spoilt():
-                raise Spoilt
-            tokens = self._next(ensemble, [rows[at] for at in open_rows], draw, generator)
-            for at, token in zip(list(open_rows), tokens, strict=True):
-                if self._ends(token):
-                    open_rows.remove(at)
-                else:
-                    rows[at].append(token)
-        return [
-            Completion(self._encoder.decode(row[len(prompt) :]), view)
-            for row, prompt in zip(rows, prompts, strict=True)
-        ]
+        longest = max((len(ids) for ids in prompts), default=0)
+        size = ensemble.rows_at_once(longest + draw.max_new_tokens - 1) or max(1, len(prompts))
+        rows: list[list[int]] = []
+        for start in range(0, len(prompts), size):
+            texts = _Texts(self._encoder, prompts[start : start + size], draw.max_new_tokens)
+            for _ in range(draw.max_new_tokens):
+                if not texts.open:
+                    break
+                if spoilt():
+                    raise Spoilt
+                texts.append(self._next(ensemble, texts, draw, generator), self._closing)
+            rows += texts.rows
+        added = [tuple(row[len(ids) :]) for row, ids in zip(rows, prompts, strict=True)]
+        return [Completion(self._encoder.decode(ids), view, ids) for ids in added]
 
     def pieces(
-        self, prompt: Sequence[int], draw: Draw, answer: Callable[[Step], tuple[int, int]]
+        self,
+        prompt: Sequence[int],
+        draw: Draw,
+        answer: Callable[[Step], tuple[int, int]],
+        begun: Sequence[int] = (),
     ) -> Iterator[Piece]:
         """Continue one text, and give it as it grows.
 
@@ -102,45 +112,115 @@ class Writer:
             prompt: token ids, without the closing one.
             draw: how.
             answer: has a step done on what serves at that moment, anew if that dies meanwhile.
+            begun: tokens after the prompt that were told before.
         """
-        row, told = list(prompt), ""
+        texts = _Texts(self._encoder, [prompt], draw.max_new_tokens, begun)
+        told = self._encoder.decode(begun).rstrip(_HALF)
         generator = torch.Generator().manual_seed(draw.seed)
         for left in reversed(range(draw.max_new_tokens)):
             before = generator.get_state()
 
             def step(ensemble: Ensemble, view: int, before: Tensor = before) -> tuple[int, int]:
                 generator.set_state(before)  # the same draw if it is done anew
-                return self._next(ensemble, [row], draw, generator)[0], view
+                return self._next(ensemble, texts, draw, generator)[0], view
 
             token, view = answer(step)
-            ended = self._ends(token)
-            if not ended:
-                row.append(token)
-            text = self._encoder.decode(row[len(prompt) :])
+            texts.append([token], self._closing)
+            ended = not texts.open
+            text = self._encoder.decode(texts.rows[0][len(prompt) :])
             if left and not ended:
                 text = text.rstrip(_HALF)
-            yield Piece(text[len(told) :], view)
+            yield Piece(text[len(told) :], view, None if ended else token)
             told = text
             if ended:
                 return
 
-    def _ends(self, token: int) -> bool:
-        return bool(token == self._encoder.tokenizer.eos_token_id)
+    @property
+    def _closing(self) -> int | None:
+        closing: int | None = self._encoder.tokenizer.eos_token_id
+        return closing
 
     def _next(
-        self,
-        ensemble: Ensemble,
-        rows: Sequence[Sequence[int]],
-        draw: Draw,
-        generator: torch.Generator,
+        self, ensemble: Ensemble, texts: _Texts, draw: Draw, generator: torch.Generator
     ) -> list[int]:
+        return _pick(texts.logs(ensemble), draw, generator)
+
+
+class _Texts:
+    """Rows of token ids that grow in step, and where each of them begins.
+
+    Whoever continues them, an ensemble keeps what it computed: it is asked for by this object,
+    which holds nothing of it.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        prompts: Sequence[Sequence[int]],
+        most: int,
+        begun: Sequence[int] = (),
+    ) -> None:
+        self._encoder = encoder
+        self.rows = [[*ids, *begun] for ids in prompts]
+        self._prompts = torch.tensor([len(ids) for ids in prompts])
+        self.open = list(range(len(prompts)))
+        self._left, self._fed = most, 0
+        self._last: weakref.ref[Ensemble] | None = None
+
+    def logs(self, ensemble: Ensemble) -> Tensor:
+        """Log probabilities of the next token of each open row, [n, V], of an ensemble."""
+        before = None if self._last is None else self._last()
+        if before is not None and before is not ensemble:
+            before.texts.pop(self, None)  # another's, even while others are at work on it
+        self._last = weakref.ref(ensemble)
+        held = ensemble.texts.get(self)
+        if held is None:
+            return self._begun(ensemble)
+        if held.fed < self._fed:
+            held.feed([self.rows[at][-1] for at in self.open])
+        return held.logs
+
+    def append(self, tokens: Sequence[int], closing: int | None) -> None:
+        """The next token of each open row; a row ends, without it, at the closing one."""
+        stays = [number for number, token in enumerate(tokens) if token != closing]
+        for number in stays:
+            self.rows[self.open[number]].append(tokens[number])
+        ensemble = None if self._last is None else self._last()
+        held = None if ensemble is None else ensemble.texts.get(self)
+        if held is not None and 0 < len(stays) < len(tokens):
+            held.keep(stays)
+        self.open = [self.open[number] for number in stays]
+        self._left, self._fed = self._left - 1, self._fed + 1
+
+    def _begun(self, ensemble: Ensemble) -> Tensor:
+        """The first token from this ensemble: all that is there is read."""
+        rows = [self.rows[at] for at in self.open]
         longest = max(len(row) for row in rows)
         padded = self._encoder.pad(rows, -(-longest // 16) * 16)
-        return _pick(ensemble.next_token(padded), draw, generator)
+        prompts = self._prompts[self.open]
+        held = ensemble.decoding(padded, prompts, self._left - 1)
+        if held is None:
+            return ensemble.next_token(padded, prompts)
+        ensemble.texts[self] = held
+        self._fed = 0
+        return held.logs
 
 
 def _pick(logs: Tensor, draw: Draw, generator: torch.Generator) -> list[int]:
     if draw.temperature == 0:
         return [int(token) for token in logs.argmax(dim=1)]
-    chances = (logs.float() / draw.temperature).softmax(dim=1)
+    chances = _cut((logs.float() / draw.temperature).softmax(dim=1), draw)
     return [int(t) for t in torch.multinomial(chances, 1, generator=generator).squeeze(1)]
+
+
+def _cut(chances: Tensor, draw: Draw) -> Tensor:
+    """Chances [n, V] without those of the tokens that are not to be drawn."""
+    if draw.top_k:
+        kept = chances.topk(min(draw.top_k, chances.shape[1]), dim=1).values
+        chances = chances * (chances >= kept[:, -1:])
+    if draw.top_p < 1:
+        ranked, order = chances.sort(dim=1, descending=True)
+        before = ranked.cumsum(dim=1) - ranked
+        out = before >= draw.top_p * ranked.sum(dim=1, keepdim=True)
+        chances = chances.masked_fill(out.scatter(1, order, out), 0.0)
+    return chances

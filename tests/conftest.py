@@ -184,6 +184,25 @@ def small_run(small_training: Path, tmp_path: Path) -> RunDir:
     return RunDir(shutil.copytree(small_training, tmp_path / "run"))
 
 
+@pytest.fixture(scope="session")
+def language_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama's run on texts of persons (``tests/language_run.py``)."""
+    from s3t.training.walk import train
+    from tests.language_run import language_config
+
+    config = language_config(tmp_path_factory.mktemp("language"))
+    train(config)
+    return config.run_dir
+
+
+@pytest.fixture
+def language_run(language_training: Path, tmp_path: Path) -> RunDir:
+    """A copy of the tiny Llama's run; its data lie where they lay."""
+    from s3t.run import RunDir
+
+    return RunDir(shutil.copytree(language_training, tmp_path / "language"))
+
+
 @pytest.fixture
 def digits_run(
     digits_training: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path

@@ -54,7 +54,9 @@ def test_it_can_be_planned(
     base = Path(config.model.base)
     if config.model.base.startswith((".", "/")) and not base.exists():
         pytest.skip(f"its base is not here: {base}")
-    monkeypatch.setattr(sys, "argv", ["s3t", "plan", str(path), "--json"])
+    clusters = config.partition.clusters is not None and config.model.adapt is not None
+    short = ["model.adapt.steps=20"] if clusters else []  # they are of the adapted base
+    monkeypatch.setattr(sys, "argv", ["s3t", "plan", str(path), *short, "--json"])
     assert cli.main() == 0
     plan = json.loads(capfd.readouterr().out)
     assert (plan["shards"], plan["slices"]) == (config.partition.shards, config.partition.slices)

@@ -27,6 +27,7 @@ PUBLIC = [
     "UnknownSampleError",
     "__version__",
     "load_config",
+    "pipeline",
 ]
 HEAVY = ["torch", "transformers", "peft", "accelerate", "datasets", "pydantic", "numpy"]
 

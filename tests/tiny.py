@@ -74,6 +74,10 @@ DECODERS: dict[str, Callable[[int], Any]] = {
     "llama": lambda n: hf.LlamaConfig(**_shape(n), **_TEXT),
     "qwen2": lambda n: hf.Qwen2Config(num_key_value_heads=2, **_shape(n), **_TEXT),
     "mistral": lambda n: hf.MistralConfig(num_key_value_heads=2, **_shape(n), **_TEXT),
+    "qwen3": lambda n: hf.Qwen3Config(num_key_value_heads=2, head_dim=8, **_shape(n), **_TEXT),
+    "gemma": lambda n: hf.GemmaConfig(num_key_value_heads=2, head_dim=8, **_shape(n), **_TEXT),
+    "phi": lambda n: hf.PhiConfig(**_shape(n), **_TEXT),
+    "phi3": lambda n: hf.Phi3Config(num_key_value_heads=2, **_shape(n), **_TEXT),
     "gpt_neox": lambda n: hf.GPTNeoXConfig(**_shape(n), **_TEXT),
     "opt": lambda n: hf.OPTConfig(
         hidden_size=32,

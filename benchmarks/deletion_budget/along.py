@@ -114,7 +114,7 @@ class Scorer:
         return value if self._labels is not None else -float(torch.tensor(value).log())
 
     def _evaluated(self, served: Served) -> float:
-        ensemble = self._answering.ensemble(served, self._plan)
+        ensemble = self._answering.ensemble(served, self.plan)
         assert ensemble is not None
         return self._answering.evaluation(ensemble, 0).value
 
@@ -130,14 +130,15 @@ class Scorer:
             for node in nodes
         ]
         weights = torch.tensor(seen, dtype=torch.float32) / sum(seen)
-        logs = torch.stack([self._probabilities(node).log() for node in nodes])
+        logs = torch.stack([self.probabilities(node).log() for node in nodes])
         mixed = aggregate(logs, weights, self.config.aggregation.method)
         assert self._labels is not None
         return int((mixed.argmax(dim=1) == self._labels).sum()) / len(mixed)
 
-    def _probabilities(self, node: Node) -> Tensor:
+    def probabilities(self, node: Node) -> Tensor:
+        """What a classifier's node answers alone, [n, C]."""
         if node.key not in self._known:
-            ensemble = self._answering.ensemble([node], self._plan)
+            ensemble = self._answering.ensemble([node], self.plan)
             assert ensemble is not None
             self._known[node.key] = ensemble.probabilities(self._rows)
         return self._known[node.key]

@@ -16,6 +16,7 @@ from typing import Any
 
 from s3t.audit.case import Case
 from s3t.audit.claims import Audit, Findings, judged
+from s3t.audit.likeness import judge_clusters
 from s3t.audit.lineage import judge_lineage, judge_places
 from s3t.audit.log import judge_ledger
 from s3t.audit.receipts import judge_receipts
@@ -43,7 +44,8 @@ def audit(
 
     Args:
         run: its directory.
-        retrain: train so many living nodes again, drawn at random; the public head too.
+        retrain: train so many living nodes again, drawn at random; the public head too, and
+            reckon clusters again.
         from_scratch: train the whole run again without the deleted samples.
         public_key: PEM file; every entry of the log since the first that is signed has to be
             signed by it. Several, the oldest first, where the key was changed: none may sign
@@ -92,6 +94,9 @@ def _judge(
     def places(found: Findings) -> None:
         with found.part():
             judge_places(case, found)
+        if retrain is not None or from_scratch:
+            with found.part():
+                judge_clusters(case, found)
         found.tried = from_scratch
         if from_scratch:
             train_from_scratch(case, found)

@@ -4,6 +4,7 @@
     argmax       ✗  ✓  ✗  ✓  ✓  ✓  ✓     one pass, each place given the true tokens before it
 
     verbatim, prompt 4, answer 3   t4 t5 t6 all ✓: extracted
+    the same of an answer from t3  the last 4 of 5: 4/5
     extraction strength            the last 4 of 7 follow from what is before them: 4/7
 
 Greedy decoding reproduces a stretch of tokens if and only if each of them is the argmax given the
@@ -114,7 +115,7 @@ def rate(hits: Sequence[bool], *, confidence: float = 0.95) -> Rate:
     return Rate(count, trials, count / trials, low, high)
 
 
-def verbatim(logits: Logits, rows: Rows, prompt: int, answer: int) -> list[bool]:
+def verbatim(logits: Logits, rows: Rows, prompt: int | Sequence[int], answer: int) -> list[bool]:
     """Whether the first ``prompt`` tokens of each row draw the next ``answer`` ones out, exactly.
 
     TinyMem's measure (Sakarvadia et al. 2025, arXiv 2410.02159): greedy decoding, all tokens must
@@ -123,7 +124,7 @@ def verbatim(logits: Logits, rows: Rows, prompt: int, answer: int) -> list[bool]
     Args:
         logits: of the model.
         rows: [n], each of at least ``prompt + answer`` tokens.
-        prompt, answer: numbers of tokens, from 1.
+        prompt, answer: numbers of tokens, from 1; the prompt's may be one of each row.
 
     Returns:
         [n].
@@ -132,14 +133,18 @@ def verbatim(logits: Logits, rows: Rows, prompt: int, answer: int) -> list[bool]
         InputError: a row is too short, or a number is below 1; the model's logits have another
             shape or are no numbers.
     """
-    if prompt < 1 or answer < 1:
+    starts = [prompt] * len(rows) if isinstance(prompt, int) else list(prompt)
+    if min(starts, default=1) < 1 or answer < 1:
         raise InputError(f"prompt {prompt}, answer {answer}: use at least 1 token of each")
-    _refuse_shorter(rows, prompt + answer, f"prompt {prompt} + answer {answer}")
-    matches = _matches(logits, [row[: prompt + answer] for row in rows])
-    return [all(row[prompt - 1 :]) for row in matches]
+    least = [start + answer for start in starts]
+    _refuse_shorter(rows, least, f"prompt {prompt} + answer {answer}")
+    matches = _matches(logits, [row[:stop] for row, stop in zip(rows, least, strict=True)])
+    return [all(row[start - 1 :]) for row, start in zip(matches, starts, strict=True)]
 
 
-def extraction_strength(logits: Logits, rows: Rows) -> list[float]:
+def extraction_strength(
+    logits: Logits, rows: Rows, starts: Sequence[int] | None = None
+) -> list[float]:
     """How little of each row must be given until greedy decoding reproduces the rest.
 
     1 − (k − 1) / (t − 1) for a row of t tokens of which the first k draw all others out, k as small
@@ -148,9 +153,13 @@ def extraction_strength(logits: Logits, rows: Rows) -> list[float]:
     open-unlearning, which never falls to 0: there a row whose last token is missed counts as one
     whose last token is found.
 
+    Where the first s tokens are a prompt, which is given in any case, those after it count alone:
+    1 if the prompt draws all of them out.
+
     Args:
         logits: of the model.
         rows: [n], each of at least 2 tokens.
+        starts: [n], s of each row, from 1 to its tokens − 1; default: 1.
 
     Returns:
         [n], from 0 to 1.
@@ -158,8 +167,11 @@ def extraction_strength(logits: Logits, rows: Rows) -> list[float]:
     Raises:
         InputError: as ``verbatim``.
     """
-    _refuse_shorter(rows, 2, "one to give and one to extract")
-    return [_matches_at_end(row) / len(row) for row in _matches(logits, rows)]
+    starts = [1] * len(rows) if starts is None else starts
+    least = [start + 1 for start in starts]
+    _refuse_shorter(rows, least, "one to give and one to extract")
+    asked = [m[s - 1 :] for m, s in zip(_matches(logits, rows), starts, strict=True)]
+    return [_matches_at_end(row) / len(row) for row in asked]
 
 
 def token_statistics(logits: Logits, rows: Rows) -> list[TokenStatistics]:
@@ -174,7 +186,7 @@ def token_statistics(logits: Logits, rows: Rows) -> list[TokenStatistics]:
     Raises:
         InputError: as ``verbatim``.
     """
-    _refuse_shorter(rows, 2, "one to give and one to forecast")
+    _refuse_shorter(rows, [2] * len(rows), "one to give and one to forecast")
     return _measured(logits, rows, _statistics)
 
 
@@ -272,11 +284,17 @@ def _passes(rows: Rows) -> Iterator[list[int]]:
             yield numbers[start : start + together]
 
 
-def _refuse_shorter(rows: Rows, least: int, why: str) -> None:
-    short = [f"row {number}: {len(row)}" for number, row in enumerate(rows) if len(row) < least]
+def _refuse_shorter(rows: Rows, least: Sequence[int], why: str) -> None:
+    """Refuse rows of fewer tokens than ``least`` says of each."""
+    short = [
+        f"row {number}: {len(row)}"
+        for number, (row, count) in enumerate(zip(rows, least, strict=True))
+        if len(row) < count
+    ]
     if short:
+        several = "the" if len({*least}) > 1 else str(least[0])
         raise InputError(
-            f"{len(short)} of {len(rows)} rows have fewer than {least} tokens ({why}): "
+            f"{len(short)} of {len(rows)} rows have fewer than {several} tokens ({why}): "
             f"{named(short)}: leave them out"
         )
 

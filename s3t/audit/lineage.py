@@ -1,7 +1,7 @@
 """Claims E1 and E3: what nodes have seen, and that nobody's place depends on another.
 
     rows of samples left ──► digest of each slice ──► plan ──► key of each node ◄── its metadata
-    subject or content ──keyed hash──► place
+    subject or content ──keyed hash──► place; its slice alone where shards are clusters
 
 Invariant: a node counts as clean because the digests in its own file are those of the samples that
 are left, reckoned from their rows; the tables of hits and the schedule are not asked.
@@ -44,6 +44,9 @@ def judge_places(case: Case, found: Findings) -> None:
             "restore them"
         )
     there = sum(slot.samples for slot in books.reckoned.values()) - books.purged
+    if shape.clusters is not None:
+        found.checked(f"slices of {there} samples reckoned from each alone")
+        return
     found.checked(
         f"places of {there} samples in {shape.shards} × {shape.slices} slices reckoned from each "
         "alone"

@@ -152,7 +152,10 @@ class _Pass:
                 self._people_left[slot].add(subject)
 
     def _place(self, row: Any, slot: Slot) -> None:
-        """Whether a place follows from subject or content, and the tier that owns the slice."""
+        """Whether a place follows from subject or content, and the tier that owns the slice.
+
+        Of a cluster the rows of the ledger say nothing (``likeness``): then the slice does.
+        """
         shape = self.shape
         if shape is None:
             return
@@ -162,7 +165,8 @@ class _Pass:
             if row.slice < end:
                 break
         subject = None if row.subject is None else Subject(row.subject)
-        sample = Sample(SampleId(row.sample_id), subject, Digest(row.content), tier)
+        cluster = None if shape.clusters is None else int(row.shard)
+        sample = Sample(SampleId(row.sample_id), subject, Digest(row.content), tier, cluster)
         found = places.place(sample, shape.shards, shape.slices, shape.salt, self._tiers)
         if (found.shard, found.slice) != slot:
             self.books.misplaced.append(sample.id)

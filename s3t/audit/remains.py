@@ -17,17 +17,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from s3t.audit.books import Books, LogEntry
+from s3t.audit.books import Books
 from s3t.audit.case import Case
 from s3t.audit.claims import Findings
+from s3t.audit.exported import judge_exports
+from s3t.audit.fate import PURGE, Fate
 from s3t.errors import DamagedNodeError, IntegrityError
 from s3t.plan import Plan
 from s3t.store import MissingKeyError, open_ring
-from s3t.types import NodeKey
 
 __all__ = ["judge_remains"]
 
-_PURGE = "run s3t purge RUN"
 _KNOWN = {
     "config.yaml",
     "plan.json",
@@ -36,11 +36,13 @@ _KNOWN = {
     "ledger.db-shm",
     "base",
     "base_head.safetensors",
+    "prototypes.safetensors",
     "nodes",
     "trunk",
     "tracking",
     "reports",
     "tokens.json",
+    "exports.json",
     "jobs",
     ".work",
     ".training.lock",
@@ -55,6 +57,8 @@ def judge_remains(case: Case, found: Findings) -> None:
     with found.part():
         _copies(case, found)
     with found.part():
+        judge_exports(case, found)
+    with found.part():
         _data_keys(case, found)
     with found.part():
         _rows(case.books, found)
@@ -66,61 +70,15 @@ def _nodes(case: Case, found: Findings) -> None:
     """No file of a node that neither plan needs."""
     files = case.files
     needed = {node.key for node in case.living} | case.wanted()
-    fate = _Fate(case)
+    fate = Fate(case)
     for key in sorted((files.there | files.copies) - needed):
         what = "the copy of node" if key not in files.there else "node"
         broken, why = fate.of(key)
         if broken and key not in files.there and case.elsewhere:
-            found.pending(f"{what} {key} is of before another machine purged it: {_PURGE}")
+            found.pending(f"{what} {key} is of before another machine purged it: {PURGE}")
             continue
         (found.broken if broken else found.pending)(f"{what} {key} {why}")
     found.checked(f"{len(files.there)} node files, {len(needed)} nodes needed")
-
-
-class _Fate:
-    """Why a node is not needed, and whether it should have gone."""
-
-    def __init__(self, case: Case) -> None:
-        self._books, self._plan, self._dead = case.books, case.plan, case.dead_slots
-        self._purges = list(case.books.of_kind("purge"))
-        self._last = self._purges[-1] if self._purges else None
-
-    def of(self, key: NodeKey) -> tuple[bool, str]:
-        """Whether a node that is not needed is wrong to be there, and a sentence."""
-        purged = [entry for entry in self._purges if key in entry.body["nodes"]]
-        if purged:
-            return True, (
-                f"came back after the purge of view {purged[-1].body['view']} (entry "
-                f"{purged[-1].number} of the log) took it away: find out who put it there, and "
-                f"{_PURGE}"
-            )
-        died = _death(self._plan, key, self._dead)
-        if died is not None:
-            return self._since(died, f"died at view {died}")
-        if key in self._books.nodes:
-            plan = self._books.plan
-            replaced = 0 if plan is None else plan.in_force or 0
-            return self._since(replaced, f"is of no plan since view {replaced}")
-        return True, (
-            "is of no plan, and no trainer told of it: find out who put it there, and move it away"
-        )
-
-    def _since(self, view: int, why: str) -> tuple[bool, str]:
-        last: LogEntry | None = self._last
-        if last is not None and int(last.body["view"]) >= view:
-            return True, (
-                f"{why}, and is there after the purge of view {last.body['view']} (entry "
-                f"{last.number} of the log): it came back, or was put there since; {_PURGE}"
-            )
-        return False, f"{why} and awaits a purge: {_PURGE}"
-
-
-def _death(plan: Plan, key: NodeKey, dead: dict[tuple[int, int], int]) -> int | None:
-    """View that killed a node of the plan."""
-    if key not in plan.forest:
-        return None
-    node = plan.forest[key]
-    return min(dead[node.shard, c] for c in node.prefix if (node.shard, c) in dead)
 
 
 def _copies(case: Case, found: Findings) -> None:
@@ -155,7 +113,7 @@ def _data_keys(case: Case, found: Findings) -> None:
             ring.get(key)
             found.broken(
                 f"key ring {kept.keys} still gives the data key of node {key}, which was purged: "
-                f"an old ring was put back; {_PURGE} again"
+                f"an old ring was put back; {PURGE} again"
             )
     found.checked(f"{len(gone)} data keys of purged nodes destroyed")
 
@@ -171,10 +129,10 @@ def _rows(books: Books, found: Findings) -> None:
             name = f"{rows} rows of samples of shard {shard} slice {part} deleted at view {view}"
             if view <= last:
                 found.broken(
-                    f"{name} are in the ledger after the purge of view {last}: {_PURGE} again"
+                    f"{name} are in the ledger after the purge of view {last}: {PURGE} again"
                 )
             else:
-                found.pending(f"{name} await a purge: {_PURGE}")
+                found.pending(f"{name} await a purge: {PURGE}")
     found.checked(f"{books.purged} samples are hashes, {count} deleted ones are rows")
 
 
@@ -187,10 +145,10 @@ def _leftovers(case: Case, found: Findings) -> None:
             count = sum(1 for path in run.trunk_path.rglob("hidden") if path.is_file())
             found.pending(
                 f"{run.trunk_path} holds {count} files of hidden states of private rows, and "
-                f"nobody trains: a killed training left it; {_PURGE}"
+                f"nobody trains: a killed training left it; {PURGE}"
             )
         for path in _half_written(run.root, store.root):
-            found.pending(f"{path} is half-written, by a process that was killed: {_PURGE}")
+            found.pending(f"{path} is half-written, by a process that was killed: {PURGE}")
     for path, why in _jobs(run.root / "jobs"):
         found.pending(f"{path} {why}: s3t serve RUN does it and removes the file")
     plans = run.plans.others()

@@ -34,6 +34,7 @@ from s3t.schedule import Schedule
 from s3t.store import write_durably
 from s3t.store.content import tensors_of
 from s3t.training.adapt import public_head
+from s3t.training.clustering import prototypes_of
 from s3t.training.walk import Report, train
 from s3t.types import NodeKey, Slot
 
@@ -113,7 +114,7 @@ def reference(case: Case, suspects: Suspects) -> Ensemble | None:
             head = public_head(case.config, base, suspects.adapt, suspects.classes)
         else:
             return None
-    return _ensemble(case.config, base, [Member(0, base.depth, head, 1)])
+    return _ensemble(case, base, [Member(0, base.depth, head, 1)])
 
 
 def _trained(case: Case, config: Config, gone: Gone | None) -> Trained:
@@ -179,7 +180,7 @@ def _serving(case: Case, run: RunDir, plan: Plan, hits: Collection[Slot]) -> Ens
     if not members and config.aggregation.on_exhausted == "base":
         head = read_public_head(case.run.head_path, plan.base) if plan.recipe["labels"] else {}
         members = [Member(0, base.depth, head, 1)]
-    return _ensemble(config, base, members) if members else None
+    return _ensemble(case, base, members) if members else None
 
 
 def _member(run: RunDir, plan: Plan, node: Node, config: Config) -> Member:
@@ -194,6 +195,9 @@ def _member(run: RunDir, plan: Plan, node: Node, config: Config) -> Member:
     return Member(node.shard, plan.recipe["blocks"][node.stage - 1][0], tensors, seen)
 
 
-def _ensemble(config: Config, base: Base, members: list[Member]) -> Ensemble:
-    lora, how = config.lora, config.aggregation
-    return Ensemble(base, members, lora.alpha / lora.rank, how.method, how.weights)
+def _ensemble(case: Case, base: Base, members: list[Member]) -> Ensemble:
+    """An ensemble as the run's config has it; its prototypes are those of any run on its base."""
+    lora, how = case.config.lora, case.config.aggregation
+    places = prototypes_of(case.run, case.config, base)
+    scale = lora.alpha / lora.rank
+    return Ensemble(base, members, scale, how.method, how.weights, None, places)

@@ -1,6 +1,6 @@
 """Claim E5: what shapes nodes comes from config and public data, and no file names a sample.
 
-    config, public data, base ──► labels, recipe, sequences, public head ──compared──► the plan
+    config, public data, base ──► labels, recipe, sequences, public head, prototypes ──► the plan?
     trackers, reports         ──► words ──► is one of them the id of a sample?
 
 Invariant: private data is not read.
@@ -14,6 +14,7 @@ from typing import Any
 
 from s3t.audit.case import Case, LoadedBase
 from s3t.audit.claims import Findings
+from s3t.audit.likeness import judge_prototypes
 from s3t.config import Config
 from s3t.plan import Plan, Sequences
 from s3t.types import Digest, digest
@@ -34,7 +35,7 @@ def judge_sources(case: Case, found: Findings, head_too: bool) -> None:
     Args:
         case: the run.
         found: where to report.
-        head_too: train the public head again.
+        head_too: train the public head again, and make prototypes again.
     """
     with found.part():
         _recipe(case, found, head_too)
@@ -53,25 +54,28 @@ def _recipe(case: Case, found: Findings, head_too: bool) -> None:
     labels = label_names(config)
     head = _public_head(case, config, loaded, head_too, found)
     device = torch.device(plan.recipe["environment"]["device"])
-    now = recipe_of(config, loaded.base, loaded.encoder, labels, device, head)
+    own = judge_prototypes(case, found, head_too)
+    places = None if own is None else own.digest
+    now = recipe_of(config, loaded.base, loaded.encoder, labels, device, head, places)
     for key in sorted({*now, *plan.recipe} - _OF_THE_MACHINE):
         if digest(now.get(key)) != digest(plan.recipe.get(key)):
             found.broken(
                 f"{key} is {_brief(now.get(key))} by config.yaml, public data and base, and "
                 f"{_brief(plan.recipe.get(key))} in the plan: one of them was changed; restore it"
             )
-    listed = sequences_of(config, loaded.base, len(labels))
-    for problem in _shape(config, plan, listed):
+    shards = config.partition.shards if own is None else len(own)
+    listed = sequences_of(config, loaded.base, len(labels), shards)
+    for problem in _shape(config, plan, listed, shards):
         found.broken(f"{problem}: config.yaml or the plan was changed; restore it")
     found.checked(f"{len(labels)} labels, recipe, {len(listed)} sequences are those of the plan")
 
 
-def _shape(config: Config, plan: Plan, listed: Sequences) -> Iterator[str]:
-    shape = config.partition
-    if (shape.shards, shape.slices) != (plan.shards, plan.slices):
+def _shape(config: Config, plan: Plan, listed: Sequences, shards: int) -> Iterator[str]:
+    slices = config.partition.slices
+    if (shards, slices) != (plan.shards, plan.slices):
         yield (
-            f"the config has {shape.shards} shards of {shape.slices} slices, the plan "
-            f"{plan.shards} of {plan.slices}"
+            f"the config has {shards} shards of {slices} slices, the plan {plan.shards} of "
+            f"{plan.slices}"
         )
         return
     for shard, there in enumerate(plan.sequences):

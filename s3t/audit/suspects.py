@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from s3t.audit.case import Case
-from s3t.data import Data, load_all
+from s3t.data import Data, PrivateData, load_all
 from s3t.data.rows import LabelledRows
 from s3t.errors import InputError
 from s3t.ledger import Gone
+from s3t.training.clustering import clustered, prototypes_of
 from s3t.training.material import LabelledSet
 from s3t.training.preparation import encode_rows, placed
 from s3t.types import Sample
@@ -128,7 +129,7 @@ class _Rows:
         self.members = [at for at in deleted if contents[at] not in taught and at in able]
         self.absent, self.known = len(gone) - len(deleted), len(deleted) - len(self.members)
         seen = public | {*contents}
-        near = _neighbours(case, samples, {*deleted})
+        near = _neighbours(case, data.private, {*deleted})
         self.neighbours = [at for at in near if at in able]
         able, tests = _askable(self.test), enumerate(_contents(self.test))
         self.strangers = [at for at, one in tests if one not in seen and at in able]
@@ -137,11 +138,14 @@ class _Rows:
         return encode_rows(self._case.loaded.encoder, rows)
 
 
-def _neighbours(case: Case, samples: Sequence[Sample], deleted: set[int]) -> list[int]:
+def _neighbours(case: Case, private: PrivateData, deleted: set[int]) -> list[int]:
     """Numbers of the samples left that share a slice with a deleted one."""
+    config, loaded = case.config, case.loaded
+    prototypes = prototypes_of(case.run, config, loaded.base)
+    samples = clustered(private, prototypes, loaded.base, loaded.encoder, {}).samples
     number = {sample.id: at for at, sample in enumerate(samples)}
     found = []
-    for shard in placed(case.config, samples).members:
+    for shard in placed(config, samples, case.plan.shards).members:
         for part in shard:
             held = [number[sample.id] for sample in part]
             if not deleted.isdisjoint(held):
@@ -151,10 +155,9 @@ def _neighbours(case: Case, samples: Sequence[Sample], deleted: set[int]) -> lis
 
 def _askable(found: LabelledSet) -> set[int]:
     """Rows about which a model says anything: not a text of one token."""
-    mask = found.rows.mask
-    if mask is None or found.labels is not None:
+    if found.rows.mask is None or found.labels is not None:
         return {*range(len(found))}
-    return {*(mask.sum(dim=1) > 1).nonzero().flatten().tolist()}
+    return {*found.rows.scored[:, 1:].any(dim=1).nonzero().flatten().tolist()}
 
 
 def _contents(found: LabelledSet) -> Iterator[bytes]:

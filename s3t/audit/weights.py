@@ -3,6 +3,7 @@
     tensors ──► digest ◄── metadata ◄── what the trainer told the ledger
        ├── head.*                     each node its own
        └── layers.007.….lora_A        7 lies in the block of the node's stage
+        or prompt.002                 2 is the node's stage
 
 Invariant: names are taken apart, and layers compared as integers.
 """
@@ -23,6 +24,7 @@ from s3t.types import Digest, NodeKey
 __all__ = ["judge_blocks", "judge_heads", "judge_weights"]
 
 _ADAPTER = re.compile(r"layers\.(\d+)\.(.+)\.lora_([AB])")
+_PROMPT = re.compile(r"prompt\.(\d+)")
 _ANEW = "remove the file, and run s3t train CONFIG again"
 
 
@@ -97,7 +99,7 @@ def judge_blocks(case: Case, found: Findings) -> None:
             )
         else:
             found.checked(f"{len(base.state)} frozen tensors are those of the plan's base")
-        rank = plan.recipe["lora"]["rank"]
+        rank = plan.recipe.get("lora", {}).get("rank")
         shapes = {t.a: (rank, t.inputs) for t in base.targets}
         shapes |= {t.b: (t.outputs, rank) for t in base.targets}
     wrong, count = [], 0
@@ -109,10 +111,45 @@ def judge_blocks(case: Case, found: Findings) -> None:
                 f"node {node.key} {what}: {_ANEW}" for what in _odd(node, facts, plan, shapes)
             ]
     found.each(wrong, "nodes")
-    found.checked(f"adapters of {count} living nodes lie in their blocks and are not as they began")
+    found.checked(
+        f"prompts of {count} living nodes are those of their stage alone; they adapt no layer"
+        if "prompt" in plan.recipe
+        else f"adapters of {count} living nodes lie in their blocks and are not as they began"
+    )
 
 
 def _odd(
+    node: Node, facts: NodeFacts, plan: Plan, shapes: Mapping[str, tuple[int, ...]] | None
+) -> Iterator[str]:
+    """What of a node's tensors is not as its stage trains them."""
+    if "prompt" in plan.recipe:
+        yield from _odd_prompts(node, facts, plan)
+    else:
+        yield from _odd_adapters(node, facts, plan, shapes)
+    for name in facts.odd:
+        yield f"has {name!r} with values that are no finite float32"
+
+
+def _odd_prompts(node: Node, facts: NodeFacts, plan: Plan) -> Iterator[str]:
+    tokens, there = plan.recipe["prompt"]["tokens"], False
+    for name, shape in facts.shapes.items():
+        if name.startswith(HEAD):
+            continue
+        parts = _PROMPT.fullmatch(name)
+        if parts is None or int(parts[1]) != node.stage:
+            yield f"has the tensor {name!r}, which is no prompt of its stage {node.stage}"
+            continue
+        there = True
+        if len(shape) != 2 or shape[0] != tokens:
+            yield f"has {name!r} of shape {list(shape)}, where the recipe has {tokens} tokens"
+    if not there:
+        yield f"lacks the prompts of its stage {node.stage}"
+    for name in facts.zero:
+        if _PROMPT.fullmatch(name):
+            yield f"has {name!r} at zero, which no training ends with"
+
+
+def _odd_adapters(
     node: Node, facts: NodeFacts, plan: Plan, shapes: Mapping[str, tuple[int, ...]] | None
 ) -> Iterator[str]:
     lo, hi = plan.recipe["blocks"][node.stage - 1]
@@ -137,8 +174,6 @@ def _odd(
     for name in facts.zero:
         if name.endswith("lora_B"):
             yield f"has {name!r} at zero, where training begins: it was never trained"
-    for name in facts.odd:
-        yield f"has {name!r} with values that are no finite float32"
 
 
 def _hidden(case: Case) -> int | None:

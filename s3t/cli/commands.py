@@ -132,7 +132,7 @@ def plan(
 
     resolved = load_config(config, overrides or [])
     with quiet():
-        from s3t.training.draft import preview
+        from s3t.training.preview import preview
 
         summary = preview(resolved, horizon)
     if as_json:
@@ -291,7 +291,7 @@ def predict(
             completions = service.generate(
                 rows, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
             )
-            answers = [asdict(completion) for completion in completions]
+            answers = [{"completion": one.completion, "view": one.view} for one in completions]
         else:
             answers = [asdict(prediction) for prediction in service.predict(rows)]
     name = config.data.columns.id or "id"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -23,4 +24,13 @@ def launch(arguments: list[str], options: list[str]) -> int:
         process = subprocess.Popen(command, env={**os.environ, **environment})
         signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
         code = process.wait()
-        return int(told.read_text()) if code and told.exists() else code
+        if code and told.exists():
+            return int(told.read_text())
+    if code > 0:
+        print(
+            f"s3t: accelerate launch ended with exit code {code}, and no process has said why: one "
+            "was killed, maybe since memory ran out, or what stands above says it. Finished nodes "
+            "are kept, run the same command again to go on",
+            file=sys.stderr,
+        )
+    return code

@@ -139,6 +139,11 @@ def forecast_lines(found: dict[str, Any]) -> Iterator[str]:
             f"note: {found['first_slices_missing']} first slices are not trained, or damaged, and "
             "count as dead"
         )
+    if found.get("in_each_shard"):
+        yield (
+            "note: a person with rows in several shards counts in each, and one request deletes "
+            "from all of them: fewer requests than told may be enough"
+        )
     if found["exhausted"]:
         return
     seen, trials = found["observed"], found["trials"]

@@ -61,6 +61,11 @@ class Config(Section):
             return len(self.sequences.explicit)
         return self.sequences.budget or self.partition.slices
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Prompt tokens of a row after the last stage, 0 where layers are adapted."""
+        return self.prompt.tokens * self.partition.slices if self.stage.adapter == "prompt" else 0
+
     def problems(self, spoilt: Collection[str] = ()) -> list[str]:
         """What is impossible across sections, one sentence each.
 
@@ -72,12 +77,20 @@ class Config(Section):
             found += self._sequence_problems()
         if not {"data", "partition"} & {*spoilt}:
             found += self._risk_problems()
+        if not {"data", "partition", "aggregation"} & {*spoilt}:
+            found += self._cluster_problems()
         if not {"task", "data", "model", "aggregation"} & {*spoilt}:
             found += self._task_problems()
+        if not {"task", "data", "stage"} & {*spoilt}:
+            found += self._text_problems()
         if not {"lora", "training"} & {*spoilt}:
             found += self._training_problems()
+        if not {"stage", "training", "model"} & {*spoilt}:
+            found += self._together_problems()
         if not {"store", "training"} & {*spoilt}:
             found += self._sealing_problems()
+        if not {"stage", "prompt", "aggregation"} & {*spoilt}:
+            found += self._prompt_problems()
         return found
 
     def _risk_problems(self) -> list[str]:
@@ -88,6 +101,20 @@ class Config(Section):
             "partition.risk.quantiles needs data.public.adapt, of whose rows they are: "
             "name that source, or give partition.risk.thresholds"
         ]
+
+    def _cluster_problems(self) -> list[str]:
+        clusters, found = self.partition.clusters, []
+        if clusters is not None and self.data.public.adapt is None:
+            found.append(
+                "partition.clusters needs data.public.adapt, of whose rows the prototypes are "
+                "made: name that source, or leave clusters out"
+            )
+        if clusters is None and self.aggregation.method == "route":
+            found.append(
+                "aggregation.method 'route' asks the shard whose prototype is nearest to the "
+                "input: give partition.clusters, or another method"
+            )
+        return found
 
     def _sequence_problems(self) -> list[str]:
         found, slices = [], self.partition.slices
@@ -127,6 +154,22 @@ class Config(Section):
             found.append("sequences.explicit holds the same sequence twice")
         return found
 
+    def _text_problems(self) -> list[str]:
+        found = []
+        if self.data.columns.instructs and self.task != "causal-lm":
+            found.append(
+                f"data.columns.prompt, .completion and .messages do not fit task {self.task!r}: "
+                "they are of causal-lm"
+            )
+        if self.data.columns.text_pair is not None and self.task != "text-classification":
+            found.append(
+                f"data.columns.text_pair does not fit task {self.task!r}: it is of "
+                "text-classification"
+            )
+        if self.stage.group_by_length and self.task == "image-classification":
+            found.append("stage.group_by_length does not fit images, which are of one size")
+        return found
+
     def _training_problems(self) -> list[str]:
         if not self.training.gradient_checkpointing or not self.lora.dropout:
             return []
@@ -134,6 +177,49 @@ class Config(Section):
             f"training.gradient_checkpointing does not fit lora.dropout {self.lora.dropout}, which "
             "would be drawn anew when a layer is run again: set one of them to false or 0"
         ]
+
+    def _prompt_problems(self) -> list[str]:
+        if self.stage.adapter != "prompt":
+            if self.prompt == PromptConfig():
+                return []
+            return ["prompt is given, and nothing is prompted: set stage.adapter=prompt"]
+        found = []
+        if self.stage.isolation == "snapshot":
+            found.append(
+                "stage.adapter=prompt does not fit stage.isolation=snapshot: each stage trains "
+                "prompts of its own, and those before them stand still"
+            )
+        if self.aggregation.method == "mean-adapters":
+            found.append(
+                "aggregation.method 'mean-adapters' does not fit stage.adapter=prompt: prompts of "
+                "shards have no common order, so their mean is none; use another method"
+            )
+        return found
+
+    def _together_problems(self) -> list[str]:
+        """What several processes of a node cannot do, and what a quantized base cannot."""
+        found, stage, model = [], self.stage, self.model
+        if stage.processes > 1 and self.training.workers not in ("auto", 1):
+            found.append(
+                f"training.workers {self.training.workers} does not fit stage.processes "
+                f"{stage.processes}, which are started by accelerate: leave workers out"
+            )
+        if stage.processes > 1 and self.training.trunk_cache == "disk":
+            found.append(
+                "training.trunk_cache=disk does not fit stage.processes, of which each keeps its "
+                "own: use auto, memory or off"
+            )
+        if model.quantization and stage.parallel == "fsdp":
+            found.append(
+                "model.quantization does not fit stage.parallel=fsdp, which divides plain weights: "
+                "use ddp, or leave quantization out"
+            )
+        if model.quantization and (model.adapt or model.base.startswith("make:")):
+            found.append(
+                "model.quantization is of a base that is loaded as it is: train the base without "
+                "it first, and name its folder (RUN/base) as model.base"
+            )
+        return found
 
     def _sealing_problems(self) -> list[str]:
         """What would leave beside sealed nodes what they are sealed for, or sealed with."""

@@ -48,11 +48,14 @@ class SourceConfig(Section):
 class ColumnsConfig(Section):
     """Names of the columns. ``id`` is optional: without it an id is a content digest.
 
+    A text to classify may be two: ``text_pair`` is the column of the second.
+
     A language model reads ``text``; or instructions: ``prompt`` and ``completion``, or
     ``messages``, a list of ``{role, content}`` as chat templates take them.
     """
 
     text: str = "text"
+    text_pair: str | None = None
     prompt: str | None = None
     completion: str | None = None
     messages: str | None = None
@@ -94,8 +97,8 @@ class DataConfig(Section):
     max_length: Positive = Field(64, description="tokens per text, a multiple of 16")
     chat_template: str | None = Field(
         None,
-        description="how messages become one text: 'base' for the tokenizer's own template, or the "
-        "path of a Jinja file; without it prompt and completion are joined as they are",
+        description="how messages become one text: 'base' for the tokenizer's own template, the "
+        "path of a Jinja file, or the template itself; without it prompt and completion are joined",
     )
     completion_only: bool | None = Field(
         None, description="learn completions alone, not prompts; default: wherever there are some"
@@ -111,3 +114,24 @@ class DataConfig(Section):
         if self.labels is not None and len(set(self.labels)) < len(self.labels):
             raise ValueError("labels holds a name twice")
         return self
+
+    @model_validator(mode="after")
+    def _instructions(self) -> DataConfig:
+        if self.columns.messages is not None and self.chat_template is None:
+            raise ValueError(
+                "columns.messages needs chat_template: 'base' for that of model.base, or the path "
+                "of a Jinja file"
+            )
+        if not self.columns.instructs:
+            for name in ("chat_template", "completion_only"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name} needs columns.prompt and .completion, or columns.messages"
+                    )
+        return self
+
+    @property
+    def learns_completions(self) -> bool:
+        """Whether completions alone are learnt."""
+        chosen = self.completion_only
+        return self.columns.instructs if chosen is None else chosen

@@ -79,6 +79,9 @@ def anchored(config: Config) -> Config:
             tree["store"][key] = _absolute(tree["store"][key])
     if config.store.keys and not config.store.hooked:
         tree["store"]["keys"] = _absolute(os.path.expanduser(config.store.keys))
+    template = tree["data"]["chat_template"]
+    if template not in (None, "base") and "{" not in template:
+        tree["data"]["chat_template"] = _absolute(template)
     if tree["receipts"]["signing_key"]:
         tree["receipts"]["signing_key"] = _absolute(tree["receipts"]["signing_key"])
     return Config.model_validate(tree)

@@ -66,12 +66,13 @@ class ClustersConfig(Section):
     """Shards by likeness (LMEraser): a sample's shard is the nearest of the public prototypes.
 
     Prototypes are means of clusters of the frozen base's features of ``data.public.adapt``; their
-    number follows from ``distance``, or is ``partition.shards``. No private sample has a part in
-    them.
+    number is ``partition.shards``, or less by ``distance``. No private sample has a part in them.
     """
 
     distance: Above | None = Field(
-        None, description="clusters nearer than this become one; default: partition.shards clusters"
+        None,
+        description="of partition.shards clusters those whose prototypes, which have unit length, "
+        "are nearer than this become one; default: none do",
     )
     layer: Natural | None = Field(
         None, description="features are what enters this layer; default: those after the last"

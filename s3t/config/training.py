@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from s3t.config.section import Fraction, Natural, Positive, Section
 
@@ -46,6 +46,25 @@ class StageConfig(Section):
     head: Literal["fresh", "public"] = Field(
         "fresh", description="stage 1 starts from a random head, or from one of public data"
     )
+
+    @model_validator(mode="after")
+    def _divides(self) -> StageConfig:
+        if self.batch_size % self.processes:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of processes {self.processes}, "
+                "each of which takes an equal part of every batch"
+            )
+        if self.parallel == "fsdp" and self.processes == 1:
+            raise ValueError(
+                "parallel 'fsdp' divides the base among several processes: give processes, or "
+                "leave it out"
+            )
+        return self
+
+    @property
+    def step_rows(self) -> int:
+        """Rows of one step of the optimizer."""
+        return self.batch_size * self.gradient_accumulation
 
 
 class TrainingConfig(Section):

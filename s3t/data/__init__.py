@@ -10,6 +10,7 @@ problem, never a guess (E8). All problems of a source are reported together.
 
 from __future__ import annotations
 
+from s3t.data.conversations import Conversation
 from s3t.data.rows import LabelledRows
 from s3t.data.samples import (
     Data,
@@ -21,6 +22,7 @@ from s3t.data.samples import (
 )
 
 __all__ = [
+    "Conversation",
     "Data",
     "LabelledRows",
     "PrivateData",

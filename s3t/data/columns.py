@@ -5,24 +5,24 @@ Row 1 is the first row of the source's split.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
 from s3t.config import Config, SourceConfig
+from s3t.data.conversations import Conversation, conversation_of, is_text
 from s3t.data.files import numbered, one_line
 from s3t.data.risk import risk_value, tier_of
-from s3t.data.rows import Images, content_digest
+from s3t.data.rows import Images, Pair, content_digest
 from s3t.data.sources import Table, read_table
 from s3t.errors import DataError, named
 from s3t.types import Digest
 
 __all__ = ["Columns", "read_columns"]
 
-# JSON can spell half of a surrogate pair, which has no bytes in UTF-8, hence no digest.
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_TEXTS = tuple(f"data.columns.{name}" for name in ("text", "text_pair", "prompt", "completion"))
+"""What is read as text; of two that are there the first comes first."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Columns:
 
     Attributes:
         where: the section of the config, ``data.private`` for one.
-        inputs: texts, or images that are decoded when asked for.
+        inputs: texts, pairs of them, conversations, or images that are decoded when asked for.
         labels: label names; None for causal-lm.
         classes: class names that the label column's type has.
         ids: given ids; None where they are to be derived.
@@ -155,8 +155,8 @@ def read_columns(config: Config, source: SourceConfig, where: str) -> Columns:
 
 def _wanted(config: Config, source: SourceConfig, found: Columns) -> Mapping[str, str]:
     """Names of the columns to read, by the key of the config that names them."""
-    columns, image = config.data.columns, config.task == "image-classification"
-    wanted = {"data.columns.image": columns.image} if image else {"data.columns.text": columns.text}
+    columns = config.data.columns
+    wanted = _inputs_wanted(config)
     if config.task != "causal-lm":
         wanted["data.columns.label"] = columns.label
     extra, risk, private = {}, config.partition.risk, found.where == "data.private"
@@ -172,10 +172,33 @@ def _wanted(config: Config, source: SourceConfig, found: Columns) -> Mapping[str
     return wanted
 
 
+def _inputs_wanted(config: Config) -> dict[str, str]:
+    columns = config.data.columns
+    if config.task == "image-classification":
+        return {"data.columns.image": columns.image}
+    if columns.messages is not None:
+        return {"data.columns.messages": columns.messages}
+    if columns.prompt is not None and columns.completion is not None:
+        return {
+            "data.columns.prompt": columns.prompt,
+            "data.columns.completion": columns.completion,
+        }
+    pair = {} if columns.text_pair is None else {"data.columns.text_pair": columns.text_pair}
+    return {"data.columns.text": columns.text} | pair
+
+
 def _read(found: Columns, table: Table, present: Mapping[str, str], as_of: date | None) -> None:
     values = {key: table.column(name) for key, name in present.items()}
-    if "data.columns.text" in values:
-        found.inputs = _texts(values["data.columns.text"], present["data.columns.text"], found)
+    texts = {key: _texts(values[key], present[key], key, found) for key in _TEXTS if key in values}
+    if len(texts) == 2:
+        join = Pair if "data.columns.text_pair" in texts else Conversation.of
+        pairs = zip(*texts.values(), strict=True)
+        found.inputs = [join(one, two) if one and two else None for one, two in pairs]
+    elif "data.columns.text" in texts:
+        found.inputs = texts["data.columns.text"]
+    if "data.columns.messages" in values:
+        name = present["data.columns.messages"]
+        found.inputs = _conversations(values["data.columns.messages"], name, found)
     if "data.columns.image" in values:
         found.inputs = Images(values["data.columns.image"])
     for key in ("data.columns.label", "data.columns.id", "partition.subject"):
@@ -201,14 +224,37 @@ def _read(found: Columns, table: Table, present: Mapping[str, str], as_of: date 
     found.subjects = found.subjects or [None] * table.size
 
 
-def _texts(values: Sequence[Any], column: str, found: Columns) -> Sequence[str | None]:
+def _texts(values: Sequence[Any], column: str, key: str, found: Columns) -> Sequence[str | None]:
     blank = [n for n, value in enumerate(values, 1) if value is None or not str(value).strip()]
-    odd = [n for n, value in enumerate(values, 1) if value is not None and not _is_text(value)]
+    odd = [n for n, value in enumerate(values, 1) if value is not None and not is_text(value)]
     if blank:
-        found.problems.append(f"column {column!r} (data.columns.text) is empty in {_rows(blank)}")
+        found.problems.append(f"column {column!r} ({key}) is empty in {_rows(blank)}")
     if odd:
         found.problems.append(f"column {column!r} is not valid text in {_rows(odd)}")
-    return [value if _is_text(value) and value.strip() else None for value in values]
+    return [value if is_text(value) and value.strip() else None for value in values]
+
+
+def _conversations(
+    values: Sequence[Any], column: str, found: Columns
+) -> Sequence[Conversation | None]:
+    """Conversations, None where a problem is noted."""
+    read: list[Conversation | None] = []
+    bad: dict[str, list[int]] = {}
+    for number, value in enumerate(values, 1):
+        one = None
+        if value is None or (isinstance(value, str) and not value.strip()):
+            bad.setdefault("are empty", []).append(number)
+        else:
+            try:
+                one = conversation_of(value)
+            except ValueError as error:
+                bad.setdefault(str(error), []).append(number)
+        read.append(one)
+    for reason, rows in bad.items():
+        found.problems.append(
+            f"column {column!r} (data.columns.messages): messages {reason} in {_rows(rows)}"
+        )
+    return read
 
 
 def _names(values: Sequence[Any], column: str, found: Columns) -> list[str | None]:
@@ -224,7 +270,7 @@ def _names(values: Sequence[Any], column: str, found: Columns) -> list[str | Non
             name = None if value != value else str(int(value) if value.is_integer() else value)
         else:
             name = None if value is None else str(value)
-        if isinstance(value, (list, dict, bytes)) or (name is not None and not _is_text(name)):
+        if isinstance(value, (list, dict, bytes)) or (name is not None and not is_text(name)):
             odd.append(number)
         names.append(name if name is not None and name.strip() else None)
     if odd:
@@ -259,10 +305,6 @@ def _risks(
     elif odd:
         found.problems.append(f"{where} not an ISO date in {_rows(odd)}: write it as YYYY-MM-DD")
     return risks
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and not _SURROGATE.search(value)
 
 
 def _rows(numbers: Sequence[int]) -> str:

@@ -1,7 +1,7 @@
 """Rows as a model's preparation takes them: inputs by index, labels by number.
 
-Texts and digits lie in memory. Images stay encoded (a path or bytes) and are decoded at each
-access, so that a data set larger than memory can be indexed.
+Texts, conversations and digits lie in memory. Images stay encoded (a path or bytes) and are decoded
+at each access, so that a data set larger than memory can be indexed.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
+from s3t.data.conversations import Conversation
 from s3t.types import Digest, digest
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Images", "LabelledRows", "content_digest", "decode_image", "pick"]
+__all__ = ["Images", "LabelledRows", "Pair", "content_digest", "decode_image", "pick"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,15 +27,34 @@ class LabelledRows:
     """Inputs with their labels.
 
     Attributes:
-        inputs: ``str`` for text tasks; for images an array H×W×C, uint8 or float32 (digits).
+        inputs: ``str`` or a ``Pair`` for text tasks, or a ``Conversation`` where rows are
+            instructions; for images an array H×W×C, uint8 or float32 (digits).
         labels: a number of ``label_names`` for each input; None for causal-lm.
+        numbers: where rows are instructions, the row of the source that each is, from 1: what the
+            tokenizer finds wrong with one is told by it.
     """
 
     inputs: Sequence[Any]
     labels: tuple[int, ...] | None
+    numbers: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def at(self, kept: Sequence[int]) -> LabelledRows:
+        """Some of the rows, in the order of ``kept``."""
+        return LabelledRows(
+            pick(self.inputs, kept),
+            None if self.labels is None else tuple(self.labels[at] for at in kept),
+            tuple(self.numbers[at] for at in kept) if self.numbers else (),
+        )
+
+
+class Pair(NamedTuple):
+    """Two texts that are judged together."""
+
+    first: str
+    second: str
 
 
 class Images(Sequence[Any]):
@@ -95,9 +115,15 @@ def decode_image(value: Any) -> NDArray[np.uint8] | NDArray[np.float32]:
 
 
 def content_digest(row: Any, label: str | None) -> Digest:
-    """Digest of an input (text or array) and the name of its label, None for causal-lm."""
+    """Digest of an input (text, pair, conversation or array) and the name of its label, None for
+    causal-lm."""
     if isinstance(row, str):
         return digest({"text": row, "label": label})
+    if isinstance(row, Pair):
+        return digest({"text": row.first, "pair": row.second, "label": label})
+    if isinstance(row, Conversation):
+        turns = [[turn.role, turn.content] for turn in row.turns]
+        return digest({"turns": turns, "label": label})
     image = {
         "dtype": str(row.dtype),
         "shape": list(row.shape),

@@ -14,6 +14,7 @@ from typing import Literal
 
 from s3t.config import Config, SourceConfig
 from s3t.data.columns import Columns, read_columns
+from s3t.data.conversations import Conversation
 from s3t.data.risk import quantile_thresholds
 from s3t.data.rows import LabelledRows, pick
 from s3t.errors import DataError, named
@@ -47,12 +48,8 @@ class PrivateData:
         kept = [at for at, sample in enumerate(self.samples) if sample.id not in gone]
         if len(kept) == len(self.samples):
             return self
-        labels = self.rows.labels
-        rows = LabelledRows(
-            pick(self.rows.inputs, kept),
-            None if labels is None else tuple(labels[at] for at in kept),
-        )
-        return PrivateData(tuple(self.samples[at] for at in kept), rows, self.folded)
+        samples = tuple(self.samples[at] for at in kept)
+        return PrivateData(samples, self.rows.at(kept), self.folded)
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,6 +245,7 @@ def _private(
 def _rows(found: Columns, order: Sequence[int], labels: Sequence[str]) -> LabelledRows:
     inputs = pick(found.inputs, order)
     if found.labels is None:
-        return LabelledRows(inputs, None)
+        instructs = bool(inputs) and isinstance(inputs[0], Conversation)
+        return LabelledRows(inputs, None, tuple(row + 1 for row in order) if instructs else ())
     number = {name: index for index, name in enumerate(labels)}
     return LabelledRows(inputs, tuple(number[found.labels[row] or ""] for row in order))

@@ -15,21 +15,25 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from s3t.errors import InputError, IntegrityError
 from s3t.model.encode import Encoded
 from s3t.model.fused import FusedLayer
-from s3t.model.gates import Entered, Gate, find_layers
+from s3t.model.gates import Entered, Gate, Watched, find_layers, watched
 from s3t.model.lora import Bank, Target, adapted, bank_in_force, find_targets, merge, wrap_targets
+from s3t.model.quantized import has_quantized
 from s3t.model.recognition import fused
 from s3t.model.served import JoinedLayer, ServedLayer
+from s3t.model.spread import Gathered, local, spread
+from s3t.model.steps import Steps, find_steps
 from s3t.store import tensors_digest
 from s3t.types import Digest
 
@@ -50,7 +54,7 @@ class Base:
         language_model: whether rows are answered by the base's own language-model head.
         pooling: ``first``, ``mean`` or ``last`` token as the features of a row, or ``auto``.
         length: tokens per text; None for images.
-        targets: last names of the linear maps to adapt; None for query and value.
+        targets: last names of the linear maps to adapt, () for none; None for query and value.
 
     Raises:
         InputError: an architecture that cannot be taken apart exactly.
@@ -80,15 +84,17 @@ class Base:
         self._check_window()
         with torch.no_grad():
             probe = self._probe(length)
-            expected = self._whole(probe)
+            with watched(self.layers) as seen:
+                expected = self._whole(probe)
             self.causal = length is not None and self._is_causal(probe)
             setattr(owner, name, nn.ModuleList(Gate(layer) for layer in self.layers))
-            self.norm = self._find_norm(probe, expected)
+            self.norm = self._find_norm(probe, expected, seen)
         self.targets: list[Target] = self._find_targets(targets)
         self._fused: list[FusedLayer | None] = self._find_fused(probe)
         wrap_targets(self.layers, self.targets)
         automatic = "first" if not self.causal else "last"
         self.pooling = automatic if pooling == "auto" else pooling
+        self.merges = not has_quantized(self.layers)
         self._versions = self._written()
 
     @property
@@ -113,10 +119,20 @@ class Base:
         """Width H of the hidden states."""
         return int(self.model.config.hidden_size)
 
+    @property
+    def length(self) -> int | None:
+        """Tokens of a text; None for images."""
+        return self._length
+
+    @property
+    def positioned(self) -> bool:
+        """Whether layers are told where a token stands, so that more tokens need more positions."""
+        context = self.context(self._length or self._image_tokens)
+        return any(_is_real(value) for value in context.values())
+
     def to(self, device: torch.device) -> Base:
         """Move the base, in place; returns it."""
-        module: nn.Module = self.model
-        module.to(device)
+        nn.Module.to(self.model, device)  # past transformers', which refuses quantized models
         for layer in self.layers:
             layer.to(device)
         self.state = {name: tensor.to(device) for name, tensor in self.state.items()}
@@ -124,6 +140,36 @@ class Base:
         self._joined.clear()
         self._versions = self._written()
         return self
+
+    def spread(self, mesh: DeviceMesh) -> Base:
+        """Move the base to the mesh's device, its layers divided among the mesh's processes.
+
+        Raises:
+            InputError: weights that are quantized.
+            IntegrityError: the parts do not make up the base.
+        """
+        if has_quantized(self.layers):
+            raise InputError(
+                "stage.parallel=fsdp divides plain weights, and the base's are quantized: use ddp, "
+                "or a base that is not"
+            )
+        self.run_plainly()
+        nn.Module.to(self.model, mesh.device_type)
+        divided = spread(self.layers, self.state, mesh)
+        self.state = {
+            name: tensor if tensor is not self.state[name] else tensor.to(mesh.device_type)
+            for name, tensor in divided.items()
+        }
+        self._contexts.clear()
+        self._versions = self._written()
+        if tensors_digest(Gathered(self.state)) != self.fingerprint:
+            raise IntegrityError("the base's divided layers are not the base: report this bug")
+        return self
+
+    def run_plainly(self) -> None:
+        """Run every layer by its own code, and keep no copy of a weight, from now on."""
+        self._fused = [None] * self.depth
+        self.merges = False
 
     def tokens(self, rows: Encoded) -> int:
         """Tokens T of a row."""
@@ -134,16 +180,63 @@ class Base:
                 self._image_tokens = self.start(self._probe(None)).shape[1]
         return self._image_tokens
 
+    @cached_property
+    def steps(self) -> Steps | None:
+        """Its layers on new tokens alone, tried when first asked for; None if they cannot be."""
+        return find_steps(self)
+
     def start(self, rows: Encoded) -> Tensor:
         """Hidden states that enter layer 0, [n, T, H]."""
-        hidden: Tensor = self._enter(rows)["hidden_states"]
+        hidden: Tensor = self.entered(**self._inputs(rows))["hidden_states"]
         return hidden
+
+    def entered(self, **inputs: Any) -> dict[str, Any]:
+        """What the first layer is given when the backbone is given ``inputs``, by name."""
+        try:
+            self.backbone(**inputs)
+        except Entered as entered:
+            return entered.arguments
+        raise InputError(f"{type(self.model).__name__} does not run its layers: use another base")
 
     def run(self, hidden: Tensor, lo: int, hi: int, attention: Tensor | None) -> Tensor:
         """Layers lo … hi−1 on hidden states [n, T, H], with the mask that ``attention`` gives."""
         for number in range(lo, hi):
             hidden = self._layer(number, hidden, attention)
         return hidden
+
+    def own(
+        self,
+        number: int,
+        hidden: Tensor,
+        attention: Tensor | None,
+        context: Mapping[str, Any] | None = None,
+    ) -> Tensor:
+        """A layer's own forward pass, by default with the context of whole texts."""
+        if context is None:
+            context = self.context(hidden.shape[1])
+        out = self.layers[number](hidden, attention_mask=attention, **context)
+        found: Tensor = out[0] if isinstance(out, tuple) else out
+        return found
+
+    def context(self, length: int) -> dict[str, Any]:
+        """A layer's arguments other than hidden states and mask; they depend on T alone.
+
+        Of rows that prompts make longer than texts are: where layers are told no positions, those
+        of a text do.
+        """
+        if self._length is not None and length > self._length and not self.positioned:
+            length = self._length
+        if length not in self._contexts:
+            # kept for training too, so never as tensors of inference mode
+            with torch.inference_mode(False), torch.no_grad():
+                probe = self._probe(None if self._length is None else length)
+                arguments = self.entered(**self._inputs(probe))
+            self._contexts[length] = {
+                name: _first_row(value)
+                for name, value in arguments.items()
+                if name not in ("hidden_states", "attention_mask")
+            }
+        return self._contexts[length]
 
     def features(self, hidden: Tensor, lo: int, mask: Tensor | None) -> Tensor:
         """One vector per row, [n, H], from the hidden states that enter layer ``lo``.
@@ -217,7 +310,7 @@ class Base:
             raise IntegrityError("a frozen parameter of the base was written to: report this bug")
         if not whole:
             return
-        if tensors_digest(self.state) != self.fingerprint:
+        if tensors_digest(Gathered(self.state)) != self.fingerprint:
             raise IntegrityError("the base's bytes differ from when it was loaded: report this bug")
         turned = all(layer.unchanged() for layer in self._fused if layer is not None)
         if not turned or not all(copy.unchanged() for copy in self._joined.values()):
@@ -240,21 +333,14 @@ class Base:
         """A layer by its own code, run again in the backward pass if the bank says so."""
         bank = bank_in_force()
         if bank is None or not bank.recompute or not torch.is_grad_enabled():
-            return self._own(number, hidden, attention)
+            return self.own(number, hidden, attention)
 
         def run(hidden: Tensor) -> Tensor:
             with adapted(bank):  # the backward pass has no bank in force
-                return self._own(number, hidden, attention)
+                return self.own(number, hidden, attention)
 
         again: Tensor = checkpoint(run, hidden, use_reentrant=False, preserve_rng_state=False)
         return again
-
-    def _own(self, number: int, hidden: Tensor, attention: Tensor | None) -> Tensor:
-        """A layer's own forward pass."""
-        context = self._context(hidden.shape[1])
-        out = self.layers[number](hidden, attention_mask=attention, **context)
-        found: Tensor = out[0] if isinstance(out, tuple) else out
-        return found
 
     def _position(self, hidden: Tensor, mask: Tensor | None) -> Tensor | None:
         """The position of each row that is pooled, [n]; None if it takes several."""
@@ -277,19 +363,12 @@ class Base:
         found: list[FusedLayer | None] = []
         for number, layer in enumerate(self.layers):
             wanted = {target.path for target in self.targets if target.layer == number}
-            own = partial(self._own, number, attention=mask)
+            own = partial(self.own, number, attention=mask)
             found.append(fused(layer, number, wanted, heads, hidden, own, mask))
         return found
 
     def _written(self) -> list[int]:
-        return [tensor._version for tensor in self.state.values()]
-
-    def _enter(self, rows: Encoded) -> dict[str, Any]:
-        try:
-            self.backbone(**self._inputs(rows))
-        except Entered as entered:
-            return entered.arguments
-        raise InputError(f"{type(self.model).__name__} does not run its layers: use another base")
+        return [local(tensor)._version for tensor in self.state.values()]
 
     def _inputs(self, rows: Encoded) -> dict[str, Any]:
         if rows.mask is None:
@@ -298,19 +377,6 @@ class Base:
         if "use_cache" in inspect.signature(self.backbone.forward).parameters:
             inputs["use_cache"] = False
         return inputs
-
-    def _context(self, length: int) -> dict[str, Any]:
-        """A layer's arguments other than hidden states and mask; they depend on T alone."""
-        if length not in self._contexts:
-            # kept for training too, so never as tensors of inference mode
-            with torch.inference_mode(False), torch.no_grad():
-                arguments = self._enter(self._probe(None if self._length is None else length))
-            self._contexts[length] = {
-                name: _first_row(value)
-                for name, value in arguments.items()
-                if name not in ("hidden_states", "attention_mask")
-            }
-        return self._contexts[length]
 
     def _probe(self, length: int | None) -> Encoded:
         """Random rows of the shape that the base takes; texts with padding."""
@@ -346,18 +412,20 @@ class Base:
         after = self._whole(Encoded(other, full))
         return torch.equal(before[:, 0], after[:, 0])
 
-    def _find_norm(self, rows: Encoded, expected: Tensor) -> nn.Module | None:
-        """The norm after the layers: the one with which the parts agree with the whole."""
-        refused = InputError(
-            f"{type(self.model).__name__} cannot be run layer by layer with the result of the "
-            "whole: use a base whose layers stand in one list and take the same arguments"
-        )
+    def _find_norm(self, rows: Encoded, expected: Tensor, seen: Watched) -> nn.Module | None:
+        """The norm after the layers: the one with which the parts agree with the whole.
+
+        From the untouched model's own last layer on nothing is left to rounding, so there a half
+        precision is no excuse: a head that caps or scales its logits is not taken for a plain one.
+        """
+        if not seen.alike:
+            raise self._refused()
         try:
             hidden, attention = self.start(rows), self.attention(rows.mask)
             for number in range(self.depth):
-                hidden = self._own(number, hidden, attention)
+                hidden = self.own(number, hidden, attention)
         except (TypeError, ValueError, RuntimeError):  # layers that take other arguments
-            raise refused from None
+            raise self._refused() from None
         inner = {id(m) for layer in self.layers for m in layer.modules()}
         norms = [
             module
@@ -365,19 +433,27 @@ class Base:
             if "norm" in type(module).__name__.lower() and id(module) not in inner
         ]
         real = slice(None) if rows.mask is None else rows.mask.bool()
-        scale = float(expected[real].abs().max())
-        tolerance = scale * (1e-4 if self.dtype == torch.float32 else 5e-2)
+        whole, scale = expected[real], float(expected[real].abs().max())
+        rounding = (1e-4, 1e-4) if self.dtype == torch.float32 else (5e-2, 2e-3)
         for norm in [None, *norms]:
             try:
-                found = hidden if norm is None else norm(hidden)
+                ends = [h if norm is None else norm(h) for h in (hidden, seen.last)]
             except RuntimeError:  # a norm of another width
                 continue
-            found = found if self.lm_head is None else self.lm_head(found)
-            if found.shape == expected.shape and torch.allclose(
-                found[real], expected[real], rtol=0, atol=tolerance
+            found = [end if self.lm_head is None else self.lm_head(end) for end in ends]
+            if all(
+                end.shape == expected.shape
+                and torch.allclose(end[real], whole, rtol=0, atol=scale * error)
+                for end, error in zip(found, rounding, strict=True)
             ):
                 return norm
-        raise refused
+        raise self._refused()
+
+    def _refused(self) -> InputError:
+        return InputError(
+            f"{type(self.model).__name__} cannot be run layer by layer with the result of the "
+            "whole: use a base whose layers stand in one list and take the same arguments"
+        )
 
     def _check_window(self) -> None:
         config = self.model.config
@@ -394,12 +470,21 @@ class Base:
             )
 
     def _find_targets(self, names: tuple[str, ...] | None) -> list[Target]:
+        if names == ():
+            return []
         try:
             return find_targets(self.layers, names)
         except LookupError as error:
             raise InputError(
                 f"lora.targets names no linear map of the base {error.args[0]}: choose among these"
             ) from None
+
+
+def _is_real(value: Any) -> bool:
+    """Whether it holds numbers that a layer reckons with: positions as numbers are names only."""
+    if isinstance(value, tuple):
+        return any(_is_real(part) for part in value)
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _first_row(value: Any) -> Any:

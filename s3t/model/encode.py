@@ -16,12 +16,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from s3t.data.conversations import Conversation, Turn, conversation_of, is_text
+from s3t.data.files import numbered
+from s3t.data.rows import Pair
 from s3t.errors import DataError
+from s3t.model.chat import Chat, Spoken
 from s3t.types import digest
 
 __all__ = ["Encoded", "ImageEncoder", "TextEncoder", "padded_lengths"]
 
 _STRIDE = 16
+_UNMARKED = "the chat template marks nothing of it that is to be learnt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +37,44 @@ class Encoded:
         values: images [n, channels, size, size] float32, or token ids [n, T] int64.
         mask: 1 for a real token, 0 for padding, [n, T] int64; None for images.
         truncated: how many texts were cut to T tokens.
+        targets: 1 for a token that a language model is to learn and is scored by, [n, T] int64;
+            None for all real ones.
     """
 
     values: Tensor
     mask: Tensor | None
     truncated: int = 0
+    targets: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.values)
 
     def rows(self, index: Tensor | slice) -> Encoded:
         """The rows at ``index``."""
-        return Encoded(self.values[index], None if self.mask is None else self.mask[index])
+        mask = None if self.mask is None else self.mask[index]
+        targets = None if self.targets is None else self.targets[index]
+        return Encoded(self.values[index], mask, targets=targets)
+
+    def first(self, tokens: int) -> Encoded:
+        """The first ``tokens`` tokens of each text; images as they are."""
+        if self.mask is None:
+            return self
+        targets = None if self.targets is None else self.targets[:, :tokens]
+        return Encoded(self.values[:, :tokens], self.mask[:, :tokens], targets=targets)
 
     def to(self, device: torch.device) -> Encoded:
         """The same rows on ``device``."""
         mask = None if self.mask is None else self.mask.to(device)
-        return Encoded(self.values.to(device), mask, self.truncated)
+        targets = None if self.targets is None else self.targets.to(device)
+        return Encoded(self.values.to(device), mask, self.truncated, targets)
+
+    @property
+    def scored(self) -> Tensor:
+        """1 for a token whose loss counts, [n, T]; only of texts. The first token of a row has no
+        loss: nothing forecasts it."""
+        found = self.mask if self.targets is None else self.targets
+        assert found is not None
+        return found
 
 
 def padded_lengths(mask: Tensor) -> Tensor:
@@ -61,23 +87,40 @@ def padded_lengths(mask: Tensor) -> Tensor:
 
 
 class TextEncoder:
-    """Texts to token ids, right-padded to ``length``."""
+    """Texts and conversations to token ids, right-padded to ``length``.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
-        self.tokenizer = tokenizer
+    Args:
+        tokenizer: of the base.
+        length: tokens of a row.
+        chat: how conversations become tokens; None where rows are texts.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, length: int, chat: Chat | None = None
+    ) -> None:
+        self.tokenizer, self.chat = tokenizer, chat
         tokenizer("")  # a use drops the cutting and padding that its file may ask for: fingerprint
         self.length = length
         pad = tokenizer.pad_token_id
         # right padding is never attended to, so any id does where the base has none
         self._pad = int(pad) if pad is not None else int(tokenizer.eos_token_id or 0)
 
-    def encode(self, inputs: Sequence[Any]) -> Encoded:
-        """Token ids and mask of the texts; longer ones are cut to ``length``."""
-        texts = [self._text(value) for value in inputs]
+    def encode(self, inputs: Sequence[Any], numbers: Sequence[int] = ()) -> Encoded:
+        """Token ids and mask of the rows; longer ones are cut to ``length``, on the right.
+
+        Args:
+            inputs: texts, or pairs of them, or conversations.
+            numbers: what problems call the rows; by default their place, from 1.
+
+        Raises:
+            DataError: conversations that cannot be rendered, or of whose answers nothing is left.
+        """
+        if self.chat is not None and inputs:
+            return self._conversations(self.chat, inputs, numbers or range(1, len(inputs) + 1))
         ids: list[list[int]] = []
-        for start in range(0, len(texts), 10_000):
-            ids += self.tokenizer(texts[start : start + 10_000], verbose=False)["input_ids"]
-        encoded = self.pad([self._cut(tokens) for tokens in ids])
+        for start in range(0, len(inputs), 10_000):
+            ids += self._tokens(inputs[start : start + 10_000])
+        encoded = self.pad([self.cut(tokens) for tokens in ids])
         truncated = sum(len(tokens) > self.length for tokens in ids)
         return Encoded(encoded.values, encoded.mask, truncated)
 
@@ -92,7 +135,20 @@ class TextEncoder:
         return Encoded(values, mask)
 
     def prompt(self, text: Any) -> list[int]:
-        """Token ids of a text that is to go on: without a closing special token."""
+        """Token ids of what is to go on: without a closing special token.
+
+        Args:
+            text: a text; where rows are instructions, what a user asks. Or messages, a list of
+                ``{role, content}``, if the run has a chat template.
+
+        Raises:
+            DataError: it is no such thing.
+        """
+        if self.chat is not None:
+            try:
+                return self.chat.prompt(_asked(text))
+            except ValueError as error:
+                raise DataError([str(error)], "prompt") from None
         ids: list[int] = list(self.tokenizer(self._text(text), verbose=False)["input_ids"])
         closing = len(ids) > 1 and ids[-1] in set(self.tokenizer.all_special_ids)
         return ids[:-1] if closing else ids
@@ -105,9 +161,57 @@ class TextEncoder:
         """What of this encoder shapes a node's bytes."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         vocabulary = backend.to_str() if backend is not None else self.tokenizer.get_vocab()
-        return {"kind": "text", "length": self.length, "tokenizer": digest(vocabulary)}
+        found = {"kind": "text", "length": self.length, "tokenizer": digest(vocabulary)}
+        return found if self.chat is None else found | {"chat": self.chat.fingerprint()}
 
-    def _cut(self, tokens: list[int]) -> list[int]:
+    def _conversations(self, chat: Chat, inputs: Sequence[Any], numbers: Sequence[int]) -> Encoded:
+        if odd := [value for value in inputs if not isinstance(value, Conversation)]:
+            raise DataError([f"conversations are expected, got {type(odd[0]).__name__}"], "input")
+        spoken, bad = chat.spoken(inputs)
+        if bad or (bad := self._unlearnable(spoken)):
+            named = ((why, _rows([numbers[at] for at in rows])) for why, rows in bad.items())
+            raise DataError([f"{rows}: {why}" for why, rows in named], "input")
+        encoded = self.pad([one.ids[: self.length] for one in spoken])
+        truncated = sum(len(one.ids) > self.length for one in spoken)
+        targets = None
+        if chat.completion_only:
+            targets = torch.zeros_like(encoded.values)
+            for row, one in enumerate(spoken):
+                kept = torch.tensor(one.targets[: self.length], dtype=torch.int64)
+                targets[row, : len(kept)] = kept
+        return Encoded(encoded.values, encoded.mask, truncated, targets)
+
+    def _unlearnable(self, spoken: Sequence[Spoken]) -> dict[str, list[int]]:
+        """Rows with nothing to learn, by the reason."""
+        found: dict[str, list[int]] = {}
+        cut = []
+        for at, one in enumerate(spoken):
+            if any(one.targets[1 : self.length]):
+                continue
+            if any(one.targets[1:]):
+                cut.append(at)
+            else:
+                found.setdefault(_UNMARKED, []).append(at)
+        if cut:
+            longest = max(len(spoken[at].ids) for at in cut)
+            whole = -(-longest // _STRIDE) * _STRIDE
+            found[
+                f"data.max_length {self.length} cuts away all that is to be learnt, in {len(cut)} "
+                f"of {len(spoken)}: raise it, to {whole} to hold them whole, or leave them out"
+            ] = cut
+        return found
+
+    def _tokens(self, inputs: Sequence[Any]) -> list[list[int]]:
+        """Token ids of texts, or of pairs as the tokenizer joins two."""
+        if inputs and isinstance(inputs[0], Pair):
+            sides = [[self._text(side) for side in sides] for sides in zip(*inputs, strict=True)]
+        else:
+            sides = [[self._text(value) for value in inputs]]
+        found: list[list[int]] = self.tokenizer(*sides, verbose=False)["input_ids"]
+        return found
+
+    def cut(self, tokens: list[int]) -> list[int]:
+        """Token ids of a text, at most ``length``; a closing special one stays."""
         if len(tokens) <= self.length:
             return tokens
         special = set(self.tokenizer.all_special_ids)
@@ -119,6 +223,22 @@ class TextEncoder:
         if not isinstance(value, str):
             raise DataError([f"a text is expected, got {type(value).__name__}"], "input")
         return value
+
+
+def _asked(value: Any) -> Conversation:
+    """A question as a conversation that is to be answered."""
+    if not isinstance(value, str):
+        try:
+            return conversation_of(value, asking=True)
+        except ValueError as error:
+            raise ValueError(f"messages {error}") from None
+    if not value.strip() or not is_text(value):
+        raise ValueError(f"a text is expected, got {value!r:.80}")
+    return Conversation((Turn("user", value),))
+
+
+def _rows(numbers: Sequence[int]) -> str:
+    return f"row{'s' if len(numbers) > 1 else ''} {numbered(numbers)}"
 
 
 class ImageEncoder:

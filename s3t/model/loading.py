@@ -19,6 +19,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -26,8 +27,11 @@ from transformers import (
 from s3t.config import Config
 from s3t.errors import InputError, named
 from s3t.model.base import Base
+from s3t.model.chat import chat_of
 from s3t.model.encode import ImageEncoder, TextEncoder
 from s3t.model.made import byte_tokenizer, make_model
+from s3t.model.prompt import check_room
+from s3t.model.quantized import quantizer_version, replace_quantized
 
 __all__ = ["LoadedModel", "build_base", "load_model", "save_model"]
 
@@ -50,6 +54,11 @@ def load_model(config: Config, folder: Path | None = None) -> LoadedModel:
     """
     name = str(folder) if folder else config.model.base
     made = folder is None and name.startswith("make:")
+    if config.model.quantization and quantizer_version() is None:
+        raise InputError(
+            f"model.quantization {config.model.quantization!r} needs bitsandbytes, which is not "
+            "installed: pip install 's3t[quantized]', or leave it out"
+        )
     try:
         model = make_model(config) if made else _pretrained(config, name)
         encoder = _encoder(config, model, None if made else name)
@@ -64,7 +73,9 @@ def load_model(config: Config, folder: Path | None = None) -> LoadedModel:
             f"model.base {name!r} is a {type(model).__name__}, which has no list of layers of one "
             "width: use a transformer encoder or decoder"
         )
-    return LoadedModel(model.to(getattr(torch, config.model.dtype)), encoder)
+    if not replace_quantized(model):  # else weights have their type from when they were quantized
+        model = model.to(getattr(torch, config.model.dtype))
+    return LoadedModel(model, encoder)
 
 
 def save_model(loaded: LoadedModel, folder: Path) -> None:
@@ -77,29 +88,57 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
 def build_base(config: Config, loaded: LoadedModel) -> Base:
     """Take the model apart at its layers (see ``Base``)."""
     text = isinstance(loaded.encoder, TextEncoder)
-    return Base(
+    targets = None if config.lora.targets == "auto" else config.lora.targets
+    base = Base(
         loaded.model,
         language_model=config.task == "causal-lm",
         pooling=config.model.pooling,
         length=config.data.max_length if text else None,
-        targets=None if config.lora.targets == "auto" else config.lora.targets,
+        targets=() if config.prompt_tokens else targets,
     )
+    if config.prompt_tokens:
+        check_room(base, config.prompt_tokens)
+    return base
 
 
 def _pretrained(config: Config, name: str) -> PreTrainedModel:
     auto = AutoModelForCausalLM if config.task == "causal-lm" else AutoModel
     options: dict[str, Any] = {} if Path(name).exists() else {"revision": config.model.revision}
+    if config.model.quantization:
+        options |= _quantized(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # transformers makes up what the files lack
         found: Any = auto.from_pretrained(
             name, use_safetensors=True, output_loading_info=True, **options
         )
     model: PreTrainedModel = found[0]
+    kind = getattr(model.config, "quantization_config", None)
+    asked = config.model.quantization
+    if asked and getattr(kind, f"load_in_{asked}", None) is not True:
+        raise ValueError(
+            f"its files are quantized, and not to {asked}: leave model.quantization out"
+        )
     # many checkpoints have no pooler, which no pass here goes through
     lacking = sorted(key for key in found[1]["missing_keys"] if "pooler" not in key)
     if lacking:
         raise ValueError(f"its files lack the weights {named(lacking)}")
     return model
+
+
+def _quantized(config: Config) -> dict[str, Any]:
+    """How transformers is to load a base in 8 or 4 bits: on the processor, wherever it will lie
+    later, so that its bytes are the same on all machines."""
+    dtype = getattr(torch, config.model.dtype)
+    bits: dict[str, Any] = {"load_in_8bit": True}
+    if config.model.quantization == "4bit":
+        bits = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": False,
+            "bnb_4bit_compute_dtype": dtype,
+        }
+    kind: Any = BitsAndBytesConfig
+    return {"quantization_config": kind(**bits), "dtype": dtype, "device_map": {"": "cpu"}}
 
 
 def _encoder(
@@ -112,7 +151,7 @@ def _encoder(
         if name is None
         else AutoTokenizer.from_pretrained(name, revision=config.model.revision)
     )
-    return TextEncoder(tokenizer, config.data.max_length)
+    return TextEncoder(tokenizer, config.data.max_length, chat_of(config, tokenizer))
 
 
 def _image_encoder(config: Config, model: PreTrainedModel, source: str | None) -> ImageEncoder:

@@ -20,6 +20,9 @@ import torch
 from torch import Generator, Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from s3t.model.quantized import QuantizedLinear
+from s3t.types import Share
+
 __all__ = [
     "Bank",
     "StackedLinear",
@@ -67,8 +70,10 @@ class Bank:
         dropout: probability with which an adapter's input is dropped, in training.
         generators: one source of dropout per slot; empty outside training.
         merged: (layer, path) → base weight and adapter in one, [G, inputs, outputs].
+        share: which rows of the whole batch of each slot these are, for what is drawn by row.
         recompute: whether a layer keeps its input alone and is run again in the backward pass.
         served: layer → the whole of it with these adapters, for answers (see ``ServedLayer``).
+        prompts: of each slot, [G, p, H], beside the tokens of its rows (see ``prompt``).
     """
 
     slots: int
@@ -77,10 +82,12 @@ class Bank:
     dropout: float = 0.0
     generators: Sequence[Generator] = field(default=())
     merged: Mapping[tuple[int, str], Tensor] = field(default_factory=dict)
+    share: Share = field(default_factory=Share)
     recompute: bool = False
     served: Mapping[int, Callable[[Tensor, Tensor | None, Tensor | None], Tensor]] = field(
         default_factory=dict
     )
+    prompts: Tensor | None = None
 
     def first(self, slots: int) -> Bank:
         """The same without the slots from ``slots`` on."""
@@ -90,6 +97,7 @@ class Bank:
             pairs={place: (a[:slots], b[:slots]) for place, (a, b) in self.pairs.items()},
             generators=self.generators[:slots],
             merged={place: weight[:slots] for place, weight in self.merged.items()},
+            prompts=None if self.prompts is None else self.prompts[:slots],
         )
 
     def only(self, slots: Sequence[int]) -> Bank:
@@ -101,6 +109,7 @@ class Bank:
             pairs={place: (a[chosen], b[chosen]) for place, (a, b) in self.pairs.items()},
             generators=[self.generators[slot] for slot in chosen] if self.generators else (),
             merged={place: weight[chosen] for place, weight in self.merged.items()},
+            prompts=None if self.prompts is None else self.prompts[chosen],
         )
 
 
@@ -174,7 +183,7 @@ def find_targets(layers: Sequence[nn.Module], names: Sequence[str] | None) -> li
     linear = {
         path: module
         for path, module in layers[0].named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
+        if isinstance(module, nn.Linear | Conv1D | QuantizedLinear)
     }
     ends = {path.rsplit(".", 1)[-1] for path in linear}
     if names is None:
@@ -219,17 +228,23 @@ def merge(
 
 
 def _target(layer: int, path: str, module: nn.Module) -> Target:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    inputs, outputs = weight.shape if isinstance(module, Conv1D) else reversed(weight.shape)
-    return Target(layer, path, int(inputs), int(outputs))
+    if isinstance(module, Conv1D):
+        inputs, outputs = module.weight.shape
+        return Target(layer, path, int(inputs), int(outputs))
+    assert isinstance(module, nn.Linear | QuantizedLinear)
+    return Target(layer, path, module.in_features, module.out_features)
 
 
 def dropout_mask(rows: Tensor, bank: Bank) -> Tensor:
-    """Each slot draws from its own generator, so a group does not change what it draws."""
-    keep = 1.0 - bank.dropout
+    """Each slot draws from its own generator, so a group does not change what it draws.
+
+    Nor does it matter how many processes a batch is divided among: each draws for all of it.
+    """
+    keep, (count, width) = 1.0 - bank.dropout, rows.shape[1:]
+    whole = count * bank.share.size
     draws = [
-        torch.rand(rows.shape[1:], generator=generator, device=rows.device, dtype=torch.float32)
+        torch.rand((whole, width), generator=generator, device=rows.device, dtype=torch.float32)
         for generator in bank.generators
     ]
+    draws = [draw[bank.share.of(whole)] for draw in draws]
     return (torch.stack(draws) < keep).to(rows.dtype) / keep

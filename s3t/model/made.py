@@ -80,7 +80,8 @@ def _transformer_config(config: Config) -> PreTrainedConfig:
             # RoBERTa counts positions from the padding id upwards
             return RobertaConfig(max_position_embeddings=length + 2, **text, **common)
         case "make:llama":
-            return LlamaConfig(max_position_embeddings=length, **text, **common)
+            places = length + config.prompt_tokens  # the other families give prompts no place
+            return LlamaConfig(max_position_embeddings=places, **text, **common)
         case _:
             return GPT2Config(
                 n_embd=make.hidden,

@@ -9,20 +9,36 @@ decoder, whose names begin with ``layers.``. No adapter at all is refused, not g
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from s3t.errors import InputError, named
+from s3t.model.base import Base
 from s3t.model.gates import find_layers
-from s3t.model.lora import Target
+from s3t.model.lora import StackedLinear, Target
 
-__all__ = ["adapter_config", "from_peft", "to_peft"]
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "adapter_config",
+    "adapter_files",
+    "from_peft",
+    "load_adapter",
+    "to_peft",
+]
 
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _ADAPTER = "default"
 
 
@@ -38,15 +54,46 @@ def adapter_config(
         raise InputError("no layer carries an adapter: there is nothing to give to peft")
     path, layers = _layers(model)
     maps = [layers[target.layer].get_submodule(target.path) for target in targets]
-    return LoraConfig(
-        base_model_name_or_path=model.name_or_path or None,
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it by r, whatever its type
-        target_modules=[f"{path}.{target.layer}.{target.path}" for target in targets],
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in maps),
-        bias="none",
-        inference_mode=True,
-    )
+    return _config(path, targets, maps, rank, alpha, model.name_or_path or None)
+
+
+def adapter_files(
+    base: Base, tensors: Mapping[str, Tensor], rank: int, alpha: float, name: str
+) -> dict[str, bytes]:
+    """The files of an adapter, as ``PeftModel.from_pretrained`` reads them; always the same bytes.
+
+    Args:
+        base: that it adapts.
+        tensors: adapters by s3t's names, of some or all layers; heads are passed over.
+        rank, alpha: of all adapters.
+        name: hub name or path of the base.
+
+    Raises:
+        InputError: as ``to_peft``.
+    """
+    chosen = [target for target in base.targets if target.a in tensors]
+    _check(chosen, tensors, rank)
+    if not chosen:
+        raise InputError("no layer carries an adapter: there is nothing to give to peft")
+    path, _ = _layers(base.model)
+    config = _config(path, chosen, _inner(base, chosen), rank, alpha, name)
+    config.task_type = "CAUSAL_LM" if base.lm_head is not None else None
+    weights: dict[str, Tensor] = {}
+    for target in chosen:
+        place = f"base_model.model.{path}.{target.layer}.{target.path}"
+        weights[f"{place}.lora_A.weight"] = tensors[target.a].detach().cpu().contiguous()
+        weights[f"{place}.lora_B.weight"] = tensors[target.b].detach().cpu().contiguous()
+    values: dict[str, Any] = config.to_dict()  # type: ignore[no-untyped-call]
+    text = json.dumps(_plain(values), indent=2, sort_keys=True)
+    content: bytes = save({one: weights[one] for one in sorted(weights)}, metadata={"format": "pt"})
+    return {ADAPTER_CONFIG: text.encode() + b"\n", ADAPTER_WEIGHTS: content}
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """The model with the adapter of a folder, as any user of peft loads it."""
+    adapted: PeftModel = PeftModel.from_pretrained(model, str(folder))
+    adapted.eval()
+    return adapted
 
 
 def to_peft(
@@ -85,6 +132,43 @@ def from_peft(model: PeftModel, targets: Sequence[Target]) -> dict[str, Tensor]:
         tensors[target.a] = a.detach().cpu().clone()
         tensors[target.b] = b.detach().cpu().clone()
     return tensors
+
+
+def _config(
+    path: str,
+    targets: Sequence[Target],
+    maps: Iterable[nn.Module],
+    rank: int,
+    alpha: float,
+    name: str | None,
+) -> LoraConfig:
+    whole = int(alpha) if alpha == int(alpha) else alpha  # engines expect a whole number
+    return LoraConfig(
+        base_model_name_or_path=name,
+        r=rank,
+        lora_alpha=whole,  # type: ignore[arg-type]  # peft divides it by r, whatever its type
+        target_modules=[f"{path}.{target.layer}.{target.path}" for target in targets],
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in maps),
+        bias="none",
+        inference_mode=True,
+    )
+
+
+def _inner(base: Base, targets: Sequence[Target]) -> list[nn.Module]:
+    """The linear maps of a base that was taken apart, without what stacks adapters on them."""
+    found = [base.layers[target.layer].get_submodule(target.path) for target in targets]
+    return [module.inner if isinstance(module, StackedLinear) else module for module in found]
+
+
+def _plain(value: Any) -> Any:
+    """As JSON values, always in the same order: peft keeps names in sets."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(_plain(one) for one in value)
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value.value if isinstance(value, Enum) else value
 
 
 def _layers(model: nn.Module) -> tuple[str, nn.ModuleList]:

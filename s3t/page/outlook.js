@@ -55,6 +55,9 @@ export function forecastOf({ status, forecast }) {
     notes.splice(1, 0, `${count(forecast.first_slices_missing, "first slice")} not trained or damaged: `
       + "counted as dead.");
   }
+  if (forecast.in_each_shard) {
+    notes.splice(1, 0, "A person with rows in several shards counts in each: fewer requests may be enough.");
+  }
   return [drawing(forecast), table(forecast), make("p", { class: "note" }, notes.join(" "))];
 }
 

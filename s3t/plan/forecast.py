@@ -139,6 +139,8 @@ class Forecast:
         observed: the rate that turns requests into days, None if there is none.
         trials, seed: of the simulation; None where the figures are exact.
         shards: by number.
+        in_each_shard: a person may have rows in several shards, and counts in each of them. One
+            request then deletes from several: fewer of them may be enough than is told here.
     """
 
     view: int
@@ -151,6 +153,7 @@ class Forecast:
     trials: int | None
     seed: int | None
     shards: tuple[ShardOutlook, ...]
+    in_each_shard: bool = False
 
     @property
     def exhausted(self) -> bool:
@@ -158,8 +161,10 @@ class Forecast:
         return self.exhaustion is None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; what need not happen at all is null."""
+        """As JSON values; what need not happen at all is null, and ``in_each_shard`` is there only
+        where it is true."""
         seen = self.observed
+        each = {"in_each_shard": True} if self.in_each_shard else {}
         return {
             "view": self.view,
             "persons_left": self.persons_left,
@@ -175,6 +180,7 @@ class Forecast:
                 asdict(shard) | {"median_requests": _finite(shard.median_requests)}
                 for shard in self.shards
             ],
+            **each,
         }
 
 

@@ -8,6 +8,8 @@
                       names a database
       nodes/          <key>.safetensors, one per trained node; copies if store.url names a place
       base/           the base, if it was made or adapted here; the public head, if there is one
+      prototypes.safetensors   of the clusters, if shards are clusters
+      exports.json    folders elsewhere that hold adapters of the run, and of which nodes
       .work/          who trains what, while several processes do
 
     URL/              of store.url
@@ -66,6 +68,7 @@ class RunDir:
         self.base_path = self.root / "base"
         self.trunk_path = self.root / "trunk"
         self.head_path = self.root / "base_head.safetensors"
+        self.prototypes_path = self.root / "prototypes.safetensors"
         self.joined_path = self.root / "joined"
         self._store = None if kept is None else self._opened(kept)
         self._ours: str | None = None

@@ -87,11 +87,11 @@ class Desk:
     },
 )
 async def complete(request: Request, body: CompletionRequest) -> Response:
-    """Continue one text or several with a language model."""
+    """Continue one text or several with a language model, or answer a conversation."""
     service = service_of(request)
     if service.model.task != "causal-lm":
         raise Problem("wrong_task", f"the run is of task {service.model.task}: use /v1/predict")
-    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    prompts = body.prompts
     if body.stream:
         if len(prompts) > 1:
             raise Problem("invalid_body", "prompt: one text can be streamed at a time")
@@ -113,6 +113,8 @@ def _draw(body: CompletionRequest) -> dict[str, Any]:
         "max_new_tokens": body.max_new_tokens,
         "temperature": body.temperature,
         "seed": body.seed,
+        "top_k": body.top_k,
+        "top_p": body.top_p,
     }
 
 
@@ -136,14 +138,15 @@ class Streamed(Response):
     Args:
         service: of the app.
         body: what was asked for.
-        prompt: the text to continue.
+        prompt: the text to continue, or messages.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, service: Service, body: CompletionRequest, prompt: str) -> None:
+    def __init__(self, service: Service, body: CompletionRequest, prompt: Any) -> None:
         self._service, self._body, self._prompt = service, body, prompt
-        self._told, self._count, self._views = "", 0, list[int]()
+        self._told, self._views = list[int](), list[int]()
+        self._ended = False
         self._pieces: Iterator[Piece] | None = None
         self.status_code, self.background, self.raw_headers = 200, None, []
 
@@ -168,14 +171,15 @@ class Streamed(Response):
                 await send_whole(scope, send, [part(_event(last)), part(b"", more=False)])
 
     async def _next(self) -> Piece | None:
-        if self._count == self._body.max_new_tokens:
+        count = len(self._told)
+        if self._ended or count == self._body.max_new_tokens:
             return None
         if self._pieces is None:
             draw = _draw(self._body)
-            draw["max_new_tokens"] -= self._count
-            draw["seed"] += self._count
-            text = self._prompt + self._told
-            call = partial(self._service.model.stream, text, **draw)
+            draw["max_new_tokens"] -= count
+            draw["seed"] += count
+            begun = tuple(self._told)
+            call = partial(self._service.model.stream, self._prompt, begun=begun, **draw)
             self._pieces = await _in_time(self._service, call)
         pieces = self._pieces
         return await _in_time(self._service, lambda: next(pieces, None))
@@ -193,8 +197,9 @@ class Streamed(Response):
             if good:
                 await send_whole(scope, send, [part(event), part(b"")])
         if good:
-            self._told += piece.text
-            self._count += 1
+            self._ended = piece.token is None
+            if piece.token is not None:
+                self._told.append(piece.token)
             if piece.view not in self._views:
                 self._views.append(piece.view)
         return good

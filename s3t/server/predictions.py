@@ -100,7 +100,22 @@ def _rows(service: Service, body: bytes) -> list[Any]:
     columns = service.model.config.data.columns
     if service.model.task == "image-classification":
         return rows_of(sent, columns.image, _image)
+    if columns.text_pair is not None:
+        return [*zip(*_sides(sent, columns.text, columns.text_pair), strict=True)]
     return rows_of(sent, columns.text, _text)
+
+
+def _sides(sent: Sequence[Any], first: str, second: str) -> tuple[list[Any], list[Any]]:
+    """The first and the second texts of rows of two, objects or lists."""
+    names = first, second
+    rows = []
+    for number, row in enumerate(sent):
+        pair = isinstance(row, list) and len(row) == len(names)
+        rows.append(dict(zip(names, row, strict=True)) if pair else row)
+        if not isinstance(rows[-1], Mapping):
+            problem = f"row {number}: two texts are expected, {first!r} and {second!r}"
+            raise Problem("invalid_body", problem)
+    return rows_of(rows, first, _text), rows_of(rows, second, _text)
 
 
 def rows_of(sent: Sequence[Any], column: str, read: Any) -> list[Any]:

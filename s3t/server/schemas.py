@@ -47,11 +47,23 @@ class Predictions(BaseModel):
     view: int = Field(description=_VIEW)
 
 
-class CompletionRequest(_Closed):
-    """Texts to continue."""
+class Message(_Closed):
+    """One turn of a conversation."""
 
-    prompt: _Text | Annotated[list[_Text], Field(min_length=1, fail_fast=True)] = Field(
-        description="one text or several; one if it is streamed"
+    role: _Text = Field(description="such as `user`; what the run's chat template knows")
+    content: _Text
+
+
+class CompletionRequest(_Closed):
+    """Texts to continue, or a conversation to answer."""
+
+    prompt: (
+        _Text
+        | Annotated[list[_Text], Field(min_length=1, fail_fast=True)]
+        | Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    ) = Field(
+        description="one text or several; or the messages of one conversation, where the run has "
+        "a chat template; one if it is streamed"
     )
     max_new_tokens: Annotated[int, Field(ge=1, le=2**16)] = Field(
         32, description="at most; prompt and answer have to fit the run's `data.max_length`"
@@ -60,7 +72,21 @@ class CompletionRequest(_Closed):
         0.0, description="0 takes the likeliest token, above it tokens are drawn"
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of the draws")
+    top_k: Annotated[int, Field(ge=0, le=2**31)] = Field(
+        0, description="draw among the likeliest so many alone; 0 for all"
+    )
+    top_p: Annotated[float, Field(gt=0, le=1, strict=False)] = Field(
+        1.0, description="draw among the likeliest that are that likely together"
+    )
     stream: bool = Field(False, description="send each piece as it comes, as server-sent events")
+
+    @property
+    def prompts(self) -> list[Any]:
+        """As ``S3T.generate`` takes them."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        texts = [one for one in self.prompt if isinstance(one, str)]
+        return texts or [[one.model_dump() for one in self.prompt if isinstance(one, Message)]]
 
 
 class CompletedText(BaseModel):

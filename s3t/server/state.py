@@ -56,12 +56,14 @@ class Text(Protocol):
 
 
 class Piece(Protocol):
-    """The text that one token adds, and the view that gave it."""
+    """The text that one token adds, the view that gave it, and the token."""
 
     @property
     def text(self) -> str: ...
     @property
     def view(self) -> int: ...
+    @property
+    def token(self) -> int | None: ...
 
 
 class Model(Protocol):
@@ -90,9 +92,19 @@ class Model(Protocol):
         max_new_tokens: int = 32,
         temperature: float = 0.0,
         seed: int = 0,
+        top_k: int = 0,
+        top_p: float = 1.0,
     ) -> Sequence[Text]: ...
     def stream(
-        self, prompt: Any, *, max_new_tokens: int = 32, temperature: float = 0.0, seed: int = 0
+        self,
+        prompt: Any,
+        *,
+        max_new_tokens: int = 32,
+        temperature: float = 0.0,
+        seed: int = 0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        begun: Sequence[int] = (),
     ) -> Iterator[Piece]: ...
     def deactivate(
         self,

@@ -82,7 +82,8 @@ def public_head(config: Config, base: Base, public: LabelledSet, classes: int) -
             logits, public.labels[index].to(base.device), reduction="none"
         )
         weights = weights.to(base.device)
-        slots.step((each * weights).sum() / weights.sum(), torch.tensor([rate(step)]))
+        slots.add((each * weights).sum() / weights.sum())
+        slots.step(torch.tensor([rate(step)]))
     return slots.take(0)
 
 
@@ -131,7 +132,7 @@ def _public_loss(
         pooled = hidden.mean(dim=1) if config.model.pooling == "mean" else hidden[:, 0]
         return functional.cross_entropy(head(pooled), labels)
     if labels is None:
-        targets = rows.values.masked_fill(rows.mask == 0, -100)
+        targets = rows.values.masked_fill(rows.scored == 0, -100)
         loss: Tensor = model(input_ids=rows.values, attention_mask=rows.mask, labels=targets).loss
         return loss
     hidden = model(input_ids=rows.values, attention_mask=rows.mask)[0]

@@ -5,8 +5,9 @@
     local               0   1                0   1
 
 A process needs none of the others to train: what it may take, and what there is, it reads from
-the store. So no process group is ever opened, and no process that dies can break or hold up
-another; of ``accelerate launch`` this needs the environment alone.
+the store. So no process group is opened between them, and no process that dies can break or hold up
+another; of ``accelerate launch`` this needs the environment alone. Where ``stage.processes`` train
+a node together (``peers``), a place is a group's, and its first process walks for all of it.
 
 Invariant: exactly one process of rank 0 prepares the run, and exactly one of each machine speaks.
 """
@@ -17,6 +18,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from s3t.errors import InputError
 
 __all__ = ["MACHINE", "MACHINES", "Place", "by_itself"]
 
@@ -64,6 +67,23 @@ class Place:
             return cls(machine * here + local, machines * here, local, here)
         processes = _number(_WORLD, 1)
         return cls(_number(_RANK, 0), processes, local, min(here, processes))
+
+    def in_groups_of(self, size: int) -> Place:
+        """The place of this process's group among all groups.
+
+        Raises:
+            InputError: the processes of each machine do not make up whole groups.
+        """
+        if self.here % size or self.processes % size:
+            raise InputError(
+                f"stage.processes={size} trains each node with {size} processes of one machine, "
+                f"and here are {self.here}: start a multiple of {size}, with s3t train CONFIG "
+                f"--num_processes {size} or accelerate launch --num_processes {size} -m s3t.train "
+                "CONFIG"
+            )
+        return Place(
+            self.rank // size, self.processes // size, self.local // size, self.here // size
+        )
 
     @property
     def main(self) -> bool:

@@ -1,6 +1,7 @@
 """From a config to a prepared run, and from a prepared run to what a worker needs.
 
     draft ─► base (made, adapted or as loaded) ─► plan ─► RUN: config, ledger, base, plan
+                                               public head, prototypes, if it has any
 
 Invariants: a run is prepared only from a draft that was checked whole, and a prepared run is opened
 again only with the same config, data, base and environment (E1). No row of a deleted sample gets
@@ -17,22 +18,24 @@ from typing import Any
 
 import torch
 
+from s3t.clusters import write_prototypes
 from s3t.config import Config, anchored, dump_config
 from s3t.data import load_all
 from s3t.data.rows import LabelledRows
 from s3t.errors import InputError, S3TError
 from s3t.ledger import Gone, Ledger
 from s3t.model.base import Base
-from s3t.model.encode import ImageEncoder, TextEncoder
 from s3t.model.head import read_public_head, write_public_head
 from s3t.model.loading import LoadedModel, build_base, load_model, save_model
 from s3t.partition import Partition, partition, tier_slices
 from s3t.plan import Plan
 from s3t.run import RunDir
 from s3t.store import NodeStore, tensors_digest, write_durably
-from s3t.training.adapt import adapt_model, public_head
-from s3t.training.draft import Draft, draft
-from s3t.training.material import LabelledSet
+from s3t.training.adapt import public_head
+from s3t.training.clustering import clustered, known_clusters, prototypes_of, recipe_digest
+from s3t.training.draft import Draft, adapted, draft
+from s3t.training.material import LabelledSet, encode_rows
+from s3t.training.peers import Group
 from s3t.training.recipe import recipe_of
 from s3t.types import Digest, Sample, digest
 
@@ -99,7 +102,7 @@ def prepare(
         write_durably(run.config_path, dump_config(anchored(config)).encode())
         _settle(run)
         return run
-    drafted = draft(config, without)  # its messages name the paths as they were given
+    drafted = draft(config, without, device, on_step)  # messages name paths as they were given
     config = anchored(config)
     _ = RunDir(config.run_dir, config.store).store  # a URL or key ring that cannot be used
     if run.foreign:
@@ -107,7 +110,11 @@ def prepare(
             f"{run.root} holds files that are no run: give an empty directory with output=DIR"
         )
     write_durably(run.config_path, dump_config(config).encode())
-    base = _ready_base(run, config, drafted, on_step).to(device)
+    base = _ready_base(run, config, drafted, on_step)
+    if config.stage.parallel != "fsdp":  # which is for bases that no single device may hold
+        base = base.to(device)
+    if drafted.prototypes is not None:
+        write_prototypes(run.prototypes_path, drafted.prototypes, base.fingerprint)
     if drafted.classes and _needs_head(config):
         _keep_head(run, config, base, drafted)
     head = starting_head(run, config, base)
@@ -121,10 +128,16 @@ def prepare(
     return run
 
 
-def open_material(run: RunDir, device: torch.device) -> Material:
+def open_material(run: RunDir, device: torch.device, group: Group | None = None) -> Material:
     """Load a prepared run, and prove that data, base and environment are those of its plan.
 
     Samples that were deleted may be gone from the data; any other difference is refused.
+
+    Args:
+        run: the run.
+        device: what it is trained on.
+        group: processes that all load it, and among which the base's layers are divided if the
+            config says so.
 
     Raises:
         InputError: the private data or the base changed.
@@ -134,19 +147,28 @@ def open_material(run: RunDir, device: torch.device) -> Material:
     data = load_all(config)
     private = data.private.without(run.gone())
     loaded = load_model(config, run.base_path if run.base_path.is_dir() else None)
-    base = build_base(config, loaded).to(device)
+    spreads = group is not None and config.stage.parallel == "fsdp"
+    base = build_base(config, loaded)
+    base = base if spreads else base.to(device)
     if base.fingerprint != plan.base:
         raise InputError(
             f"model.base {config.model.base!r} is no longer the base that {run.root} was planned "
             "on: restore it, or start a new run with output=DIR"
         )
-    head = starting_head(run, config, base)
-    recipe = recipe_of(config, base, loaded.encoder, data.labels, device, digest_of(head))
+    head, encoder = starting_head(run, config, base), loaded.encoder
+    prototypes, labels = prototypes_of(run, config, base), data.labels
+    named = recipe_digest(prototypes)
+    recipe = recipe_of(config, base, encoder, labels, device, digest_of(head), named)
     check_recipe(run, recipe, plan)
     hits = run.hits()
-    whole = placed(config, private.samples)
-    if not run.joined:  # else the ledger is elsewhere, and the digests below prove the samples
+    if run.joined:  # the ledger is elsewhere, and the digests below prove the samples
+        private = clustered(private, prototypes, base, encoder, {})
+        whole = placed(config, private.samples, plan.shards)
+    else:
         with run.ledger() as ledger:
+            known = known_clusters(config, ledger)
+            private = clustered(private, prototypes, base, encoder, known)
+            whole = placed(config, private.samples, plan.shards)
             ledger.register(whole.places())
     index = private.index
     members = tuple(
@@ -162,6 +184,8 @@ def open_material(run: RunDir, device: torch.device) -> Material:
         for number, found in enumerate(digests):
             if (shard, number) not in hits and found != plan.digests[shard][number]:
                 raise InputError(f"slice {number} of shard {shard} changed: restore the data")
+    if group is not None and spreads:
+        base.spread(group.mesh)
     return Material(
         run=run,
         store=run.store,
@@ -177,11 +201,12 @@ def open_material(run: RunDir, device: torch.device) -> Material:
     )
 
 
-def placed(config: Config, samples: Iterable[Sample]) -> Partition:
-    """Samples in their places; deletions may have left slices empty."""
+def placed(config: Config, samples: Iterable[Sample], shards: int) -> Partition:
+    """Samples in their places in the plan's m shards; deletions may have left slices empty."""
     shape = config.partition
-    tiers = tier_slices(shape)
-    return partition(samples, shape.shards, shape.slices, shape.salt, tiers, allow_empty=True)
+    return partition(
+        samples, shards, shape.slices, shape.salt, tier_slices(shape), allow_empty=True
+    )
 
 
 def _refuse_other(ledger: Ledger, plan: Plan) -> None:
@@ -218,12 +243,6 @@ def _settle(run: RunDir) -> None:
             ledger.plans.put_in_force(ledger.plans.propose(plan.digest, 0))
 
 
-def encode_rows(encoder: TextEncoder | ImageEncoder, rows: LabelledRows) -> LabelledSet:
-    """Rows as tensors, with their labels."""
-    labels = None if rows.labels is None else torch.tensor(rows.labels, dtype=torch.int64)
-    return LabelledSet(encoder.encode(rows.inputs), labels)
-
-
 def _adapt_rows(drafted: Draft) -> LabelledRows:
     rows = drafted.data.adapt
     assert rows is not None  # the config was checked for it
@@ -237,17 +256,13 @@ def _ready_base(
     adapt = config.model.adapt
     if adapt is None and not config.model.base.startswith("make:"):
         return drafted.base
-    loaded = load_model(config)  # whole again: the draft's has been taken apart
-    if adapt is not None:
-        public = encode_rows(loaded.encoder, _adapt_rows(drafted))
-        done = iter(range(1, adapt.steps + 1))
-        adapt_model(
-            config,
-            loaded.model,
-            public,
-            drafted.classes,
-            lambda: on_step(next(done), adapt.steps),
-        )
+    if adapt is None:
+        loaded = load_model(config)  # whole again: the draft's has been taken apart
+    elif drafted.prototypes is None:
+        loaded = adapted(config, _adapt_rows(drafted), drafted.classes, on_step)
+    else:  # the clusters are of a base that the draft has adapted
+        loaded = load_model(config)
+        loaded.model.load_state_dict(drafted.base.state)
     _keep_base(run, loaded)
     return build_base(config, loaded)
 

@@ -19,6 +19,7 @@ import transformers
 from s3t.config import Config, StageConfig
 from s3t.model.base import Base
 from s3t.model.encode import ImageEncoder, TextEncoder
+from s3t.model.quantized import has_quantized, quantizer_version
 from s3t.plan.blocks import block_layers
 from s3t.types import Digest
 
@@ -32,12 +33,14 @@ _LATER = ("adapter", "gradient_accumulation", "group_by_length", "processes", "p
 
 
 def blocks_of(config: Config, depth: int) -> tuple[tuple[int, int], ...]:
-    """Layers (lo, hi) that stage 1, 2, … L trains; all of them at each stage for snapshots.
+    """Layers (lo, hi) that stage 1, 2, … L trains: all at each stage for snapshots, for prompts none.
 
     Raises:
         ConfigError: more slices than layers.
     """
     slices = config.partition.slices
+    if config.stage.adapter == "prompt":
+        return ((0, 0),) * slices
     if config.stage.isolation == "snapshot":
         return ((0, depth),) * slices
     return block_layers(depth, slices)
@@ -50,6 +53,7 @@ def recipe_of(
     labels: Sequence[str],
     device: torch.device,
     head: Digest | None,
+    prototypes: Digest | None = None,
 ) -> dict[str, Any]:
     """Everything in config, code and environment that shapes bytes, as JSON values.
 
@@ -58,8 +62,9 @@ def recipe_of(
         labels: label names in order.
         device: what nodes are trained on.
         head: digest of the public head from which stage 1 starts, if it does.
+        prototypes: digest of those by which samples are placed, if they are.
     """
-    return {
+    found = {
         "engine": ENGINE,
         "task": config.task,
         "seed": config.seed,
@@ -70,10 +75,21 @@ def recipe_of(
         "dtype": config.model.dtype,
         "blocks": [list(block) for block in blocks_of(config, base.depth)],
         "targets": sorted({target.path for target in base.targets}),
-        "lora": config.lora.model_dump(mode="json", exclude={"targets"}),
+        **_adapter(config),
         "stage": _stage(config.stage),
         "environment": environment(device),
     }
+    if has_quantized(base.layers):
+        bits, version = config.model.quantization, quantizer_version()
+        found["quantization"] = {"bits": bits, "bitsandbytes": version}
+    return found if prototypes is None else found | {"prototypes": prototypes}
+
+
+def _adapter(config: Config) -> dict[str, Any]:
+    """The section of what is trained beside the head; the other one has no part in it."""
+    if config.stage.adapter == "prompt":
+        return {"prompt": config.prompt.model_dump(mode="json")}
+    return {"lora": config.lora.model_dump(mode="json", exclude={"targets"})}
 
 
 def _stage(stage: StageConfig) -> dict[str, Any]:
@@ -88,6 +104,8 @@ def stage_bytes(config: Config, base: Base, classes: int) -> tuple[int, ...]:
     """Bytes of the float32 weights of a node of stage 1, 2, … L, head included."""
     rank = config.lora.rank
     head = 4 * classes * (base.hidden_size + 1)
+    if config.stage.adapter == "prompt":
+        return (head + 4 * config.prompt.tokens * base.hidden_size,) * config.partition.slices
     return tuple(
         head + sum(4 * rank * (t.inputs + t.outputs) for t in base.targets if lo <= t.layer < hi)
         for lo, hi in blocks_of(config, base.depth)

@@ -14,7 +14,7 @@ trains.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +22,14 @@ import torch
 
 from s3t.config import Config, anchored, dump_config
 from s3t.data import Data, load_all
-from s3t.errors import InputError
+from s3t.errors import DataError, InputError
 from s3t.ledger import Gone, Ledger
 from s3t.model.loading import build_base, load_model
 from s3t.plan import Plan
 from s3t.run import RunDir
 from s3t.store import write_durably
-from s3t.training.draft import Draft, sequences_of
+from s3t.training.clustering import clustered, known_clusters, prototypes_of
+from s3t.training.draft import Draft, sequences_of, unspoken
 from s3t.training.preparation import (
     check_recipe,
     digest_of,
@@ -36,6 +37,7 @@ from s3t.training.preparation import (
     public_head_of,
     starting_head,
 )
+from s3t.types import SampleId
 
 __all__ = ["Renewal", "add_files", "renew", "take_effect"]
 
@@ -74,7 +76,7 @@ def renew(run: RunDir, device: torch.device, renewal: Renewal) -> int:
     data = load_all(config)
     with run.ledger() as ledger:
         gone = ledger.gone()
-        drafted = _drafted(run, config, data, gone)
+        drafted = _drafted(run, config, data, gone, known_clusters(config, ledger), device)
         if renewal.files:
             write_durably(run.config_path, dump_config(config).encode())
         added = 0
@@ -127,25 +129,38 @@ def add_files(config: Config, files: Sequence[str]) -> Config:
     return anchored(config.model_copy(update={"data": data}))
 
 
-def _drafted(run: RunDir, config: Config, data: Data, gone: Gone) -> Draft:
+def _drafted(
+    run: RunDir,
+    config: Config,
+    data: Data,
+    gone: Gone,
+    known: Mapping[SampleId, int],
+    device: torch.device,
+) -> Draft:
     """The draft of the run as it would be planned now, over the base that it has."""
     private = data.private.without(gone)
     if not private.samples:
         raise InputError(f"no private sample is left: there is nothing to train in {run.root}")
     loaded = load_model(config, run.base_path if run.base_path.is_dir() else None)
-    base = build_base(config, loaded)
-    if base.fingerprint != run.plan().base:
+    base, now = build_base(config, loaded), run.plan()
+    if base.fingerprint != now.base:
         raise InputError(
             f"model.base {config.model.base!r} is no longer the base that {run.root} was planned "
             "on: restore it, or start a new run with output=DIR"
         )
+    if problems := unspoken(data, loaded.encoder):
+        raise DataError(problems, "data")
+    prototypes = prototypes_of(run, config, base)
+    base = base if prototypes is None else base.to(device)
+    private = clustered(private, prototypes, base, loaded.encoder, known)
     return Draft(
         config=config,
         data=data,
-        partition=placed(config, private.samples),
+        partition=placed(config, private.samples, now.shards),
         base=base,
         encoder=loaded.encoder,
-        sequences=sequences_of(config, base, len(data.labels)),
+        sequences=sequences_of(config, base, len(data.labels), now.shards),
+        prototypes=prototypes,
     )
 
 

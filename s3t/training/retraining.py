@@ -105,7 +105,7 @@ def from_scratch(run: RunDir, folder: Path, training: Mapping[str, Any] | None =
             "training": config.training.model_copy(update=dict(training or {})),
         }
     )
-    train(config, without=run.gone())
+    train(config, without=run.gone(), in_turn=True)
     return compare(run, RunDir.existing(folder))
 
 

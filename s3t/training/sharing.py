@@ -1,7 +1,7 @@
 """What machines that share no folder get to know of a run: over the store, beside the nodes.
 
-    main process     RUN ──► URL/run/{base/…, base_head.safetensors, gone.json, hits.json,
-                             plans/…, config.yaml}, then plan.json
+    main process     RUN ──► URL/run/{base/…, base_head.safetensors, prototypes.safetensors,
+                             gone.json, hits.json, plans/…, config.yaml}, then plan.json
     other machines   URL/run/… ──join───► RUN of their own, marked ``joined``: all but the ledger
                                ──attach─► RUN of their own, complete, if the ledger is a database
 
@@ -10,8 +10,8 @@ is gone is told by keyed hashes; the config goes without a password. Each machin
 the data itself, from where its own config says; one that serves needs none.
 
 Invariant: what arrives is believed only as far as it proves itself, when the run is opened: the
-plan by its digest, the base by its fingerprint, the head by its proof, the data by the digests of
-the slices.
+plan by its digest, the base by its fingerprint, head and prototypes by their proofs, the data by
+the digests of the slices.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from s3t.types import Digest
 __all__ = ["attach", "finished", "join", "joined", "publish"]
 
 _PLAN, _HEAD, _BASE = "run/plan.json", "run/base_head.safetensors", "run/base"
+_PROTOTYPES = "run/prototypes.safetensors"
 _CONFIG = "run/config.yaml"
 
 
@@ -72,8 +73,9 @@ def publish(run: RunDir) -> None:
         if run.base_path.is_dir():
             for path in sorted(run.base_path.iterdir()):
                 depot.put(f"{_BASE}/{path.name}", path.read_bytes())
-        if run.head_path.is_file():
-            depot.put(_HEAD, run.head_path.read_bytes())
+        for name, path in _kept(run).items():
+            if path.is_file():
+                depot.put(name, path.read_bytes())
     run.plans.publish(run.plan())
     run.plans.publish(found)
     depot.put(_CONFIG, dump_config(_public(run.config())).encode())
@@ -125,9 +127,7 @@ def join(config: Config) -> None:
         return
     run.plan_path.unlink(missing_ok=True)
     _fetch_base(run, depot)
-    head = _got(depot, _HEAD)
-    if head is not None:
-        write_durably(run.head_path, head)
+    _fetch_kept(run, depot)
     write_durably(run.plan_path, plan)
 
 
@@ -181,9 +181,7 @@ def _attach(run: RunDir, root: Path, depot: Depot, config: bytes, overrides: Seq
         )
     write_durably(run.config_path, dump_config(resolved).encode())
     _fetch_base(run, depot)
-    head = _got(depot, _HEAD)
-    if head is not None:
-        write_durably(run.head_path, head)
+    _fetch_kept(run, depot)
     plan = _got(depot, _PLAN)
     assert plan is not None
     write_durably(run.plan_path, plan)
@@ -205,6 +203,18 @@ def _fetch_base(run: RunDir, depot: Depot) -> None:
     for name in names:
         write_durably(temporary / Path(name).name, depot.get(f"{_BASE}/{name}"))
     temporary.rename(run.base_path)
+
+
+def _kept(run: RunDir) -> dict[str, Path]:
+    """What else may have been made of public data: where it is published, and where it lies."""
+    return {_HEAD: run.head_path, _PROTOTYPES: run.prototypes_path}
+
+
+def _fetch_kept(run: RunDir, depot: Depot) -> None:
+    for name, path in _kept(run).items():
+        found = _got(depot, name)
+        if found is not None:
+            write_durably(path, found)
 
 
 def _digest_in(plan: bytes) -> Digest:

@@ -2,7 +2,8 @@
 
     theta [G, P]   one row a slot, P padded to a multiple of 16
       │  A of layer 3 │ B of layer 3 │ … │ head.weight │ head.bias │ pad │
-      └─ leaves are views; their gradients are copied to ``gradient`` [G, P] and stepped together
+      └─ leaves are views; their gradients are copied to ``gradient`` [G, P] and stepped together,
+         after it was summed over those who train together (``peers``)
 
 Invariant: a slot's row after any number of steps is the same bytes whatever the other rows are and
 however many there are. Hence plain element-wise products and sums only, no fused multiply-add
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from s3t.config import StageConfig
+from s3t.training.peers import InTurn, Peers
 
 __all__ = ["Slots", "learning_rate"]
 
@@ -44,21 +46,28 @@ class Slots:
         initial: one mapping of float32 tensors per slot, all with the same names and shapes.
         recipe: optimizer, weight decay and clipping.
         device: where they are trained.
+        peers: who else computes parts of the gradient; by default nobody.
     """
 
     def __init__(
-        self, initial: Sequence[Mapping[str, Tensor]], recipe: StageConfig, device: torch.device
+        self,
+        initial: Sequence[Mapping[str, Tensor]],
+        recipe: StageConfig,
+        device: torch.device,
+        peers: Peers | None = None,
     ) -> None:
-        self.recipe = recipe
+        self.recipe, self._peers = recipe, peers or InTurn()
         self._spans, width = _layout(initial[0])
         self.theta = torch.zeros(len(initial), width, device=device)
         for row, tensors in enumerate(initial):
             for name, span in self._spans.items():
                 self.theta[row, span.start : span.stop] = tensors[name].reshape(-1).to(device)
-        self.gradient = torch.zeros_like(self.theta)
+        self.gradient = self.theta
         states = 2 if recipe.optimizer == "adamw" else 1
         self._states = [torch.zeros_like(self.theta) for _ in range(states)]
         self._step = 0
+        self._parts: list[Tensor] = []
+        self._added: set[int] = set()
         self.leaves: dict[str, Tensor] = {}
         self._bind()
 
@@ -75,28 +84,42 @@ class Slots:
     def keep(self, count: int) -> None:
         """Go on with the first ``count`` slots; the others are done."""
         self.theta = self.theta[:count].clone()
-        self.gradient = torch.zeros_like(self.theta)
         self._states = [state[:count].clone() for state in self._states]
         self._bind()
 
-    def step(self, loss: Tensor, rates: Tensor) -> None:
-        """One optimizer step down the gradient of ``loss``.
+    def add(self, loss: Tensor, part: int = 0) -> None:
+        """Take the gradient of ``loss``, a scalar that depends on the leaves, into the next step:
+        of one pass, or of each of several that are one step together.
 
         Args:
-            loss: a scalar that depends on the leaves.
-            rates: learning rate of each slot, [G].
+            loss: of rows of one share.
+            part: number of the share among those of this process.
         """
         gradients = torch.autograd.grad(loss, tuple(self.leaves.values()))
-        self._step += 1
         with torch.no_grad():
             for span, gradient in zip(self._spans.values(), gradients, strict=True):
-                self.gradient[:, span.start : span.stop] = gradient.flatten(1)
+                held = self._parts[part][:, span.start : span.stop]
+                put = held.add_ if part in self._added else held.copy_
+                put(gradient.flatten(1))
+        self._added.add(part)
+
+    def step(self, rates: Tensor) -> None:
+        """One optimizer step down the gradient that was added since the last, here and by peers.
+
+        Args:
+            rates: learning rate of each slot, [G].
+        """
+        self._step += 1
+        self._added.clear()
+        self.gradient = self._peers.summed(self._parts)
+        with torch.no_grad():
             if self.recipe.max_grad_norm is not None:
                 self._clip(self.recipe.max_grad_norm)
             update = self._adamw if self.recipe.optimizer == "adamw" else self._sgd
             update(rates.reshape(-1, 1).to(self.theta.device))
 
     def _bind(self) -> None:
+        self._parts = [torch.zeros_like(self.theta) for _ in self._peers.shares]
         self.leaves = {}
         for name, span in self._spans.items():
             columns = slice(span.start, span.stop)

@@ -20,26 +20,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from s3t.config import LoraConfig, StageConfig
+from s3t.config import LoraConfig, PromptConfig, StageConfig
 from s3t.errors import IntegrityError, S3TError
 from s3t.model.base import Base
-from s3t.model.head import BIAS, WEIGHT, classify, language_logits, losses
-from s3t.model.lora import Bank, Target, adapted
+from s3t.model.head import BIAS, WEIGHT
+from s3t.model.lora import Bank, Target
+from s3t.model.prompt import beside, fresh_prompt, stacked
 from s3t.plan.lineage import node_seed
+from s3t.store import tensors_digest
 from s3t.training.material import Batches, LabelledSet
+from s3t.training.objective import Objective
+from s3t.training.peers import InTurn, Peers
 from s3t.training.shelf import Shelf
 from s3t.training.slots import Slots, learning_rate
 from s3t.training.trunk import Trunk
-from s3t.types import NodeKey
+from s3t.types import NodeKey, Share, digest
 
 __all__ = ["Assignment", "StageTrainer", "Trained"]
 
 _MERGED_NUMBERS = 2**20
 """Weights of up to so many numbers are merged with a frozen adapter: each node has its own copy,
 and in larger ones the adapter's two small products no longer count."""
-
-_SCORE_ROWS = 32
-"""Validation rows of one pass, per slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,9 @@ class StageTrainer:
         cap_bytes: cap of the trunk cache.
         shelf: where the workers of a machine share it, if they do.
         recompute: whether layers are run again in the backward pass, which saves their memory.
+        prompt: how prompts are trained in place of blocks; None to train blocks.
+        peers: with whom batches are divided; by default this process takes in turn the parts
+            that ``recipe.processes`` would take.
     """
 
     def __init__(
@@ -92,11 +96,19 @@ class StageTrainer:
         cap_bytes: int,
         shelf: Shelf | None = None,
         recompute: bool = False,
+        prompt: PromptConfig | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self.base, self.lora, self.recipe, self.classes = base, lora, recipe, classes
         self.private, self.validation, self._recompute = private, validation, recompute
-        self._trunk = Trunk(base, private.rows, cap_bytes, shelf)
-        self._validation_trunk = Trunk(base, validation.rows, cap_bytes)
+        self.prompt = prompt
+        self.peers = peers or InTurn(recipe.processes)
+        if recipe.parallel == "fsdp":
+            base.run_plainly()
+        trunk = Trunk(base, private.rows, cap_bytes, shelf, self.peers)
+        self.on_private = Objective(base, classes, private, trunk)
+        trunk = Trunk(base, validation.rows, cap_bytes, peers=self.peers)
+        self.on_public = Objective(base, classes, validation, trunk)
 
     def train(
         self,
@@ -113,7 +125,7 @@ class StageTrainer:
 
         Raises:
             S3TError: a weight or a score became infinite or not a number.
-            IntegrityError: a frozen tensor changed, or a trained one did not.
+            IntegrityError: a frozen tensor changed, a trained one did not, or peers found others.
         """
         ranked = sorted(group, key=lambda assignment: (-len(assignment.rows), assignment.key))
         initial = [self._initial(block, assignment) for assignment in ranked]
@@ -121,7 +133,7 @@ class StageTrainer:
         for assignment, before, after in zip(ranked, initial, finals, strict=True):
             self._check(assignment, before, after)
         self.base.check_frozen()
-        scores = self._score(block, ranked, finals)
+        scores = self._scores(block, ranked, finals)
         for assignment, score in zip(ranked, scores, strict=True):
             if not math.isfinite(score):
                 raise _diverged(assignment.key, "its validation score")
@@ -129,6 +141,8 @@ class StageTrainer:
             assignment.key: Trained(assignment.key, tensors, score)
             for assignment, tensors, score in zip(ranked, finals, scores, strict=True)
         }
+        for key, one in trained.items():
+            self.peers.agree(digest([tensors_digest(one.tensors), one.score]), f"node {key}")
         return [trained[assignment.key] for assignment in group]
 
     def agrees(self, block: tuple[int, int], group: Sequence[Assignment]) -> bool:
@@ -155,12 +169,13 @@ class StageTrainer:
         limit: int | None = None,
     ) -> list[dict[str, Tensor]]:
         recipe = self.recipe
-        self._trunk.prepare(block[0], torch.cat([a.rows for a in ranked]).unique())
-        batches = [Batches(a.key, a.rows, recipe.batch_size, recipe.epochs) for a in ranked]
+        self.on_private.trunk.prepare(block[0], torch.cat([a.rows for a in ranked]).unique())
+        batches = [self.batches(assignment) for assignment in ranked]
         steps = [b.steps if limit is None else min(b.steps, limit) for b in batches]
         rates = [learning_rate(recipe, b.steps) for b in batches]
-        generators = self._generators(ranked)
-        slots = Slots(initial, recipe, self.base.device)
+        shares = self.peers.shares
+        generators = [self._generators(ranked) for _ in shares]  # each draws as if it were alone
+        slots = Slots(initial, recipe, self.base.device, self.peers)
         upper = self._upper(block, ranked)
         finals: list[dict[str, Tensor]] = [{} for _ in ranked]
         for step in range(max(steps)):
@@ -168,108 +183,38 @@ class StageTrainer:
             if going < len(slots):
                 slots.keep(going)
                 upper = upper.first(going)
-            bank = self._bank(block, slots.leaves, upper, generators[:going])
-            loss = self._loss(block, bank, slots.leaves, [b.at(step) for b in batches[:going]])
-            slots.step(loss, torch.tensor([rate(step) for rate in rates[:going]]))
+            chosen = [b.at(step) for b in batches[:going]]
+            for part, share in enumerate(shares):
+                drawn = generators[part][:going]
+                bank = self._bank(block, slots.leaves, upper, drawn, share)
+                passes = recipe.gradient_accumulation
+                for loss in self.on_private.losses(
+                    block[0], bank, slots.leaves, chosen, passes, share
+                ):
+                    slots.add(loss, part)
+            slots.step(torch.tensor([rate(step) for rate in rates[:going]]))
             for row in range(going):
                 if steps[row] == step + 1:
                     finals[row] = slots.take(row)
             on_step(going)
         return finals
 
-    def _loss(
-        self,
-        block: tuple[int, int],
-        bank: Bank,
-        leaves: Mapping[str, Tensor],
-        chosen: Sequence[tuple[Tensor, Tensor]],
-    ) -> Tensor:
-        """Sum over slots of each slot's mean loss; slots meet in this sum alone.
+    def batches(self, assignment: Assignment) -> Batches:
+        recipe, rows = self.recipe, assignment.rows
+        lengths = self.private.lengths(rows) if recipe.group_by_length else None
+        together = recipe.gradient_accumulation
+        return Batches(assignment.key, rows, recipe.batch_size, recipe.epochs, together, lengths)
 
-        Texts are as long as the longest of the slot's own batch, so slots are taken together by
-        that length.
-        """
-        lengths = [self.private.longest(rows) for rows, _ in chosen]
-        total = torch.zeros((), device=self.base.device)
-        for tokens in sorted({*lengths}, key=lambda length: length or 0):
-            slots = [slot for slot, length in enumerate(lengths) if length == tokens]
-            index = torch.cat([chosen[slot][0] for slot in slots])
-            weights = torch.stack([chosen[slot][1] for slot in slots]).to(self.base.device)
-            if len(slots) == len(chosen):
-                return self._loss_of(block, bank, leaves, index, weights, tokens)
-            some = {name: leaf[slots] for name, leaf in leaves.items()}
-            total = total + self._loss_of(block, bank.only(slots), some, index, weights, tokens)
-        return total
-
-    def _loss_of(
-        self,
-        block: tuple[int, int],
-        bank: Bank,
-        leaves: Mapping[str, Tensor],
-        index: Tensor,
-        weights: Tensor,
-        length: int | None,
-    ) -> Tensor:
-        mask = self._trunk.mask(index, length)
-        entering = self._trunk.hidden(index, length)
-        if self.classes:
-            assert self.private.labels is not None
-            logits = classify(self._features(block[0], entering, mask, bank), leaves)
-            labels = self.private.labels[index].to(self.base.device)
-            each = losses(logits.flatten(0, 1), labels).view_as(weights)
-            return (each * (weights / weights.sum(dim=1, keepdim=True))).sum()
-        assert mask is not None
-        tokens = self.private.rows.values[index, :length].to(self.base.device)
-        hidden = self._above(block[0], entering, mask, bank)
-        each, real = _token_losses(self.base, hidden, tokens, mask)
-        real = real.view(len(weights), -1, real.shape[1]) * weights.unsqueeze(2)
-        count = real.sum(dim=(1, 2), keepdim=True).clamp(min=1)
-        return (each.view_as(real) * (real / count)).sum()
-
-    def _above(self, lo: int, hidden: Tensor, mask: Tensor | None, bank: Bank) -> Tensor:
-        with adapted(bank):
-            return self.base.run(hidden, lo, self.base.depth, self.base.attention(mask))
-
-    def _features(self, lo: int, hidden: Tensor, mask: Tensor | None, bank: Bank) -> Tensor:
-        with adapted(bank):
-            return self.base.features(hidden, lo, mask)
-
-    @torch.no_grad()
-    def _score(
+    def _scores(
         self,
         block: tuple[int, int],
         ranked: Sequence[Assignment],
         finals: Sequence[Mapping[str, Tensor]],
     ) -> list[float]:
-        """Score on the public validation rows: accuracy, or minus the mean loss per token."""
-        slots, total = len(ranked), len(self.validation)
         leaves = {name: torch.stack([t[name] for t in finals]) for name in finals[0]}
         leaves = {name: tensor.to(self.base.device) for name, tensor in leaves.items()}
         bank = self._bank(block, leaves, self._upper(block, ranked), ())
-        trunk = self._validation_trunk
-        trunk.prepare(block[0], torch.arange(total))
-        gained, counted = torch.zeros(slots, dtype=torch.float64), 0.0
-        for part in torch.arange(total).split(_SCORE_ROWS):
-            index = torch.cat([part, part[:1].expand(_SCORE_ROWS - len(part))]).repeat(slots)
-            length = self.validation.longest(part)
-            mask = trunk.mask(index, length)
-            entering = trunk.hidden(index, length)
-            if self.classes:
-                assert self.validation.labels is not None
-                labels = self.validation.labels[index].view(slots, -1)
-                logits = classify(self._features(block[0], entering, mask, bank), leaves)
-                right = logits.argmax(dim=2).cpu() == labels
-                gained += right[:, : len(part)].sum(dim=1).double()
-                counted += len(part)
-            else:
-                assert mask is not None
-                tokens = self.validation.rows.values[index, :length].to(self.base.device)
-                hidden = self._above(block[0], entering, mask, bank)
-                each, real = _token_losses(self.base, hidden, tokens, mask)
-                lost = (each * real).cpu().double().view(slots, _SCORE_ROWS, -1)
-                gained -= lost[:, : len(part)].sum(dim=(1, 2))
-                counted += float(real[: len(part)].sum())
-        return [float(f"{value:.6g}") for value in (gained / max(counted, 1.0)).tolist()]
+        return self.on_public.scores(block[0], bank, leaves, self.peers)
 
     # ── a slot's tensors ─────────────────────────────────────────────────────────────────────
 
@@ -279,7 +224,8 @@ class StageTrainer:
     def _initial(self, block: tuple[int, int], assignment: Assignment) -> dict[str, Tensor]:
         """Weights before the stage: inherited where the lineage holds them, else from the key.
 
-        A as in the LoRA paper's code (uniform, Kaiming with a = √5), B zero, a head N(0, 0.02²).
+        A as in the LoRA paper's code (uniform, Kaiming with a = √5), B zero, a head N(0, 0.02²),
+        a prompt N(0, init_scale²).
         """
         generator = torch.Generator().manual_seed(node_seed(assignment.key, "init"))
         inherited, rank = assignment.inherited, self.lora.rank
@@ -289,6 +235,9 @@ class StageTrainer:
             uniform = torch.rand(rank, target.inputs, generator=generator)
             tensors[target.a] = inherited.get(target.a, (2 * uniform - 1) * bound)
             tensors[target.b] = inherited.get(target.b, torch.zeros(target.outputs, rank))
+        if self.prompt is not None:
+            shape = (self.prompt.tokens, self.base.hidden_size)
+            tensors |= fresh_prompt(inherited, shape, self.prompt.init_scale, generator)
         if self.classes:
             shape = (self.classes, self.base.hidden_size)
             fresh = torch.randn(shape, generator=generator) * 0.02
@@ -297,7 +246,10 @@ class StageTrainer:
         return tensors
 
     def _upper(self, block: tuple[int, int], ranked: Sequence[Assignment]) -> Bank:
-        """The frozen adapters above the block, merged into private weights where that is small."""
+        """The frozen adapters above the block, merged into private weights where that is small.
+
+        Of prompts those of the stages before.
+        """
         device, scale = self.base.device, self.lora.alpha / self.lora.rank
         pairs, merged = {}, {}
         for target in self.base.targets:
@@ -305,11 +257,13 @@ class StageTrainer:
                 continue
             a = torch.stack([one.inherited[target.a] for one in ranked]).to(device)
             b = torch.stack([one.inherited[target.b] for one in ranked]).to(device)
-            if target.inputs * target.outputs <= _MERGED_NUMBERS:
+            if self.base.merges and target.inputs * target.outputs <= _MERGED_NUMBERS:
                 merged[target.layer, target.path] = self.base.merged(target, a, b, scale)
             else:
                 pairs[target.layer, target.path] = a, b
-        return Bank(len(ranked), pairs, scale, merged=merged)
+        prompts = stacked([one.inherited for one in ranked])
+        prompts = None if prompts is None else prompts.to(device)
+        return Bank(len(ranked), pairs, scale, merged=merged, prompts=prompts)
 
     def _bank(
         self,
@@ -317,6 +271,7 @@ class StageTrainer:
         leaves: Mapping[str, Tensor],
         upper: Bank,
         generators: Sequence[torch.Generator],
+        share: Share | None = None,
     ) -> Bank:
         trained = {
             (target.layer, target.path): (leaves[target.a], leaves[target.b])
@@ -329,7 +284,9 @@ class StageTrainer:
             self.lora.dropout,
             generators,
             merged=upper.merged,
+            share=share or Share(),
             recompute=self._recompute,
+            prompts=beside(upper.prompts, leaves),
         )
 
     def _generators(self, ranked: Sequence[Assignment]) -> list[torch.Generator]:
@@ -345,8 +302,7 @@ class StageTrainer:
     ) -> None:
         if not all(bool(torch.isfinite(tensor).all()) for tensor in after.values()):
             raise _diverged(assignment.key, "a weight")
-        short = Batches(assignment.key, assignment.rows, self.recipe.batch_size, 1).steps
-        one_step = short * self.recipe.epochs < 2
+        one_step = self.batches(assignment).steps < 2
         still = [
             name
             for name in after
@@ -366,12 +322,3 @@ def _diverged(key: NodeKey, what: str) -> S3TError:
         f"node {key}: training diverged ({what} is not finite); nothing of it was kept. "
         "Lower stage.learning_rate or set stage.max_grad_norm"
     )
-
-
-def _token_losses(
-    base: Base, hidden: Tensor, tokens: Tensor, mask: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Loss of each next token [n, T−1] and which of them are real (1 or 0)."""
-    logits = language_logits(base, hidden)[:, :-1]
-    each = losses(logits.flatten(0, 1), tokens[:, 1:].flatten()).view(len(tokens), -1)
-    return each, mask[:, 1:].to(each.dtype)

@@ -21,6 +21,7 @@ from torch import Tensor
 from s3t.errors import S3TError
 from s3t.model.base import Base
 from s3t.model.encode import Encoded
+from s3t.training.peers import InTurn, Peers
 from s3t.training.shelf import Cut, Shelf
 
 __all__ = ["Trunk"]
@@ -32,18 +33,26 @@ _CHUNK = 32
 class Trunk:
     """Hidden states of a fixed set of rows at one cut.
 
+    Peers that share a cut each compute some of its rows, so all must ask for the same.
+
     Args:
         base: the frozen base.
         rows: all rows that may be asked for.
         cap_bytes: above this nothing is cached.
         shelf: where other workers find them too; None to keep them in this process's memory.
+        peers: who computes parts of them; by default nobody else.
 
     Raises:
         S3TError: the base is in training mode.
     """
 
     def __init__(
-        self, base: Base, rows: Encoded, cap_bytes: int, shelf: Shelf | None = None
+        self,
+        base: Base,
+        rows: Encoded,
+        cap_bytes: int,
+        shelf: Shelf | None = None,
+        peers: Peers | None = None,
     ) -> None:
         if base.model.training:
             raise S3TError(
@@ -51,7 +60,7 @@ class Trunk:
                 "states each time: call eval() on it"
             )
         self.base, self.rows, self.cap_bytes = base, rows, cap_bytes
-        self._shelf = shelf
+        self._shelf, self._peers = shelf, peers or InTurn()
         self._at = -1
         self._cut: Cut | None = None
 
@@ -69,9 +78,14 @@ class Trunk:
             self._at, self._cut = cut, None
             self._cut = self._opened(self._compute(index[:1]))
         if self._cut is not None:
-            missing = self._cut.missing(index)
-            for part in missing.split(_CHUNK) if len(missing) else ():
-                self._cut.fill(part, self._compute(part))
+            missing, (share, *others) = self._cut.missing(index), self._peers.shares
+            whole = _CHUNK if others else _CHUNK * share.size  # all shares are here, or one is
+            for part in missing.split(whole) if len(missing) else ():
+                if whole > _CHUNK:
+                    full = _filled(part, whole)[share.of(whole)]
+                    self._cut.fill(part, self._peers.joined(self._compute(full))[: len(part)])
+                else:
+                    self._cut.fill(part, self._compute(part))
 
     def hidden(self, index: Tensor, tokens: int | None = None) -> Tensor:
         """Hidden states [n, T, H] of rows ``index`` at the prepared cut, or their first tokens."""
@@ -103,9 +117,13 @@ class Trunk:
     def _compute(self, index: Tensor) -> Tensor:
         parts = []
         for part in index.split(_CHUNK):
-            full = torch.cat([part, part[:1].expand(_CHUNK - len(part))])
-            rows = self.rows.rows(full).to(self.base.device)
+            rows = self.rows.rows(_filled(part, _CHUNK)).to(self.base.device)
             hidden = self.base.start(rows)
             hidden = self.base.run(hidden, 0, self._at, self.base.attention(rows.mask))
             parts.append(hidden[: len(part)])
         return torch.cat(parts)
+
+
+def _filled(index: Tensor, count: int) -> Tensor:
+    """As many rows as ``count``, the first of them again and again at the end."""
+    return torch.cat([index, index[:1].expand(count - len(index))])

@@ -6,7 +6,8 @@
                                                            └── what is there, hit, taken
 
 There are no stages to wait for and no process that leads: all read the store, claim what is ready
-and train it, until nothing is left. Processes may be on other machines, and may die.
+and train it, until nothing is left. Processes may be on other machines, and may die. Where several
+train a node together, the first of each group walks, and the others follow it (``together.py``).
 
 A repair is the same walk over a plan of the samples left (``renewal.py``): what survives is there.
 
@@ -31,18 +32,20 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 
 from s3t.config import Config, anchored
-from s3t.errors import S3TError
+from s3t.errors import InputError, S3TError
 from s3t.ledger import Gone
 from s3t.plan.trie import Node
 from s3t.purging import purge
 from s3t.run import RunDir
 from s3t.training.board import Board
 from s3t.training.claims import Alone, Claims, Leases
+from s3t.training.peers import Group
 from s3t.training.place import Place, by_itself
 from s3t.training.pool import Inline, Pool, Workers, worker_count
 from s3t.training.preparation import prepare
 from s3t.training.renewal import Renewal, renew, take_effect
 from s3t.training.sharing import finished, join, joined, publish
+from s3t.training.together import Together, follow, with_one_voice
 from s3t.training.witness import Witness
 from s3t.training.workshop import one_thread, steps_of
 from s3t.types import NodeKey, Slot
@@ -69,7 +72,8 @@ class Report:
         skipped: nodes left out because a deletion has hit them.
         added: samples taken in.
         seconds: wall time.
-        processes, workers: how the work was spread.
+        processes, workers: how the work was spread; processes that train a node together are the
+            workers of one.
     """
 
     run: str
@@ -90,7 +94,13 @@ class Report:
         )
 
 
-def train(config: Config, *, renewal: Renewal | None = None, without: Gone | None = None) -> Report:
+def train(
+    config: Config,
+    *,
+    renewal: Renewal | None = None,
+    without: Gone | None = None,
+    in_turn: bool = False,
+) -> Report:
     """Train every node of a config's plan that is missing; the main job.
 
     Under ``accelerate launch`` all processes call it. Killed at any moment and called again, it
@@ -100,20 +110,29 @@ def train(config: Config, *, renewal: Renewal | None = None, without: Gone | Non
         config: of a new run, or that of one to go on with.
         renewal: plan the run anew first, on what is left of its samples.
         without: samples that a new run must never see, though the data hold them.
+        in_turn: whether one process does in turn what ``stage.processes`` would do together:
+            slower, and the same bytes.
 
     Raises:
         S3TError: see ``prepare`` and ``renew``; or a stage diverged, or workers died.
     """
-    started = time.monotonic()
-    place, added = Place.found(), 0
-    accelerator, device = _accelerator(config, place)
+    started, added = time.monotonic(), 0
+    process, together = Place.found(), 1 if in_turn else config.stage.processes
+    place = _groups(process, together)
+    accelerator, device = _accelerator(config, process)
     with ExitStack() as stack:
         stack.enter_context(one_thread(device))
+        group = Group(process, together, device) if together > 1 else None
+        if group is not None:
+            stack.enter_context(with_one_voice(group))
+            if not group.leads:
+                follow(group, device)
+                return Report(str(config.run_dir), 0, 0, 0, 0, 0, 0.0, place.processes, together)
         if place.main:
             stack.enter_context(RunDir(config.run_dir).training_lock())
         stack.callback(_forget_trunk, config, place)
         claims = _claims(config, place)
-        pool = _pool(config, device, place)
+        pool = _pool(config, device, place) if group is None else Together(group, device)
         stack.callback(pool.close)
         if claims is not None:
             stack.callback(claims.close)
@@ -133,7 +152,7 @@ def train(config: Config, *, renewal: Renewal | None = None, without: Gone | Non
         added=added,
         seconds=round(time.monotonic() - started, 3),
         processes=place.processes,
-        workers=pool.size,
+        workers=together if group is not None else pool.size,
         **counts,
     )
 
@@ -183,7 +202,8 @@ class _Walk:
             with tqdm(total=total, unit="step", disable=silent, dynamic_ncols=True) as self._bar:
                 self.pool.train(self, self._bar.update)
             if self.place.main:
-                self.accelerator.end_training()
+                for tracker in self.accelerator.trackers:  # end_training would part the group too
+                    tracker.finish()
         if self.witness is not None:
             self.witness.close(self._there)
         if self.place.main and isinstance(self.claims, Leases):
@@ -268,11 +288,15 @@ class _Walk:
         return sum(node.is_hit(self._hits) for node in self.forest)
 
     def _steps(self, node: Node) -> int:
-        return steps_of(node, self.config.stage.batch_size, self.config.stage.epochs)
+        return steps_of(node, self.config.stage.step_rows, self.config.stage.epochs)
 
     def _cost(self, node: Node) -> int:
-        """Time of a node in steps of one block: a stage passes through all blocks from its own."""
-        layers = self.config.stage.isolation == "layers"
+        """Time of a node in steps of one block: a stage passes through all blocks from its own.
+
+        Prompts pass through all layers at each stage, as snapshots do.
+        """
+        stage = self.config.stage
+        layers = stage.isolation == "layers" and stage.adapter == "lora"
         return self._steps(node) * (node.stage if layers else 1)
 
     def _log(self, key: NodeKey) -> None:
@@ -282,6 +306,15 @@ class _Walk:
             values = {"validation": meta.score, "shard": meta.shard, "stage": len(meta.prefix)}
             self.accelerator.log(values, step=self._logged)
             self._logged += 1
+
+
+def _groups(process: Place, together: int) -> Place:
+    try:
+        return process.in_groups_of(together)
+    except InputError as error:
+        if process.speaks:
+            raise
+        raise SystemExit(error.exit_code) from None
 
 
 def _accelerator(config: Config, place: Place) -> tuple[Accelerator, torch.device]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from s3t.plan.trie import Node
 from s3t.store import NodeMeta
+from s3t.training.peers import Peers
 from s3t.training.preparation import Material
 from s3t.training.shelf import Shelf
 from s3t.training.stage import Assignment, StageTrainer, Trained
@@ -30,9 +31,9 @@ whatever its size; what it costs on a CPU begins where its activations leave the
 _MOST_SLOTS = 16
 
 
-def steps_of(node: Node, batch_size: int, epochs: int) -> int:
-    """Optimizer steps that a node takes."""
-    return -(-node.samples // batch_size) * epochs
+def steps_of(node: Node, step_rows: int, epochs: int) -> int:
+    """Optimizer steps that a node takes, of ``step_rows`` rows each."""
+    return -(-node.samples // step_rows) * epochs
 
 
 @contextmanager
@@ -60,12 +61,16 @@ class Workshop:
     Args:
         material: the prepared run.
         shared: whether other processes of this machine train it too.
+        peers: with whom batches are divided, if that is done by several processes.
     """
 
-    def __init__(self, material: Material, shared: bool = False) -> None:
+    def __init__(
+        self, material: Material, shared: bool = False, peers: Peers | None = None
+    ) -> None:
         self.material = material
         config = material.config
         kept, shelf = config.training.trunk_cache, None
+        self._leads = peers is None or peers.leads
         sealed = config.store.encrypt  # then nothing of a private row lies on disk in plain
         if kept == "disk" or (kept == "auto" and shared and not sealed):
             contents = [sample.content for sample in material.samples]
@@ -80,15 +85,17 @@ class Workshop:
             0 if kept == "off" else config.training.trunk_cache_mb * 2**20,
             shelf,
             config.training.gradient_checkpointing,
+            config.prompt if config.stage.adapter == "prompt" else None,
+            peers,
         )
         self.blocks = [tuple(block) for block in material.plan.recipe["blocks"]]
         self._recipe = digest(material.plan.recipe)
-        self._grouping: dict[bool, bool] = {}
+        self._grouping: dict[int, bool] = {}
 
     def group_size(self) -> int:
         """How many nodes one stacked step should hold (see ``TrainingConfig.group_bytes``)."""
         material = self.material
-        tokens = material.base.tokens(material.private.rows)
+        tokens = material.base.tokens(material.private.rows) + material.config.prompt_tokens
         width = material.base.hidden_size * 4
         slot = material.config.stage.batch_size * tokens * width
         wanted = material.config.training.group_bytes
@@ -107,7 +114,12 @@ class Workshop:
         for start in range(0, len(nodes), size):
             group = assignments[start : start + size]
             for trained in self.trainer.train(block, group, on_step):
-                self._publish(trained)
+                if self._leads:
+                    self._publish(trained)
+
+    def trainable(self, keys: Sequence[NodeKey]) -> list[NodeKey]:
+        """Those of the nodes that no deletion known here has hit."""
+        return [key for key in keys if not self._is_hit(self.material.plan.forest[key])]
 
     def _may_group(
         self, stage: int, block: tuple[int, int], assignments: Sequence[Assignment]
@@ -115,15 +127,15 @@ class Workshop:
         """Whether groups give the bytes of nodes alone on this machine.
 
         Tried at the first stage, and at one with frozen layers above: products have the same
-        shapes in all others.
+        shapes in all others. Prompts make rows longer at each stage.
         """
         if len(assignments) == 1 or self.group_size() == 1:
             return False
-        above = stage > 1
-        if above not in self._grouping:
+        kind = stage if self.material.config.prompt_tokens else min(stage, 2)
+        if kind not in self._grouping:
             sample = assignments[: self.group_size()]
-            self._grouping[above] = self.trainer.agrees(block, sample)
-        return self._grouping[above]
+            self._grouping[kind] = self.trainer.agrees(block, sample)
+        return self._grouping[kind]
 
     def _assignment(self, node: Node) -> Assignment:
         material = self.material

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,7 +12,14 @@ from peft import PeftModel
 
 from s3t.errors import InputError
 from s3t.model.lora import adapted
-from s3t.model.peft import adapter_config, from_peft, to_peft
+from s3t.model.peft import (
+    ADAPTER_CONFIG,
+    adapter_config,
+    adapter_files,
+    from_peft,
+    load_adapter,
+    to_peft,
+)
 from tests.tiny import (
     FAMILIES,
     LANGUAGE,
@@ -98,6 +106,36 @@ def test_peft_itself_saves_and_loads_it(family: str, tmp_path: Path) -> None:
     with torch.no_grad():
         one, two = (m(**inputs_of(rows)).last_hidden_state for m in (model, again))
     assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("lowest", [0, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_files_that_peft_loads_without_a_model_to_write_them(
+    family: str, lowest: int, tmp_path: Path
+) -> None:
+    language = family in LANGUAGE
+    base, rows = tiny_base(family, language_model=language), tiny_rows(family, 3)
+    tensors = random_adapter(base.targets, lowest) | random_head(base.hidden_size)
+    files = adapter_files(base, tensors, RANK, ALPHA, "hub/name")
+    assert files == adapter_files(base, tensors, RANK, ALPHA, "hub/name")
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    plain = tiny_model(family, language_model=language)
+    expected = to_peft(plain, base.targets, tensors, RANK, ALPHA)
+    loaded = load_adapter(tiny_model(family, language_model=language), tmp_path)
+    with torch.no_grad():
+        one, two = (model(**inputs_of(rows))[0] for model in (expected, loaded))
+    assert torch.equal(one, two)
+    config = json.loads(files[ADAPTER_CONFIG])
+    assert (config["r"], config["lora_alpha"], config["bias"]) == (RANK, ALPHA, "none")
+    assert config["base_model_name_or_path"] == "hub/name" and config["modules_to_save"] is None
+    assert config["layers_to_transform"] is None, "an empty list of which would mean all"
+
+
+def test_no_files_for_an_empty_prefix() -> None:
+    base = tiny_base("vit")
+    with pytest.raises(InputError, match="no layer carries an adapter"):
+        adapter_files(base, random_head(base.hidden_size), RANK, ALPHA, "hub/name")
 
 
 def test_an_empty_prefix_is_refused() -> None:

@@ -53,7 +53,7 @@ class Model:
     before: Callable[[], object] = lambda: None
     error: Exception | None = None
     text: str = "once upon a time"
-    asked: list[str] = field(default_factory=list)
+    asked: list[Any] = field(default_factory=list)
     lease_left: float | None = None
     labels: tuple[str, ...] = LABELS
 
@@ -74,18 +74,20 @@ class Model:
         self.held.append(view)
         yield self.holds.pop(0) if self.holds else True
 
-    def generate(self, prompts: Sequence[str], **draw: Any) -> list[Any]:
+    def generate(self, prompts: Sequence[Any], **draw: Any) -> list[Any]:
         self.before()
+        self.asked += [*prompts, draw]
         return [SimpleNamespace(completion=f"{p} …", view=self.view) for p in prompts]
 
-    def stream(self, prompt: str, **draw: Any) -> Iterator[Any]:
-        self.asked.append(prompt)
-        return iter(self._pieces(draw["max_new_tokens"]))
+    def stream(self, prompt: Any, begun: Sequence[int] = (), **draw: Any) -> Iterator[Any]:
+        self.asked.append((prompt, *begun))
+        return iter(self._pieces(len(begun), draw["max_new_tokens"]))
 
-    def _pieces(self, most: int) -> Iterator[Any]:
-        for word in self.text.split()[:most]:
+    def _pieces(self, begun: int, most: int) -> Iterator[Any]:
+        words = self.text.split()
+        for number in range(begun, min(begun + most, len(words))):
             self.before()
-            yield SimpleNamespace(text=f" {word}", view=self.view)
+            yield SimpleNamespace(text=f" {words[number]}", view=self.view, token=number)
 
     def readiness(self) -> str | None:
         return self.reason

@@ -48,6 +48,20 @@ def test_texts_are_continued_by_one_view(client: TestClient, model: Model) -> No
     assert complete(client, "a").json()["completions"] == [{"text": "a …"}]
 
 
+def test_a_conversation_is_one_prompt(client: TestClient, model: Model) -> None:
+    said = [{"role": "user", "content": "who?"}]
+    assert len(complete(client, said).json()["completions"]) == 1
+    assert model.asked[0] == said
+    events(complete(client, said, stream=True))
+    assert model.asked[-1] == (said,)
+
+
+def test_draws_are_passed_on(client: TestClient, model: Model) -> None:
+    how = {"max_new_tokens": 3, "temperature": 0.5, "seed": 2, "top_k": 4, "top_p": 0.9}
+    complete(client, "a", **how)
+    assert model.asked == ["a", how]
+
+
 def test_a_text_that_was_hit_is_written_anew(client: TestClient, model: Model) -> None:
     model.holds = [False, True]
 
@@ -75,6 +89,12 @@ def test_a_text_that_was_hit_is_written_anew(client: TestClient, model: Model) -
         {"prompt": "a", "seed": 2**70},
         {"prompt": "a", "stream": "yes"},
         {"prompt": "a", "n": 2},
+        {"prompt": "a", "top_k": -1},
+        {"prompt": "a", "top_p": 0},
+        {"prompt": "a", "top_p": 1.5},
+        {"prompt": [{"role": "user"}]},
+        {"prompt": [{"role": "user", "content": "a"}, "b"]},
+        {"prompt": [{"role": "user", "content": "a", "name": "b"}]},
         {"prompt": ["a", "b"], "stream": True},
     ],
     ids=repr,
@@ -127,9 +147,8 @@ def test_a_piece_whose_view_was_hit_is_written_anew_after_what_was_told(
     model.holds = [True, True, False, True, True]
     found = events(complete(client, "it was", max_new_tokens=4, stream=True))
     texts = [event["text"] for event in found[:-1]]
-    # the fake begins its text again; what counts is that nothing is told twice or left out
-    assert texts == [" once", " upon", " once", " upon"]
-    assert model.asked == ["it was", "it was once upon"]
+    assert texts == [" once", " upon", " a", " time"]
+    assert model.asked == [("it was",), ("it was", 0, 1)]
 
 
 def test_an_error_before_the_first_piece_has_its_status(client: TestClient, model: Model) -> None:

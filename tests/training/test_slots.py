@@ -39,7 +39,8 @@ def loss_of(leaves: dict[str, Tensor], step: int) -> Tensor:
 def descend(slots: Slots, rates: list[float], steps: int = STEPS) -> None:
     for step in range(steps):
         now = torch.tensor(rates[: len(slots)]) * (1 - step / 100)
-        slots.step(loss_of(slots.leaves, step).sum(), now)
+        slots.add(loss_of(slots.leaves, step).sum())
+        slots.step(now)
 
 
 @pytest.mark.parametrize("clip", [None, 0.5])
@@ -110,7 +111,8 @@ def test_clipping_bounds_each_slot_by_its_own_norm() -> None:
     slots = Slots([tensors(0), tensors(1)], recipe(max_grad_norm=1.0), CPU)
     weights = torch.tensor([1e3, 1e-3])
     matrix, bias = slots.leaves["matrix"], slots.leaves["bias"]
-    slots.step((matrix * weights[:, None, None]).sum() + 0 * bias.sum(), torch.zeros(2))
+    slots.add((matrix * weights[:, None, None]).sum() + 0 * bias.sum())
+    slots.step(torch.zeros(2))
     large, small = slots.gradient.norm(dim=1).tolist()
     assert large == pytest.approx(1.0, rel=1e-5)
     assert small == pytest.approx(1e-3 * math.sqrt(30), rel=1e-5), "a small one is left alone"

@@ -71,8 +71,8 @@ def test_the_trunk_cache_changes_no_byte(family: str, language_model: bool) -> N
     uncached = tiny_trainer(family, language_model=language_model, cap_bytes=0, **ROUGH)
     for one, other in zip(cached.train((1, 2), group), uncached.train((1, 2), group), strict=True):
         assert same(one, other)
-    assert cached._trunk.cached, "the cache was used"
-    assert not uncached._trunk.cached, "and here it was not"
+    assert cached.on_private.trunk.cached, "the cache was used"
+    assert not uncached.on_private.trunk.cached, "and here it was not"
 
 
 @pytest.mark.parametrize(("family", "language_model"), CASES[1:])

@@ -15,8 +15,9 @@ from s3t.config import Config
 from s3t.errors import ConfigError, DamagedNodeError, DataError, InputError, S3TError
 from s3t.run import RunDir
 from s3t.service import S3T
-from s3t.training.draft import draft, preview
+from s3t.training.draft import draft
 from s3t.training.preparation import open_material
+from s3t.training.preview import preview
 from s3t.training.retraining import retrain
 from s3t.training.walk import train
 from s3t.training.workshop import Workshop

@@ -1,0 +1,100 @@
+"""Instructions as values: who says what, turn by turn.
+
+    prompt, completion          ─┐
+    messages: [{role, content}] ─┴► Conversation ─► digest: roles and contents
+
+Invariant: a conversation has something to learn, and nothing in it was left out: a message that
+holds more than a role and its content, or another role than these three, is refused, never cut down
+to what is understood (E8).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["ASSISTANT", "ROLES", "Conversation", "Turn", "conversation_of", "is_text"]
+
+ASSISTANT = "assistant"
+ROLES = ("system", "user", ASSISTANT)
+
+# JSON can spell half of a surrogate pair, which has no bytes in UTF-8, hence no digest.
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message: whose it is, and what it says."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns in order."""
+
+    turns: tuple[Turn, ...]
+
+    @classmethod
+    def of(cls, prompt: str, completion: str) -> Conversation:
+        """A question of a user, and its answer."""
+        return cls((Turn("user", prompt), Turn(ASSISTANT, completion)))
+
+    def messages(self, turns: int | None = None) -> list[dict[str, str]]:
+        """The first ``turns`` of it, by default all, as chat templates take them."""
+        return [{"role": turn.role, "content": turn.content} for turn in self.turns[:turns]]
+
+
+def conversation_of(value: Any, asking: bool = False) -> Conversation:
+    """A list of ``{role, content}``, or the same as JSON text, as a conversation.
+
+    Args:
+        value: what a cell of the column holds.
+        asking: whether it is to be answered, so that it must not end with an answer; a row to
+            learn from must hold one.
+
+    Raises:
+        ValueError: in words that go on after "messages", what is wrong with it.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError("are not a list of {role, content}, nor that as JSON") from None
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise ValueError("are not a list of {role, content}, nor that as JSON")
+    if not value:
+        raise ValueError("are empty")
+    turns = tuple(_turn(message) for message in value)
+    if turns[0].role == ASSISTANT:
+        raise ValueError(f"begin with the {ASSISTANT}, who has nothing to answer")
+    if asking and turns[-1].role == ASSISTANT:
+        raise ValueError(f"end with the {ASSISTANT}: end with what is to be answered")
+    if not asking and all(turn.role != ASSISTANT for turn in turns):
+        raise ValueError(f"have no turn of the {ASSISTANT}, so there is nothing to learn")
+    return Conversation(turns)
+
+
+def is_text(value: Any) -> bool:
+    """Whether it is text that has bytes in UTF-8."""
+    return isinstance(value, str) and not _SURROGATE.search(value)
+
+
+def _turn(message: Any) -> Turn:
+    if not isinstance(message, Mapping):
+        raise ValueError("hold something else than {role, content}")
+    held = {key: value for key, value in message.items() if value is not None}
+    if more := sorted({*map(str, held)} - {"role", "content"}):
+        raise ValueError(f"hold {more[0]!r}, and only role and content are understood")
+    role, content = held.get("role"), held.get("content")
+    if role not in ROLES:
+        raise ValueError(f"have the role {role!r}, expected {', '.join(ROLES)}")
+    if content is not None and not is_text(content):
+        raise ValueError("hold a content that is not valid text")
+    if not content or not content.strip():
+        raise ValueError(f"hold an empty content of the {role}")
+    return Turn(role, content)

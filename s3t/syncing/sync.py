@@ -1,0 +1,337 @@
+"""An engine brought to what the run serves now. Forgetting comes first.
+
+    dead adapters     their folders go, they are unloaded, even if all that follows fails
+    living ones       exported ─► loaded under new names ─► probed
+    replaced ones     unloaded, if every new one answers; then their folders go
+
+Invariants: state is what the engine lists, so a sync that was killed anywhere is finished by the
+next, and one of a finished state does nothing. Dead is what holds a dead node, and what bears a
+name of this run of which nobody knows what it holds. No name of anybody else is ever unloaded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Any, NoReturn
+
+from s3t.errors import S3TError, UnavailableError
+from s3t.exporting import Export, Exporter, Wanted
+from s3t.exporting.probe import read_probe
+from s3t.forgetting import Forgetting
+from s3t.purging import is_dead, kept_nodes
+from s3t.syncing.engine import Served, ServingEngine
+from s3t.syncing.link import EngineError
+from s3t.types import NodeKey
+
+__all__ = ["Sync", "Synchroniser"]
+
+_PROBE = 0.5
+"""Greatest difference of log probabilities in nats: engines compute in half precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """What a sync did, or would do.
+
+    Attributes:
+        target, url: of the engine.
+        view: the ledger's view that it has been brought to; −1 if nothing could be exported.
+        forgotten: names unloaded since they held dead nodes.
+        loaded: names loaded, and probed.
+        kept: names that were there already.
+        replaced: names unloaded since others have taken their place.
+        without: shards that have no prefix left.
+        difference: greatest difference of log probabilities that a probe has shown.
+        problems: what went wrong; empty if the engine serves what the run does.
+        exit_code: 0, or that of the first problem; 3 if no shard has a prefix left.
+        dry_run: whether nothing was done.
+        seconds: time it took.
+    """
+
+    target: str
+    url: str
+    view: int
+    forgotten: tuple[str, ...]
+    loaded: tuple[str, ...]
+    kept: tuple[str, ...]
+    replaced: tuple[str, ...]
+    without: tuple[int, ...]
+    difference: float
+    problems: tuple[str, ...]
+    exit_code: int
+    dry_run: bool
+    seconds: float
+
+    @property
+    def changed(self) -> bool:
+        """Whether it did anything."""
+        return bool(self.forgotten or self.loaded or self.replaced)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+class Synchroniser:
+    """Keeps one engine to one run.
+
+    Args:
+        forgetting: the run.
+        exporter: of its adapters, to a folder that the engine can read.
+        engine: the engine.
+        wanted: what to export.
+        seen_at: the folder's path as the engine sees it; default: as it is here.
+    """
+
+    def __init__(
+        self,
+        forgetting: Forgetting,
+        exporter: Exporter,
+        engine: ServingEngine,
+        wanted: Wanted,
+        seen_at: str | None = None,
+    ) -> None:
+        self._forgetting, self._exporter, self._engine = forgetting, exporter, engine
+        self._wanted, self._seen_at = wanted, seen_at or str(exporter.folder.path)
+        self._latest: Export | None = None
+        self._probed: set[str] = set()
+
+    def sync(self) -> Sync:
+        """Bring the engine to the run's present view.
+
+        Raises:
+            UnavailableError: the engine cannot be reached; the message tells what it may still
+                serve. All else that goes wrong is told in the answer.
+        """
+        round_ = _Round(time.perf_counter())
+        while True:
+            self._forget(round_)
+            export = self._export(round_)
+            if export is not None:
+                self._load(round_, export)
+                if not round_.problems:
+                    self._replace(round_, export)
+            if export is None or round_.problems:
+                return round_.report(self._engine, export)
+            if self._forgetting.ledger.view() == export.view:
+                return round_.report(self._engine, export)
+
+    def would(self) -> Sync:
+        """What ``sync`` would do now; nothing is changed, in the folder or in the engine.
+
+        Raises:
+            UnavailableError, S3TError: as ``sync``.
+        """
+        round_ = _Round(time.perf_counter())
+        listed, alive = self._ours(), self._alive()
+        view, names, without = self._exporter.planned(self._wanted)
+        round_.forgotten = [name for name in listed if not alive(name)]
+        round_.loaded = [name for name in names if name not in listed]
+        round_.kept = [name for name in names if name in listed]
+        gone = {*round_.forgotten, *names}  # a living name that was dropped is loaded again
+        round_.replaced = [name for name in listed if name not in gone]
+        return round_.report(self._engine, None, view, without, dry_run=True)
+
+    def watch(self, seconds: float, told: Callable[[Sync | S3TError], None]) -> NoReturn:
+        """Sync again at every change of the ledger, and every so many seconds; never ends.
+
+        Args:
+            seconds: between two looks at an engine that may have been started anew.
+            told: gets each outcome.
+        """
+        while True:
+            try:
+                with self._forgetting.ledger.watch() as watching:
+                    while True:
+                        try:
+                            told(self.sync())
+                        except S3TError as error:
+                            told(error)
+                        watching.wait(seconds)
+            except UnavailableError as error:  # the ledger is gone: look for it again
+                told(error)
+                time.sleep(seconds)
+
+    # ── the steps ────────────────────────────────────────────────────────────────────────────
+
+    def _forget(self, round_: _Round) -> None:
+        """Unload what is dead, whatever else goes wrong."""
+        alive = self._alive()
+        doomed = [name for name in self._known() if not alive(name)]
+        try:
+            self._exporter.remove_dead()  # an engine may read a folder again at any time
+        except S3TError as error:
+            round_.failed(error)
+        try:
+            listed = self._ours()
+        except UnavailableError as error:
+            served = f": it may still serve {', '.join(doomed)}, which hold what was deleted"
+            raise UnavailableError(f"{error}{served if doomed else ''}") from None
+        for name in listed:
+            if alive(name):
+                continue
+            try:
+                self._engine.unload(name)
+                round_.forgotten.append(name)
+            except S3TError as error:
+                round_.failed(error, "IT MAY STILL BE SERVED, and holds what was deleted")
+
+    def _export(self, round_: _Round) -> Export | None:
+        """The adapters of the present view, in the folder; None if there is a problem."""
+        latest = self._latest
+        if latest is not None and latest.view == self._forgetting.ledger.view():
+            places = [self._exporter.folder.path / name for name in latest.names]
+            if all(place.is_dir() for place in places):
+                return latest
+        try:
+            self._latest = self._exporter.export(self._wanted)
+        except S3TError as error:
+            self._latest = None
+            round_.failed(error)
+        return self._latest
+
+    def _load(self, round_: _Round, export: Export) -> None:
+        """Load what is not there, and probe what was not probed."""
+        listed = self._ours()
+        for name in export.names:
+            there = listed.get(name)
+            try:
+                if there is not None and self._is_good(there, round_):
+                    round_.kept.append(name)
+                    continue
+                if there is not None:  # something else bears its name
+                    self._engine.unload(name)
+                self._engine.load(name, f"{self._seen_at.rstrip('/')}/{name}")
+                round_.difference = max(round_.difference, self._probe(name))
+                round_.loaded.append(name)
+            except S3TError as error:
+                needs = f"it needs --max-lora-rank {export.engine_rank}, or more"
+                round_.failed(error, needs if isinstance(error, EngineError) else "")
+                self._take_back(round_, name)
+
+    def _is_good(self, there: Served, round_: _Round) -> bool:
+        """Whether what is loaded is from a folder of its name, and answers as it should."""
+        if there.root is not None and PurePosixPath(there.root).name != there.name:
+            return False
+        if there.name in self._probed:
+            return True
+        try:
+            round_.difference = max(round_.difference, self._probe(there.name))
+        except UnavailableError:
+            raise
+        except S3TError:
+            return False
+        return True
+
+    def _take_back(self, round_: _Round, name: str) -> None:
+        """Unload what was loaded and does not answer as it should."""
+        try:
+            if name in self._ours():
+                self._engine.unload(name)
+        except S3TError as error:
+            round_.failed(error)
+
+    def _replace(self, round_: _Round, export: Export) -> None:
+        """Unload what others have taken the place of; all of those answer."""
+        names = {*export.names}
+        for name in self._ours():
+            if name not in names:
+                try:
+                    self._engine.unload(name)
+                    round_.replaced.append(name)
+                except S3TError as error:
+                    round_.failed(error)
+        left = {*self._ours()} | names
+        folder = self._exporter.folder
+        self._exporter.remove([name for name in folder.names() if name not in left])
+
+    def _probe(self, name: str) -> float:
+        """Ask the adapter what the run has answered; the difference of log probabilities."""
+        probe = read_probe(self._exporter.folder.path / name)
+        expected = probe["logits"][0].double().log_softmax(dim=0)
+        found = self._engine.ask(name, probe["inputs"][0].tolist())
+        if not 0 <= found.token < len(expected):
+            raise S3TError(f"{name} answers with token {found.token}, which the run's base has not")
+        difference = max(
+            abs(found.log_probability - float(expected[found.token])),
+            float(expected.max() - expected[found.token]),
+        )
+        if difference > _PROBE:
+            raise S3TError(
+                f"{name} answers otherwise than the run does, by {difference:.2f} nats at its "
+                f"probe: does the engine serve the base {self._base()}?"
+            )
+        self._probed.add(name)
+        return difference
+
+    # ── what there is ────────────────────────────────────────────────────────────────────────
+
+    def _ours(self) -> dict[str, Served]:
+        """What the engine lists under names of this run."""
+        folder = self._exporter.folder
+        return {one.name: one for one in self._engine.served() if folder.is_ours(one.name)}
+
+    def _known(self) -> dict[str, tuple[NodeKey, ...]]:
+        """All adapters that the run remembers, or the folder tells of, and their nodes."""
+        known = self._exporter.folder.told()
+        for exported in self._exporter.records.all():
+            known |= exported.adapters
+        return known
+
+    def _alive(self) -> Callable[[str], bool]:
+        """Tells of a name whether all of its nodes are known, and live."""
+        known = self._known()
+        kept = kept_nodes(self._forgetting.run, self._forgetting.ledger)
+        return lambda name: not is_dead(known.get(name), kept)
+
+    def _base(self) -> str:
+        document = self._exporter.folder.manifest() or {}
+        return str(document.get("base", {}).get("name"))
+
+
+class _Round:
+    """What one sync has done so far."""
+
+    def __init__(self, started: float) -> None:
+        self._started = started
+        self.forgotten: list[str] = []
+        self.loaded: list[str] = []
+        self.kept: list[str] = []
+        self.replaced: list[str] = []
+        self.problems: list[str] = []
+        self.difference = 0.0
+        self.exit_code = 0
+
+    def failed(self, error: S3TError, more: str = "") -> None:
+        """Write a problem down."""
+        self.problems.append(f"{error}: {more}" if more else str(error))
+        self.exit_code = self.exit_code or error.exit_code
+
+    def report(
+        self,
+        engine: ServingEngine,
+        export: Export | None,
+        view: int = -1,
+        without: tuple[int, ...] = (),
+        dry_run: bool = False,
+    ) -> Sync:
+        """All of it."""
+        served = self.loaded or self.kept or self.problems
+        return Sync(
+            target=engine.target,
+            url=engine.url,
+            view=view if export is None else export.view,
+            forgotten=tuple(self.forgotten),
+            loaded=tuple(self.loaded),
+            kept=tuple(dict.fromkeys(self.kept)),
+            replaced=tuple(self.replaced),
+            without=without if export is None else export.without,
+            difference=self.difference,
+            problems=tuple(self.problems),
+            exit_code=self.exit_code or (0 if served else 3),
+            dry_run=dry_run,
+            seconds=round(time.perf_counter() - self._started, 3),
+        )
