@@ -121,7 +121,7 @@ def main() -> int:
     _quiet()
     prepare(shared, Path("runs/data"))
     if arguments.prepare:
-        print("real_data: prepared runs/data/banking77 and runs/data/tinyshakespeare")
+        print("real_data: prepared what the configs read below runs/data")
         return 0
     output = arguments.output or RUNS / (
         "real_data_quick.json" if arguments.quick else "real_data.json"

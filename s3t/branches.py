@@ -131,7 +131,8 @@ class _Map:
         self.a = torch.stack([a for a, _ in sources]).to(base.device)
         self.b = torch.stack([b for _, b in sources]).to(base.device)
         numbers = self.a.shape[1] * (target.inputs + target.outputs)
-        self.merges = base.merges and target.inputs * target.outputs <= max(_MERGED_NUMBERS, 4 * numbers)
+        small = target.inputs * target.outputs <= max(_MERGED_NUMBERS, 4 * numbers)
+        self.merges = base.merges and small
         self._merged: Tensor | None = None
 
     def stacks(self, sources: Sequence[tuple[Tensor, Tensor]]) -> bool:

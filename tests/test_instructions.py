@@ -11,15 +11,17 @@ import pytest
 import torch
 
 from s3t.audit.answers import answers_of, window_of
-from s3t.config import Config
+from s3t.config import Config, anchored
 from s3t.data.conversations import Conversation
 from s3t.ensemble import Ensemble, Member
-from s3t.errors import InputError, IntegrityError
+from s3t.errors import DataError, InputError, IntegrityError
 from s3t.model.chat import Chat
 from s3t.model.encode import Encoded, TextEncoder
 from s3t.model.made import byte_tokenizer
+from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.training.material import LabelledSet
+from s3t.training.renewal import Renewal
 from s3t.training.walk import train
 from tests.conftest import write_lines
 from tests.small_runs import nodes
@@ -74,6 +76,10 @@ def test_a_run_learns_answers_scores_them_and_takes_questions(tmp_path: Path) ->
             with pytest.raises(InputError, match="prompt 0"):
                 model.generate([asked])
     assert found.metric == "perplexity" and 1 < found.value < 1000
+    long = write_lines(tmp_path / "more.jsonl", [{"who": "p", "id": "s", "q": "q" * 40, "a": "a"}])
+    with pytest.raises(DataError, match=r"data.private: row 17: data.max_length 32 cuts away"):
+        train(config, renewal=Renewal(add=True, files=(str(long),)))
+    assert RunDir(config.run_dir).config() == anchored(config), "and nothing was taken in"
     text = config.model_copy(update={"output": str(tmp_path / "text")})
     whole = text.data.model_copy(update={"completion_only": False})
     text = text.model_copy(update={"data": whole})
@@ -83,7 +89,7 @@ def test_a_run_learns_answers_scores_them_and_takes_questions(tmp_path: Path) ->
         assert model.evaluate().value != pytest.approx(found.value)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_run_with_a_template_forgets_to_the_bytes_of_one_without_the_person(
     tmp_path: Path,
 ) -> None:

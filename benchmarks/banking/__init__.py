@@ -16,7 +16,7 @@ and each is served in the ways that its shards allow: the mean of the shards' pr
 (router). The same samples are forgotten everywhere, one after another, and nothing is retrained;
 where no shard is left the base answers with its public head.
 
-Cut, so that all of it fits into 20 minutes of two cores: a quarter of the private questions, one
+Cut, so that all of it fits into 20 minutes of two cores: a fifth of the private questions, one
 epoch, a quarter of the test questions, half of those by which prefixes are chosen. ``--quick`` cuts
 more.
 """

@@ -91,12 +91,12 @@ class Answers:
         return torch.equal(found, expected)
 
     def latency(self, way: str, served: Served, sizes: Sequence[int], repeats: int) -> list[float]:
-        """Median seconds of an answer to so many questions at once."""
+        """Median seconds of an answer to so many questions at once, after one to warm up."""
         ensemble, found = self._ensemble(way, served), []
         for size in sizes:
             rows, taken = self._encoded(size), []
             ensemble.probabilities(rows)
-            for _ in range(max(3, repeats // size)):
+            for _ in range(max(1, repeats // size)):
                 started = time.perf_counter()
                 ensemble.probabilities(rows)
                 taken.append(time.perf_counter() - started)

@@ -7,6 +7,7 @@ config ─► method: a run, timed ─► Answers ─┬─► accuracy of each 
 from __future__ import annotations
 
 import csv
+import gzip
 import sys
 import time
 from collections.abc import Mapping
@@ -56,12 +57,12 @@ class Scale:
     """How much is measured.
 
     Attributes:
-        every: of the private questions every k-th hundredth is taken.
+        every: every k-th private question.
         tests: every k-th test question.
         choices: every k-th public question by which prefixes are chosen.
         epochs: of each stage.
         streams: of deletions.
-        repeats: answers timed to one question; fewer to many.
+        repeats: questions that are answered to time an answer, of each size.
     """
 
     every: int
@@ -72,8 +73,8 @@ class Scale:
     repeats: int
 
 
-FULL = Scale(every=4, tests=4, choices=2, epochs=1, streams=3, repeats=64)
-QUICK = Scale(every=20, tests=20, choices=10, epochs=1, streams=1, repeats=4)
+FULL = Scale(every=5, tests=4, choices=2, epochs=1, streams=3, repeats=256)
+QUICK = Scale(every=20, tests=20, choices=10, epochs=1, streams=1, repeats=8)
 
 
 def run(output: Path, quick: bool) -> dict[str, Any]:
@@ -115,13 +116,12 @@ def _words(shared: Path, output: Path, scale: Scale) -> list[str]:
     """Overrides that all methods share."""
     data = output / "data"
     prepare(shared, data)
-    test = _thinned(data / "banking77" / "test.csv", scale.tests)
-    choices = _thinned(data / "banking77" / "validation.csv", scale.choices)
-    splits = "+".join(f"train[{at}%:{at + 1}%]" for at in range(0, 100, scale.every))
     public = data / "banking77"
+    private = _thinned(shared / "banking77" / "train.csv.gz", scale.every, public)
+    test = _thinned(public / "test.csv", scale.tests, public)
+    choices = _thinned(public / "validation.csv", scale.choices, public)
     return [
-        f"data.private.files={shared / 'banking77' / 'train.csv.gz'}",
-        f"data.private.split={splits}",
+        f"data.private.files={private}",
         f"data.public.adapt.files={public / 'adapt.csv'}",
         f"data.public.validation.files={choices}",
         f"data.public.test.files={test}",
@@ -130,11 +130,12 @@ def _words(shared: Path, output: Path, scale: Scale) -> list[str]:
     ]
 
 
-def _thinned(path: Path, every: int) -> Path:
-    """A file with every k-th row of another, which are sorted by intent."""
-    with path.open(encoding="utf-8", newline="") as stream:
+def _thinned(path: Path, every: int, folder: Path) -> Path:
+    """A file with every k-th row of another, whose rows are sorted by intent."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))[::every]
-    found = path.with_name(f"{path.stem}-{every}.csv")
+    found = folder / f"{path.name.partition('.')[0]}-{every}.csv"
     with found.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()

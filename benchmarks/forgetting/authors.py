@@ -8,8 +8,6 @@ validation rows are TOFU's holdout. Skipped where ../shared/data (S3T_SHARED_DAT
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 from benchmarks.forgetting import OUTPUT
 from benchmarks.forgetting.comparison import compare
 from benchmarks.forgetting.rows import Recipe, Rows, Shape, Task, encoded, evenly_dealt
-from benchmarks.prepared_data import shared_data
+from benchmarks.prepared_data import json_rows, shared_data
 from benchmarks.reports import main
 
 __all__ = ["run", "task"]
@@ -91,16 +89,13 @@ def task(shared: Path, quick: bool) -> Task:
 def _authors(path: Path) -> dict[str, list[str]]:
     """The rows of each author."""
     found: dict[str, list[str]] = {}
-    with gzip.open(path, "rt", encoding="utf-8") as stream:
-        for line in stream:
-            row = json.loads(line)
-            found.setdefault(f"author {row['author_id']}", []).append(_text(row))
+    for row in json_rows(path):
+        found.setdefault(f"author {row['author_id']}", []).append(_text(row))
     return found
 
 
 def _texts(path: Path) -> list[str]:
-    with gzip.open(path, "rt", encoding="utf-8") as stream:
-        return [_text(json.loads(line)) for line in stream]
+    return [_text(row) for row in json_rows(path)]
 
 
 def _text(row: dict[str, str]) -> str:

@@ -44,9 +44,6 @@ Pair = tuple[str, str]
 _ANSWER = 8
 """Tokens that must come out for an answer to be known by heart."""
 
-_WRITTEN = 64
-"""Tokens written of an answer, at most."""
-
 
 class Model:
     """A run as it serves now."""
@@ -97,12 +94,13 @@ class Model:
         bounds = np.cumsum([len(row.options) for row in rows])[:-1]
         return fmean(float(part[0] / part.sum()) for part in np.split(each, bounds))
 
-    def known(self, rows: Sequence[Question]) -> dict[str, float]:
-        """What of the answers comes out: by heart, as strength of extraction, as ROUGE-L."""
+    def known(self, rows: Sequence[Question], written: int = 64) -> dict[str, float]:
+        """What of the answers comes out: by heart, as strength of extraction, as ROUGE-L of so many
+        tokens that are written."""
         asked = self._rows([Conversation.of(row.question, row.answer) for row in rows])
         found = answers_of(self._ensemble, LabelledSet(asked, None), _ANSWER)
         with S3T.load(self._run.root) as service:
-            told = service.generate([row.question for row in rows], max_new_tokens=_WRITTEN)
+            told = service.generate([row.question for row in rows], max_new_tokens=written)
         recalls = [
             rouge_recall(one.completion, r.answer) for one, r in zip(told, rows, strict=True)
         ]

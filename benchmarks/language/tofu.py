@@ -19,14 +19,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from benchmarks.environment import median, table
 from benchmarks.forgetting.rows import Shape, evenly_dealt
 from benchmarks.language import OUTPUT
 from benchmarks.language.model import Floats, Model, forget_quality
 from benchmarks.language.questions import Choice, Question, authors, choices, holdout
+from benchmarks.language.tofu_report import draw, tables
 from benchmarks.prepared_data import shared_data, write_rows
 from benchmarks.reports import Report, main
 from s3t import S3T
@@ -59,7 +58,7 @@ class _Size:
     workers: str | int
 
 
-_FULL = _Size(3, 10, 12, 10, (1, 5, 10), 120, "auto")
+_FULL = _Size(3, 8, 12, 10, (1, 5, 10), 120, "auto")
 _QUICK = _Size(1, 4, 2, 2, (1, 3), 30, 1)
 
 
@@ -106,8 +105,8 @@ def run(output: Path, quick: bool) -> dict[str, Any]:
     result["known_before"] = known
     result |= _forgotten(task, size, makes, s3t, lora)
     result["repaired"] = _repaired(task, makes, s3t)
-    print(_tables(result), flush=True)
-    return report.finish(result, lambda figure: _draw(figure, result))
+    print(tables(result), flush=True)
+    return report.finish(result, lambda figure: draw(figure, result))
 
 
 def _task(shared: Path, size: _Size) -> _Task:
@@ -310,118 +309,6 @@ def _both(s3t: Config, lora: Config) -> tuple[tuple[str, Config], tuple[str, Con
 
 def _nodes(config: Config) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in _dir(config).store.root.glob("*.safetensors")}
-
-
-# ── showing ──────────────────────────────────────────────────────────────────────────────────
-
-
-def _tables(result: Mapping[str, Any]) -> str:
-    worth = [
-        ["LoRA, all authors", *_worth(result["before"]["lora"])],
-        ["S3T, all authors", *_worth(result["before"]["s3t"])],
-    ]
-    for count, point in result["checkpoints"].items():
-        worth.append([f"LoRA trained without {count}", *_worth(point["retrained"])])
-        worth.append([f"S3T, {count} deleted", *_worth(point["s3t"])])
-    worth.append(["S3T, repaired", *_worth(result["repaired"]["s3t"])])
-    header = ["", "retain ppl", "retain p", "holdout ppl", "real authors", "world facts"]
-    return "\n\n".join([table(header, worth), _forgetting(result), _costs(result)])
-
-
-def _worth(found: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{found['retain']['perplexity']:.2f}",
-        f"{found['retain']['probability']:.3f}",
-        f"{found['holdout']['perplexity']:.2f}",
-        *(f"{found[name]['true_option']:.3f}" for name in ("real_authors", "world_facts")),
-    ]
-
-
-def _forgetting(result: Mapping[str, Any]) -> str:
-    before, repaired = result["known_before"], result["repaired"]
-    rows = [
-        ["LoRA, all authors", *_known(before["lora"]), "–", "–"],
-        ["S3T, all authors", *_known(before["s3t"]), "–", "–"],
-    ]
-    for count, point in result["checkpoints"].items():
-        ratio, quality = point["truth_ratio"], point["forget_quality"]
-        rows += [
-            [
-                f"LoRA without {count}",
-                *_known(point["known"]["retrained"]),
-                f"{ratio['retrained']:.3f}",
-                "1 (the control)",
-            ],
-            [
-                f"LoRA, {count} not deleted",
-                *"–––",
-                f"{ratio['lora']:.3f}",
-                f"{quality['lora']:.2g}",
-            ],
-            [
-                f"S3T, {count} deleted",
-                *_known(point["known"]["s3t"]),
-                f"{ratio['s3t']:.3f}",
-                f"{quality['s3t']:.2g}",
-            ],
-        ]
-    quality = repaired["forget_quality"]["repaired"]
-    rows.append(
-        [
-            "S3T, repaired",
-            *_known(repaired["known"]["s3t"]),
-            f"{repaired['truth_ratio']:.3f}",
-            f"{quality:.2g} (its own control)",
-        ]
-    )
-    return table(
-        ["of the deleted", "verbatim", "ROUGE-L", "p", "truth ratio", "forget quality (KS p)"], rows
-    )
-
-
-def _known(found: Mapping[str, float]) -> list[str]:
-    return [f"{found['verbatim']:.2f}", f"{found['rouge']:.2f}", f"{found['probability']:.3f}"]
-
-
-def _costs(result: Mapping[str, Any]) -> str:
-    seconds = median([step["seconds"] for step in result["deletions"]])
-    again = fmean(point["retrain_seconds"] for point in result["checkpoints"].values())
-    repaired, trained = result["repaired"], result["training_seconds"]
-    same = "the same bytes" if repaired["equal_bytes"] else "OTHER BYTES"
-    return (
-        f"training: S3T {trained['s3t']:.0f} s, one LoRA {trained['lora']:.0f} s\n"
-        f"a deletion: S3T {seconds * 1000:.1f} ms (median), LoRA trained again {again:.0f} s: "
-        f"{again / seconds:,.0f} times as long\n"
-        f"repair after {len(result['deletions'])} deletions: {repaired['trained_by_repair']} of "
-        f"{repaired['nodes']} nodes in {repaired['repair_seconds']:.0f} s; from scratch without "
-        f"them {repaired['scratch_seconds']:.0f} s: {same}"
-    )
-
-
-def _draw(figure: Any, result: Mapping[str, Any]) -> None:
-    left, middle, right = figure.subplots(1, 3)
-    steps = result["deletions"]
-    places = range(1, len(steps) + 1)
-    for axes, name, label in (
-        (left, "verbatim", "answers that come out, 8 tokens"),
-        (middle, "probability", "probability of a token of the answers"),
-    ):
-        for when, colour in (("before", "tab:red"), ("after", "tab:blue")):
-            values = [step[when][name] for step in steps]
-            axes.plot(places, values, "o-", color=colour, label=f"{when} its author's deletion")
-        axes.set(xlabel="deletion", ylabel=label, ylim=(0, None))
-        axes.legend()
-    counts = [int(count) for count in result["checkpoints"]]
-    for name, colour in (("s3t", "tab:blue"), ("retrained", "tab:gray")):
-        points = result["checkpoints"].values()
-        values = [point[name]["retain"]["perplexity"] for point in points]
-        label = "S3T, not repaired" if name == "s3t" else "LoRA, trained again"
-        right.plot(counts, values, "o-", color=colour, label=label)
-    right.plot(
-        counts[-1], result["repaired"]["s3t"]["retain"]["perplexity"], "b*", label="repaired"
-    )
-    right.set(xlabel="authors deleted", ylabel="perplexity of the answers that stay")
-    right.legend()
 
 
 if __name__ == "__main__":

@@ -9,16 +9,13 @@ Skipped where ../shared/data (S3T_SHARED_DATA) is not.
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.leakage import OUTPUT
 from benchmarks.leakage.course import Course, follow
-from benchmarks.prepared_data import shared_data
+from benchmarks.prepared_data import json_rows, shared_data, write_rows
 from benchmarks.reports import main
 from s3t.config import Config
 
@@ -51,7 +48,7 @@ def run(output: Path, quick: bool) -> dict[str, Any]:
         "validation": rest[:20],
     }
     source = {
-        name: _source(data / f"{name}.jsonl", [row for who in chosen for row in told[who]])
+        name: write_rows(data / f"{name}.jsonl", [row for who in chosen for row in told[who]])
         for name, chosen in parts.items()
     }
     config = Config.model_validate(
@@ -88,21 +85,12 @@ def run(output: Path, quick: bool) -> dict[str, Any]:
 def _authors(path: Path) -> dict[str, list[Row]]:
     """The first rows of each author."""
     found: dict[str, list[Row]] = {}
-    with gzip.open(path, "rt", encoding="utf-8") as stream:
-        for number, line in enumerate(stream):
-            row = json.loads(line)
-            author, text = str(row["author_id"]), f"{row['question']} {row['answer']}"
-            held = found.setdefault(author, [])
-            if len(held) < _ROWS:
-                held.append({"id": f"row {number}", "author": author, "text": text})
+    for number, row in enumerate(json_rows(path)):
+        author, text = str(row["author_id"]), f"{row['question']} {row['answer']}"
+        held = found.setdefault(author, [])
+        if len(held) < _ROWS:
+            held.append({"id": f"row {number}", "author": author, "text": text})
     return found
-
-
-def _source(path: Path, rows: Sequence[Row]) -> dict[str, str]:
-    """Rows as a user's file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return {"format": "json", "files": str(path)}
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@
 How: the backbone's ModuleList is replaced by gates. The first gate stops the backbone's own forward
 and hands over what the layers would have been given; the layers are then called from here, by their
 integer index (E9). No model family is named: what is put together is compared with the untouched
-model on random input when it is loaded, and an architecture that does not agree is refused.
+model (``whole``) when it is loaded, and an architecture that does not agree is refused.
 
 Invariant: the base's parameters are never written to; ``check_frozen`` proves it.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import Any
@@ -27,19 +26,18 @@ from transformers import PreTrainedModel
 from s3t.errors import InputError, IntegrityError
 from s3t.model.encode import Encoded
 from s3t.model.fused import FusedLayer
-from s3t.model.gates import Entered, Gate, Watched, find_layers, watched
+from s3t.model.gates import Gate, find_layers, watched
 from s3t.model.lora import Bank, Target, adapted, bank_in_force, find_targets, merge, wrap_targets
 from s3t.model.quantized import has_quantized
 from s3t.model.recognition import fused
 from s3t.model.served import JoinedLayer, ServedLayer
 from s3t.model.spread import Gathered, local, spread
 from s3t.model.steps import Steps, find_steps
+from s3t.model.whole import PROBE_ROWS, Whole
 from s3t.store import tensors_digest
 from s3t.types import Digest
 
 __all__ = ["Base"]
-
-_PROBE_ROWS = 3
 
 _JOINED_BYTES = 2**20
 """Query, key and value weights up to this are kept joined as well, for passes of few rows; in
@@ -73,22 +71,22 @@ class Base:
         self.model = model.requires_grad_(False)
         self.state: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
         self.fingerprint: Digest = tensors_digest(self.state)
-        self.backbone: nn.Module = model.base_model
+        self._whole = whole = Whole(model, language_model, length)
+        self.backbone, self.lm_head = whole.backbone, whole.head
         owner, name = find_layers(self.backbone, getattr(model.config, "num_hidden_layers", 0))
         self.layers: list[nn.Module] = list(getattr(owner, name))
-        self.lm_head: nn.Module | None = model.get_output_embeddings() if language_model else None
-        self._length = length
         self._contexts: dict[int, dict[str, Any]] = {}
         self._joined: dict[int, JoinedLayer] = {}
         self._image_tokens = 0
-        self._check_window()
         with torch.no_grad():
-            probe = self._probe(length)
+            probe = whole.probe(length)
             with watched(self.layers) as seen:
-                expected = self._whole(probe)
-            self.causal = length is not None and self._is_causal(probe)
+                expected = whole.answer(probe)
+            self.causal = length is not None and whole.is_causal(probe)
             setattr(owner, name, nn.ModuleList(Gate(layer) for layer in self.layers))
-            self.norm = self._find_norm(probe, expected, seen)
+            whole.check_alike(seen)
+            through = self._through(probe)
+            self.norm = whole.norm(self.layers, probe, through, expected, seen.last)
         self.targets: list[Target] = self._find_targets(targets)
         self._fused: list[FusedLayer | None] = self._find_fused(probe)
         wrap_targets(self.layers, self.targets)
@@ -122,12 +120,12 @@ class Base:
     @property
     def length(self) -> int | None:
         """Tokens of a text; None for images."""
-        return self._length
+        return self._whole.length
 
     @property
     def positioned(self) -> bool:
         """Whether layers are told where a token stands, so that more tokens need more positions."""
-        context = self.context(self._length or self._image_tokens)
+        context = self.context(self._whole.length or self._image_tokens)
         return any(_is_real(value) for value in context.values())
 
     def to(self, device: torch.device) -> Base:
@@ -177,7 +175,7 @@ class Base:
             return rows.values.shape[1]
         if not self._image_tokens:
             with torch.no_grad():
-                self._image_tokens = self.start(self._probe(None)).shape[1]
+                self._image_tokens = self.start(self._whole.probe(None)).shape[1]
         return self._image_tokens
 
     @cached_property
@@ -187,16 +185,12 @@ class Base:
 
     def start(self, rows: Encoded) -> Tensor:
         """Hidden states that enter layer 0, [n, T, H]."""
-        hidden: Tensor = self.entered(**self._inputs(rows))["hidden_states"]
+        hidden: Tensor = self.entered(**self._whole.inputs(rows))["hidden_states"]
         return hidden
 
     def entered(self, **inputs: Any) -> dict[str, Any]:
         """What the first layer is given when the backbone is given ``inputs``, by name."""
-        try:
-            self.backbone(**inputs)
-        except Entered as entered:
-            return entered.arguments
-        raise InputError(f"{type(self.model).__name__} does not run its layers: use another base")
+        return self._whole.entered(**inputs)
 
     def run(self, hidden: Tensor, lo: int, hi: int, attention: Tensor | None) -> Tensor:
         """Layers lo … hi−1 on hidden states [n, T, H], with the mask that ``attention`` gives."""
@@ -224,13 +218,13 @@ class Base:
         Of rows that prompts make longer than texts are: where layers are told no positions, those
         of a text do.
         """
-        if self._length is not None and length > self._length and not self.positioned:
-            length = self._length
+        if self._whole.length is not None and length > self._whole.length and not self.positioned:
+            length = self._whole.length
         if length not in self._contexts:
             # kept for training too, so never as tensors of inference mode
             with torch.inference_mode(False), torch.no_grad():
-                probe = self._probe(None if self._length is None else length)
-                arguments = self.entered(**self._inputs(probe))
+                probe = self._whole.probe(None if self._whole.length is None else length)
+                arguments = self.entered(**self._whole.inputs(probe))
             self._contexts[length] = {
                 name: _first_row(value)
                 for name, value in arguments.items()
@@ -370,104 +364,19 @@ class Base:
     def _written(self) -> list[int]:
         return [local(tensor)._version for tensor in self.state.values()]
 
-    def _inputs(self, rows: Encoded) -> dict[str, Any]:
-        if rows.mask is None:
-            return {"pixel_values": rows.values.to(self.dtype)}
-        inputs: dict[str, Any] = {"input_ids": rows.values, "attention_mask": rows.mask}
-        if "use_cache" in inspect.signature(self.backbone.forward).parameters:
-            inputs["use_cache"] = False
-        return inputs
+    def _through(self, rows: Encoded) -> Tensor:
+        """Hidden states of rows after the layers, called one by one.
 
-    def _probe(self, length: int | None) -> Encoded:
-        """Random rows of the shape that the base takes; texts with padding."""
-        generator = torch.Generator().manual_seed(0)
-        config = self.model.config
-        if length is None:
-            size = config.image_size
-            sides = (size, size) if isinstance(size, int) else tuple(size)
-            shape = (_PROBE_ROWS, config.num_channels, *sides)
-            return Encoded(torch.randn(shape, generator=generator), None).to(self.device)
-        shape = (_PROBE_ROWS, length)
-        values = torch.randint(0, config.vocab_size, shape, generator=generator)
-        mask = torch.ones(shape, dtype=torch.int64)
-        for row in range(1, _PROBE_ROWS):
-            mask[row, length - row * length // 4 :] = 0
-        return Encoded(values, mask).to(self.device)
-
-    def _whole(self, rows: Encoded) -> Tensor:
-        """What the untouched model answers: logits, or the last hidden states."""
-        inputs = self._inputs(rows)
-        if self.lm_head is not None:
-            logits: Tensor = self.model(**inputs).logits
-            return logits
-        hidden: Tensor = self.backbone(**inputs)[0]
-        return hidden
-
-    def _is_causal(self, rows: Encoded) -> bool:
-        """Whether the first position is blind to the last one, tried rather than looked up."""
-        other = rows.values.clone()
-        other[:, -1] = (other[:, -1] + 1) % self.model.config.vocab_size
-        full = torch.ones_like(other)
-        before = self._whole(Encoded(rows.values, full))
-        after = self._whole(Encoded(other, full))
-        return torch.equal(before[:, 0], after[:, 0])
-
-    def _find_norm(self, rows: Encoded, expected: Tensor, seen: Watched) -> nn.Module | None:
-        """The norm after the layers: the one with which the parts agree with the whole.
-
-        From the untouched model's own last layer on nothing is left to rounding, so there a half
-        precision is no excuse: a head that caps or scales its logits is not taken for a plain one.
+        Raises:
+            InputError: layers that take other arguments.
         """
-        if not seen.alike:
-            raise self._refused()
         try:
             hidden, attention = self.start(rows), self.attention(rows.mask)
             for number in range(self.depth):
                 hidden = self.own(number, hidden, attention)
-        except (TypeError, ValueError, RuntimeError):  # layers that take other arguments
-            raise self._refused() from None
-        inner = {id(m) for layer in self.layers for m in layer.modules()}
-        norms = [
-            module
-            for module in self.backbone.modules()
-            if "norm" in type(module).__name__.lower() and id(module) not in inner
-        ]
-        real = slice(None) if rows.mask is None else rows.mask.bool()
-        whole, scale = expected[real], float(expected[real].abs().max())
-        rounding = (1e-4, 1e-4) if self.dtype == torch.float32 else (5e-2, 2e-3)
-        for norm in [None, *norms]:
-            try:
-                ends = [h if norm is None else norm(h) for h in (hidden, seen.last)]
-            except RuntimeError:  # a norm of another width
-                continue
-            found = [end if self.lm_head is None else self.lm_head(end) for end in ends]
-            if all(
-                end.shape == expected.shape
-                and torch.allclose(end[real], whole, rtol=0, atol=scale * error)
-                for end, error in zip(found, rounding, strict=True)
-            ):
-                return norm
-        raise self._refused()
-
-    def _refused(self) -> InputError:
-        return InputError(
-            f"{type(self.model).__name__} cannot be run layer by layer with the result of the "
-            "whole: use a base whose layers stand in one list and take the same arguments"
-        )
-
-    def _check_window(self) -> None:
-        config = self.model.config
-        window = getattr(config, "sliding_window", None)
-        if window and self._length and self._length > window:
-            raise InputError(
-                f"data.max_length {self._length} is over the base's sliding window of {window} "
-                "tokens: lower it"
-            )
-        limit = getattr(config, "max_position_embeddings", None)
-        if limit and self._length and self._length > limit:
-            raise InputError(
-                f"data.max_length {self._length} is over the base's {limit} positions: lower it"
-            )
+        except (TypeError, ValueError, RuntimeError):
+            raise self._whole.refused() from None
+        return hidden
 
     def _find_targets(self, names: tuple[str, ...] | None) -> list[Target]:
         if names == ():
@@ -489,7 +398,7 @@ def _is_real(value: Any) -> bool:
 
 def _first_row(value: Any) -> Any:
     """Positions are the same in every row: keep one and let it broadcast."""
-    if isinstance(value, Tensor) and value.ndim and value.shape[0] == _PROBE_ROWS:
+    if isinstance(value, Tensor) and value.ndim and value.shape[0] == PROBE_ROWS:
         return value[:1]
     if isinstance(value, tuple):
         return tuple(_first_row(part) for part in value)

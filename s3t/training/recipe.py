@@ -33,7 +33,7 @@ _LATER = ("adapter", "gradient_accumulation", "group_by_length", "processes", "p
 
 
 def blocks_of(config: Config, depth: int) -> tuple[tuple[int, int], ...]:
-    """Layers (lo, hi) that stage 1, 2, … L trains: all at each stage for snapshots, for prompts none.
+    """Layers (lo, hi) that stage 1, 2, … L trains: all for snapshots, none for prompts.
 
     Raises:
         ConfigError: more slices than layers.

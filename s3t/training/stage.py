@@ -200,6 +200,7 @@ class StageTrainer:
         return finals
 
     def batches(self, assignment: Assignment) -> Batches:
+        """The batches of a node, from the first step."""
         recipe, rows = self.recipe, assignment.rows
         lengths = self.private.lengths(rows) if recipe.group_by_length else None
         together = recipe.gradient_accumulation

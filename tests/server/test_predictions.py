@@ -109,6 +109,17 @@ def test_texts_are_strings_that_are_not_blank(client: TestClient, model: Model, 
     assert not model.passes
 
 
+def test_pairs_are_objects_or_lists_of_two_texts(client: TestClient, model: Model) -> None:
+    data = model.config.data
+    columns = data.columns.model_copy(update={"text_pair": "more"})
+    changed = data.model_copy(update={"columns": columns})
+    model.config = model.config.model_copy(update={"data": changed})
+    assert predict(client, [{"text": "a", "more": "b"}, ["c", "d"]]).status_code == 200
+    assert model.passes == [[("a", "b"), ("c", "d")]]
+    for row in ("a", ["a"], ["a", 3], {"text": "a"}, {"text": "a", "more": " "}):
+        assert "row 1: " in refused(predict(client, [["a", "b"], row]), "invalid_body")
+
+
 def test_half_a_letter_is_no_text(client: TestClient, model: Model) -> None:
     refused(sent(client, b'{"rows": ["a\\ud800"]}'), "invalid_body")
     assert not model.passes

@@ -335,7 +335,7 @@ def test_until_it_is_trained_the_run_serves_what_it_did(
     config = make()
     train(config)
     write_csv(tmp_path / "private.csv", [*person_rows(), *new_rows()])
-    monkeypatch.setattr(walk._Walk, "go", lambda self: (_ for _ in ()).throw(S3TError("killed")))
+    monkeypatch.setattr(walk.Walker, "go", lambda self: (_ for _ in ()).throw(S3TError("killed")))
     with S3T.load(config.run_dir) as service:
         before = service.predict(QUESTIONS)
         with pytest.raises(S3TError, match="killed"):
