@@ -12,8 +12,7 @@ this is a small share of all weights, and far cheaper than training anew, at no 
     one LoRA               all data in one adapter, trained anew: what all are held against
 
 All of them train on one base, which has seen public images only turned. Prototypes are of public
-data alone, which the authors' are not; prompts stand among the embeddings, where the authors' are
-pixels around the image.
+data alone, which the authors' are not; prompts are vectors among the embeddings.
 """
 
 import os
