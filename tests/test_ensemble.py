@@ -19,10 +19,10 @@ from s3t.training.stage import StageTrainer
 from tests.tiny import (
     CLASSES,
     inputs_of,
-    random_adapter,
     random_head,
     tiny_base,
     tiny_group,
+    tiny_members,
     tiny_model,
     tiny_rows,
     tiny_trainer,
@@ -37,16 +37,7 @@ SEEN = (10, 40, 5, 20, 25)
 
 
 def members_of(base: Base, lowest: tuple[int, ...] = LOWEST) -> list[Member]:
-    return [
-        Member(
-            shard,
-            at,
-            random_adapter(base.targets, at, seed=shard)
-            | ({} if base.lm_head is not None else random_head(base.hidden_size, shard)),
-            SEEN[shard],
-        )
-        for shard, at in enumerate(lowest)
-    ]
+    return tiny_members(base, lowest, SEEN)
 
 
 def gather(base: Base, members: list[Member], method: str = "mean-probabilities") -> Ensemble:

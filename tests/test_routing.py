@@ -21,7 +21,7 @@ from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.training.walk import train
 from tests.small_runs import small_configs
-from tests.tiny import random_adapter, random_head, tiny_base, tiny_rows
+from tests.tiny import random_head, tiny_base, tiny_members, tiny_rows
 
 DEPTH = 4
 SCALE = 2.0
@@ -30,16 +30,7 @@ LOWEST = (2, 0, 3, 2)
 
 
 def members_of(base: Base, lowest: tuple[int, ...] = LOWEST) -> list[Member]:
-    return [
-        Member(
-            shard,
-            at,
-            random_adapter(base.targets, at, seed=shard)
-            | ({} if base.lm_head is not None else random_head(base.hidden_size, shard)),
-            10,
-        )
-        for shard, at in enumerate(lowest)
-    ]
+    return tiny_members(base, lowest, [10] * len(lowest))
 
 
 def prototypes_near(base: Base, rows: Encoded, layer: int, count: int = len(LOWEST)) -> Prototypes:

@@ -6,7 +6,7 @@ far above rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ import transformers as hf
 from torch import Tensor
 
 from s3t.config import LoraConfig, StageConfig
+from s3t.members import Member
 from s3t.model.base import Base
 from s3t.model.encode import Encoded
 from s3t.model.lora import Bank, Target
@@ -240,3 +241,17 @@ def tiny_group(trainer: StageTrainer, lowest: int, sizes: tuple[int, ...]) -> li
         rows = torch.randperm(40, generator=generator)[:size].sort().values
         group.append(Assignment(node(f"node {number}"), rows, inherited))
     return group
+
+
+def tiny_members(base: Base, lowest: Sequence[int], seen: Sequence[int]) -> list[Member]:
+    """One member for each lowest layer, with random adapters and, for a classifier, a head."""
+    return [
+        Member(
+            shard,
+            at,
+            random_adapter(base.targets, at, seed=shard)
+            | ({} if base.lm_head is not None else random_head(base.hidden_size, shard)),
+            samples,
+        )
+        for shard, (at, samples) in enumerate(zip(lowest, seen, strict=False))
+    ]

@@ -11,7 +11,6 @@ what bears a name of this run is ever removed from a folder, whole or not at all
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -22,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s3t.errors import InputError, IntegrityError, S3TError
+from s3t.errors import InputError, IntegrityError
 from s3t.ledger import Ledger
-from s3t.store.durable import fresh_beside, sync_folder, write_durably
+from s3t.store.durable import fresh_beside, held_folder, sync_folder, write_durably
 from s3t.types import NodeKey
 
 __all__ = ["MANIFEST", "ExportFolder", "ExportRecords", "Exported", "export_tag"]
@@ -108,7 +107,7 @@ class ExportRecords:
     @contextmanager
     def _alone(self) -> Iterator[dict[str, dict[str, list[str]]]]:
         """The document, to be changed; written when the block ends well."""
-        with _locked(self._root):
+        with held_folder(self._root):
             # a copy of a run begins anew: what the other has written is the other's
             known = self._read() if self.owner() is None else {}
             before = json.dumps(known, sort_keys=True)
@@ -161,7 +160,7 @@ class ExportFolder:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other exports and purges out of the folder meanwhile."""
-        with _locked(self.path):
+        with held_folder(self.path):
             yield
 
     def names(self) -> list[str]:
@@ -288,17 +287,3 @@ def _remove(path: Path) -> None:
         path.unlink()
     else:
         shutil.rmtree(path)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder; the system lets go of it when the holder dies."""
-    try:
-        held = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise S3TError(f"{folder} cannot be opened ({error})") from None
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(held)

@@ -11,7 +11,6 @@ others may write lets nobody in.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import json
@@ -20,8 +19,7 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,7 +27,7 @@ from typing import Any, Literal, get_args
 
 from s3t.config.serving import ServeConfig
 from s3t.errors import InputError, UnavailableError
-from s3t.store import write_durably
+from s3t.store import held_folder, write_durably
 
 __all__ = ["ROLES", "Role", "Token", "TokenFile", "token_path"]
 
@@ -169,7 +167,7 @@ class TokenFile:
             expires=None if lasts is None else (now + lasts).isoformat(timespec="seconds"),
             sha256=hashlib.sha256(text.encode()).hexdigest(),
         )
-        with self._alone():
+        with held_folder(self.path.parent):
             _write(self.path, [*_read(self.path), token])
         return text, token
 
@@ -179,26 +177,13 @@ class TokenFile:
         Raises:
             InputError: there is none of that id, or the file cannot be read or written.
         """
-        with self._alone():
+        with held_folder(self.path.parent):
             tokens = _read(self.path)
             kept = [token for token in tokens if token.id != token_id]
             if len(kept) == len(tokens):
                 raise InputError(f"there is no token {token_id!r:.80}: s3t token list names them")
             _write(self.path, kept)
         return next(token for token in tokens if token.id == token_id)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other writers out; the lock is of the folder, so it leaves no file behind."""
-        try:
-            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written ({error.strerror})") from None
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(folder)
 
 
 def _roles(roles: Iterable[str]) -> tuple[Role, ...]:

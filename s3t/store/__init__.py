@@ -7,7 +7,7 @@ content ──► seal ──► files ──► nodes      plain bytes, sealed 
 
 from s3t.store.content import NodeMeta, tensors_digest
 from s3t.store.depot import Depot
-from s3t.store.durable import sync_folder, write_durably
+from s3t.store.durable import held_folder, sync_folder, write_durably
 from s3t.store.keyring import FileKeyRing, KeyRing, MissingKeyError, open_ring
 from s3t.store.nodes import NodeStore, Removal
 from s3t.store.seal import Sealer
@@ -21,6 +21,7 @@ __all__ = [
     "NodeStore",
     "Removal",
     "Sealer",
+    "held_folder",
     "open_ring",
     "sync_folder",
     "tensors_digest",

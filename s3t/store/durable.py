@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["fresh_beside", "sync_folder", "write_durably"]
+from s3t.errors import InputError
+
+__all__ = ["fresh_beside", "held_folder", "sync_folder", "write_durably"]
 
 
 def fresh_beside(path: Path) -> Path:
@@ -42,3 +47,23 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same folder out, without leaving a file behind.
+
+    The system lets go of it when the holder dies.
+
+    Raises:
+        InputError: there is no such folder, or it may not be read.
+    """
+    try:
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written to ({error.strerror})") from None
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
