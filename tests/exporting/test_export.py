@@ -401,3 +401,33 @@ def test_the_exporter_says_what_it_would_do(language_run: RunDir, tmp_path: Path
         assert not (tmp_path / "out").exists()
         assert (view, without) == (service.status().view, ())
         assert service.export(tmp_path / "out").names == names
+
+
+# ── other shapes of runs ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+def test_shards_of_clusters_are_exported_though_a_router_serves_them(tmp_path: Path) -> None:
+    config = small_configs(tmp_path)(
+        partition={"clusters": {}, "salt": "c"}, aggregation={"method": "route"}
+    )
+    train(config)
+    with S3T.load(config.run_dir) as service:
+        shards = service.export(tmp_path / "out")
+        merged = service.export(tmp_path / "merged", merge=True)
+    assert len(shards.adapters) == config.partition.shards
+    assert merged.merge is not None and merged.merge.samples > 0
+    for folder in (tmp_path / "out", tmp_path / "merged"):
+        assert all(one.holds for one in check_folder(folder))
+
+
+@pytest.mark.slow
+def test_prompts_are_no_adapters(tmp_path: Path) -> None:
+    config = small_configs(tmp_path)(stage={"adapter": "prompt"}, prompt={"tokens": 2})
+    train(config)
+    with (
+        S3T.load(config.run_dir) as service,
+        pytest.raises(InputError, match="only LoRA can be exported"),
+    ):
+        service.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists(), "nothing was written"
