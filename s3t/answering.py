@@ -245,7 +245,7 @@ class Answering:
         tokens, columns = [], self._config.data.columns
         for number, row in enumerate(prompts):
             asked = self._value(row, number, columns.messages or columns.prompt or columns.text)
-            if isinstance(asked, str) or self._config.data.chat_template is None:
+            if isinstance(asked, str) or self._encoder.chat is None:
                 _check_text(asked, f"prompt {number}")
             try:
                 ids = self._encoder.prompt(asked)

@@ -70,9 +70,11 @@ def test_a_run_learns_answers_scores_them_and_takes_questions(tmp_path: Path) ->
     train(config)
     with S3T.load(config.run_dir) as model:
         found = model.evaluate()
-        (answer,) = model.generate(["who is 3?"], max_new_tokens=4)
-        assert answer.view == 0
-        for asked in ("\ud800", " ", [{"role": "user", "content": "a"}]):
+        said = [{"role": "user", "content": "who is 3?"}]
+        answer, same = model.generate(["who is 3?", said], max_new_tokens=4)
+        assert answer.view == 0 and same == answer
+        spoken = [*said, {"role": "assistant", "content": "b"}, *said]
+        for asked in ("\ud800", " ", spoken):  # a conversation needs a template
             with pytest.raises(InputError, match="prompt 0"):
                 model.generate([asked])
     assert found.metric == "perplexity" and 1 < found.value < 1000
