@@ -36,10 +36,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from benchmarks.environment import table
 from benchmarks.reports import Report, main, spread
 from s3t.ensemble import Ensemble, Member
+from s3t.model.arithmetic import one_thread
 from s3t.model.base import Base
 from s3t.model.encode import Encoded
 from s3t.model.peft import to_peft
-from s3t.training.workshop import one_thread
 
 __all__ = ["run"]
 

@@ -124,9 +124,8 @@ class Answering:
             return None
         lora, how = self._config.lora, self._config.aggregation
         before = None if self._latest is None else self._latest()
-        scale = lora.alpha / lora.rank
         places = self._prototypes
-        found = Ensemble(self._base, members, scale, how.method, how.weights, before, places)
+        found = Ensemble(self._base, members, lora.scale, how.method, how.weights, before, places)
         self._latest = weakref.ref(found)
         return found
 

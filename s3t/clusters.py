@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +34,7 @@ from torch.nn import functional
 
 from s3t.config import Config
 from s3t.errors import DataError, InputError, IntegrityError
+from s3t.model.arithmetic import filled, one_thread
 from s3t.model.base import Base
 from s3t.model.encode import Encoded, padded_lengths
 from s3t.store import tensors_digest, write_durably
@@ -206,10 +206,9 @@ def _proof(prototypes: Prototypes, base: Digest) -> Digest:
 @torch.no_grad()
 def _features(base: Base, rows: Encoded, layer: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Numbers [k] of some rows, and unit vectors [32, H] of which the first k are theirs."""
-    with _one_thread():
+    with one_thread(base.device):
         for index, length in _chunks(rows):
-            full = torch.cat([index, index[:1].expand(_CHUNK - len(index))])
-            part = rows.rows(full).first(length).to(base.device)
+            part = rows.rows(filled(index, _CHUNK)).first(length).to(base.device)
             hidden = base.run(base.start(part), 0, layer, base.attention(part.mask))
             yield index, pooled(base, hidden, layer, leading(part))
 
@@ -225,17 +224,6 @@ def _chunks(rows: Encoded) -> Iterator[tuple[Tensor, int]]:
     for length in sorted(set(lengths.tolist())):
         for part in numbers[lengths == length].split(_CHUNK):
             yield part, length
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Rounding depends on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _drawn(public: Encoded, seed: int) -> list[int]:

@@ -30,8 +30,8 @@ from benchmarks.engine.tasks import NAMES, each_task, options
 from benchmarks.environment import table
 from benchmarks.reports import Report, shown, spread
 from s3t.config import Config
+from s3t.model.arithmetic import one_thread
 from s3t.training.preparation import Material, open_material
-from s3t.training.workshop import one_thread
 
 __all__ = ["main", "run"]
 

@@ -52,7 +52,7 @@ class Shards:
         self.base: Base = build_base(config, load_model(config))
         self.lowest = round(self.base.depth * (1 - share))
         self.members = [self._member(shard) for shard in range(count)]
-        self.scale = config.lora.alpha / config.lora.rank
+        self.scale = config.lora.scale
         self._peft = self._in_peft(config)
 
     def ways(self) -> Mapping[str, Way]:

@@ -199,5 +199,4 @@ def _ensemble(case: Case, base: Base, members: list[Member]) -> Ensemble:
     """An ensemble as the run's config has it; its prototypes are those of any run on its base."""
     lora, how = case.config.lora, case.config.aggregation
     places = prototypes_of(case.run, case.config, base)
-    scale = lora.alpha / lora.rank
-    return Ensemble(base, members, scale, how.method, how.weights, None, places)
+    return Ensemble(base, members, lora.scale, how.method, how.weights, None, places)

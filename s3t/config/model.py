@@ -80,6 +80,11 @@ class LoraConfig(Section):
     targets: Literal["auto"] | tuple[str, ...] = "auto"
     dropout: Fraction = 0.0
 
+    @property
+    def scale(self) -> float:
+        """What an adapter's product is multiplied by: alpha / rank."""
+        return self.alpha / self.rank
+
 
 class PromptConfig(Section):
     """Soft prompts, for ``stage.adapter: prompt``: each stage adds so many of its own."""

@@ -19,6 +19,7 @@ from s3t.exporting.wanted import Merge, Wanted
 from s3t.forgetting import Forgetting
 from s3t.plan import Plan
 from s3t.plan.trie import Node
+from s3t.types import NodeKey
 
 __all__ = ["Assembly"]
 
@@ -70,22 +71,32 @@ class Assembly:
         else:
             pairs = zip(members, serving, strict=True)
             adapters = [self._of_shard(member, node, plan) for member, node in pairs]
-        for adapter in adapters if engine is not None else ():
-            assert engine is not None
-            engine.check(adapter.config, config.task)
+            if engine is not None:
+                for adapter in adapters:
+                    engine.check(adapter.config, config.task)
         return adapters, merge
 
     def _of_shard(self, member: Member, node: Node, plan: Plan) -> Adapter:
-        config = self._config
+        keys = [one.key for one in plan.forest.lineage(node.key)]
+        return self._adapter(member, self._config.lora.rank, keys, node.prefix, plan)
+
+    def _adapter(
+        self,
+        member: Member,
+        rank: int,
+        keys: Sequence[NodeKey],
+        prefix: tuple[int, ...] | None,
+        plan: Plan,
+    ) -> Adapter:
         return make_adapter(
             base=self._model().base,
             called=self.called,
             tag=self._tag,
             member=member,
-            rank=config.lora.rank,
-            scale=config.lora.alpha / config.lora.rank,
-            nodes=[one.key for one in plan.forest.lineage(node.key)],
-            prefix=node.prefix,
+            rank=rank,
+            scale=self._config.lora.scale,
+            nodes=keys,
+            prefix=prefix,
             labels=plan.recipe["labels"],
             digits=max(3, len(str(plan.shards - 1))),
         )
@@ -104,25 +115,16 @@ class Assembly:
         found = merge_members(members, by_data, targets, wanted.rank)
         if engine is not None and engine.ranks:
             found = merge_members(members, by_data, targets, wanted.rank, engine.rank(found.rank))
-        scale = config.lora.alpha / config.lora.rank
         keys = [one.key for node in serving for one in plan.forest.lineage(node.key)]
-        adapter = make_adapter(
-            base=model.base,
-            called=self.called,
-            tag=self._tag,
-            member=found.member,
-            rank=found.rank,
-            scale=scale,
-            nodes=keys,
-            prefix=None,
-            labels=plan.recipe["labels"],
-        )
+        adapter = self._adapter(found.member, found.rank, keys, None, plan)
         if engine is not None:
             engine.check(adapter.config, config.task)  # before the time that comparing takes
         ensemble = model.ensemble(nodes, plan)
         assert ensemble is not None  # there are members
         before = model.evaluation(ensemble, view)
-        one = Ensemble(model.base, [found.member], scale, "mean-probabilities", "uniform")
+        one = Ensemble(
+            model.base, [found.member], config.lora.scale, "mean-probabilities", "uniform"
+        )
         after = model.evaluation(one, view)
         worse = before.value - after.value
         loss = worse if before.metric == "accuracy" else after.value / before.value - 1

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from s3t.data.rows import LabelledRows
+from s3t.model.arithmetic import filled
 from s3t.model.encode import Encoded, ImageEncoder, TextEncoder, padded_lengths
 from s3t.plan.lineage import node_seed
 from s3t.types import NodeKey
@@ -126,7 +127,7 @@ def _filled(rows: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Up to ``size`` rows, filled up with the first one, and weights."""
     weights = torch.zeros(size)
     weights[: len(rows)] = 1.0
-    return torch.cat([rows, rows[:1].expand(size - len(rows))]), weights
+    return filled(rows, size), weights
 
 
 def _sorted_in_windows(order: Tensor, lengths: Tensor, window: int) -> Tensor:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from s3t.model.arithmetic import filled
 from s3t.model.base import Base
 from s3t.model.head import classify, language_logits, losses
 from s3t.model.lora import Bank, adapted
@@ -155,7 +156,7 @@ class Objective:
         # who has no pass left goes along: layers may lie spread over all
         for number in range(share.rank, -(-len(parts) // share.size) * share.size, share.size):
             part = parts[min(number, len(parts) - 1)]
-            index = torch.cat([part, part[:1].expand(_SCORE_ROWS - len(part))]).repeat(slots)
+            index = filled(part, _SCORE_ROWS).repeat(slots)
             length = self.rows.longest(part)
             mask = trunk.mask(index, length)
             entering = trunk.hidden(index, length)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 
 from s3t.clusters import write_prototypes
 from s3t.config import Config, anchored, dump_config
-from s3t.data import load_all
+from s3t.data import PrivateData, load_all
 from s3t.data.rows import LabelledRows
 from s3t.errors import InputError, S3TError
 from s3t.ledger import Gone, Ledger
@@ -37,7 +37,7 @@ from s3t.training.draft import Draft, adapted, draft
 from s3t.training.material import LabelledSet, encode_rows
 from s3t.training.peers import Group
 from s3t.training.recipe import recipe_of
-from s3t.types import Digest, Sample, digest
+from s3t.types import Digest, Sample, Slot, digest
 
 __all__ = [
     "Material",
@@ -170,20 +170,7 @@ def open_material(run: RunDir, device: torch.device, group: Group | None = None)
             private = clustered(private, prototypes, base, encoder, known)
             whole = placed(config, private.samples, plan.shards)
             ledger.register(whole.places())
-    index = private.index
-    members = tuple(
-        tuple(
-            torch.tensor([index[sample.id] for sample in part], dtype=torch.int64)
-            if (shard, number) not in hits
-            else torch.zeros(0, dtype=torch.int64)
-            for number, part in enumerate(parts)
-        )
-        for shard, parts in enumerate(whole.members)
-    )
-    for shard, digests in enumerate(whole.digests()):
-        for number, found in enumerate(digests):
-            if (shard, number) not in hits and found != plan.digests[shard][number]:
-                raise InputError(f"slice {number} of shard {shard} changed: restore the data")
+    _prove_slices(whole, plan, hits)
     if group is not None and spreads:
         base.spread(group.mesh)
     return Material(
@@ -197,7 +184,31 @@ def open_material(run: RunDir, device: torch.device, group: Group | None = None)
         samples=private.samples,
         private=encode_rows(loaded.encoder, private.rows),
         validation=encode_rows(loaded.encoder, data.validation),
-        members=members,
+        members=_members(whole, private, hits),
+    )
+
+
+def _prove_slices(whole: Partition, plan: Plan, hits: Collection[Slot]) -> None:
+    """The slices that no deletion has hit must be those of the plan."""
+    for shard, digests in enumerate(whole.digests()):
+        for number, found in enumerate(digests):
+            if (shard, number) not in hits and found != plan.digests[shard][number]:
+                raise InputError(f"slice {number} of shard {shard} changed: restore the data")
+
+
+def _members(
+    whole: Partition, private: PrivateData, hits: Collection[Slot]
+) -> tuple[tuple[torch.Tensor, ...], ...]:
+    """Numbers of each slice's rows, see ``Material``; none of a slice that was hit."""
+    index = private.index
+    return tuple(
+        tuple(
+            torch.tensor([index[sample.id] for sample in part], dtype=torch.int64)
+            if (shard, number) not in hits
+            else torch.zeros(0, dtype=torch.int64)
+            for number, part in enumerate(parts)
+        )
+        for shard, parts in enumerate(whole.members)
     )
 
 

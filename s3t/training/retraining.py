@@ -18,11 +18,12 @@ import torch
 
 from s3t.config import StoreConfig
 from s3t.errors import InputError
+from s3t.model.arithmetic import one_thread
 from s3t.run import RunDir
 from s3t.store import NodeStore
 from s3t.training.preparation import open_material
 from s3t.training.walk import train
-from s3t.training.workshop import Workshop, one_thread
+from s3t.training.workshop import Workshop
 from s3t.types import NodeKey
 
 __all__ = ["Compared", "compare", "from_scratch", "retrain"]

@@ -251,7 +251,7 @@ class StageTrainer:
 
         Of prompts those of the stages before.
         """
-        device, scale = self.base.device, self.lora.alpha / self.lora.rank
+        device, scale = self.base.device, self.lora.scale
         pairs, merged = {}, {}
         for target in self.base.targets:
             if target.layer < block[1]:

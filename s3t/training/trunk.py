@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from s3t.errors import S3TError
+from s3t.model.arithmetic import filled
 from s3t.model.base import Base
 from s3t.model.encode import Encoded
 from s3t.training.peers import InTurn, Peers
@@ -82,7 +83,7 @@ class Trunk:
             whole = _CHUNK if others else _CHUNK * share.size  # all shares are here, or one is
             for part in missing.split(whole) if len(missing) else ():
                 if whole > _CHUNK:
-                    full = _filled(part, whole)[share.of(whole)]
+                    full = filled(part, whole)[share.of(whole)]
                     self._cut.fill(part, self._peers.joined(self._compute(full))[: len(part)])
                 else:
                     self._cut.fill(part, self._compute(part))
@@ -117,13 +118,8 @@ class Trunk:
     def _compute(self, index: Tensor) -> Tensor:
         parts = []
         for part in index.split(_CHUNK):
-            rows = self.rows.rows(_filled(part, _CHUNK)).to(self.base.device)
+            rows = self.rows.rows(filled(part, _CHUNK)).to(self.base.device)
             hidden = self.base.start(rows)
             hidden = self.base.run(hidden, 0, self._at, self.base.attention(rows.mask))
             parts.append(hidden[: len(part)])
         return torch.cat(parts)
-
-
-def _filled(index: Tensor, count: int) -> Tensor:
-    """As many rows as ``count``, the first of them again and again at the end."""
-    return torch.cat([index, index[:1].expand(count - len(index))])

@@ -31,6 +31,7 @@ from accelerate.utils import tqdm
 from s3t.config import Config, anchored
 from s3t.errors import InputError, S3TError
 from s3t.ledger import Gone
+from s3t.model.arithmetic import one_thread
 from s3t.purging import purge
 from s3t.run import RunDir
 from s3t.training.claims import Alone, Leases
@@ -42,7 +43,6 @@ from s3t.training.renewal import Renewal, renew, take_effect
 from s3t.training.sharing import finished, join, joined, publish
 from s3t.training.together import Together, follow, with_one_voice
 from s3t.training.walker import Walker, silent
-from s3t.training.workshop import one_thread
 
 __all__ = ["Report", "train"]
 

@@ -6,9 +6,7 @@ killed by the time it is finished is thrown away, not published.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +19,7 @@ from s3t.training.shelf import Shelf
 from s3t.training.stage import Assignment, StageTrainer, Trained
 from s3t.types import NodeKey, digest
 
-__all__ = ["Workshop", "one_thread", "steps_of"]
+__all__ = ["Workshop", "steps_of"]
 
 
 _GROUP_BYTES = {"cpu": 2**19, "cuda": 2**28}
@@ -34,25 +32,6 @@ _MOST_SLOTS = 16
 def steps_of(node: Node, step_rows: int, epochs: int) -> int:
     """Optimizer steps that a node takes, of ``step_rows`` rows each."""
     return -(-node.samples // step_rows) * epochs
-
-
-@contextmanager
-def one_thread(device: torch.device) -> Iterator[None]:
-    """A node's bytes depend on the number of threads, so on a CPU there is one.
-
-    On a GPU they depend on the order of sums, so only kernels with one order are used.
-    """
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    else:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(strict)
 
 
 class Workshop:
