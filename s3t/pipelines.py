@@ -196,15 +196,9 @@ class ServedModel:
         given = self.generation_config.to_diff_dict() | given
         closing: int | None = self._texts.tokenizer.eos_token_id
         draw, times = _draw(given, closing), int(given.get("num_return_sequences", 1))
-        model, serving = self._serving.model(), self._serving
         tokens = [ids for ids in tokens for _ in range(times)]
-        model.check_room(tokens, draw)
-        writer = model.writer
-        found = serving.answer(
-            lambda ensemble, view: writer.completions(
-                ensemble, tokens, draw, view, lambda: serving.spoilt(view)
-            )
-        )
+        self._serving.model().check_room(tokens, draw)
+        found = self._serving.completions(tokens, draw)
         added = torch.full((len(found), draw.max_new_tokens), int(given.get("pad_token_id") or 0))
         for row, one in zip(added, found, strict=True):
             row[: len(one.tokens)] = torch.tensor(one.tokens)

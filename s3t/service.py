@@ -353,14 +353,9 @@ class S3T:
         Raises:
             ExhaustedError, InputError, IntegrityError: as ``predict``.
         """
-        model, serving = self._serving.model(), self._serving
         draw = Draw(max_new_tokens, temperature, seed, top_k, top_p)
-        tokens, writer = model.prompts(prompts, draw), model.writer
-        return serving.answer(
-            lambda ensemble, view: writer.completions(
-                ensemble, tokens, draw, view, lambda: serving.spoilt(view)
-            )
-        )
+        tokens = self._serving.model().prompts(prompts, draw)
+        return self._serving.completions(tokens, draw)
 
     def stream(
         self,

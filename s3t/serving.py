@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,13 +20,14 @@ from s3t.errors import DamagedNodeError, ExhaustedError, S3TError, UnavailableEr
 from s3t.forgetting import Forgetting, Receipt
 from s3t.plan.trie import Node
 from s3t.replica import Seat, settled
-from s3t.types import NodeKey
+from s3t.types import Draw, NodeKey
 from s3t.views import View, Views
 
 if TYPE_CHECKING:
     from s3t.answering import Answering
     from s3t.ensemble import Ensemble
     from s3t.plan import Plan
+    from s3t.writing import Completion
 
 __all__ = ["Serving"]
 
@@ -148,6 +149,19 @@ class Serving:
                 continue
             finally:
                 self._views.unpin(view)
+
+    def completions(self, prompts: Sequence[Sequence[int]], draw: Draw) -> list[Completion]:
+        """Continue token ids on one view; begun anew if a deletion hits that view meanwhile.
+
+        Raises:
+            ExhaustedError, IntegrityError, UnavailableError: as ``answer``.
+        """
+        writer = self.model().writer
+        return self.answer(
+            lambda ensemble, view: writer.completions(
+                ensemble, prompts, draw, view, lambda: self.spoilt(view)
+            )
+        )
 
     @contextmanager
     def hold(self, version: int) -> Iterator[bool]:
