@@ -172,15 +172,14 @@ class Answering:
     def _check_recipe(self) -> None:
         """The config must be that of the nodes; where and by which software they were trained
         may be another."""
-        device = torch.device("cpu")
         head = self._plan.recipe.get("head")
         places = recipe_digest(self._prototypes)
         config, labels = self._config, self._labels
-        recipe = recipe_of(config, self._base, self._encoder, labels, device, head, places)
+        recipe = recipe_of(config, self._base, self._encoder, labels, head, places)
         changed = [
             name
             for name in sorted(recipe)
-            if name not in ("engine", "environment") and recipe[name] != self._plan.recipe.get(name)
+            if name != "engine" and recipe[name] != self._plan.recipe.get(name)
         ]
         if changed:
             raise IntegrityError(

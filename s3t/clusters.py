@@ -34,7 +34,7 @@ from torch.nn import functional
 
 from s3t.config import Config
 from s3t.errors import DataError, InputError, IntegrityError
-from s3t.model.arithmetic import filled, one_thread
+from s3t.model.arithmetic import RowByRow, one_thread
 from s3t.model.base import Base
 from s3t.model.encode import Encoded, padded_lengths
 from s3t.store import tensors_digest, write_durably
@@ -84,7 +84,12 @@ class Prototypes:
 
     def nearest(self, features: Tensor) -> Tensor:
         """Number of the nearest prototype of each unit vector [n, H]; of equal ones the first."""
-        return (features @ self.centres.to(features.device).T).argmax(dim=1)
+        centres = self.centres.to(features.device)
+        # a sum for each pair, since a product would round a row by the others beside it
+        each = [
+            (part.unsqueeze(1) * centres).sum(dim=2).argmax(dim=1) for part in features.split(32)
+        ]
+        return torch.cat(each) if each else features.new_zeros(0, dtype=torch.int64)
 
 
 def pooled(base: Base, hidden: Tensor, layer: int, mask: Tensor | None) -> Tensor:
@@ -116,7 +121,7 @@ def clusters_of(base: Base, rows: Encoded, prototypes: Prototypes) -> list[int]:
     """Number of the cluster that each row is in."""
     found = torch.zeros(len(rows), dtype=torch.int64)
     for index, features in _features(base, rows, prototypes.layer):
-        found[index] = prototypes.nearest(features).cpu()[: len(index)]
+        found[index] = prototypes.nearest(features).cpu()
     return found.tolist()
 
 
@@ -124,7 +129,7 @@ def features_of(base: Base, rows: Encoded, layer: int) -> Tensor:
     """Features of rows, unit vectors [n, H] on the CPU."""
     found = torch.zeros((len(rows), base.hidden_size))
     for index, features in _features(base, rows, layer):
-        found[index] = features.cpu()[: len(index)]
+        found[index] = features.cpu()
     return found
 
 
@@ -205,12 +210,17 @@ def _proof(prototypes: Prototypes, base: Digest) -> Digest:
 
 @torch.no_grad()
 def _features(base: Base, rows: Encoded, layer: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Numbers [k] of some rows, and unit vectors [32, H] of which the first k are theirs."""
+    """Numbers [k] of some rows, and their unit vectors [k, H]."""
+
+    def run(part: Encoded) -> Tensor:
+        hidden = base.run(base.start(part), 0, layer, base.attention(part.mask))
+        return pooled(base, hidden, layer, leading(part))
+
     with one_thread(base.device):
+        each = RowByRow(run)
         for index, length in _chunks(rows):
-            part = rows.rows(filled(index, _CHUNK)).first(length).to(base.device)
-            hidden = base.run(base.start(part), 0, layer, base.attention(part.mask))
-            yield index, pooled(base, hidden, layer, leading(part))
+            part = rows.rows(index).first(length).to(base.device)
+            yield index, each(part, base.tokens(part))
 
 
 def _chunks(rows: Encoded) -> Iterator[tuple[Tensor, int]]:

@@ -388,7 +388,7 @@ class Forgetting:
 
     def _inventory(self) -> set[NodeKey]:
         """Nodes of the plan that are there with a lineage that proves their key."""
-        there = self.run.store.keys()
+        there, told = self.run.store.keys(), self.ledger.plans.nodes()
         keys = [node.key for node in self.plan.forest.nodes if node.key in there]
         for key in keys:
             if key not in self.scores:  # else it was proved before
@@ -397,6 +397,9 @@ class Forgetting:
                     self.damaged.pop(key, None)
                 except DamagedNodeError as error:
                     self.damaged[key] = error
+                    continue
+            if key in told:  # a file may be edited; and public rows may be others by now
+                self.scores[key] = told[key].score
         return self.scores.keys() & keys
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from s3t.config import load_config
 from s3t.errors import InputError, S3TError
+from s3t.pinned import pin
 from s3t.run import RunDir
 from s3t.training.place import Place
 
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = RunDir.existing(words[1]).here() if renews else load_config(words[0], words[1:])
     except S3TError as error:
         return _failed(error, speak=first)
+    pin(config.training.arithmetic)  # before torch is loaded
     from s3t.training.renewal import Renewal
     from s3t.training.walk import train
 

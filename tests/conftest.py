@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from s3t.pinned import pin
+
 if TYPE_CHECKING:
     from s3t.run import RunDir
 
@@ -30,6 +32,8 @@ os.environ.update(
     HF_DATASETS_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
 )
+
+assert pin("native"), "torch was loaded before its arithmetic could be pinned"
 
 settings.register_profile("s3t", deadline=None, derandomize=True)
 settings.load_profile("s3t")

@@ -10,7 +10,7 @@ from s3t.plan.lineage import node_key
 from s3t.store import Depot, FileKeyRing, NodeMeta, NodeStore, Sealer
 from s3t.types import NodeKey, digest
 
-BASE, RECIPE = digest("base"), digest("recipe")
+BASE, RECIPE, ENVIRONMENT = digest("base"), digest("recipe"), digest("environment")
 TENSORS = {
     "layers.001.q.lora_A": torch.arange(12.0).reshape(3, 4),
     "head.weight": torch.tensor([[0.5, -0.0], [float(2**-140), 1.0]]),
@@ -20,8 +20,9 @@ TENSORS = {
 
 def meta_of(name: str, parent: NodeKey | None = None) -> NodeMeta:
     slices = (digest(name),)
-    key = node_key(BASE, RECIPE, parent, slices)
-    return NodeMeta(key, parent, BASE, RECIPE, slices, shard=1, prefix=(2,), score=0.75)
+    key = node_key(BASE, RECIPE, parent, slices, ENVIRONMENT)
+    rest = 1, (2,), 0.75, digest("validation")
+    return NodeMeta(key, parent, BASE, RECIPE, ENVIRONMENT, slices, *rest)
 
 
 META = meta_of("one")

@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "s3t"
 LAYERS = (
     "errors",
     "types",
+    "pinned",
     "config",
     "data",
     "plan",
@@ -77,7 +78,7 @@ DOORS = {
         "s3t.exporting.probe",
         "s3t.pipelines",
         "s3t.training.adapt",
-        "s3t.training.recipe",
+        "s3t.training.environment",
     ),
     "fsspec": ("s3t.store",),
     "cryptography": ("s3t.store", "s3t.ledger"),

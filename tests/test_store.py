@@ -21,7 +21,7 @@ from s3t.errors import DamagedNodeError, InputError, IntegrityError, S3TError
 from s3t.plan.lineage import node_key
 from s3t.store import Depot, NodeStore, tensors_digest, write_durably
 from s3t.types import Digest, digest
-from tests.small_nodes import BASE, META, RECIPE, TENSORS, meta_of
+from tests.small_nodes import BASE, ENVIRONMENT, META, RECIPE, TENSORS, meta_of
 
 
 @pytest.fixture
@@ -283,8 +283,8 @@ def test_edited_metadata_are_found(written: NodeStore, field: str, value: object
 
 def test_slices_in_another_order_are_another_lineage(store: NodeStore) -> None:
     slices = (digest("one"), digest("two"))
-    parent = node_key(BASE, RECIPE, None, slices[:1])
-    key = node_key(BASE, RECIPE, parent, slices)
+    parent = node_key(BASE, RECIPE, None, slices[:1], ENVIRONMENT)
+    key = node_key(BASE, RECIPE, parent, slices, ENVIRONMENT)
     store.write(replace(META, key=key, parent=parent, slices=slices, prefix=(2, 0)), TENSORS)
     store.read(key)
     put_entry(store.path(key), entry_of(store.path(key)) | {"slices": slices[::-1]})
@@ -301,8 +301,8 @@ def test_another_digest_of_the_tensors_is_found(written: NodeStore) -> None:
 
 def test_another_format_is_found(written: NodeStore) -> None:
     path = written.path(META.key)
-    put_entry(path, entry_of(path) | {"format": 2})
-    with pytest.raises(DamagedNodeError, match="has format 2, not 1"):
+    put_entry(path, entry_of(path) | {"format": 1})
+    with pytest.raises(DamagedNodeError, match="has format 1, not 2"):
         written.read(META.key)
 
 

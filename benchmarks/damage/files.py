@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.damage.kind import Kind, kinds_of
 from benchmarks.damage.victim import HIT, Victim
-from s3t.ledger import nodes_digest
+from s3t.ledger import Witnessed, nodes_digest
 from s3t.plan import make_plan
 from s3t.store import write_durably
 from s3t.types import digest
@@ -71,7 +71,8 @@ def _weights_made_anew(victim: Victim) -> str:
     victim.remake(key, lambda tensors: {name: t + 0.01 for name, t in tensors.items()})
     weights = victim.run.store.meta(key).weights
     victim.sql("UPDATE nodes SET weights = ? WHERE key = ?", weights, key)
-    told = dict(victim.sql("SELECT key, weights FROM nodes"))
+    rows = victim.sql("SELECT key, weights, score, rows FROM nodes")
+    told = {key: Witnessed(*known) for key, *known in rows}
     number = victim.sql("SELECT MAX(number) FROM log WHERE kind = 'nodes'")[0][0]
     victim.rewrite(number, lambda body: body.update(digest=nodes_digest(told)))
     return key

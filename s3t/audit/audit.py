@@ -27,6 +27,7 @@ from s3t.audit.trials import Count, retrain_some, train_from_scratch
 from s3t.audit.weights import judge_blocks, judge_heads, judge_weights
 from s3t.errors import InputError, S3TError
 from s3t.ledger import Verifier
+from s3t.pinned import Arithmetic, call_elsewhere, pin
 from s3t.run import RunDir
 
 __all__ = ["audit"]
@@ -66,6 +67,41 @@ def audit(
     if isinstance(retrain, int) and retrain < 1:
         raise InputError(f"retrain {retrain}: give a number of nodes, at least 1, or 'all'")
     keys = [public_key] if isinstance(public_key, str | Path) else public_key
+    trains, arithmetic = retrain is not None or from_scratch, _arithmetic(directory)
+    if not trains or pin(arithmetic):
+        return _audit(directory, retrain, from_scratch, keys, receipts)
+    found = call_elsewhere(
+        arithmetic,
+        audit_words,
+        run=str(run),
+        retrain=retrain,
+        from_scratch=from_scratch,
+        public_key=[str(key) for key in keys],
+        receipts=[str(path) for path in receipts],
+    )
+    return Audit.of(found)
+
+
+def audit_words(run: str, **words: Any) -> dict[str, Any]:
+    """``audit`` of JSON values, in a process whose arithmetic is pinned."""
+    return audit(run, **words).to_dict()
+
+
+def _arithmetic(run: RunDir) -> Arithmetic:
+    """How a run's nodes are trained; native where its config cannot be read, which claims tell."""
+    try:
+        return run.config().training.arithmetic
+    except S3TError:
+        return "native"
+
+
+def _audit(
+    directory: RunDir,
+    retrain: Count | None,
+    from_scratch: bool,
+    keys: Sequence[str | Path],
+    receipts: Sequence[str | Path],
+) -> Audit:
     verifiers = [Verifier.load(key) for key in keys]
     kept = {str(path): _receipt(Path(path)) for path in receipts}
     return _judge(Case(directory), retrain, from_scratch, verifiers, kept)

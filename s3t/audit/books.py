@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from s3t.ledger import nodes_digest
+from s3t.ledger import Witnessed, nodes_digest
 from s3t.plan import slice_digest
 from s3t.types import Digest, NodeKey, SampleId, Slot
 
@@ -109,7 +109,7 @@ class Books:
     hits: Mapping[Slot, int]
     slots: Mapping[Slot, tuple[int, int, int, int]]
     plans: list[PlanRow]
-    nodes: Mapping[NodeKey, Digest]
+    nodes: Mapping[NodeKey, Witnessed]
     wrong_copies: list[str] = field(default_factory=list)
     reckoned: dict[Slot, SlotBook] = field(default_factory=lambda: defaultdict(SlotBook))
     misplaced: list[SampleId] = field(default_factory=list)

@@ -22,7 +22,7 @@ from s3t.ledger import Ledger
 from s3t.plan import Plan
 from s3t.plan.trie import Node
 from s3t.run import RunDir
-from s3t.types import Digest, NodeKey, Slot
+from s3t.types import Digest, NodeKey, Slot, digest
 
 if TYPE_CHECKING:
     from s3t.model.base import Base
@@ -80,6 +80,11 @@ class Case:
     def loaded(self) -> LoadedBase:
         """The base."""
         return self._once("the base", self._load_base)
+
+    @property
+    def here(self) -> Digest:
+        """Digest of the environment of this process, which trains nodes again."""
+        return self._once("this environment", self._find_environment)
 
     @property
     def dead_slots(self) -> dict[Slot, int]:
@@ -173,15 +178,25 @@ class Case:
             return None
         return self._named(row.digest, (*self.run.plans.others(), self.run.plan_path))
 
-    def _named(self, digest: Digest | None, paths: tuple[Path, ...]) -> Plan:
+    def _named(self, name: Digest | None, paths: tuple[Path, ...]) -> Plan:
         """The plan that the ledger names: of a file here, or made and published elsewhere."""
         try:
-            return _plan_named(digest, paths)
+            return _plan_named(name, paths)
         except IntegrityError:
-            found = None if digest is None else self.run.plans.fetched(digest)
+            found = None if name is None else self.run.plans.fetched(name)
             if found is None:
                 raise
             return found
+
+    def _find_environment(self) -> Digest:
+        import torch
+
+        from s3t.model.arithmetic import one_thread
+        from s3t.training.environment import environment_of
+
+        device, classes = torch.device("cpu"), len(self.plan.recipe["labels"])
+        with one_thread(device):
+            return digest(environment_of(self.config, self.loaded.base, classes, device))
 
     def _load_base(self) -> LoadedBase:
         from s3t.model.loading import build_base, load_model
@@ -196,7 +211,7 @@ def short(key: str) -> str:
     return key[:12]
 
 
-def _plan_named(digest: Digest | None, paths: tuple[Path, ...]) -> Plan:
+def _plan_named(name: Digest | None, paths: tuple[Path, ...]) -> Plan:
     """The plan of this digest in one of the files; the first one's, for an older s3t's ledger."""
     reasons = []
     for path in paths:
@@ -207,11 +222,11 @@ def _plan_named(digest: Digest | None, paths: tuple[Path, ...]) -> Plan:
         except IntegrityError as error:
             reasons.append(f"{path.name}: {error}")
             continue
-        if digest in (None, plan.digest):
+        if name in (None, plan.digest):
             return plan
         reasons.append(f"{path.name} is another plan, {short(plan.digest)}")
     raise IntegrityError(
-        f"no file holds the plan {short(digest or '')} that the ledger names "
+        f"no file holds the plan {short(name or '')} that the ledger names "
         f"({'; '.join(reasons) or 'there is none'}): restore {paths[0].name} from a copy"
     )
 

@@ -81,12 +81,8 @@ def judge_clusters(case: Case, found: Findings) -> None:
 
 
 def _rounds_alike(case: Case) -> bool:
-    """Whether features have the same bits here as where the run was planned."""
-    import torch
-
-    from s3t.training.recipe import environment
-
-    return bool(environment(torch.device("cpu")) == case.plan.recipe["environment"])
+    """Whether features have the same bits here as where the run was prepared."""
+    return case.here == case.plan.prepared
 
 
 def _shards(case: Case) -> dict[SampleId, int]:

@@ -137,6 +137,7 @@ def _differences(node: Node, facts: NodeFacts, plan: Plan, recipe: Digest) -> li
         "parent": (meta.parent, node.parent),
         "base": (meta.base, plan.base),
         "recipe": (meta.recipe, recipe),
+        "environment": (meta.environment, node.environment),
         "slices": (meta.slices, slices),
     }
     return [name for name, (there, stated) in pairs.items() if there != stated]

@@ -19,7 +19,7 @@ from typing import Any
 import s3t.partition as places
 from s3t.audit.books import Books, LogEntry, PlanRow
 from s3t.config import PartitionConfig
-from s3t.ledger import Evidence
+from s3t.ledger import Evidence, Witnessed
 from s3t.types import Digest, NodeKey, Sample, SampleId, Slot, Subject
 
 __all__ = ["read_books"]
@@ -45,7 +45,10 @@ def read_books(evidence: Evidence, shape: PartitionConfig | None) -> Books:
         hits={(row.shard, row.slice): row.view for row in evidence.hits()},
         slots={(row.shard, row.slice): _counters(row) for row in evidence.slots()},
         plans=[_plan(row) for row in evidence.plans()],
-        nodes={NodeKey(row.key): Digest(row.weights) for row in evidence.nodes()},
+        nodes={
+            NodeKey(row.key): Witnessed(Digest(row.weights), row.score, Digest(row.rows))
+            for row in evidence.nodes()
+        },
     )
     _Pass(books, evidence, shape).go()
     return books

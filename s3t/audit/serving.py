@@ -133,7 +133,12 @@ def _prefixes(
     """What each shard serves, of nodes that are there, with some slots hit."""
     files, plan = case.files, case.plan
     facts = {node.key: files.sound(node.key) for node in plan.forest if node.key in there}
-    scores = {key: one.meta.score for key, one in facts.items() if one is not None}
+    told = case.books.nodes
+    scores = {
+        key: told[key].score if key in told else one.meta.score
+        for key, one in facts.items()
+        if one is not None
+    }
     return Schedule(plan.forest, plan.shards, there, scores, hits).prefixes
 
 

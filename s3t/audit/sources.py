@@ -21,8 +21,8 @@ from s3t.types import Digest, digest
 
 __all__ = ["judge_sources"]
 
-_OF_THE_MACHINE = {"engine", "environment"}
-"""Parts of a recipe that say where and by which code nodes were trained."""
+_OF_THE_MACHINE = {"engine"}
+"""Parts of a recipe that say by which code nodes were trained."""
 
 _WORD = re.compile(r"[\w.@:+-]+")
 _LEAST = 4
@@ -44,8 +44,6 @@ def judge_sources(case: Case, found: Findings, head_too: bool) -> None:
 
 
 def _recipe(case: Case, found: Findings, head_too: bool) -> None:
-    import torch
-
     from s3t.data import label_names
     from s3t.training.draft import sequences_of
     from s3t.training.recipe import recipe_of
@@ -53,10 +51,9 @@ def _recipe(case: Case, found: Findings, head_too: bool) -> None:
     config, plan, loaded = case.config, case.plan, case.loaded
     labels = label_names(config)
     head = _public_head(case, config, loaded, head_too, found)
-    device = torch.device(plan.recipe["environment"]["device"])
     own = judge_prototypes(case, found, head_too)
     places = None if own is None else own.digest
-    now = recipe_of(config, loaded.base, loaded.encoder, labels, device, head, places)
+    now = recipe_of(config, loaded.base, loaded.encoder, labels, head, places)
     for key in sorted({*now, *plan.recipe} - _OF_THE_MACHINE):
         if digest(now.get(key)) != digest(plan.recipe.get(key)):
             found.broken(
@@ -105,6 +102,7 @@ def _public_head(
         told = [entry.body.get("head") for entry in case.books.of_kind("plan")]
         if any(head not in (None, own) for head in told):
             found.broken(f"the public head {path} is not the one that the log names: restore it")
+        again = again and case.here == case.plan.prepared
         if again and _trained_head(config, loaded) != own:
             found.broken(
                 f"the public head {path} is not what training on the public data gives here: "

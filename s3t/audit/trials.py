@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +30,8 @@ def retrain_some(case: Case, count: Count, found: Findings) -> None:
 
     if _unfinished(case, found):
         return
-    there = [node.key for node in case.living if case.files.sound(node.key) is not None]
+    sound = [node for node in case.living if case.files.sound(node.key) is not None]
+    there = [node.key for node in sound if node.environment == case.here]
     keys = _drawn(there, count)
     with tempfile.TemporaryDirectory(prefix="s3t-audit-") as folder:
         same = retrain(case.run, keys, Path(folder) / "nodes")
@@ -43,21 +45,39 @@ def retrain_some(case: Case, count: Count, found: Findings) -> None:
     )
     found.checked(
         f"{len(same)} nodes, {len(keys)} of {len(there)} drawn at random and what they grew on, "
-        f"trained again: {sum(same.values())} have the same bytes"
+        f"trained again: {sum(same.values())} have the same bytes" + _elsewhere(len(sound), there)
     )
 
 
 def train_from_scratch(case: Case, found: Findings) -> None:
     """Train a run that has never seen the deleted samples, and compare all nodes."""
-    from s3t.training.retraining import from_scratch
+    from s3t.training.retraining import from_scratch, retrain
 
     if _unfinished(case, found):
         return
     with tempfile.TemporaryDirectory(prefix="s3t-audit-") as folder:
         compared = from_scratch(case.run, Path(folder) / "run")
-    living = {node.key for node in case.living} | case.wanted()
+    # what grew on a node of another environment has another key in a run of this one alone
+    forest = case.plan.forest
+    comparable = {
+        node.key
+        for node in case.living
+        if all(one.environment == compared.environment for one in forest.lineage(node.key))
+    }
+    over_others = [
+        node.key
+        for node in case.living
+        if node.environment == compared.environment and node.key not in comparable
+        if case.files.sound(node.key) is not None
+    ]
+    different = list(compared.different)
+    if over_others:
+        with tempfile.TemporaryDirectory(prefix="s3t-audit-") as folder:
+            again = retrain(case.run, over_others, Path(folder) / "nodes")
+        different += sorted(key for key in over_others if not again[key])
+    living = comparable | case.wanted()
     for what, keys in (
-        ("has other bytes in a run from scratch without the deleted samples", compared.different),
+        ("has other bytes in a run from scratch without the deleted samples", different),
         (
             "is in no run from scratch without the deleted samples",
             tuple(key for key in compared.only_here if key in living),
@@ -65,7 +85,7 @@ def train_from_scratch(case: Case, found: Findings) -> None:
     ):
         wrong = [f"node {key} {what}: do not serve it, and report this" for key in keys]
         found.each(wrong, "nodes")
-    known = {node.key for node in case.plan.forest}
+    known = {node.key for node in forest}
     absent = [key for key in compared.only_there if key in known]
     found.each(
         [
@@ -75,10 +95,26 @@ def train_from_scratch(case: Case, found: Findings) -> None:
         ],
         "nodes",
     )
-    more = len(compared.only_there) - len(absent)
+    more = 0 if len(case.plan.environments) > 1 else len(compared.only_there) - len(absent)
     found.checked(
         f"a run from scratch without the deleted samples has {compared.same} nodes with the very "
-        "bytes of this one" + (f", and {more} that s3t repair RUN would train" if more else "")
+        "bytes of this one"
+        + (f", and {more} that s3t repair RUN would train" if more else "")
+        + (
+            f"; {len(over_others)} over nodes of another environment trained again"
+            * bool(over_others)
+        )
+        + _elsewhere(len(case.living), [*comparable, *over_others])
+    )
+
+
+def _elsewhere(count: int, compared: Collection[NodeKey]) -> str:
+    """How many nodes are of other environments, where there are some."""
+    if len(compared) == count:
+        return ""
+    return (
+        f"; {len(compared)} of {count} can be compared here, the others are of another environment "
+        "(s3t status names it): not comparable here"
     )
 
 

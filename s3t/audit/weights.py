@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from s3t.audit.case import Case
 from s3t.audit.claims import Findings
 from s3t.audit.nodes import HEAD, NodeFacts
-from s3t.errors import DamagedNodeError, S3TError
+from s3t.errors import DamagedNodeError, InputError, S3TError
 from s3t.plan import Plan
 from s3t.plan.trie import Node
 from s3t.types import Digest, NodeKey
@@ -49,15 +49,43 @@ def judge_weights(case: Case, found: Findings) -> None:
                 f"node {node.key} was announced by no trainer, so nobody knows whether its weights "
                 f"are what training gave: {_ANEW}"
             )
-        elif told[node.key] != facts.weights:
+        elif told[node.key].weights != facts.weights:
             wrong.append(
                 f"node {node.key} has other weights than its trainer told the ledger, though its "
                 f"file proves itself: it was made anew; {_ANEW}"
+            )
+        elif told[node.key].rows == facts.meta.rows and told[node.key].score != facts.meta.score:
+            wrong.append(
+                f"node {node.key} has the score {facts.meta.score:g} in its file, and its trainer "
+                f"told the ledger {told[node.key].score:g}: the file was edited; {_ANEW}"
             )
         else:
             count += 1
     found.each(wrong, "nodes")
     found.checked(f"{count} of {len(living)} living nodes have the weights that training gave")
+    with found.part():
+        _scored(case, found)
+
+
+def _scored(case: Case, found: Findings) -> None:
+    """Scores are of the public validation rows as they are now."""
+    from s3t.data import label_names, load_public
+
+    config, told = case.config, case.books.nodes
+    try:
+        now = load_public(config, "validation", label_names(config)).digest()
+    except InputError as error:
+        found.checked(
+            f"scores not held against data.public.validation, which is not here ({error})"
+        )
+        return
+    others = sum(node.key in told and told[node.key].rows != now for node in case.living)
+    if others:
+        found.pending(
+            f"{others} living nodes were scored on other rows than data.public.validation holds "
+            "now, so other prefixes may be preferred: run s3t train CONFIG, which scores again "
+            "and trains nothing"
+        )
 
 
 def judge_heads(case: Case, found: Findings) -> None:

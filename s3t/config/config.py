@@ -85,6 +85,8 @@ class Config(Section):
             found += self._text_problems()
         if not {"lora", "training"} & {*spoilt}:
             found += self._training_problems()
+        if not {"training", "model", "stage"} & {*spoilt}:
+            found += self._portable_problems()
         if not {"stage", "training", "model"} & {*spoilt}:
             found += self._together_problems()
         if not {"store", "training"} & {*spoilt}:
@@ -177,6 +179,23 @@ class Config(Section):
             f"training.gradient_checkpointing does not fit lora.dropout {self.lora.dropout}, which "
             "would be drawn anew when a layer is run again: set one of them to false or 0"
         ]
+
+    def _portable_problems(self) -> list[str]:
+        """What has no portable arithmetic: its kernels are written for the processor at hand."""
+        if self.training.arithmetic != "portable":
+            return []
+        found = []
+        if self.model.dtype != "float32":
+            found.append(
+                f"model.dtype {self.model.dtype!r} does not fit training.arithmetic=portable, "
+                "whose products are of float32: use float32, or native"
+            )
+        if self.model.quantization:
+            found.append(
+                f"model.quantization {self.model.quantization!r} does not fit training.arithmetic="
+                "portable, since bitsandbytes chooses its kernels by the processor: use native"
+            )
+        return found
 
     def _prompt_problems(self) -> list[str]:
         if self.stage.adapter != "prompt":

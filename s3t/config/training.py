@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from s3t.config.section import Fraction, Natural, Positive, Section
+from s3t.pinned import Arithmetic
 
 __all__ = [
     "StageConfig",
@@ -68,8 +69,14 @@ class StageConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How the work is spread. Nothing here changes a node's bytes."""
+    """How the work is spread. Nothing here but ``arithmetic`` changes a node's bytes, and that is
+    named by the node's key."""
 
+    arithmetic: Arithmetic = Field(
+        "native",
+        description="native: what the processor does fastest; portable: the same bytes on every "
+        "x86-64 processor with AVX2 (same torch, same C library), several times slower",
+    )
     workers: Literal["auto"] | Positive = "auto"
     group_bytes: Literal["auto"] | Positive = Field(
         "auto", description="hidden states of one stacked step; auto: 512 KiB, on a GPU 256 MiB"

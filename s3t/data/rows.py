@@ -41,6 +41,12 @@ class LabelledRows:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def digest(self) -> Digest:
+        """Digest over the contents and labels of all rows, in their order."""
+        labels = self.labels or (None,) * len(self)
+        pairs = zip(self.inputs, labels, strict=True)
+        return digest([content_digest(row, None if n is None else str(n)) for row, n in pairs])
+
     def at(self, kept: Sequence[int]) -> LabelledRows:
         """Some of the rows, in the order of ``kept``."""
         return LabelledRows(

@@ -18,7 +18,7 @@ from s3t.ledger.counters import SlotPersons
 from s3t.ledger.database import Watch, without_password
 from s3t.ledger.deletion import Decide, Deleted, Deletion
 from s3t.ledger.evidence import Evidence
-from s3t.ledger.generations import Generation, State, nodes_digest
+from s3t.ledger.generations import Generation, State, Witnessed, nodes_digest
 from s3t.ledger.ledger import Ledger
 from s3t.ledger.purging import Gone
 from s3t.ledger.registry import Entry
@@ -40,6 +40,7 @@ __all__ = [
     "State",
     "Verifier",
     "Watch",
+    "Witnessed",
     "link",
     "nodes_digest",
     "without_password",

@@ -11,7 +11,7 @@ whoever looks at the view alone learns of everything that changes what may be se
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import sqlalchemy as sa
 
@@ -21,6 +21,7 @@ from s3t.types import Digest, NodeKey, Slot, digest
 __all__ = [
     "Generation",
     "State",
+    "Witnessed",
     "add_view",
     "forget_nodes",
     "generations",
@@ -28,6 +29,7 @@ __all__ = [
     "nodes_digest",
     "propose",
     "put_in_force",
+    "rescore",
     "state",
     "witness",
     "witnessed",
@@ -80,6 +82,21 @@ class State:
     plan_view: int
     nodes_view: int
     hits: tuple[Slot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Witnessed:
+    """What the ledger holds of a node.
+
+    Attributes:
+        weights: digest of its tensors, as its trainer saw them.
+        score: on public rows, higher is better.
+        rows: digest of those rows.
+    """
+
+    weights: Digest
+    score: float
+    rows: Digest
 
 
 def state(connection: sa.Connection, known: State | None = None) -> State:
@@ -145,18 +162,27 @@ def add_view(connection: sa.Connection, *, nodes_came: bool = False) -> int:
     return view
 
 
-def witness(connection: sa.Connection, weights: Mapping[NodeKey, Digest]) -> int:
+def witness(connection: sa.Connection, seen: Mapping[NodeKey, Witnessed]) -> int:
     """Write down nodes that are not yet; returns how many were new."""
-    fresh = sorted(weights.keys() - witnessed(connection).keys())
+    fresh = sorted(seen.keys() - witnessed(connection).keys())
     if fresh:
-        values = [{"key": key, "weights": weights[key]} for key in fresh]
+        values = [{"key": key, **asdict(seen[key])} for key in fresh]
         connection.execute(sa.insert(nodes), values)
     return len(fresh)
 
 
-def witnessed(connection: sa.Connection) -> dict[NodeKey, Digest]:
-    """Digest of the weights of every node, by key."""
-    return {row.key: row.weights for row in connection.execute(sa.select(nodes))}
+def rescore(connection: sa.Connection, scores: Mapping[NodeKey, float], rows: Digest) -> None:
+    """Give nodes the scores that they have on other public rows."""
+    statement = sa.update(nodes).where(nodes.c.key == sa.bindparam("node"))
+    values = [{"node": key, "score": score, "rows": rows} for key, score in scores.items()]
+    if values:
+        connection.execute(statement, values)
+
+
+def witnessed(connection: sa.Connection) -> dict[NodeKey, Witnessed]:
+    """What is known of every node, by key."""
+    found = connection.execute(sa.select(nodes))
+    return {row.key: Witnessed(row.weights, row.score, row.rows) for row in found}
 
 
 def forget_nodes(connection: sa.Connection, keys: list[NodeKey]) -> None:
@@ -166,6 +192,6 @@ def forget_nodes(connection: sa.Connection, keys: list[NodeKey]) -> None:
         connection.execute(statement, [{"gone": key} for key in keys])
 
 
-def nodes_digest(weights: Mapping[NodeKey, Digest]) -> Digest:
-    """One digest over nodes and their weights."""
-    return digest(sorted(weights.items()))
+def nodes_digest(seen: Mapping[NodeKey, Witnessed]) -> Digest:
+    """One digest over nodes, their weights and their scores."""
+    return digest([[key, one.weights, one.score, one.rows] for key, one in sorted(seen.items())])

@@ -3,6 +3,7 @@
     nothing ─0→1─► samples, hits, requests, run ─1→2─► ids stored once, counters kept
                      ─2→3─► receipts chained in a log; plans, nodes; what is purged leaves hashes
                      ─3→4─► replicas, and since when a deletion is effective on all of them
+                     ─4→5─► nodes with their scores, and the public rows that these are of
 
 Invariant: a migration that has been released never changes, so its SQL is literal; a new one is
 added at the end. All of an opening's migrations run in one transaction.
@@ -185,11 +186,23 @@ def _replicas(connection: sa.Connection) -> None:
         connection.execute(sa.text(update), values)
 
 
+def _scores(connection: sa.Connection) -> None:
+    """4 → 5: scores are witnessed. Nodes of before are of a format that is not read any more."""
+    rowid = "" if connection.dialect.name != "sqlite" else " WITHOUT ROWID"
+    for statement in (
+        "DROP TABLE nodes",
+        "CREATE TABLE nodes (key TEXT NOT NULL PRIMARY KEY, weights TEXT NOT NULL, "
+        f"score FLOAT NOT NULL, rows TEXT NOT NULL){rowid}",
+    ):
+        connection.exec_driver_sql(statement)
+
+
 MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (
     _first_schema,
     _counters,
     _log,
     _replicas,
+    _scores,
 )
 """Number n takes a ledger from schema version n to n + 1."""
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from s3t.ledger import chain, generations
 from s3t.ledger.database import Database
-from s3t.ledger.generations import Generation, State
+from s3t.ledger.generations import Generation, State, Witnessed
 from s3t.ledger.signing import Signer
 from s3t.types import Digest, NodeKey
 
@@ -66,16 +66,16 @@ class Planning:
             chain.append(connection, "force", chain.now(), body, self._signer())
             self._database.tell(connection)
 
-    def announce(self, weights: Mapping[NodeKey, Digest]) -> None:
+    def announce(self, seen: Mapping[NodeKey, Witnessed]) -> None:
         """Write nodes down that are new in the store; a new view, if there are any.
 
         Until a first training is through (``seal``) the view stays: nobody serves it yet.
 
         Args:
-            weights: digest of the tensors of each node, by key; those known are passed over.
+            seen: nodes by key; those known are passed over.
         """
         with self._database.transaction(writes=True) as connection:
-            came = generations.witness(connection, weights)
+            came = generations.witness(connection, seen)
             if came and chain.last_of(connection, "nodes") is not None:
                 generations.add_view(connection, nodes_came=True)
                 self._database.tell(connection)
@@ -85,16 +85,31 @@ class Planning:
         with self._database.transaction(writes=True) as connection:
             seal(connection, self._signer())
 
-    def nodes(self) -> dict[NodeKey, Digest]:
-        """Digest of the tensors of every node, as its trainer saw it, by key."""
+    def rescore(self, scores: Mapping[NodeKey, float], rows: Digest) -> None:
+        """Give nodes their scores on other public rows: a new view, if there are any.
+
+        Args:
+            scores: by key, of nodes that were announced.
+            rows: digest of the rows.
+        """
+        if not scores:
+            return
+        with self._database.transaction(writes=True) as connection:
+            generations.rescore(connection, scores, rows)
+            seal(connection, self._signer())
+            generations.add_view(connection, nodes_came=True)
+            self._database.tell(connection)
+
+    def nodes(self) -> dict[NodeKey, Witnessed]:
+        """Weights and scores of every node, as its trainer saw it, by key."""
         with self._database.transaction() as connection:
             return generations.witnessed(connection)
 
 
 def seal(connection: sa.Connection, signer: Signer | None) -> None:
     """Put one digest over all nodes into the log, unless the last such entry holds it."""
-    weights = generations.witnessed(connection)
-    body = {"nodes": len(weights), "digest": generations.nodes_digest(weights)}
+    seen = generations.witnessed(connection)
+    body = {"nodes": len(seen), "digest": generations.nodes_digest(seen)}
     last = chain.last_of(connection, "nodes")
     if last is None or dict(last.body) != body:
         chain.append(connection, "nodes", chain.now(), body, signer)

@@ -9,8 +9,9 @@ names it, and a row of it in the data is never taken in again.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -52,6 +53,15 @@ class Gone:
 
     def __len__(self) -> int:
         return len(self.hashes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"secret": self.secret.hex(), "hashes": sorted(self.hashes), "view": self.view}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Gone:
+        """From ``to_dict``."""
+        return cls(bytes.fromhex(values["secret"]), frozenset(values["hashes"]), values["view"])
 
 
 def filter_secret(secret: bytes) -> bytes:

@@ -9,7 +9,8 @@
                when it was effective
     log        all that was ever done, chained; keyed hashes instead of ids
     plans      which plans were made, of the samples left at which view, in force since which
-    nodes      digest of the weights of every node, as first seen by who trained them
+    nodes      digest of the weights of every node, as first seen by who trained them, with its
+               score and the digest of the public rows that it was scored on
     replicas   who answers, and which view they have all left older ones for
     run        ``view``, ``nodes_view``, the ``secret`` of the hashes, digest of the samples
 
@@ -156,6 +157,8 @@ nodes = sa.Table(
     metadata,
     sa.Column("key", sa.Text, primary_key=True),
     sa.Column("weights", sa.Text, nullable=False),
+    sa.Column("score", sa.Float, nullable=False),
+    sa.Column("rows", sa.Text, nullable=False),
     sqlite_with_rowid=False,
 )
 replicas = sa.Table(

@@ -8,6 +8,8 @@ and hands over what the layers would have been given; the layers are then called
 integer index (E9). No model family is named: what is put together is compared with the untouched
 model (``whole``) when it is loaded, and an architecture that does not agree is refused.
 
+Its fingerprint is of its weights and of all in its config that its forward pass may read.
+
 Invariant: the base's parameters are never written to; ``check_frozen`` proves it.
 """
 
@@ -33,9 +35,9 @@ from s3t.model.recognition import fused
 from s3t.model.served import JoinedLayer, ServedLayer
 from s3t.model.spread import Gathered, local, spread
 from s3t.model.steps import Steps, find_steps
-from s3t.model.whole import PROBE_ROWS, Whole
+from s3t.model.whole import PROBE_ROWS, Whole, function_of
 from s3t.store import tensors_digest
-from s3t.types import Digest
+from s3t.types import Digest, digest
 
 __all__ = ["Base"]
 
@@ -70,7 +72,8 @@ class Base:
         model.eval()
         self.model = model.requires_grad_(False)
         self.state: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
-        self.fingerprint: Digest = tensors_digest(self.state)
+        self._weights = tensors_digest(self.state)
+        self.fingerprint: Digest = digest([self._weights, function_of(model.config)])
         self._whole = whole = Whole(model, language_model, length)
         self.backbone, self.lm_head = whole.backbone, whole.head
         owner, name = find_layers(self.backbone, getattr(model.config, "num_hidden_layers", 0))
@@ -160,7 +163,7 @@ class Base:
         }
         self._contexts.clear()
         self._versions = self._written()
-        if tensors_digest(Gathered(self.state)) != self.fingerprint:
+        if tensors_digest(Gathered(self.state)) != self._weights:
             raise IntegrityError("the base's divided layers are not the base: report this bug")
         return self
 
@@ -304,7 +307,7 @@ class Base:
             raise IntegrityError("a frozen parameter of the base was written to: report this bug")
         if not whole:
             return
-        if tensors_digest(Gathered(self.state)) != self.fingerprint:
+        if tensors_digest(Gathered(self.state)) != self._weights:
             raise IntegrityError("the base's bytes differ from when it was loaded: report this bug")
         turned = all(layer.unchanged() for layer in self._fused if layer is not None)
         if not turned or not all(copy.unchanged() for copy in self._joined.values()):

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s3t.model.arithmetic import without_tail
 from s3t.model.lora import Bank
 from s3t.model.product import Product, Products
 
@@ -129,7 +130,7 @@ class FusedLayer:
             middle, first = self._normed(middle, 0)
             second_in, second = middle, None
         wide = run(up, second_in)
-        out = run(down, self.activation.forward(wide), into=middle)
+        out = run(down, without_tail(self.activation.forward, wide), into=middle)
         if not self.pre:
             out, second = self._normed(out, 1)
         assert first is not None and second is not None
@@ -177,7 +178,7 @@ class FusedLayer:
         up, down = self.products[4:]
         if not self.pre:
             gradient = self._norm_back(gradient, kept, 1)
-        wide = self.activation.backward(run.back(down, gradient), kept.up)
+        wide = without_tail(self.activation.backward, run.back(down, gradient), kept.up)
         inner = run.back(up, wide, into=None if self.pre else gradient)
         if self.pre:
             middle = self._norm_back(inner, kept, 1).add_(gradient)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from s3t.errors import IntegrityError
+from s3t.model.arithmetic import at_least, up_to_multiple
 from s3t.model.base import Base
 from s3t.store import tensors_digest, write_durably
 from s3t.types import Digest, digest
@@ -44,9 +45,12 @@ def classify(features: Tensor, head: Mapping[str, Tensor]) -> Tensor:
     Returns:
         [G, n, C], float32.
     """
-    slots = len(head[WEIGHT])
+    slots, classes = head[WEIGHT].shape[:2]
     rows = features.float().view(slots, -1, features.shape[-1])
-    return torch.baddbmm(head[BIAS].unsqueeze(1), rows, head[WEIGHT].transpose(1, 2))
+    count, rows = rows.shape[1], at_least(rows)
+    weight = up_to_multiple(head[WEIGHT], 1).transpose(1, 2)
+    bias = up_to_multiple(head[BIAS].unsqueeze(1), 2)
+    return torch.baddbmm(bias, rows, weight)[:, :count, :classes]
 
 
 def language_logits(base: Base, hidden: Tensor) -> Tensor:

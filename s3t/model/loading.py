@@ -75,7 +75,17 @@ def load_model(config: Config, folder: Path | None = None) -> LoadedModel:
         )
     if not replace_quantized(model):  # else weights have their type from when they were quantized
         model = model.to(getattr(torch, config.model.dtype))
+    if not made:
+        _take_home(model)
     return LoadedModel(model, encoder)
+
+
+def _take_home(model: PreTrainedModel) -> None:
+    """Weights that lie in memory of this process: the file that they came from is mapped, and who
+    writes over it would write into a base that serves."""
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()
 
 
 def save_model(loaded: LoadedModel, folder: Path) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Generator, Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from s3t.model.arithmetic import at_least, up_to_multiple
 from s3t.model.quantized import QuantizedLinear
 from s3t.types import Share
 
@@ -155,19 +156,22 @@ class StackedLinear(nn.Module):
         pair = bank.pairs.get(self.place) if bank is not None else None
         if bank is None or pair is None:
             return out
-        a, b = (matrix.to(x.dtype).transpose(1, 2) for matrix in pair)
+        a = up_to_multiple(pair[0].to(x.dtype), 1).transpose(1, 2)
+        b = up_to_multiple(pair[1].to(x.dtype), 2).transpose(1, 2)
         rows = x.reshape(bank.slots, -1, x.shape[-1])
+        count = rows.shape[1]
         if bank.generators and bank.dropout:
             rows = rows * dropout_mask(rows, bank)
-        low = torch.bmm(rows, a)
-        stacked = out.view(bank.slots, -1, out.shape[-1])
-        return torch.baddbmm(stacked, low, b, alpha=bank.scale).view(out.shape)
+        low = torch.bmm(at_least(rows), a)
+        stacked = at_least(out.view(bank.slots, -1, out.shape[-1]))
+        return torch.baddbmm(stacked, low, b, alpha=bank.scale)[:, :count].reshape(out.shape)
 
     def _merged(self, x: Tensor, merged: Tensor, slots: int) -> Tensor:
         rows = x.reshape(slots, -1, x.shape[-1])
+        count, rows = rows.shape[1], at_least(rows)
         bias = getattr(self.inner, "bias", None)
         out = torch.bmm(rows, merged) if bias is None else torch.baddbmm(bias, rows, merged)
-        return out.view(*x.shape[:-1], merged.shape[-1])
+        return out[:, :count].reshape(*x.shape[:-1], merged.shape[-1])
 
 
 def find_targets(layers: Sequence[nn.Module], names: Sequence[str] | None) -> list[Target]:
@@ -223,8 +227,11 @@ def merge(
     weight = module.inner.weight
     assert isinstance(weight, Tensor)
     turned = weight if isinstance(module.inner, Conv1D) else weight.t()
-    pair = a.to(weight.dtype).transpose(1, 2), b.to(weight.dtype).transpose(1, 2)
-    return torch.baddbmm(turned, *pair, alpha=scale)
+    left = up_to_multiple(a.to(weight.dtype), 1).transpose(1, 2)
+    right = up_to_multiple(b.to(weight.dtype), 2).transpose(1, 2)
+    # one at a time: a stack of one may be rounded otherwise than a stack of several
+    each = [torch.addmm(turned, *pair, alpha=scale) for pair in zip(left, right, strict=True)]
+    return torch.stack(each)
 
 
 def _target(layer: int, path: str, module: nn.Module) -> Target:

@@ -3,8 +3,10 @@
     y[g] = x[g] Wᵀ + bias + scale · (x[g] A[g]ᵀ) B[g]ᵀ          adapters that are trained
     y[g] = x[g] W'[g] + bias, W'[g] = Wᵀ + scale · A[g]ᵀ B[g]ᵀ   frozen ones, merged
 
-Invariant: a slot sees its own rows alone; sums over the adapter and over what flows in from
-elsewhere are made by the products themselves, in one order.
+Invariants: a slot sees its own rows alone; sums over the adapter and over what flows in from
+elsewhere are made by the products themselves, in one order. No product has fewer than 8 rows of a
+slot, nor an adapter a rank that is no multiple of 8: what is missing is zeros, whose results are
+thrown away, because a row of a smaller product is rounded by how many there are.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from s3t.model.arithmetic import LEAST_ROWS, at_least, up_to_multiple
 from s3t.model.lora import Bank, dropout_mask
 
 __all__ = ["Product", "Products"]
@@ -87,8 +90,10 @@ class Products:
         else:
             start = into if bias is None else into + bias
         if bank is not None and merged is not None:
-            return _stacked_product(x, merged, start, bank.slots)
-        if start is None:
+            return _stacked(x, merged, start, bank.slots)
+        if (slots := self._short(x)) is not None:
+            out = _stacked(x, product.turned.unsqueeze(0), start, slots)
+        elif start is None:
             out = torch.mm(x, product.turned)
         elif into is not None and bias is not None:
             out = start.addmm_(x, product.turned)  # ``start`` is our own
@@ -102,18 +107,21 @@ class Products:
     def back(
         self, product: Product, gradient: Tensor, into: Tensor | None = None, needed: bool = True
     ) -> Tensor:
-        """Gradient of the map's input, added to ``into`` in place; those of A and B are kept.
+        """Gradient of the map's input, added to ``into``, in place or not; those of A and B are
+        kept.
 
         Args:
             gradient: of the output, [R, outputs].
             into: a gradient that may be written to, [R, inputs].
-            needed: whether the input's gradient is; else an empty tensor is returned.
+            needed: whether the input's is; else an empty tensor is returned.
         """
         bank = self._bank
         if bank is not None and (merged := bank.merged.get(product.place)) is not None:
-            return _stacked_back(gradient, merged, into, bank.slots)
+            return _stacked(gradient, merged.transpose(1, 2), into, bank.slots, own=True)
         if not needed:
             out = gradient.new_empty(0)
+        elif (slots := self._short(gradient)) is not None:
+            out = _stacked(gradient, product.weight.unsqueeze(0), into, slots)
         elif into is None:
             out = torch.mm(gradient, product.weight)
         else:
@@ -122,6 +130,11 @@ class Products:
         if bank is not None and pair:
             self._adapt_back(product, gradient, out if needed else None, bank, pair)
         return out
+
+    def _short(self, x: Tensor) -> int | None:
+        """The number of slots, if each has fewer rows in ``x`` than round alike."""
+        slots = 1 if self._bank is None else self._bank.slots
+        return slots if len(x) < LEAST_ROWS * slots else None
 
     def trained(self, product: Product) -> bool:
         """Whether an adapter of this map wants its gradient."""
@@ -135,14 +148,15 @@ class Products:
     def _adapt(
         self, product: Product, x: Tensor, out: Tensor, bank: Bank, pair: tuple[Tensor, ...]
     ) -> None:
-        a, b = (matrix.to(x.dtype) for matrix in pair)
+        a, b = _padded(pair, x.dtype)
         rows = x.view(bank.slots, -1, x.shape[1])
         dropped = None
         if bank.generators and bank.dropout:
             dropped = dropout_mask(rows, bank)
             rows = rows * dropped
+        rows = at_least(rows)
         low = torch.bmm(rows, a.transpose(1, 2))
-        out.view(bank.slots, -1, out.shape[1]).baddbmm_(low, b.transpose(1, 2), alpha=bank.scale)
+        _add(out.view(bank.slots, -1, out.shape[1]), low, b.transpose(1, 2), bank.scale)
         if self._keep:
             self._lows[product.place] = _Low(rows, dropped, low)
 
@@ -154,34 +168,58 @@ class Products:
         bank: Bank,
         pair: tuple[Tensor, ...],
     ) -> None:
-        a, b = (matrix.to(gradient.dtype) for matrix in pair)
-        kept = self._lows.pop(product.place)
-        apart = gradient.view(bank.slots, -1, gradient.shape[1])
+        a, b = _padded(pair, gradient.dtype)
+        kept, rank = self._lows.pop(product.place), pair[0].shape[1]
+        apart = at_least(gradient.view(bank.slots, -1, gradient.shape[1]))
         low = torch.bmm(apart, b).mul_(bank.scale)
         if pair[0].requires_grad:
-            found_b = torch.bmm(apart.transpose(1, 2), kept.low).mul_(bank.scale)
-            found_a = torch.bmm(low.transpose(1, 2), kept.rows)
+            found_b = torch.bmm(apart.transpose(1, 2), kept.low).mul_(bank.scale)[..., :rank]
+            found_a = torch.bmm(low.transpose(1, 2), kept.rows)[:, :rank]
             self._found[product.place] = found_a.to(pair[0].dtype), found_b.to(pair[1].dtype)
         if entering is not None:
             stacked = entering.view(bank.slots, -1, entering.shape[1])
             if kept.dropped is None:
-                stacked.baddbmm_(low, a)
+                _add(stacked, low, a)
             else:
-                stacked.add_(torch.bmm(low, a) * kept.dropped)
+                stacked.add_(torch.bmm(low, a)[:, : stacked.shape[1]] * kept.dropped)
 
 
-def _stacked_product(x: Tensor, merged: Tensor, start: Tensor | None, slots: int) -> Tensor:
-    rows = x.view(slots, -1, x.shape[1])
-    if start is None:
-        return torch.bmm(rows, merged).view(-1, merged.shape[2])
-    if start.ndim == 2:
-        start = start.view(slots, -1, start.shape[1])
-    return torch.baddbmm(start, rows, merged).view(-1, merged.shape[2])
+def _padded(pair: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A [G, r, inputs] and B [G, outputs, r], with zeros up to a rank that fills vectors."""
+    return up_to_multiple(pair[0].to(dtype), 1), up_to_multiple(pair[1].to(dtype), 2)
 
 
-def _stacked_back(gradient: Tensor, merged: Tensor, into: Tensor | None, slots: int) -> Tensor:
-    rows, turned = gradient.view(slots, -1, gradient.shape[1]), merged.transpose(1, 2)
-    if into is None:
-        return torch.bmm(rows, turned).view(-1, merged.shape[1])
-    into.view(slots, -1, into.shape[1]).baddbmm_(rows, turned)
-    return into
+def _add(into: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
+    """Add the product of each slot to what it has of it, [G, n, N]; ``left`` may have more rows."""
+    if left.shape[1] == into.shape[1]:
+        into.baddbmm_(left, right, alpha=scale)
+    else:
+        into.add_(torch.bmm(left, right)[:, : into.shape[1]], alpha=scale)
+
+
+def _stacked(
+    x: Tensor, weights: Tensor, start: Tensor | None, slots: int, own: bool = False
+) -> Tensor:
+    """x [G · n, K] times the weights [G, K, N] of each slot, or those [1, K, N] of all.
+
+    Args:
+        start: what it is added to, [G · n, N], or a bias [N].
+        slots: G.
+        own: whether ``start`` may be written to.
+    """
+    rows, outputs = x.view(slots, -1, x.shape[1]), weights.shape[2]
+    if start is not None and start.ndim == 2:
+        start = start.view(slots, -1, outputs)
+    if rows.shape[1] >= LEAST_ROWS:
+        if start is None:
+            return torch.bmm(rows, weights).view(-1, outputs)
+        if own:
+            return start.baddbmm_(rows, weights).view(-1, outputs)
+        return torch.baddbmm(start, rows, weights).view(-1, outputs)
+    few, rows = rows.shape[1], at_least(rows)
+    if len(weights) == slots:
+        out = torch.bmm(rows, weights)
+    else:
+        out = torch.mm(rows.flatten(0, 1), weights[0]).view(slots, -1, outputs)
+    out = out[:, :few] if start is None else out[:, :few] + start
+    return out.reshape(-1, outputs)

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from s3t.errors import InputError
 from s3t.model.base import Base
@@ -44,7 +45,10 @@ def prompt_name(stage: int) -> str:
 
 
 def fresh_prompt(
-    inherited: Mapping[str, Tensor], shape: tuple[int, int], scale: float, generator: Generator
+    inherited: Mapping[str, Tensor],
+    shape: tuple[int, int],
+    scale: float,
+    drawn: np.random.Generator,
 ) -> dict[str, Tensor]:
     """The prompt of the stage that follows on a lineage, by name, before it is trained.
 
@@ -52,10 +56,11 @@ def fresh_prompt(
         inherited: tensors of the lineage.
         shape: p and H.
         scale: standard deviation; the mean is 0.
-        generator: the node's own.
+        drawn: the node's own numbers.
     """
     stage = len(_names(inherited)) + 1
-    return {prompt_name(stage): torch.randn(shape, generator=generator) * scale}
+    normal = torch.from_numpy(drawn.standard_normal(shape).astype(np.float32))
+    return {prompt_name(stage): normal * scale}
 
 
 def prompts_of(tensors: Mapping[str, Tensor]) -> Tensor | None:

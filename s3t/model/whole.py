@@ -12,21 +12,43 @@ Invariant: what the parts cannot give exactly is refused, never approximated.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from s3t.errors import InputError
 from s3t.model.encode import Encoded
 from s3t.model.gates import Entered, Watched
 
-__all__ = ["PROBE_ROWS", "Whole"]
+__all__ = ["PROBE_ROWS", "Whole", "function_of"]
 
 PROBE_ROWS = 3
 """Random rows with which a model is tried."""
+
+
+_NAMES = {
+    *("_name_or_path", "_commit_hash", "architectures", "model_type", "transformers_version"),
+    *("dtype", "torch_dtype", "id2label", "label2id", "num_labels", "problem_type"),
+    *("finetuning_task", "task_specific_params", "tokenizer_class", "use_cache", "return_dict"),
+    *("output_attentions", "output_hidden_states"),
+}
+"""What of a config names things, or says what else is returned: no forward pass here reads it. The
+type of the weights is in their own digest."""
+
+
+def function_of(config: PreTrainedConfig) -> Any:
+    """All in a config that may shape what the model computes, as JSON values.
+
+    What has its default value is left out, so that a transformers that knows more of them finds the
+    same function. How attention is computed counts, whoever has chosen it.
+    """
+    found = {name: value for name, value in config.to_diff_dict().items() if name not in _NAMES}
+    found["attention"] = getattr(config, "_attn_implementation", None)
+    return json.loads(json.dumps(found, default=str, sort_keys=True))
 
 
 class Whole:

@@ -4,6 +4,10 @@
                                                             ▲                    │
                                                             └─────from_json──────┘  all keys anew
 
+A node belongs to one environment (software, and what its arithmetic does), and a run may hold nodes
+of several: what is there stays what it is, and what is missing is trained where one is now. So for
+each (shard, prefix) the plan has one node: the one that is there, else one of this environment.
+
 Invariant: a Plan follows from its arguments alone. So a file is believed only when every node in
 it comes out of the arguments in it once more. A plan holds digests of slices, never a sample id.
 """
@@ -11,7 +15,8 @@ it comes out of the arguments in it once more. A plan holds digests of slices, n
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -25,7 +30,7 @@ from s3t.types import Digest, NodeKey, digest
 
 __all__ = ["PLAN_FORMAT", "Plan", "make_plan"]
 
-PLAN_FORMAT = 1
+PLAN_FORMAT = 2
 """Version of ``plan.json``."""
 
 
@@ -38,7 +43,11 @@ class Plan:
         sizes: [m][L], samples per slice.
         digests: [m][L], digests of the slices.
         base: fingerprint of the frozen base.
-        recipe: JSON values; everything in config, code and environment that shapes bytes.
+        recipe: JSON values; everything in config and code that shapes bytes.
+        environments: JSON values of each environment of a node, by their digest, in the order in
+            which they came to the run.
+        prepared: digest of the environment in which the base was made or adapted, and the public
+            head and the prototypes trained.
         epochs: epochs per stage.
         cumulative: a stage trains on all slices of its prefix, not on the last alone.
         stage_bytes: size of a node of stage 1, 2, ….
@@ -50,6 +59,8 @@ class Plan:
     digests: tuple[tuple[Digest, ...], ...]
     base: Digest
     recipe: Mapping[str, Any]
+    environments: Mapping[Digest, Mapping[str, Any]]
+    prepared: Digest
     epochs: int
     cumulative: bool
     stage_bytes: tuple[int, ...]
@@ -69,6 +80,25 @@ class Plan:
     def budget(self) -> int:
         """B, sequences per shard."""
         return max(len(sequences) for sequences in self.sequences)
+
+    def environment_counts(self) -> dict[Digest, int]:
+        """How many nodes are of each environment, in the order of ``environments``."""
+        counts = Counter(node.environment for node in self.forest)
+        return {environment: counts[environment] for environment in self.environments}
+
+    def in_environment(self, environment: Mapping[str, Any], there: Collection[NodeKey]) -> Plan:
+        """The same plan where what is missing will be trained in another environment.
+
+        Args:
+            environment: JSON values.
+            there: keys of the nodes that are trained already, of whatever environment.
+        """
+        return _grow(
+            **self._shape(),
+            environments=_distinct(*self.environments.values(), environment),
+            prepared=self.prepared,
+            chosen=_first_there(there, environment),
+        )
 
     @property
     def expected_deletions(self) -> float:
@@ -124,6 +154,8 @@ class Plan:
         """
         body = _document(text)
         try:
+            listed = body["nodes"]
+            of = {(node["shard"], *node["prefix"]): node["environment"] for node in listed}
             plan = _grow(
                 sequences=_tuples(body["sequences"]),
                 sizes=_tuples(body["sizes"]),
@@ -133,13 +165,15 @@ class Plan:
                 epochs=body["epochs"],
                 cumulative=body["cumulative"],
                 stage_bytes=tuple(body["stage_bytes"]),
+                environments=_distinct(*body["environments"]),
+                prepared=body["prepared"],
+                chosen=lambda shard, prefix, keys: of[shard, *prefix],
             )
-            listed = body["nodes"]
         except (KeyError, TypeError, ValueError, IndexError, InputError) as error:
             raise IntegrityError(f"the plan is malformed ({error!r}): restore plan.json") from None
         if listed != _node_values(plan.forest):
             raise IntegrityError(
-                "a node of the plan does not follow from its base, recipe and slices: "
+                "a node of the plan does not follow from its base, recipe, environment and slices: "
                 "restore plan.json from a copy, or train a new run"
             )
         return plan
@@ -147,10 +181,18 @@ class Plan:
     def _body(self) -> dict[str, Any]:
         return {"format": PLAN_FORMAT, **self._arguments(), "nodes": _node_values(self.forest)}
 
+    def _shape(self) -> dict[str, Any]:
+        """What ``_grow`` takes, environments apart."""
+        names = ("sequences", "sizes", "digests", "base", "recipe")
+        more = ("epochs", "cumulative", "stage_bytes")
+        return {name: getattr(self, name) for name in (*names, *more)}
+
     def _arguments(self) -> dict[str, Any]:
         return {
             "base": self.base,
             "recipe": self.recipe,
+            "environments": list(self.environments.values()),
+            "prepared": self.prepared,
             "epochs": self.epochs,
             "cumulative": self.cumulative,
             "stage_bytes": list(self.stage_bytes),
@@ -171,6 +213,9 @@ def make_plan(
     cumulative: bool,
     stage_bytes: Sequence[int],
     leave_out_empty: bool = False,
+    environment: Mapping[str, Any] | None = None,
+    before: Plan | None = None,
+    there: Collection[NodeKey] = (),
 ) -> Plan:
     """Plan a run.
 
@@ -185,11 +230,15 @@ def make_plan(
         stage_bytes: size of a node of stage i + 1, at least as many as the longest sequence.
         leave_out_empty: pass over slices without samples, as deletions leave them, instead of
             refusing them; a shard without any samples has no nodes.
+        environment: JSON values; of the one in which what is missing will be trained.
+        before: the plan that this one follows, whose environments its nodes may be of.
+        there: keys of the nodes that are trained already.
 
     Raises:
         DataError: a slice that a sequence trains on is empty.
         InputError: arguments whose shapes do not fit.
     """
+    known = before.environments.values() if before else ()
     return _grow(
         sequences=tuple(_of_shard(sequences, row if leave_out_empty else None) for row in sizes),
         sizes=_tuples(sizes),
@@ -199,6 +248,9 @@ def make_plan(
         epochs=epochs,
         cumulative=cumulative,
         stage_bytes=tuple(stage_bytes),
+        environments=_distinct(*known, environment or {}),
+        prepared=before.prepared if before else digest(environment or {}),
+        chosen=_first_there(there, environment or {}),
     )
 
 
@@ -220,7 +272,15 @@ def _grow(
     epochs: int,
     cumulative: bool,
     stage_bytes: tuple[int, ...],
+    environments: Mapping[Digest, Mapping[str, Any]],
+    prepared: Digest,
+    chosen: Callable[[int, tuple[int, ...], Mapping[Digest, NodeKey]], Digest],
 ) -> Plan:
+    """Grow the forest.
+
+    Args:
+        chosen: of a shard, a prefix, and the key that it has in each environment, the environment.
+    """
     _check(sequences, sizes, digests, stage_bytes)
     recipe_digest = digest(recipe)
     nodes: list[Node] = []
@@ -228,15 +288,48 @@ def _grow(
         keys: dict[tuple[int, ...], NodeKey] = {}
         for prefix in prefixes(listed):
             parent = keys.get(prefix[:-1])
-            key = node_key(base, recipe_digest, parent, [digests[shard][c] for c in prefix])
+            slices = [digests[shard][c] for c in prefix]
+            each = {one: node_key(base, recipe_digest, parent, slices, one) for one in environments}
+            environment = chosen(shard, prefix, each)
+            key = each[environment]
             trained = prefix if cumulative else prefix[-1:]
             samples = sum(sizes[shard][c] for c in trained)
             size = stage_bytes[len(prefix) - 1]
-            nodes.append(Node(key, parent, shard, prefix, samples, samples * epochs, size))
+            passes = samples * epochs
+            nodes.append(Node(key, parent, shard, prefix, samples, passes, size, environment))
             keys[prefix] = key
+    used = {prepared, *(node.environment for node in nodes)}
     return Plan(
-        sequences, sizes, digests, base, recipe, epochs, cumulative, stage_bytes, Forest(nodes)
+        sequences=sequences,
+        sizes=sizes,
+        digests=digests,
+        base=base,
+        recipe=recipe,
+        environments={one: values for one, values in environments.items() if one in used},
+        prepared=prepared,
+        epochs=epochs,
+        cumulative=cumulative,
+        stage_bytes=stage_bytes,
+        forest=Forest(nodes),
     )
+
+
+def _distinct(*environments: Mapping[str, Any]) -> dict[Digest, Mapping[str, Any]]:
+    """Environments by their digest, each once."""
+    plain = (json.loads(json.dumps(one, allow_nan=False)) for one in environments)
+    return {digest(one): one for one in plain}
+
+
+def _first_there(
+    there: Collection[NodeKey], here: Mapping[str, Any]
+) -> Callable[[int, tuple[int, ...], Mapping[Digest, NodeKey]], Digest]:
+    """The environment of the node that is there, the oldest of several; else this one."""
+    (missing,) = _distinct(here)
+
+    def chosen(shard: int, prefix: tuple[int, ...], keys: Mapping[Digest, NodeKey]) -> Digest:
+        return next((one for one, key in keys.items() if key in there), missing)
+
+    return chosen
 
 
 def _check(
@@ -277,9 +370,10 @@ def _document(text: str) -> dict[str, Any]:
         actual = digest(body)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"this is no plan ({error!r}): restore plan.json") from None
-    if newer:
+    if version != PLAN_FORMAT:
         raise IntegrityError(
-            f"the plan has format {version}, this s3t reads up to {PLAN_FORMAT}: upgrade s3t"
+            f"the plan has format {version}, this s3t reads {PLAN_FORMAT}: "
+            + ("upgrade s3t" if newer else "go on with the s3t that wrote it, or train a new run")
         )
     if stated != actual:
         raise IntegrityError(

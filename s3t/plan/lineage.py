@@ -1,6 +1,6 @@
 """Keys that prove what a node has seen (invariant E1).
 
-    key(node) = digest(format, base, recipe, key(parent), digests of the slices it trains on)
+    key(node) = digest(format, base, recipe, environment, key(parent), digests of its slices)
 
 Invariant: nothing else may influence a node's weights. So resuming is "skip the keys that exist",
 repair is "train the keys that are missing", and forgetting is a question of reachability.
@@ -15,7 +15,7 @@ from s3t.types import Digest, NodeKey, Sample, digest
 
 __all__ = ["FORMAT", "node_key", "node_seed", "slice_digest"]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the node format; part of every key."""
 
 
@@ -25,20 +25,27 @@ def slice_digest(samples: Iterable[Sample]) -> Digest:
 
 
 def node_key(
-    base: Digest, recipe: Digest, parent: NodeKey | None, slices: Sequence[Digest]
+    base: Digest,
+    recipe: Digest,
+    parent: NodeKey | None,
+    slices: Sequence[Digest],
+    environment: Digest,
 ) -> NodeKey:
     """Key of a node.
 
     Args:
         base: fingerprint of the frozen base.
-        recipe: digest of everything in the config, the code and the environment that shapes bytes.
+        recipe: digest of everything in the config and the code that shapes bytes.
         parent: key of the node of the prefix that is one slice shorter, None for the first stage.
         slices: digests of all slices of the prefix, in the order of the sequence.
+        environment: digest of the software and the arithmetic with which the node itself is
+            trained; its parent may be of another.
     """
     lineage = {
         "format": FORMAT,
         "base": base,
         "recipe": recipe,
+        "environment": environment,
         "parent": parent,
         "slices": list(slices),
     }

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import networkx as nx
 
 from s3t.errors import IntegrityError
-from s3t.types import NodeKey, Slot
+from s3t.types import Digest, NodeKey, Slot
 
 __all__ = ["Forest", "Node", "prefixes"]
 
@@ -34,6 +34,7 @@ class Node:
         samples: samples trained on at this stage.
         passes: samples × epochs.
         bytes: size of the node's weights.
+        environment: digest of the one that it is trained in; empty where that is left open.
     """
 
     key: NodeKey
@@ -43,6 +44,7 @@ class Node:
     samples: int
     passes: int
     bytes: int
+    environment: Digest = Digest("")
 
     @property
     def stage(self) -> int:

@@ -53,10 +53,12 @@ class NodeMeta:
         parent: key of the parent, None at stage 1.
         base: fingerprint of the frozen base.
         recipe: digest of the recipe.
+        environment: digest of the environment that it was trained in.
         slices: digests of the slices of the prefix, in order.
         shard: number of the shard.
         prefix: slice numbers of the prefix, in order.
-        score: score on the public validation data, higher is better.
+        score: score on public validation rows, higher is better.
+        rows: digest of those rows.
         weights: digest of the tensors, see ``tensors_digest``.
         format: version of the node format.
     """
@@ -65,10 +67,12 @@ class NodeMeta:
     parent: NodeKey | None
     base: Digest
     recipe: Digest
+    environment: Digest
     slices: tuple[Digest, ...]
     shard: int
     prefix: tuple[int, ...]
     score: float
+    rows: Digest
     weights: Digest = Digest("")
     format: int = FORMAT
 

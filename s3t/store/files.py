@@ -87,7 +87,7 @@ class NodeFile:
             meta = meta_of(head)
         if meta.format != FORMAT:
             raise self._damaged(f"has format {meta.format}, not {FORMAT}")
-        lineage = node_key(meta.base, meta.recipe, meta.parent, meta.slices)
+        lineage = node_key(meta.base, meta.recipe, meta.parent, meta.slices, meta.environment)
         if meta.key != self.key or self.key != lineage:
             raise self._damaged("holds another lineage than its name says")
         return meta

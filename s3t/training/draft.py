@@ -13,14 +13,14 @@ reported here, together, before the first byte of a run is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from s3t.clusters import Prototypes, find_prototypes
+from s3t.clusters import Prototypes, find_prototypes, read_prototypes
 from s3t.config import Config
 from s3t.data import Data, load_all
 from s3t.data.rows import LabelledRows
@@ -32,11 +32,12 @@ from s3t.partition import Partition, partition, slice_rates, tier_slices
 from s3t.plan import Plan, Sequences, make_plan
 from s3t.plan.strategies.brief import Brief
 from s3t.plan.strategies.registry import sequences_for
+from s3t.run import RunDir
 from s3t.training.adapt import adapt_model
 from s3t.training.clustering import clustered, recipe_digest
 from s3t.training.material import encode_rows
 from s3t.training.recipe import blocks_of, recipe_of, stage_bytes
-from s3t.types import Digest, Sample
+from s3t.types import Digest, NodeKey, Sample
 
 __all__ = ["Draft", "adapted", "brief_of", "draft", "sequences_of", "unspoken"]
 
@@ -64,8 +65,22 @@ class Draft:
         """Number of labels; 0 for a language model."""
         return len(self.data.labels)
 
-    def plan(self, base: Base, device: torch.device, head: Digest | None) -> Plan:
-        """The plan over a base that is ready, and the digest of the public head it starts from."""
+    def plan(
+        self,
+        base: Base,
+        head: Digest | None,
+        environment: Mapping[str, Any] | None = None,
+        before: Plan | None = None,
+        there: Collection[NodeKey] = (),
+    ) -> Plan:
+        """The plan over a base that is ready.
+
+        Args:
+            base: as it will be frozen.
+            head: digest of the public head from which stage 1 starts, if it does.
+            environment: where what is missing will be trained; None for a plan that is looked at.
+            before, there: the plan that this one follows, and the nodes that are trained already.
+        """
         config, prototypes = self.config, recipe_digest(self.prototypes)
         labels = self.data.labels
         return make_plan(
@@ -73,11 +88,14 @@ class Draft:
             digests=self.partition.digests(),
             sequences=self.sequences,
             base=base.fingerprint,
-            recipe=recipe_of(config, base, self.encoder, labels, device, head, prototypes),
+            recipe=recipe_of(config, base, self.encoder, labels, head, prototypes),
             epochs=config.stage.epochs,
             cumulative=config.stage.slices == "cumulative",
             stage_bytes=stage_bytes(config, base, self.classes),
             leave_out_empty=True,  # where the partition has let them pass
+            environment=environment,
+            before=before,
+            there=there,
         )
 
 
@@ -86,6 +104,7 @@ def draft(
     without: Container[str] | None = None,
     device: torch.device | None = None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
+    public_of: RunDir | None = None,
 ) -> Draft:
     """Load and check everything that a config names; writes nothing.
 
@@ -94,6 +113,7 @@ def draft(
         without: ids of private samples to leave out; what they leave empty is no problem then.
         device: what nodes will be trained on, for the features of clusters; default: the CPU.
         on_step: told of the steps of the base's adaptation, where clusters need it.
+        public_of: a run whose prototypes are taken; by default they are made.
 
     Raises:
         ConfigError: every problem of data, base and partition, together.
@@ -114,7 +134,8 @@ def draft(
         chosen = _tried(problems, lambda: sequences_of(config, base, classes, shape.shards))
         problems += unspoken(data, model[1])
     if shape.clusters is not None and not problems and data is not None and model is not None:
-        clustering = partial(_clustered, config, data, model[0], model[1], device, on_step)
+        given = public_of
+        clustering = partial(_clustered, config, data, model[0], model[1], device, on_step, given)
         clusters = _tried(problems, clustering)
         if clusters is not None:
             data, base, prototypes = clusters
@@ -155,6 +176,7 @@ def _clustered(
     encoder: TextEncoder | ImageEncoder,
     device: torch.device | None,
     on_step: Callable[[int, int], None],
+    public_of: RunDir | None,
 ) -> tuple[Data, Base, Prototypes]:
     """The data, private samples with their clusters, and the base as it will be frozen."""
     assert data.adapt is not None  # the config was checked for it
@@ -163,7 +185,10 @@ def _clustered(
         base = build_base(config, loaded)
     base = base if device is None else base.to(device)
     public = encode_rows(encoder, data.adapt).rows
-    prototypes = find_prototypes(config, base, public)
+    if public_of is None:
+        prototypes = find_prototypes(config, base, public)
+    else:
+        prototypes = read_prototypes(public_of.prototypes_path, base.fingerprint)
     private = clustered(data.private, prototypes, base, encoder, {})
     return replace(data, private=private), base, prototypes
 

@@ -11,6 +11,7 @@ slots of the group and the passes that the step is cut into do not change what i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,14 +26,48 @@ from s3t.training.peers import InTurn, Peers
 from s3t.training.trunk import Trunk
 from s3t.types import Share
 
-__all__ = ["Objective"]
+__all__ = ["Objective", "Pass"]
 
 _SCORE_ROWS = 32
 """Validation rows of one pass, per slot."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Rows of one length that some slots learn from together.
+
+    Attributes:
+        slots: their numbers.
+        rows: row numbers [G, B].
+        weights: of the rows, 1 or 0, [G, B].
+        whole: what each slot's loss is a mean over, [G].
+        tokens: T of the rows; None for images.
+    """
+
+    slots: tuple[int, ...]
+    rows: Tensor
+    weights: Tensor
+    whole: Tensor
+    tokens: int | None
+
+    @property
+    def shape(self) -> tuple[int, int, int | None]:
+        """G, B and T, which are all that the shapes of its arithmetic depend on."""
+        return (*self.rows.shape, self.tokens)
+
+    def only(self, slot: int) -> Pass:
+        """The same of one slot, by its place among them."""
+        one = slice(slot, slot + 1)
+        return Pass(
+            self.slots[one], self.rows[one], self.weights[one], self.whole[one], self.tokens
+        )
+
+
 class Objective:
-    """The loss and the score of slots on one set of rows.
+    """The loss of slots, and what they gain, on one set of rows.
+
+    A slot's score is what it gains on the rows over how many count: accuracy, or minus the mean
+    loss of a token.
 
     Args:
         base: the frozen base.
@@ -44,31 +79,38 @@ class Objective:
     def __init__(self, base: Base, classes: int, rows: LabelledSet, trunk: Trunk) -> None:
         self.base, self.classes, self.rows, self.trunk = base, classes, rows, trunk
 
-    def losses(
+    def passes(
         self,
-        lo: int,
-        bank: Bank,
-        leaves: Mapping[str, Tensor],
         chosen: Sequence[tuple[Tensor, Tensor]],
         passes: int = 1,
         share: Share | None = None,
-    ) -> Iterator[Tensor]:
-        """The loss of one step of all slots, pass by pass: what a step goes down is their sum.
+    ) -> Iterator[Pass]:
+        """The passes of one step of all slots: what a slot goes down is the sum of its losses.
 
         Each slot's is the mean over its rows (tokens) of the *whole* step: a pass whose rows hold
-        few tokens that are learnt weighs as little as those do.
+        few tokens that are learnt weighs as little as those do. Texts are as long as the longest
+        of the slot's own batch, all its shares included, so slots are taken together by that
+        length.
 
         Args:
-            lo: first layer of the block.
-            bank, leaves: adapters of all slots, and what of them is trained.
             chosen: row numbers [k · B] and weights [k · B] of each slot.
             passes: k, into which the step is cut.
             share: the part of each pass to take; by default all of it.
         """
-        whole = self._counted(chosen)
+        share, whole = share or Share(), self._counted(chosen)
         for turn in range(passes):
             part = [(i.view(passes, -1)[turn], w.view(passes, -1)[turn]) for i, w in chosen]
-            yield self._pass(lo, bank, leaves, part, whole, share or Share())
+            lengths = [self.rows.longest(rows) for rows, _ in part]
+            mine = share.of(len(part[0][0]))
+            for tokens in sorted({*lengths}, key=lambda length: length or 0):
+                slots = tuple(slot for slot, length in enumerate(lengths) if length == tokens)
+                yield Pass(
+                    slots,
+                    torch.stack([part[slot][0][mine] for slot in slots]),
+                    torch.stack([part[slot][1][mine] for slot in slots]),
+                    whole[list(slots)],
+                    tokens,
+                )
 
     def _counted(self, chosen: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """What each slot's loss is a mean over, [G]: rows, or tokens that are learnt."""
@@ -79,46 +121,16 @@ class Objective:
             found = [(scored[rows, 1:].sum(dim=1) * weights).sum() for rows, weights in chosen]
         return torch.stack(found).clamp(min=1).to(self.base.device)
 
-    def _pass(
-        self,
-        lo: int,
-        bank: Bank,
-        leaves: Mapping[str, Tensor],
-        chosen: Sequence[tuple[Tensor, Tensor]],
-        whole: Tensor,
-        share: Share,
-    ) -> Tensor:
-        """Sum over slots; slots meet in this sum alone.
+    def loss(self, lo: int, bank: Bank, leaves: Mapping[str, Tensor], taken: Pass) -> Tensor:
+        """The losses of a pass, summed over its slots; slots meet in this sum alone.
 
-        Texts are as long as the longest of the slot's own batch, so slots are taken together by
-        that length. So are those of all its shares.
+        Args:
+            lo: first layer of the block.
+            bank, leaves: adapters of the pass's slots, and what of them is trained.
+            taken: the pass.
         """
-        lengths = [self.rows.longest(rows) for rows, _ in chosen]
-        mine = share.of(len(chosen[0][0]))
-        chosen = [(rows[mine], weights[mine]) for rows, weights in chosen]
-        total = torch.zeros((), device=self.base.device)
-        for tokens in sorted({*lengths}, key=lambda length: length or 0):
-            slots = [slot for slot, length in enumerate(lengths) if length == tokens]
-            index = torch.cat([chosen[slot][0] for slot in slots])
-            weights = torch.stack([chosen[slot][1] for slot in slots]).to(self.base.device)
-            if len(slots) == len(chosen):
-                return self._loss(lo, bank, leaves, index, weights, whole, tokens)
-            some = {name: leaf[slots] for name, leaf in leaves.items()}
-            these = bank.only(slots)
-            loss = self._loss(lo, these, some, index, weights, whole[slots], tokens)
-            total = total + loss
-        return total
-
-    def _loss(
-        self,
-        lo: int,
-        bank: Bank,
-        leaves: Mapping[str, Tensor],
-        index: Tensor,
-        weights: Tensor,
-        whole: Tensor,
-        length: int | None,
-    ) -> Tensor:
+        index, length, whole = taken.rows.flatten(), taken.tokens, taken.whole
+        weights = taken.weights.to(self.base.device)
         mask = self.trunk.mask(index, length)
         entering = self.trunk.hidden(index, length)
         if self.classes:
@@ -132,21 +144,19 @@ class Objective:
         return (each.view_as(real) * (real / whole.view(-1, 1, 1))).sum()
 
     @torch.no_grad()
-    def scores(
+    def gained(
         self, lo: int, bank: Bank, leaves: Mapping[str, Tensor], peers: Peers | None = None
-    ) -> list[float]:
-        """Of each slot on all rows: accuracy, or minus the mean loss of a token that counts.
+    ) -> Tensor:
+        """What each slot gains on all rows, and behind it how many rows (tokens) count, [G + 1].
 
         Args:
-            lo, bank, leaves: as for ``losses``.
+            lo: first layer of the block.
+            bank, leaves: adapters of all slots, and what of them is trained.
             peers: who else scores parts of the rows; by default nobody.
         """
         peers = peers or InTurn()
         self.trunk.prepare(lo, torch.arange(len(self.rows)))
-        *gained, counted = peers.summed(
-            [self._gained(lo, bank, leaves, share) for share in peers.shares]
-        ).tolist()
-        return [float(f"{one / max(counted, 1.0):.6g}") for one in gained]
+        return peers.summed([self._gained(lo, bank, leaves, share) for share in peers.shares])
 
     def _gained(self, lo: int, bank: Bank, leaves: Mapping[str, Tensor], share: Share) -> Tensor:
         """What each slot gained on the passes of a share, and how many rows (tokens) counted."""

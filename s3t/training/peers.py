@@ -71,6 +71,10 @@ class Peers(Protocol):
         """The rows of all ranks, one after the other, where this rank has ``part``."""
         ...
 
+    def all(self, seen: bool) -> bool:
+        """Whether all ranks have seen it; asked by all at the same point."""
+        ...
+
     def agree(self, found: Digest, what: str) -> None:
         """Prove that all ranks found the same.
 
@@ -99,6 +103,10 @@ class InTurn:
     def joined(self, part: Tensor) -> Tensor:
         """The rows as they are."""
         return part
+
+    def all(self, seen: bool) -> bool:
+        """What this process has seen."""
+        return seen
 
     def agree(self, found: Digest, what: str) -> None:
         """There is nobody else."""
@@ -143,6 +151,10 @@ class Group:
     def joined(self, part: Tensor) -> Tensor:
         """The rows of all ranks."""
         return torch.cat(self._all(part))
+
+    def all(self, seen: bool) -> bool:
+        """Whether all ranks have seen it."""
+        return all(self.gathered(seen))
 
     def agree(self, found: Digest, what: str) -> None:
         """Prove that all ranks found the same."""

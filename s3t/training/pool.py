@@ -24,8 +24,8 @@ from typing import Any, Protocol
 
 import torch
 
-from s3t import errors
 from s3t.errors import S3TError
+from s3t.pinned import Arithmetic, pinned_environment, rebuilt
 from s3t.run import RunDir
 from s3t.training.preparation import open_material
 from s3t.training.workshop import Workshop
@@ -144,16 +144,17 @@ class Workers:
     Args:
         size: how many.
         shared: whether they, or other processes too, are several on this machine.
+        arithmetic: how theirs is pinned.
     """
 
-    def __init__(self, size: int, shared: bool = True) -> None:
+    def __init__(self, size: int, shared: bool = True, arithmetic: Arithmetic = "native") -> None:
         self.size, self._shared = size, shared
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "s3t.training.worker"],
+                [sys.executable, "-m", "s3t.training.worker", arithmetic],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={**_ENVIRONMENT, **os.environ, **_THREADS},
+                env={**_ENVIRONMENT, **pinned_environment(arithmetic), **_THREADS},
                 text=True,
             )
             for _ in range(size)
@@ -257,8 +258,5 @@ def _spoken(message: dict[str, Any]) -> dict[str, Any]:
         S3TError: of the kind that the worker met.
     """
     if "error" in message:
-        kind = getattr(errors, message["kind"], S3TError)
-        raised = kind.__new__(kind)
-        Exception.__init__(raised, message["error"])
-        raise raised
+        raise rebuilt(message["kind"], message["error"])
     return message

@@ -4,7 +4,8 @@
                                                public head, prototypes, if it has any
 
 Invariants: a run is prepared only from a draft that was checked whole, and a prepared run is opened
-again only with the same config, data, base and environment (E1). No row of a deleted sample gets
+again only with the same config, data and base (E1). What is missing is planned for the environment
+in which it is trained, and what is there stays what it is. No row of a deleted sample gets
 further than the reading of the data.
 """
 
@@ -34,6 +35,7 @@ from s3t.store import NodeStore, tensors_digest, write_durably
 from s3t.training.adapt import public_head
 from s3t.training.clustering import clustered, known_clusters, prototypes_of, recipe_digest
 from s3t.training.draft import Draft, adapted, draft
+from s3t.training.environment import environment_of
 from s3t.training.material import LabelledSet, encode_rows
 from s3t.training.peers import Group
 from s3t.training.recipe import recipe_of
@@ -41,6 +43,7 @@ from s3t.types import Digest, Sample, Slot, digest
 
 __all__ = [
     "Material",
+    "carry_on",
     "check_recipe",
     "digest_of",
     "encode_rows",
@@ -48,6 +51,7 @@ __all__ = [
     "placed",
     "prepare",
     "public_head_of",
+    "put_in_force",
     "starting_head",
 ]
 
@@ -67,12 +71,16 @@ class Material:
     config: Config
     plan: Plan
     base: Base
+    environment: Digest
+    """Of this process: nodes of it alone can be trained here."""
     classes: int
     head: Mapping[str, torch.Tensor]
     """The public head from which stage 1 starts; empty if it starts from a random one."""
     samples: tuple[Sample, ...]
     private: LabelledSet
     validation: LabelledSet
+    scored_rows: Digest
+    """Digest of the public rows that nodes are scored on."""
     members: tuple[tuple[torch.Tensor, ...], ...]
     """[shard][slice] → numbers of the slice's rows in ``private``, sorted."""
 
@@ -82,6 +90,7 @@ def prepare(
     device: torch.device,
     on_step: Callable[[int, int], None] = lambda done, total: None,
     without: Gone | None = None,
+    public_of: RunDir | None = None,
 ) -> RunDir:
     """Make the run directory ready to train, or prove that it already is.
 
@@ -90,10 +99,11 @@ def prepare(
         device: what the run will be trained on.
         on_step: told of the steps of the base's adaptation.
         without: samples of the private data that the run must never see.
+        public_of: a run whose public head and prototypes are taken; by default they are made.
 
     Raises:
         ConfigError, DataError, InputError: nothing was written.
-        S3TError: the run was prepared on another kind of machine.
+        S3TError: the run was prepared by another engine.
     """
     run = RunDir(config.run_dir)
     if run.prepared:
@@ -101,8 +111,11 @@ def prepare(
         run.prove_ledger(config.ledger)
         write_durably(run.config_path, dump_config(anchored(config)).encode())
         _settle(run)
+        carry_on(run, device)
         return run
-    drafted = draft(config, without, device, on_step)  # messages name paths as they were given
+    drafted = draft(
+        config, without, device, on_step, public_of
+    )  # messages name paths as they were given
     config = anchored(config)
     _ = RunDir(config.run_dir, config.store).store  # a URL or key ring that cannot be used
     if run.foreign:
@@ -116,9 +129,10 @@ def prepare(
     if drafted.prototypes is not None:
         write_prototypes(run.prototypes_path, drafted.prototypes, base.fingerprint)
     if drafted.classes and _needs_head(config):
-        _keep_head(run, config, base, drafted)
+        _keep_head(run, config, base, drafted, public_of)
     head = starting_head(run, config, base)
-    plan = drafted.plan(base, device, digest_of(head))
+    here = environment_of(config, base, drafted.classes, device)
+    plan = drafted.plan(base, digest_of(head), here)
     with run.ledger(create=True) as ledger:
         _refuse_other(ledger, plan)
         ledger.register(drafted.partition.places(), without=without)
@@ -129,7 +143,7 @@ def prepare(
 
 
 def open_material(run: RunDir, device: torch.device, group: Group | None = None) -> Material:
-    """Load a prepared run, and prove that data, base and environment are those of its plan.
+    """Load a prepared run, and prove that data and base are those of its plan.
 
     Samples that were deleted may be gone from the data; any other difference is refused.
 
@@ -141,7 +155,6 @@ def open_material(run: RunDir, device: torch.device, group: Group | None = None)
 
     Raises:
         InputError: the private data or the base changed.
-        S3TError: another kind of machine.
     """
     config, plan = run.config(), run.trained_plan()
     data = load_all(config)
@@ -158,8 +171,9 @@ def open_material(run: RunDir, device: torch.device, group: Group | None = None)
     head, encoder = starting_head(run, config, base), loaded.encoder
     prototypes, labels = prototypes_of(run, config, base), data.labels
     named = recipe_digest(prototypes)
-    recipe = recipe_of(config, base, encoder, labels, device, digest_of(head), named)
+    recipe = recipe_of(config, base, encoder, labels, digest_of(head), named)
     check_recipe(run, recipe, plan)
+    environment = digest(environment_of(config, base, len(labels), device))
     hits = run.hits()
     if run.joined:  # the ledger is elsewhere, and the digests below prove the samples
         private = clustered(private, prototypes, base, encoder, {})
@@ -179,11 +193,13 @@ def open_material(run: RunDir, device: torch.device, group: Group | None = None)
         config=config,
         plan=plan,
         base=base,
+        environment=environment,
         classes=len(data.labels),
         head=head,
         samples=private.samples,
         private=encode_rows(loaded.encoder, private.rows),
         validation=encode_rows(loaded.encoder, data.validation),
+        scored_rows=data.validation.digest(),
         members=_members(whole, private, hits),
     )
 
@@ -231,7 +247,7 @@ def _refuse_other(ledger: Ledger, plan: Plan) -> None:
 
 
 def check_recipe(run: RunDir, recipe: Mapping[str, Any], plan: Plan) -> None:
-    """Refuse to train nodes of a plan that would get other bytes here.
+    """Refuse to train nodes of a plan of another recipe.
 
     Raises:
         S3TError: what differs.
@@ -239,10 +255,39 @@ def check_recipe(run: RunDir, recipe: Mapping[str, Any], plan: Plan) -> None:
     if digest(recipe) != digest(plan.recipe):
         changed = sorted(key for key in recipe if recipe[key] != plan.recipe.get(key))
         raise S3TError(
-            f"{run.root} was planned with another {', '.join(changed)}: its nodes could not be "
-            "trained to the same bytes here. Go on where it was planned, or start a new run with "
-            "output=DIR"
+            f"{run.root} was planned with another {', '.join(changed)}: its nodes cannot be "
+            "trained here. Go on with what it was planned with, or start a new run with output=DIR"
         )
+
+
+def carry_on(run: RunDir, device: torch.device) -> None:
+    """Plan what is missing for the environment in which it will be trained: this one.
+
+    What is there stays what it is, so nothing is trained again, and nothing that serves is lost.
+    Needs the training lock. Doing it again changes nothing.
+    """
+    now, there, hits = run.trained_plan(), run.store.keys(), run.hits()
+    missing = [node for node in now.forest if node.key not in there and not node.is_hit(hits)]
+    if not missing:
+        return
+    config = run.config()
+    base = build_base(config, load_model(config, run.base_path if run.base_path.is_dir() else None))
+    here = environment_of(config, base, len(now.recipe["labels"]), device)
+    plan = now.in_environment(here, there)
+    if plan.digest == now.digest:
+        return
+    with run.ledger() as ledger:
+        newest = ledger.plans.newest()
+        run.plans.write(plan)
+        ledger.plans.propose(plan.digest, newest.plan_view, digest_of(public_head_of(run, base)))
+        if newest.generation == ledger.state().generation:
+            put_in_force(run, ledger, plan)
+
+
+def put_in_force(run: RunDir, ledger: Ledger, plan: Plan) -> None:
+    """Serve the newest plan from now on, and give its file its place."""
+    ledger.plans.put_in_force(ledger.plans.newest().generation)
+    run.plans.settle(plan, plan.digest)
 
 
 def _settle(run: RunDir) -> None:
@@ -289,7 +334,13 @@ def _keep_base(run: RunDir, loaded: LoadedModel) -> None:
     temporary.rename(run.base_path)
 
 
-def _keep_head(run: RunDir, config: Config, base: Base, drafted: Draft) -> None:
+def _keep_head(
+    run: RunDir, config: Config, base: Base, drafted: Draft, public_of: RunDir | None
+) -> None:
+    if public_of is not None:
+        head = read_public_head(public_of.head_path, base.fingerprint)
+        write_public_head(run.head_path, head, base.fingerprint)
+        return
     public = encode_rows(drafted.encoder, _adapt_rows(drafted))
     head = public_head(config, base, public, drafted.classes)
     write_public_head(run.head_path, head, base.fingerprint)

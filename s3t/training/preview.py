@@ -13,8 +13,6 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
-import torch
-
 from s3t.config import Config
 from s3t.model.encode import TextEncoder
 from s3t.partition import slice_rates, tier_slices
@@ -41,7 +39,7 @@ def preview(config: Config, horizon: int | None = None) -> dict[str, Any]:
         ConfigError, DataError, InputError: with all problems found.
     """
     drafted = draft(config)
-    plan = drafted.plan(drafted.base, torch.device("cpu"), None)
+    plan = drafted.plan(drafted.base, None)
     data, notes = drafted.data, [*_tier_notes(drafted), *_cluster_notes(drafted)]
     if data.private.folded:
         notes.append(f"{data.private.folded} exact copies of the same subject count once")

@@ -14,7 +14,7 @@ trains.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,14 +30,16 @@ from s3t.run import RunDir
 from s3t.store import write_durably
 from s3t.training.clustering import clustered, known_clusters, prototypes_of
 from s3t.training.draft import Draft, sequences_of, unspoken
+from s3t.training.environment import environment_of
 from s3t.training.preparation import (
     check_recipe,
     digest_of,
     placed,
     public_head_of,
+    put_in_force,
     starting_head,
 )
-from s3t.types import SampleId
+from s3t.types import NodeKey, SampleId
 
 __all__ = ["Renewal", "add_files", "renew", "take_effect"]
 
@@ -70,7 +72,7 @@ def renew(run: RunDir, device: torch.device, renewal: Renewal) -> int:
 
     Raises:
         InputError: data or base changed in another way; or nothing is left of the data.
-        S3TError: another kind of machine than the run was planned on.
+        S3TError: the run was planned by another engine.
     """
     config = add_files(run.config(), renewal.files)
     data = load_all(config)
@@ -86,23 +88,25 @@ def renew(run: RunDir, device: torch.device, renewal: Renewal) -> int:
             ledger.register(drafted.partition.places())  # proves that nothing else has changed
         now = run.plans.find(lambda: ledger.state().plan)
         run.plans.settle(now, ledger.plans.newest().plan)
-        plan = drafted.plan(
-            drafted.base, device, digest_of(starting_head(run, config, drafted.base))
-        )
+        base = drafted.base.to(device)
+        here = environment_of(config, base, drafted.classes, device)
+        head = digest_of(starting_head(run, config, base))
+        newest, there = run.plans.find(lambda: ledger.plans.newest().plan), run.store.keys()
+        plan = drafted.plan(base, head, here, before=newest, there=there)
         check_recipe(run, plan.recipe, now)
         if plan.digest != ledger.plans.newest().plan:
             run.plans.write(plan)
             head = digest_of(public_head_of(run, drafted.base))
             ledger.plans.propose(plan.digest, gone.view, head)
-        if _holds(plan, now, ledger):
-            _put_in_force(run, ledger, plan)
+        if _holds(plan, now, there, ledger):
+            put_in_force(run, ledger, plan)
     return added
 
 
 def take_effect(run: RunDir) -> None:
     """Put the newest plan in force, once its nodes are trained. Needs the training lock."""
     with run.ledger() as ledger:
-        _put_in_force(run, ledger, run.plans.find(lambda: ledger.plans.newest().plan))
+        put_in_force(run, ledger, run.plans.find(lambda: ledger.plans.newest().plan))
 
 
 def add_files(config: Config, files: Sequence[str]) -> Config:
@@ -164,12 +168,8 @@ def _drafted(
     )
 
 
-def _holds(plan: Plan, now: Plan, ledger: Ledger) -> bool:
-    """Whether a plan has every node of the one in force that is not hit."""
+def _holds(plan: Plan, now: Plan, there: Collection[NodeKey], ledger: Ledger) -> bool:
+    """Whether a plan has every node of the one in force that is there and not hit."""
     hits = set(ledger.state().hits)
-    return all(node.key in plan.forest for node in now.forest if not node.is_hit(hits))
-
-
-def _put_in_force(run: RunDir, ledger: Ledger, plan: Plan) -> None:
-    ledger.plans.put_in_force(ledger.plans.newest().generation)
-    run.plans.settle(plan, plan.digest)
+    living = (node.key for node in now.forest if not node.is_hit(hits))
+    return all(key in plan.forest for key in living if key in there)

@@ -61,7 +61,7 @@ class Shelf:
 
     Args:
         root: the run's folder for hidden states.
-        base: fingerprint of the base.
+        base: fingerprint of the base, and of the environment that computes them.
         samples: digest of each row's content.
     """
 

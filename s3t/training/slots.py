@@ -1,7 +1,7 @@
 """The trainable weights of G nodes, and the optimizers that step them together.
 
-    theta [G, P]   one row a slot, P padded to a multiple of 16
-      │  A of layer 3 │ B of layer 3 │ … │ head.weight │ head.bias │ pad │
+    theta [G, P]   one row a slot; every leaf begins at a multiple of 64 bytes
+      │  A of layer 3 │ pad │ B of layer 3 │ pad │ … │ head.weight │ pad │ head.bias │ pad │
       └─ leaves are views; their gradients are copied to ``gradient`` [G, P] and stepped together,
          after it was summed over those who train together (``peers``)
 
@@ -27,6 +27,8 @@ from s3t.training.peers import InTurn, Peers
 __all__ = ["Slots", "learning_rate"]
 
 _ALIGN = 16
+"""float32 numbers of 64 bytes."""
+
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 _MOMENTUM = 0.9
@@ -87,21 +89,35 @@ class Slots:
         self._states = [state[:count].clone() for state in self._states]
         self._bind()
 
-    def add(self, loss: Tensor, part: int = 0) -> None:
-        """Take the gradient of ``loss``, a scalar that depends on the leaves, into the next step:
-        of one pass, or of each of several that are one step together.
+    def add(self, loss: Tensor) -> None:
+        """Take the gradient of ``loss``, a scalar of the leaves, into the next step."""
+        gradients = torch.autograd.grad(loss, tuple(self.leaves.values()))
+        self.add_gradients(dict(zip(self.leaves, gradients, strict=True)), range(len(self)))
+
+    def add_gradients(
+        self, gradients: Mapping[str, Tensor], rows: Sequence[int], part: int = 0
+    ) -> None:
+        """Take gradients of some slots into the next step: of one pass, or of each of several
+        that are one step together.
 
         Args:
-            loss: of rows of one share.
-            part: number of the share among those of this process.
+            gradients: [len(rows), …] of each leaf, by name.
+            rows: numbers of the slots.
+            part: number of the share that they are of, among those of this process.
         """
-        gradients = torch.autograd.grad(loss, tuple(self.leaves.values()))
-        with torch.no_grad():
-            for span, gradient in zip(self._spans.values(), gradients, strict=True):
-                held = self._parts[part][:, span.start : span.stop]
-                put = held.add_ if part in self._added else held.copy_
-                put(gradient.flatten(1))
+        fresh, whole = part not in self._added, len(rows) == len(self)
         self._added.add(part)
+        with torch.no_grad():
+            if fresh and not whole:
+                self._parts[part].zero_()
+            chosen: slice | list[int] = slice(None) if whole else [*rows]
+            for name, span in self._spans.items():
+                found = gradients[name].flatten(1)
+                held = self._parts[part][:, span.start : span.stop]
+                if fresh and whole:
+                    held.copy_(found)
+                else:
+                    held[chosen] += found
 
     def step(self, rates: Tensor) -> None:
         """One optimizer step down the gradient that was added since the last, here and by peers.
@@ -178,5 +194,5 @@ def _layout(tensors: Mapping[str, Tensor]) -> tuple[dict[str, _Span], int]:
     for name in sorted(tensors):
         shape = tuple(tensors[name].shape)
         spans[name] = _Span(at, at + math.prod(shape), shape)
-        at = spans[name].stop
-    return spans, -(-at // _ALIGN) * _ALIGN
+        at = -(-spans[name].stop // _ALIGN) * _ALIGN
+    return spans, at

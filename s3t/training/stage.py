@@ -9,19 +9,27 @@ starts from its parent's adapter.
 Invariants: a node's bytes depend on its key alone (E2), not on its group; every trained tensor has
 changed and no frozen one (E9), checked here after each stage; a weight that is not finite is an
 error, never a node.
+
+Nodes are stacked where that changes no bit. Shapes are chosen so that it should not
+(``arithmetic``); and the first two steps of each shape are computed stacked *and* node by node.
+Where any gradient of any node differs, that shape is computed node by node from then on, and a
+warning says so.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from s3t.config import LoraConfig, PromptConfig, StageConfig
 from s3t.errors import IntegrityError, S3TError
+from s3t.model.arithmetic import draws
 from s3t.model.base import Base
 from s3t.model.head import BIAS, WEIGHT
 from s3t.model.lora import Bank, Target
@@ -29,7 +37,7 @@ from s3t.model.prompt import beside, fresh_prompt, stacked
 from s3t.plan.lineage import node_seed
 from s3t.store import tensors_digest
 from s3t.training.material import Batches, LabelledSet
-from s3t.training.objective import Objective
+from s3t.training.objective import Objective, Pass
 from s3t.training.peers import InTurn, Peers
 from s3t.training.shelf import Shelf
 from s3t.training.slots import Slots, learning_rate
@@ -37,6 +45,13 @@ from s3t.training.trunk import Trunk
 from s3t.types import NodeKey, Share, digest
 
 __all__ = ["Assignment", "StageTrainer", "Trained"]
+
+_log = logging.getLogger(__name__)
+
+_ENOUGH = 2
+"""Times that a shape has to agree: at a first step B is 0, which hides products with it."""
+
+_NEVER = -1
 
 _MERGED_NUMBERS = 2**20
 """Weights of up to so many numbers are merged with a frozen adapter: each node has its own copy,
@@ -102,6 +117,7 @@ class StageTrainer:
         self.base, self.lora, self.recipe, self.classes = base, lora, recipe, classes
         self.private, self.validation, self._recompute = private, validation, recompute
         self.prompt = prompt
+        self._stacks: dict[Hashable, int] = {}
         self.peers = peers or InTurn(recipe.processes)
         if recipe.parallel == "fsdp":
             base.run_plainly()
@@ -129,11 +145,11 @@ class StageTrainer:
         """
         ranked = sorted(group, key=lambda assignment: (-len(assignment.rows), assignment.key))
         initial = [self._initial(block, assignment) for assignment in ranked]
-        finals = self._run(block, ranked, initial, on_step)
+        finals = self._trained(block, ranked, initial, on_step)
         for assignment, before, after in zip(ranked, initial, finals, strict=True):
             self._check(assignment, before, after)
         self.base.check_frozen()
-        scores = self._scores(block, ranked, finals)
+        scores = self.scores(block, ranked, finals)
         for assignment, score in zip(ranked, scores, strict=True):
             if not math.isfinite(score):
                 raise _diverged(assignment.key, "its validation score")
@@ -146,58 +162,92 @@ class StageTrainer:
         return [trained[assignment.key] for assignment in group]
 
     def agrees(self, block: tuple[int, int], group: Sequence[Assignment]) -> bool:
-        """Whether two steps of the group give the same bytes as two steps alone.
+        """Whether these nodes have the same gradients stacked and alone, to the last bit.
 
-        They do on every machine tried; on one where a matrix product rounds by the number of rows
-        they would not, and groups must not be used there.
+        Every shape that their stage uses is tried (short last batches, lengths of texts, parts of
+        batches, fewer nodes at the end), from weights that are drawn; every gradient of every node
+        is compared.
         """
         ranked = sorted(group, key=lambda assignment: (-len(assignment.rows), assignment.key))
-        together = self._run(block, ranked, [self._initial(block, a) for a in ranked], limit=2)
-        for at in {0, len(ranked) - 1}:
-            one = ranked[at]
-            alone = self._run(block, [one], [self._initial(block, one)], limit=2)
-            if any(not torch.equal(alone[0][name], together[at][name]) for name in alone[0]):
-                return False
-        return True
+        run = _Run(self, block, ranked, [self._moved(block, one) for one in ranked])
+        for step in range(max(run.steps)):
+            run.keep(step)
+            for part, share in enumerate(self.peers.shares):
+                for taken in run.passes(step, share):
+                    if (block, *taken.shape) not in self._stacks:
+                        run.gradients(part, share, taken)
+        return all(
+            seen != _NEVER
+            for shape, seen in self._stacks.items()
+            if isinstance(shape, tuple) and shape[0] == block
+        )
 
-    def _run(
+    def step_of(
+        self, block: tuple[int, int], name: str, rows: Tensor, inherited: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Tensors of a made-up node after one step from weights that are drawn: a probe.
+
+        Args:
+            block: layers lo … hi−1 that are trained.
+            name: what it is drawn from.
+            rows, inherited: as in ``Assignment``.
+        """
+        one = Assignment(NodeKey(digest(name)), rows, inherited)
+        run = _Run(self, block, [one], [self._moved(block, one)])
+        for part, share in enumerate(self.peers.shares):
+            for taken in run.passes(0, share):
+                run.slots.add_gradients(run.gradients(part, share, taken), taken.slots, part)
+        run.slots.step(torch.tensor([run.rates[0](0)]))
+        gradient = run.slots.gradient.flatten().cpu()
+        return {**run.slots.take(0), "gradient": gradient}
+
+    def _moved(self, block: tuple[int, int], assignment: Assignment) -> dict[str, Tensor]:
+        """Weights as they might be on the way: B begins at 0, and would hide products with it."""
+        drawn, tensors = draws(node_seed(assignment.key, "trial")), {}
+        for name, tensor in self._initial(block, assignment).items():
+            noise = torch.from_numpy(drawn.random(tuple(tensor.shape), dtype=np.float32))
+            tensors[name] = tensor + (noise - 0.5) * 0.1
+        return tensors
+
+    def _trained(
         self,
         block: tuple[int, int],
         ranked: Sequence[Assignment],
         initial: Sequence[Mapping[str, Tensor]],
-        on_step: Callable[[int], None] = lambda steps: None,
-        limit: int | None = None,
+        on_step: Callable[[int], None],
     ) -> list[dict[str, Tensor]]:
-        recipe = self.recipe
-        self.on_private.trunk.prepare(block[0], torch.cat([a.rows for a in ranked]).unique())
-        batches = [self.batches(assignment) for assignment in ranked]
-        steps = [b.steps if limit is None else min(b.steps, limit) for b in batches]
-        rates = [learning_rate(recipe, b.steps) for b in batches]
-        shares = self.peers.shares
-        generators = [self._generators(ranked) for _ in shares]  # each draws as if it were alone
-        slots = Slots(initial, recipe, self.base.device, self.peers)
-        upper = self._upper(block, ranked)
+        """The nodes' tensors after their last step."""
+        run = _Run(self, block, ranked, initial)
         finals: list[dict[str, Tensor]] = [{} for _ in ranked]
-        for step in range(max(steps)):
-            going = sum(count > step for count in steps)  # steps fall: the ones done are at the end
-            if going < len(slots):
-                slots.keep(going)
-                upper = upper.first(going)
-            chosen = [b.at(step) for b in batches[:going]]
-            for part, share in enumerate(shares):
-                drawn = generators[part][:going]
-                bank = self._bank(block, slots.leaves, upper, drawn, share)
-                passes = recipe.gradient_accumulation
-                for loss in self.on_private.losses(
-                    block[0], bank, slots.leaves, chosen, passes, share
-                ):
-                    slots.add(loss, part)
-            slots.step(torch.tensor([rate(step) for rate in rates[:going]]))
+        for step in range(max(run.steps)):
+            going = run.keep(step)
+            for part, share in enumerate(self.peers.shares):
+                for taken in run.passes(step, share):
+                    run.slots.add_gradients(run.gradients(part, share, taken), taken.slots, part)
+            run.slots.step(torch.tensor([rate(step) for rate in run.rates[:going]]))
             for row in range(going):
-                if steps[row] == step + 1:
-                    finals[row] = slots.take(row)
+                if run.steps[row] == step + 1:
+                    finals[row] = run.slots.take(row)
             on_step(going)
         return finals
+
+    def stacks(self, shape: Hashable, same: Callable[[], bool]) -> bool:
+        """Whether a shape may be computed stacked.
+
+        Args:
+            shape: names it.
+            same: computes it in both ways, and tells whether they agree here.
+        """
+        seen = self._stacks.get(shape, 0)
+        if seen not in (_NEVER, _ENOUGH):
+            seen = self._stacks[shape] = seen + 1 if self.peers.all(same()) else _NEVER
+            if seen == _NEVER:
+                _log.warning(
+                    "nodes are trained one by one where this machine rounds a stack of them "
+                    "otherwise (shape %s): slower, and the same bytes",
+                    shape,
+                )
+        return seen == _ENOUGH
 
     def batches(self, assignment: Assignment) -> Batches:
         """The batches of a node, from the first step."""
@@ -206,16 +256,36 @@ class StageTrainer:
         together = recipe.gradient_accumulation
         return Batches(assignment.key, rows, recipe.batch_size, recipe.epochs, together, lengths)
 
-    def _scores(
+    def scores(
         self,
         block: tuple[int, int],
         ranked: Sequence[Assignment],
         finals: Sequence[Mapping[str, Tensor]],
     ) -> list[float]:
-        leaves = {name: torch.stack([t[name] for t in finals]) for name in finals[0]}
-        leaves = {name: tensor.to(self.base.device) for name, tensor in leaves.items()}
-        bank = self._bank(block, leaves, self._upper(block, ranked), ())
-        return self.on_public.scores(block[0], bank, leaves, self.peers)
+        """What nodes with these tensors score on the validation rows, to six digits."""
+
+        def gained(nodes: slice) -> Tensor:
+            some = finals[nodes]
+            leaves = {name: torch.stack([t[name] for t in some]) for name in some[0]}
+            leaves = {name: tensor.to(self.base.device) for name, tensor in leaves.items()}
+            bank = self.bank(block, leaves, self.upper(block, ranked[nodes]), ())
+            return self.on_public.gained(block[0], bank, leaves, self.peers)
+
+        def alone() -> Tensor:
+            each = [gained(slice(at, at + 1)) for at in range(len(ranked))]
+            return torch.cat([*(one[:1] for one in each), each[0][1:]])
+
+        shape = ("scores", block, len(ranked))
+        found: list[Tensor] = []
+
+        def same() -> bool:
+            found.append(alone())
+            return torch.equal(found[0], gained(slice(None)))
+
+        if len(ranked) == 1 or self.stacks(shape, same):
+            found = [gained(slice(None))]
+        *each, counted = (found or [alone()])[0].tolist()
+        return [float(f"{one / max(counted, 1.0):.6g}") for one in each]
 
     # ── a slot's tensors ─────────────────────────────────────────────────────────────────────
 
@@ -228,25 +298,25 @@ class StageTrainer:
         A as in the LoRA paper's code (uniform, Kaiming with a = √5), B zero, a head N(0, 0.02²),
         a prompt N(0, init_scale²).
         """
-        generator = torch.Generator().manual_seed(node_seed(assignment.key, "init"))
+        drawn = draws(node_seed(assignment.key, "init"))
         inherited, rank = assignment.inherited, self.lora.rank
         tensors: dict[str, Tensor] = {}
         for target in self._block_targets(block):
             bound = 1 / math.sqrt(target.inputs)
-            uniform = torch.rand(rank, target.inputs, generator=generator)
+            uniform = torch.from_numpy(drawn.random((rank, target.inputs), dtype=np.float32))
             tensors[target.a] = inherited.get(target.a, (2 * uniform - 1) * bound)
             tensors[target.b] = inherited.get(target.b, torch.zeros(target.outputs, rank))
         if self.prompt is not None:
             shape = (self.prompt.tokens, self.base.hidden_size)
-            tensors |= fresh_prompt(inherited, shape, self.prompt.init_scale, generator)
+            tensors |= fresh_prompt(inherited, shape, self.prompt.init_scale, drawn)
         if self.classes:
             shape = (self.classes, self.base.hidden_size)
-            fresh = torch.randn(shape, generator=generator) * 0.02
+            fresh = torch.from_numpy(drawn.standard_normal(shape).astype(np.float32)) * 0.02
             tensors[WEIGHT] = inherited.get(WEIGHT, fresh)
             tensors[BIAS] = inherited.get(BIAS, torch.zeros(self.classes))
         return tensors
 
-    def _upper(self, block: tuple[int, int], ranked: Sequence[Assignment]) -> Bank:
+    def upper(self, block: tuple[int, int], ranked: Sequence[Assignment]) -> Bank:
         """The frozen adapters above the block, merged into private weights where that is small.
 
         Of prompts those of the stages before.
@@ -266,7 +336,7 @@ class StageTrainer:
         prompts = None if prompts is None else prompts.to(device)
         return Bank(len(ranked), pairs, scale, merged=merged, prompts=prompts)
 
-    def _bank(
+    def bank(
         self,
         block: tuple[int, int],
         leaves: Mapping[str, Tensor],
@@ -274,6 +344,7 @@ class StageTrainer:
         generators: Sequence[torch.Generator],
         share: Share | None = None,
     ) -> Bank:
+        """The adapters of a stage: the block's, which are trained, beside the frozen ones."""
         trained = {
             (target.layer, target.path): (leaves[target.a], leaves[target.b])
             for target in self._block_targets(block)
@@ -290,7 +361,8 @@ class StageTrainer:
             prompts=beside(upper.prompts, leaves),
         )
 
-    def _generators(self, ranked: Sequence[Assignment]) -> list[torch.Generator]:
+    def generators(self, ranked: Sequence[Assignment]) -> list[torch.Generator]:
+        """Of each node's dropout; none without dropout."""
         if not self.lora.dropout:
             return []
         return [
@@ -316,6 +388,86 @@ class StageTrainer:
                 f"node {assignment.key}: {still[0]} was not changed by its stage; raise "
                 "stage.learning_rate, or report this as a bug"
             )
+
+
+class _Run:
+    """Nodes on their way through one stage, the one with most steps first.
+
+    Attributes:
+        steps, rates: number of steps, and learning rate by step, of each node.
+        slots: weights and optimizer states of those that are not done.
+    """
+
+    def __init__(
+        self,
+        trainer: StageTrainer,
+        block: tuple[int, int],
+        ranked: Sequence[Assignment],
+        initial: Sequence[Mapping[str, Tensor]],
+    ) -> None:
+        recipe = trainer.recipe
+        self._trainer, self._block = trainer, block
+        trainer.on_private.trunk.prepare(block[0], torch.cat([a.rows for a in ranked]).unique())
+        self._batches = [trainer.batches(assignment) for assignment in ranked]
+        self.steps = [batches.steps for batches in self._batches]
+        self.rates = [learning_rate(recipe, count) for count in self.steps]
+        # each part draws as if it were alone
+        self._generators = [trainer.generators(ranked) for _ in trainer.peers.shares]
+        self.slots = Slots(initial, recipe, trainer.base.device, trainer.peers)
+        self._upper = trainer.upper(block, ranked)
+        self._chosen: tuple[int, list[tuple[Tensor, Tensor]]] = -1, []
+
+    def keep(self, step: int) -> int:
+        """Leave behind the nodes that have no such step; returns how many have."""
+        going = sum(count > step for count in self.steps)  # they fall: the ones done are at the end
+        if going < len(self.slots):
+            self.slots.keep(going)
+            self._upper = self._upper.first(going)
+        return going
+
+    def passes(self, step: int, share: Share) -> Iterator[Pass]:
+        """The passes of a step; steps are asked for in order."""
+        if self._chosen[0] != step:
+            self._chosen = step, [b.at(step) for b in self._batches[: len(self.slots)]]
+        count = self._trainer.recipe.gradient_accumulation
+        return self._trainer.on_private.passes(self._chosen[1], count, share)
+
+    def gradients(self, part: int, share: Share, taken: Pass) -> dict[str, Tensor]:
+        """Gradients of the pass's nodes, [G, …] of each leaf: those that each has alone."""
+        drawn = self._generators[part]
+        if len(taken.slots) == 1:
+            return self._found(drawn, share, taken)
+        before = [drawn[slot].get_state() for slot in taken.slots] if drawn else []
+        alone: dict[str, Tensor] = {}
+
+        def each() -> dict[str, Tensor]:
+            for slot, state in zip(taken.slots, before, strict=False):
+                drawn[slot].set_state(state)
+            places = range(len(taken.slots))
+            found = [self._found(drawn, share, taken.only(at)) for at in places]
+            return {name: torch.cat([one[name] for one in found]) for name in found[0]}
+
+        def same() -> bool:
+            stacked = self._found(drawn, share, taken)
+            alone.update(each())
+            return all(torch.equal(stacked[name], alone[name]) for name in stacked)
+
+        if self._trainer.stacks((self._block, *taken.shape), same) and not alone:
+            return self._found(drawn, share, taken)
+        return alone or each()
+
+    def _found(
+        self, drawn: Sequence[torch.Generator], share: Share, taken: Pass
+    ) -> dict[str, Tensor]:
+        slots, leaves, upper = list(taken.slots), self.slots.leaves, self._upper
+        if len(slots) < len(self.slots):
+            leaves = {n: leaf.detach()[slots].requires_grad_() for n, leaf in leaves.items()}
+            upper = upper.only(slots)
+        generators = [drawn[slot] for slot in slots] if drawn else ()
+        bank = self._trainer.bank(self._block, leaves, upper, generators, share)
+        loss = self._trainer.on_private.loss(self._block[0], bank, leaves, taken)
+        gradients = torch.autograd.grad(loss, tuple(leaves.values()))
+        return dict(zip(leaves, gradients, strict=True))
 
 
 def _diverged(key: NodeKey, what: str) -> S3TError:

@@ -9,8 +9,9 @@ digits; 10,003 × 32 × 384 × 4 B = 492 MB for banking77 on MiniLM; 100,000 × 
 429 GB for a large language model). Above the cap nothing is kept and the trunk runs anew for each
 batch; a node's bytes are the same either way.
 
-Invariants: it holds nothing but the rows asked for; and it is right only while a row always gives
-the same hidden states, so a base that draws dropout is refused.
+Invariants: it holds nothing but the rows asked for; a row's hidden states depend on that row alone,
+whatever else is asked for (``arithmetic.RowByRow``), so that a deletion changes no byte of the
+others; and a base that draws dropout is refused, since a row must always give the same.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from s3t.errors import S3TError
-from s3t.model.arithmetic import filled
+from s3t.model.arithmetic import RowByRow, filled
 from s3t.model.base import Base
 from s3t.model.encode import Encoded
 from s3t.training.peers import InTurn, Peers
@@ -28,7 +29,7 @@ from s3t.training.shelf import Cut, Shelf
 __all__ = ["Trunk"]
 
 _CHUNK = 32
-"""Rows of one pass through the trunk; always full, so that every pass has one shape."""
+"""Rows that peers compute of a part each."""
 
 
 class Trunk:
@@ -64,6 +65,7 @@ class Trunk:
         self._shelf, self._peers = shelf, peers or InTurn()
         self._at = -1
         self._cut: Cut | None = None
+        self._each = RowByRow(self._pass, self._peers.all)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -116,10 +118,9 @@ class Trunk:
 
     @torch.no_grad()
     def _compute(self, index: Tensor) -> Tensor:
-        parts = []
-        for part in index.split(_CHUNK):
-            rows = self.rows.rows(filled(part, _CHUNK)).to(self.base.device)
-            hidden = self.base.start(rows)
-            hidden = self.base.run(hidden, 0, self._at, self.base.attention(rows.mask))
-            parts.append(hidden[: len(part)])
-        return torch.cat(parts)
+        rows = self.rows.rows(index).to(self.base.device)
+        return self._each(rows, self.base.tokens(rows), self._at)
+
+    def _pass(self, rows: Encoded) -> Tensor:
+        hidden = self.base.start(rows)
+        return self.base.run(hidden, 0, self._at, self.base.attention(rows.mask))

@@ -21,7 +21,8 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,20 +30,24 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 
 from s3t.config import Config, anchored
+from s3t.data import label_names, load_public
 from s3t.errors import InputError, S3TError
 from s3t.ledger import Gone
 from s3t.model.arithmetic import one_thread
+from s3t.pinned import call_elsewhere, pin
 from s3t.purging import purge
 from s3t.run import RunDir
 from s3t.training.claims import Alone, Leases
 from s3t.training.peers import Group
 from s3t.training.place import Place, by_itself
 from s3t.training.pool import Inline, Pool, Workers, worker_count
-from s3t.training.preparation import prepare
+from s3t.training.preparation import open_material, prepare
 from s3t.training.renewal import Renewal, renew, take_effect
 from s3t.training.sharing import finished, join, joined, publish
 from s3t.training.together import Together, follow, with_one_voice
 from s3t.training.walker import Walker, silent
+from s3t.training.workshop import Workshop
+from s3t.types import NodeKey
 
 __all__ = ["Report", "train"]
 
@@ -91,6 +96,7 @@ def train(
     renewal: Renewal | None = None,
     without: Gone | None = None,
     in_turn: bool = False,
+    public_of: RunDir | None = None,
 ) -> Report:
     """Train every node of a config's plan that is missing; the main job.
 
@@ -103,10 +109,47 @@ def train(
         without: samples that a new run must never see, though the data hold them.
         in_turn: whether one process does in turn what ``stage.processes`` would do together:
             slower, and the same bytes.
+        public_of: a run whose base, public head and prototypes are taken, since they were made in
+            another environment.
 
     Raises:
         S3TError: see ``prepare`` and ``renew``; or a stage diverged, or workers died.
     """
+    if pin(config.training.arithmetic):
+        return _train(config, renewal, without, in_turn, public_of)
+    found = call_elsewhere(
+        config.training.arithmetic,
+        train_words,
+        config=config.model_dump(mode="json"),
+        renewal=None if renewal is None else asdict(renewal),
+        without=None if without is None else without.to_dict(),
+        in_turn=in_turn,
+        public_of=None if public_of is None else str(public_of.root),
+    )
+    return Report(**found)
+
+
+def train_words(
+    config: Any, renewal: Any, without: Any, in_turn: bool, public_of: str | None
+) -> dict[str, Any]:
+    """``train`` of JSON values, in a process whose arithmetic is pinned."""
+    report = _train(
+        Config.model_validate(config),
+        None if renewal is None else Renewal(renewal["add"], tuple(renewal["files"])),
+        None if without is None else Gone.of(without),
+        in_turn,
+        None if public_of is None else RunDir(public_of),
+    )
+    return asdict(report)
+
+
+def _train(
+    config: Config,
+    renewal: Renewal | None,
+    without: Gone | None,
+    in_turn: bool,
+    public_of: RunDir | None,
+) -> Report:
     started, added = time.monotonic(), 0
     process, together = Place.found(), 1 if in_turn else config.stage.processes
     place = _groups(process, together)
@@ -128,7 +171,7 @@ def train(
         if claims is not None:
             stack.callback(claims.close)
         if place.main:
-            added = _prepared(config, device, claims, renewal, without)
+            added = _prepared(config, device, claims, renewal, without, public_of)
         else:
             assert claims is not None
             _meet(config, place, claims, renewal is not None)
@@ -136,6 +179,7 @@ def train(
         counts = Walker(config, accelerator, run, place, claims or Alone(), pool).go()
         if place.main:
             take_effect(run)
+            _score_again(run, device)
             if renewal is not None:
                 purge(run, locked=True)
     return Report(
@@ -172,6 +216,11 @@ def _accelerator(config: Config, place: Place) -> tuple[Accelerator, torch.devic
     if device.type == "cuda":
         device = torch.device("cuda", place.local % torch.cuda.device_count())
         torch.cuda.set_device(device)
+    if device.type != "cpu" and config.training.arithmetic == "portable":
+        raise InputError(
+            f"training.arithmetic=portable is of processors, and this trains on {device.type}: "
+            "use native, or accelerate launch --cpu"
+        )
     return accelerator, device
 
 
@@ -186,7 +235,9 @@ def _claims(config: Config, place: Place) -> Leases | None:
 def _pool(config: Config, device: torch.device, place: Place) -> Pool:
     size = worker_count(config.training.workers, device, place.here)
     shared = size > 1 or place.here > 1
-    return Inline(device, shared) if size == 1 else Workers(size, shared)
+    if size == 1:
+        return Inline(device, shared)
+    return Workers(size, shared, config.training.arithmetic)
 
 
 def _prepared(
@@ -195,6 +246,7 @@ def _prepared(
     claims: Leases | None,
     renewal: Renewal | None,
     without: Gone | None,
+    public_of: RunDir | None,
 ) -> int:
     """Prepare the run, or plan it anew, as the main process; returns the samples taken in."""
     added = 0
@@ -204,7 +256,8 @@ def _prepared(
     run = RunDir(config.run_dir)
     if renewal is None:
         with tqdm(desc="adapting the base", unit="step", disable=quiet) as bar:
-            prepare(config, device, lambda done, total: _advance(bar, done, total), without)
+            on_step = partial(_advance, bar)
+            prepare(config, device, on_step, without, public_of)
     else:
         added = renew(run, device, renewal)
     run = RunDir(config.run_dir)
@@ -224,7 +277,7 @@ def _meet(config: Config, place: Place, claims: Leases, renewed: bool) -> None:
         if renewed:
             return False
         if run.prepared and not run.joined:
-            return True
+            return run.store.keys().issuperset(_wanted(run))  # else it may be planned again
         return config.store.url is not None and not place.beside_main and finished(config)
 
     if not claims.wait_for_main(needless) and not renewed:  # a repair may be through already
@@ -240,6 +293,24 @@ def _meet(config: Config, place: Place, claims: Leases, renewed: bool) -> None:
         while not joined(RunDir(config.run_dir)):  # the first process of this machine is at it
             time.sleep(claims.pause)
     claims.open()
+
+
+def _wanted(run: RunDir) -> list[NodeKey]:
+    """Nodes of the plan to train that no deletion has hit."""
+    hits = run.hits()
+    return [node.key for node in run.trained_plan().forest if not node.is_hit(hits)]
+
+
+def _score_again(run: RunDir, device: torch.device) -> None:
+    """Score nodes whose scores are of other public rows than there are now; trains nothing."""
+    config, there = run.config(), run.store.keys()
+    rows = load_public(config, "validation", label_names(config)).digest()
+    with run.ledger() as ledger:
+        known, wanted = ledger.plans.nodes(), _wanted(run)
+        stale = [key for key in wanted if key in there and key in known and known[key].rows != rows]
+        if stale:
+            workshop = Workshop(open_material(run, device))
+            ledger.plans.rescore(workshop.scores(stale), rows)
 
 
 def _forget_trunk(config: Config, place: Place) -> None:

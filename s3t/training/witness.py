@@ -13,8 +13,9 @@ import time
 from collections.abc import Collection
 
 from s3t.errors import DamagedNodeError
+from s3t.ledger import Witnessed
 from s3t.run import RunDir
-from s3t.types import Digest, NodeKey
+from s3t.types import NodeKey
 
 __all__ = ["Witness"]
 
@@ -48,10 +49,11 @@ class Witness:
             ledger.plans.seal()
 
     def _announce(self, there: Collection[NodeKey]) -> None:
-        found: dict[NodeKey, Digest] = {}
+        found: dict[NodeKey, Witnessed] = {}
         for key in sorted({*there} - self._known):
             try:
-                found[key] = self._run.store.meta(key).weights
+                meta = self._run.store.meta(key)
+                found[key] = Witnessed(meta.weights, meta.score, meta.rows)
             except DamagedNodeError:
                 continue  # whoever needs it says so
         with self._run.ledger() as ledger:

@@ -16,6 +16,7 @@ import sys
 from typing import Any
 
 from s3t.errors import S3TError
+from s3t.pinned import pin
 
 __all__ = ["main"]
 
@@ -31,6 +32,7 @@ def main() -> None:
     def tell(message: dict[str, Any]) -> None:
         out.write(json.dumps(message) + "\n")
 
+    pin("portable" if sys.argv[1:] == ["portable"] else "native")
     try:
         _serve(tell)
     except BrokenPipeError:
@@ -45,17 +47,19 @@ def main() -> None:
 def _serve(tell: Any) -> None:
     import torch
 
+    from s3t.model.arithmetic import one_thread
     from s3t.run import RunDir
     from s3t.training.preparation import open_material
     from s3t.training.workshop import Workshop
 
-    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    one_thread(device).__enter__()  # for as long as the process lives
     workshop: Workshop | None = None
     for line in sys.stdin:
         message = json.loads(line)
         if "run" in message:
             run = RunDir.existing(message["run"])
-            material = open_material(run, torch.device("cpu"))
+            material = open_material(run, device)
             workshop = Workshop(material, message["shared"])
             tell({"ready": True, "group": workshop.group_size()})
         else:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from s3t.errors import S3TError
 from s3t.plan.trie import Node
 from s3t.store import NodeMeta
 from s3t.training.peers import Peers
@@ -53,7 +54,8 @@ class Workshop:
         sealed = config.store.encrypt  # then nothing of a private row lies on disk in plain
         if kept == "disk" or (kept == "auto" and shared and not sealed):
             contents = [sample.content for sample in material.samples]
-            shelf = Shelf(material.run.trunk_path, material.plan.base, contents)
+            here = digest([material.plan.base, material.environment])
+            shelf = Shelf(material.run.trunk_path, here, contents)
         self.trainer = StageTrainer(
             material.base,
             config.lora,
@@ -69,7 +71,6 @@ class Workshop:
         )
         self.blocks = [tuple(block) for block in material.plan.recipe["blocks"]]
         self._recipe = digest(material.plan.recipe)
-        self._grouping: dict[int, bool] = {}
 
     def group_size(self) -> int:
         """How many nodes one stacked step should hold (see ``TrainingConfig.group_bytes``)."""
@@ -85,36 +86,41 @@ class Workshop:
     def train(
         self, keys: Sequence[NodeKey], on_step: Callable[[int], None] = lambda steps: None
     ) -> None:
-        """Train nodes of one stage whose parents are in the store, and publish them."""
+        """Train nodes of one stage whose parents are in the store, and publish them.
+
+        Raises:
+            S3TError: they were planned for another environment than this process's.
+        """
         nodes = [self.material.plan.forest[key] for key in keys]
+        for node in nodes:
+            if node.environment != self.material.environment:
+                raise S3TError(
+                    f"node {node.key} was planned for another environment than this process has "
+                    "(another machine type, library or switch than the main process): let machines "
+                    "of one type train at a time; run the same command again on one of them"
+                )
         block = self.blocks[nodes[0].stage - 1]
         assignments = [self._assignment(node) for node in nodes]
-        size = self.group_size() if self._may_group(nodes[0].stage, block, assignments) else 1
+        size = self.group_size()
         for start in range(0, len(nodes), size):
             group = assignments[start : start + size]
             for trained in self.trainer.train(block, group, on_step):
                 if self._leads:
                     self._publish(trained)
 
+    def scores(self, keys: Sequence[NodeKey]) -> dict[NodeKey, float]:
+        """Scores of nodes that are in the store, on the validation rows as they are now."""
+        found = {}
+        for key in keys:
+            node = self.material.plan.forest[key]
+            block = self.blocks[node.stage - 1]
+            tensors = self.material.store.read(key)[1]
+            (found[key],) = self.trainer.scores(block, [self._assignment(node)], [tensors])
+        return found
+
     def trainable(self, keys: Sequence[NodeKey]) -> list[NodeKey]:
         """Those of the nodes that no deletion known here has hit."""
         return [key for key in keys if not self._is_hit(self.material.plan.forest[key])]
-
-    def _may_group(
-        self, stage: int, block: tuple[int, int], assignments: Sequence[Assignment]
-    ) -> bool:
-        """Whether groups give the bytes of nodes alone on this machine.
-
-        Tried at the first stage, and at one with frozen layers above: products have the same
-        shapes in all others. Prompts make rows longer at each stage.
-        """
-        if len(assignments) == 1 or self.group_size() == 1:
-            return False
-        kind = stage if self.material.config.prompt_tokens else min(stage, 2)
-        if kind not in self._grouping:
-            sample = assignments[: self.group_size()]
-            self._grouping[kind] = self.trainer.agrees(block, sample)
-        return self._grouping[kind]
 
     def _assignment(self, node: Node) -> Assignment:
         material = self.material
@@ -143,10 +149,12 @@ class Workshop:
             parent=node.parent,
             base=material.plan.base,
             recipe=self._recipe,
+            environment=node.environment,
             slices=tuple(material.plan.digests[node.shard][part] for part in node.prefix),
             shard=node.shard,
             prefix=node.prefix,
             score=trained.score,
+            rows=material.scored_rows,
         )
         material.store.write(meta, trained.tensors)
         if self._is_hit(node):  # since; and a purge may have gone by between the two looks

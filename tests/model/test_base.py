@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from s3t.errors import InputError, IntegrityError
 from s3t.model.base import Base
 from s3t.model.encode import Encoded
 from s3t.model.lora import adapted
-from s3t.store import tensors_digest
+from s3t.model.whole import function_of
 from tests.tiny import (
     DECODERS,
     FAMILIES,
@@ -180,13 +181,35 @@ def test_no_gradient_reaches_the_base(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", NEEDED)
-def test_the_fingerprint_is_that_of_the_weights(family: str) -> None:
-    model = tiny_model(family)
-    expected = tensors_digest(model.state_dict())
-    assert tiny_base(family).fingerprint == expected
-    with torch.no_grad():
-        list(model.parameters())[-1].view(-1)[0] += 1
-    assert tensors_digest(model.state_dict()) != expected
+def test_the_fingerprint_is_of_weights_and_function(family: str) -> None:
+    length = None if family in IMAGES else LENGTH
+
+    def fingerprint(change: Callable[[Any], None]) -> str:
+        model = tiny_model(family)
+        change(model)
+        return Base(model, language_model=False, length=length).fingerprint
+
+    def weight(model: Any) -> None:
+        with torch.no_grad():
+            next(model.parameters()).view(-1)[0] += 1
+
+    def activation(model: Any) -> None:
+        names = {"activation_function", "hidden_act"}
+        setattr(model.config, next(n for n in names if hasattr(model.config, n)), "relu")
+
+    def names(model: Any) -> None:
+        model.config._name_or_path = "another/folder"
+        model.config.architectures = ["Other"]
+        model.config.id2label = {0: "cat", 1: "dog"}
+        model.config.transformers_version = "9.9"
+
+    own = fingerprint(lambda model: None)
+    assert own == tiny_base(family).fingerprint == fingerprint(names)
+    assert len({own, fingerprint(weight), fingerprint(activation)}) == 3
+    config = tiny_model(family).config
+    before = function_of(config)
+    config._attn_implementation = "eager"
+    assert function_of(config) != before, "how attention is computed counts"
 
 
 # ── what is refused ──────────────────────────────────────────────────────────────────────────

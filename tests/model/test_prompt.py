@@ -13,6 +13,7 @@ import transformers as hf
 from torch import Tensor
 
 from s3t.errors import InputError
+from s3t.model.arithmetic import draws
 from s3t.model.base import Base
 from s3t.model.encode import Encoded
 from s3t.model.head import language_logits
@@ -184,7 +185,7 @@ def test_prompts_of_a_lineage_stand_in_the_order_of_their_stages() -> None:
 
 
 def test_a_stage_adds_its_own() -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = draws(0)
     first = fresh_prompt({}, (500, 40), 0.1, generator)
     assert [*first] == ["prompt.001"]
     assert 0.09 < float(first["prompt.001"].std()) < 0.11

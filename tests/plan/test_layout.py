@@ -33,8 +33,8 @@ def plan(**changes: Any) -> Plan:
 def test_keys_follow_from_lineage() -> None:
     made = plan()
     recipe = digest({"epochs": 4, "rate": 3e-3, "targets": ["query", "value"], "ß": None})
-    first = node_key(BASE, recipe, None, [DIGESTS[1][1]])
-    second = node_key(BASE, recipe, first, [DIGESTS[1][1], DIGESTS[1][2]])
+    first = node_key(BASE, recipe, None, [DIGESTS[1][1]], digest({}))
+    second = node_key(BASE, recipe, first, [DIGESTS[1][1], DIGESTS[1][2]], digest({}))
     found = made.forest[second]
     assert (found.shard, found.prefix, found.parent) == (1, (1, 2), first)
     assert (found.samples, found.passes, found.bytes) == (19, 76, 110)
@@ -145,6 +145,11 @@ def test_what_no_node_shows_is_proved_by_the_digest() -> None:
 def test_a_newer_plan_asks_for_an_upgrade(sign: bool) -> None:
     with pytest.raises(IntegrityError, match="upgrade s3t"):
         Plan.from_json(edited(lambda body: body.update(format=PLAN_FORMAT + 1), sign))
+
+
+def test_an_older_plan_is_refused_in_a_sentence() -> None:
+    with pytest.raises(IntegrityError, match="the plan has format 1, this s3t reads 2: go on with"):
+        Plan.from_json(edited(lambda body: body.update(format=1), sign=True))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "3", '{"format": "1", "digest": ""}', "null"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from s3t.model.encode import Encoded
-from s3t.model.lora import adapted
+from s3t.model.lora import Bank, adapted
 from s3t.training.material import Batches, LabelledSet
 from s3t.training.objective import Objective
 from s3t.training.stage import StageTrainer, Trained
@@ -87,6 +87,13 @@ def test_what_is_padding_changes_no_byte() -> None:
         assert same(one, two)
 
 
+def losses(
+    objective: Objective, bank: Bank, chosen: tuple[Tensor, Tensor], passes: int = 1
+) -> list[Tensor]:
+    """The loss of one node of a language model, pass by pass."""
+    return [objective.loss(2, bank, {}, taken) for taken in objective.passes([chosen], passes)]
+
+
 def test_the_loss_is_the_mean_over_the_answers_tokens() -> None:
     trainer = instructed("llama")
     base, rows = trainer.base, trainer.private.rows
@@ -94,7 +101,7 @@ def test_the_loss_is_the_mean_over_the_answers_tokens() -> None:
     bank = bank_of(base.targets, tensors, 2.0)
     index, weights = torch.tensor([3, 5, 8, 3]), torch.tensor([1.0, 1.0, 1.0, 0.0])
     trainer.on_private.trunk.prepare(2, index.unique())
-    (loss,) = trainer.on_private.losses(2, bank, {}, [(index, weights)])
+    (loss,) = losses(trainer.on_private, bank, (index, weights))
     few = rows.rows(index[:3])
     with adapted(bank):
         hidden = base.run(base.start(few), 0, base.depth, base.attention(few.mask))
@@ -144,10 +151,10 @@ def test_a_pass_weighs_as_much_as_it_holds() -> None:
     bank = bank_of(trainer.base.targets, random_adapter(trainer.base.targets, 2, 2), 2.0)
     objective, weights = trainer.on_private, torch.ones(8)
     objective.trunk.prepare(2, index.unique())
-    (whole,) = objective.losses(2, bank, {}, [(index, weights)])
-    parts = [*objective.losses(2, bank, {}, [(index, weights)], passes=2)]
-    each = [*objective.losses(2, bank, {}, [(index[:4], weights[:4])])]
-    each += [*objective.losses(2, bank, {}, [(index[4:], weights[4:])])]
+    (whole,) = losses(objective, bank, (index, weights))
+    parts = losses(objective, bank, (index, weights), passes=2)
+    each = losses(objective, bank, (index[:4], weights[:4]))
+    each += losses(objective, bank, (index[4:], weights[4:]))
     assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-6)
     assert float(sum(each)) / 2 != pytest.approx(float(whole), rel=1e-3)
 

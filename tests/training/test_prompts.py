@@ -313,10 +313,10 @@ def test_the_recipe_names_prompts_where_they_are_used_alone(make: Make) -> None:
     base, encoder = tiny_base("bert"), load_model(make()).encoder
 
     def recipe(config: Config) -> dict[str, Any]:
-        return recipe_of(config, base, encoder, ["a", "b"], torch.device("cpu"), None)
+        return recipe_of(config, base, encoder, ["a", "b"], None)
 
     plain, prompted = recipe(make()), recipe(make(**PROMPTS))
-    assert "prompt" not in plain and "adapter" not in plain["stage"]
+    assert "prompt" not in plain and plain["stage"]["adapter"] == "lora"
     assert prompted["prompt"] == PROMPTS["prompt"] and "lora" not in prompted
     assert recipe(make(**PROMPTS, lora={"rank": 5})) == prompted, "LoRA has no part in it"
 

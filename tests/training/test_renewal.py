@@ -12,7 +12,7 @@ import pytest
 from s3t.audit.audit import audit
 from s3t.config import Config
 from s3t.errors import InputError, S3TError
-from s3t.ledger import Ledger
+from s3t.ledger import Ledger, Witnessed
 from s3t.ledger.planning import Planning
 from s3t.plan import Plan
 from s3t.purging import purge
@@ -68,8 +68,9 @@ def test_a_repaired_run_is_a_run_that_never_saw_the_sample(make: Make, tmp_path:
         state = ledger.state()
         assert (state.generation, state.hits) == (1, ())
         assert [g.in_force is not None for g in ledger.plans.all()] == [True, True]
+        metas = [run.store.meta(node.key) for node in run.plan().forest]
         assert ledger.plans.nodes() == {
-            node.key: run.store.meta(node.key).weights for node in run.plan().forest
+            meta.key: Witnessed(meta.weights, meta.score, meta.rows) for meta in metas
         }
     compared = from_scratch(run, tmp_path / "scratch")
     assert compared.equal and compared.same == len(before)
@@ -239,7 +240,7 @@ def test_between_any_two_steps_of_a_new_plan_the_run_is_whole(
 
     with monkeypatch.context() as patched:
         if step == "settle":
-            patched.setattr("s3t.training.renewal._put_in_force", put_in_force_and_die)
+            patched.setattr("s3t.training.renewal.put_in_force", put_in_force_and_die)
         else:
             patched.setattr(Planning, step, die)
         with pytest.raises(S3TError, match="killed"):

@@ -13,8 +13,9 @@ from torch.nn import functional
 from s3t.errors import IntegrityError, S3TError
 from s3t.model.peft import from_peft, to_peft
 from s3t.training.material import Batches, LabelledSet
+from s3t.training.objective import Pass
 from s3t.training.slots import learning_rate
-from s3t.training.stage import Assignment, StageTrainer, Trained
+from s3t.training.stage import Assignment, StageTrainer, Trained, _Run
 from tests.tiny import (
     FAMILIES,
     inputs_of,
@@ -321,21 +322,29 @@ def test_a_node_of_one_step_is_a_node() -> None:
 
 
 def test_agrees_finds_a_machine_where_groups_round_differently(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = tiny_trainer("vit")
     group = tiny_group(trainer, 2, SIZES)
     assert trainer.agrees((1, 2), group)
-    run = trainer._run
+    alone = {one.key: trainer.train((1, 2), [one])[0] for one in group}
+    found = _Run._found
 
-    def rounding(block: Any, ranked: Any, *rest: Any, **named: Any) -> Any:
-        finals = run(block, ranked, *rest, **named)
-        if len(ranked) > 1:
-            finals[-1]["head.bias"] = finals[-1]["head.bias"].nextafter(torch.tensor(9.0))
-        return finals
+    def rounding(run: Any, drawn: Any, share: Any, taken: Pass) -> dict[str, Tensor]:
+        """One number of one node between the first and the last, in one small gradient."""
+        gradients = found(run, drawn, share, taken)
+        if len(taken.slots) > 2:
+            bias = gradients["head.bias"]
+            bias[1, 0] = bias[1, 0].nextafter(torch.tensor(9.0))
+        return gradients
 
-    monkeypatch.setattr(trainer, "_run", rounding)
-    assert not trainer.agrees((1, 2), group)
+    other = tiny_trainer("vit")
+    monkeypatch.setattr(_Run, "_found", rounding)
+    assert not other.agrees((1, 2), group)
+    with caplog.at_level("WARNING"):
+        together = tiny_trainer("vit").train((1, 2), group)
+    assert "one by one" in caplog.text
+    assert all(same(trained, alone[trained.key]) for trained in together), "and no byte differs"
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("vit", "bert")])

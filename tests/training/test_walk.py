@@ -253,7 +253,7 @@ def test_a_set_tree_is_trained_served_and_proved_like_sequences(make: Make, unit
     cyclic = deep(make, "cyclic", {"strategy": "cyclic"})
     budget = {"sequences": 3, "slice-passes": 10, "bytes": 0}[unit]
     drafted = draft(cyclic)
-    plan = drafted.plan(drafted.base, torch.device("cpu"), None)
+    plan = drafted.plan(drafted.base, None)
     whole = len(plan.forest)
     budget = budget or sum(node.bytes for node in plan.forest.of_shard(0)[:5])
     tree = deep(make, "tree", {"strategy": "tree", "unit": unit, "budget": budget})
