@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -20,13 +21,13 @@ from typing import Any
 from s3t.config import Config
 from s3t.errors import DamagedNodeError, IntegrityError
 from s3t.ledger import Deletion, State
-from s3t.plan import Plan, expected_deletions
+from s3t.plan import Plan, environment_name, expected_deletions
 from s3t.plan.trie import Node
 from s3t.run import RunDir
 from s3t.schedule import Schedule
-from s3t.types import NodeKey, SampleId, Slot
+from s3t.types import Digest, NodeKey, SampleId, Slot
 
-__all__ = ["Forgetting", "PrefixChange", "Receipt", "ShardStatus", "Status"]
+__all__ = ["EnvironmentStatus", "Forgetting", "PrefixChange", "Receipt", "ShardStatus", "Status"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,15 @@ class ShardStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class EnvironmentStatus:
+    """An environment, and how many of the nodes that can serve were trained in it."""
+
+    environment: Digest
+    name: str
+    nodes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The state of a run at one view."""
 
@@ -117,6 +127,7 @@ class Status:
     expected_deletions_left: float
     slices: int
     shards: tuple[ShardStatus, ...]
+    environments: tuple[EnvironmentStatus, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -317,7 +328,17 @@ class Forgetting:
                 shards=tuple(
                     self._shard_status(shard, node) for shard, node in enumerate(prefixes)
                 ),
+                environments=self._environments(),
             )
+
+    def _environments(self) -> tuple[EnvironmentStatus, ...]:
+        alive = (key for shard in range(self.plan.shards) for key in self._schedule.alive(shard))
+        there = Counter(self.plan.forest[key].environment for key in alive)
+        return tuple(
+            EnvironmentStatus(one, environment_name(values), there[one])
+            for one, values in self.plan.environments.items()
+            if there[one]
+        )
 
     def _judge(self, slots: Sequence[Slot]) -> dict[str, Any]:
         """The schedule's part of a receipt, before anything is committed."""

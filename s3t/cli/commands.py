@@ -17,6 +17,7 @@ from s3t.cli.output import print_json, quiet, write
 from s3t.cli.tables import budget_lines, forecast_lines, plan_lines, receipt_lines, status_lines
 from s3t.cli.words import json_row, numbered, points, split_launch, words
 from s3t.errors import InputError, S3TError
+from s3t.pinned import pin
 
 __all__ = ["AsJson", "Overrides", "RunPath", "app", "main"]
 
@@ -161,6 +162,7 @@ def train(context: typer.Context, config: ConfigPath, as_json: AsJson = False) -
         if as_json:
             print_json({"run": str(resolved.run_dir)})
         return
+    pin(resolved.training.arithmetic)  # before torch is loaded
     with quiet():
         from s3t.training.walk import train as walk
 

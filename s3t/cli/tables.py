@@ -124,6 +124,8 @@ def status_lines(found: Any) -> Iterator[str]:
             f"({shard.nodes_alive} nodes alive, {shard.nodes_dead} dead{missing})"
         )
     yield "● serves   · intact, does not serve   × holds a deleted sample"
+    for one in found.environments:
+        yield f"{one.nodes} nodes of {one.name}"
 
 
 def forecast_lines(found: dict[str, Any]) -> Iterator[str]:

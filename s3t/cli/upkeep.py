@@ -16,6 +16,7 @@ from s3t.cli.output import print_json, quiet
 from s3t.cli.tables import log_line, purge_lines, stored_receipt_lines
 from s3t.cli.words import split_launch
 from s3t.errors import InputError
+from s3t.pinned import pin
 
 __all__: list[str] = []
 
@@ -171,6 +172,7 @@ def _renew(what: str, run: Path, files: list[str], options: list[str], as_json: 
         if as_json:
             print_json({"run": str(run)})
         return
+    pin(config.training.arithmetic)  # before torch is loaded
     with quiet():
         from s3t.training.renewal import Renewal
         from s3t.training.walk import train

@@ -8,7 +8,7 @@ strategies ◄── survival: how long prefixes last    not imported here: nump
 from __future__ import annotations
 
 from s3t.plan.layout import PLAN_FORMAT, Plan, make_plan
-from s3t.plan.lineage import FORMAT, node_key, node_seed, slice_digest
+from s3t.plan.lineage import FORMAT, environment_name, node_key, node_seed, slice_digest
 from s3t.plan.sequences import Sequences, cyclic, explicit
 from s3t.plan.survival import expected_deletions
 from s3t.plan.trie import Forest, Node, prefixes
@@ -21,6 +21,7 @@ __all__ = [
     "Plan",
     "Sequences",
     "cyclic",
+    "environment_name",
     "expected_deletions",
     "explicit",
     "make_plan",

@@ -9,11 +9,12 @@ repair is "train the keys that are missing", and forgetting is a question of rea
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from s3t.types import Digest, NodeKey, Sample, digest
 
-__all__ = ["FORMAT", "node_key", "node_seed", "slice_digest"]
+__all__ = ["FORMAT", "environment_name", "node_key", "node_seed", "slice_digest"]
 
 FORMAT = 2
 """Version of the node format; part of every key."""
@@ -50,6 +51,15 @@ def node_key(
         "slices": list(slices),
     }
     return NodeKey(digest(lineage))
+
+
+def environment_name(environment: Mapping[str, Any]) -> str:
+    """An environment in a line, as people read it: what most often differs, and its digest."""
+    parts = ("arithmetic", "device", "machine", "capability", "libc", "gpu")
+    kind = " ".join(str(environment[part]) for part in parts if part in environment)
+    versions = f"torch {environment.get('torch')}, transformers {environment.get('transformers')}"
+    switches = [f"{name}={value}" for name, value in environment.get("switches", {}).items()]
+    return ", ".join([versions, kind, *switches, digest(environment)[:12]])
 
 
 def node_seed(key: NodeKey, purpose: str) -> int:

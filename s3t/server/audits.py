@@ -38,6 +38,14 @@ class ShardStatus(BaseModel):
     score: float | None
 
 
+class EnvironmentStatus(BaseModel):
+    """An environment, and how many of the nodes that can serve were trained in it."""
+
+    environment: str = Field(description="digest of all that it is named by")
+    name: str
+    nodes: int
+
+
 class Status(BaseModel):
     """The state of the run at one view."""
 
@@ -48,6 +56,7 @@ class Status(BaseModel):
     expected_deletions_left: float
     slices: int
     shards: list[ShardStatus]
+    environments: list[EnvironmentStatus]
 
 
 class Replica(BaseModel):

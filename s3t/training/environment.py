@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,7 +39,7 @@ from s3t.training.recipe import blocks_of
 from s3t.training.stage import StageTrainer
 from s3t.types import Digest, digest
 
-__all__ = ["environment_name", "environment_of"]
+__all__ = ["environment_of"]
 
 _ROWS = 4
 """Validation rows of the probe: none is scored."""
@@ -76,17 +75,6 @@ def environment_of(
     if config.stage.parallel == "fsdp" and device.type != "cpu":
         return found  # no device need hold the base whole
     return found | {"probe": _probe(config, base.to(device), classes)}
-
-
-def environment_name(environment: Mapping[str, Any]) -> str:
-    """An environment as people read it."""
-    where = environment.get("gpu") or environment.get("capability") or environment.get("libc")
-    parts = ("arithmetic", "device", "machine")
-    kind = " ".join(str(environment[part]) for part in parts if part in environment)
-    return (
-        f"torch {environment.get('torch')}, transformers {environment.get('transformers')}, {kind}"
-        f"{'' if where is None else f' {where}'}, {digest(environment)[:12]}"
-    )
 
 
 def _encoding(base: Base) -> dict[str, Any]:
