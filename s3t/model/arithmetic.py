@@ -11,6 +11,7 @@ Measured on torch 2.13: ``docs/design.md``, Bytes and processors.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ __all__ = [
     "up_to_multiple",
     "without_tail",
 ]
+
+_log = logging.getLogger(__name__)
 
 LEAST_ROWS = 8
 """Rows of a product from which on a row rounds alike (Intel: 3, AMD Zen 5: 4)."""
@@ -127,6 +130,11 @@ class RowByRow:
         self._run, self._agree = run, agree
         self._together: dict[Hashable, bool] = {}
 
+    @property
+    def one_by_one(self) -> list[Hashable]:
+        """Shapes at which rows are passed one by one, since a chunk of them differed here."""
+        return [shape for shape, together in self._together.items() if not together]
+
     def __call__(self, rows: Encoded, tokens: int, what: Hashable = None) -> Tensor:
         """Results of the rows, [n, …].
 
@@ -142,6 +150,12 @@ class RowByRow:
             if shape not in self._together and len(part) > 1:
                 together, alone = self._run(chunk), self._alone(chunk, tokens)
                 self._together[shape] = self._agree(torch.equal(together, alone))
+                if not self._together[shape]:
+                    _log.warning(
+                        "hidden states are computed row by row where this machine rounds a row by "
+                        "its place (shape %s): slower, and the same bytes",
+                        shape,
+                    )
                 found.append(alone[: len(part)])
             elif self._together.get(shape):
                 found.append(self._run(chunk)[: len(part)])

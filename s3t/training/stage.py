@@ -231,6 +231,11 @@ class StageTrainer:
             on_step(going)
         return finals
 
+    @property
+    def one_by_one(self) -> list[Hashable]:
+        """Shapes at which nodes are computed one by one, since a stack of them differed here."""
+        return [shape for shape, seen in self._stacks.items() if seen == _NEVER]
+
     def stacks(self, shape: Hashable, same: Callable[[], bool]) -> bool:
         """Whether a shape may be computed stacked.
 

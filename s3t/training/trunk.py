@@ -16,6 +16,8 @@ others; and a base that draws dropout is refused, since a row must always give t
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
@@ -74,6 +76,11 @@ class Trunk:
     def cached(self) -> bool:
         """Whether hidden states of the prepared cut are kept."""
         return self._cut is not None
+
+    @property
+    def one_by_one(self) -> list[Hashable]:
+        """Shapes at which rows are computed one by one (``arithmetic.RowByRow``)."""
+        return self._each.one_by_one
 
     def prepare(self, cut: int, index: Tensor) -> None:
         """Make the hidden states of rows ``index`` at layer ``cut`` ready, if they are cached."""
