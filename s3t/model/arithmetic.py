@@ -32,6 +32,7 @@ __all__ = [
     "draws",
     "filled",
     "one_thread",
+    "root_",
     "up_to_multiple",
     "without_tail",
 ]
@@ -105,6 +106,16 @@ def without_tail(function: Callable[..., Tensor], *operands: Tensor) -> Tensor:
         return function(*operands)
     whole = function(*(functional.pad(one.flatten(), (0, missing)) for one in operands))
     return whole[: first.numel()].view(first.shape)
+
+
+def root_(numbers: Tensor) -> Tensor:
+    """Square roots in place, rounded to the nearest; torch's are MKL's on a CPU, which rounds them
+    by the processor, whatever it is told."""
+    if numbers.device.type != "cpu":
+        return numbers.sqrt_()
+    array = numbers.numpy()
+    np.sqrt(array, out=array)
+    return numbers
 
 
 def draws(seed: int) -> np.random.Generator:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from s3t.config import StageConfig
+from s3t.model.arithmetic import root_
 from s3t.training.peers import InTurn, Peers
 
 __all__ = ["Slots", "learning_rate"]
@@ -148,7 +149,7 @@ class Slots:
         one, two = _BETAS
         first.mul_(one).add_(self.gradient * (1 - one))
         second.mul_(two).add_(self.gradient.square().mul_(1 - two))
-        root = (second / (1 - two**self._step)).sqrt_().add_(_EPSILON)
+        root = root_(second / (1 - two**self._step)).add_(_EPSILON)
         self._decay(rates)
         self.theta.sub_((first / root).mul_(rates / (1 - one**self._step)))
 
@@ -165,7 +166,7 @@ class Slots:
 
     def _clip(self, limit: float) -> None:
         for row in self.gradient:  # row by row: the order of a sum must not depend on G
-            norm = float(row.square().sum().sqrt())
+            norm = math.sqrt(float(row.square().sum()))
             row.mul_(min(1.0, limit / (norm + 1e-6)))
 
 
