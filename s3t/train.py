@@ -38,17 +38,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except S3TError as error:
         return _failed(error, speak=first)
     pin(config.training.arithmetic)  # before torch is loaded
+    from s3t.training.peers import depart
     from s3t.training.renewal import Renewal
     from s3t.training.walk import train
 
     renewal = Renewal(words[0] == "add", tuple(words[2:])) if renews else None
+    code = 0
     try:
         report = train(config, renewal=renewal)
+        if first:
+            print(report.sentence(), file=sys.stderr)
     except S3TError as error:
-        return _failed(error, speak=True)
-    if first:
-        print(report.sentence(), file=sys.stderr)
-    return 0
+        code = _failed(error, speak=True)
+    except SystemExit as error:  # another process of the group says why
+        code = error.code if isinstance(error.code, int) else 1
+    if config.stage.processes > 1:
+        depart(code)
+    return code
 
 
 def _failed(error: S3TError, *, speak: bool) -> int:

@@ -98,9 +98,7 @@ def _descend(
     generator = torch.Generator().manual_seed(config.seed)
     parameters = [*model.parameters(), *head.parameters()]
     # fused, since the other ways take roots that MKL's vector functions round by the processor
-    optimizer = torch.optim.AdamW(
-        parameters, lr=adapt.learning_rate, weight_decay=0.01, fused=True
-    )
+    optimizer = torch.optim.AdamW(parameters, lr=adapt.learning_rate, weight_decay=0.01, fused=True)
     cycle = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=adapt.learning_rate, total_steps=adapt.steps
     )

@@ -16,11 +16,14 @@ too, so a node of a group can be trained again, and compared, without one (E2).
 from __future__ import annotations
 
 import json
+import logging
 import os
+import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 import torch.distributed as dist
@@ -33,7 +36,7 @@ from s3t.errors import InputError, IntegrityError, S3TError
 from s3t.training.place import Place
 from s3t.types import Digest, Share
 
-__all__ = ["Group", "InTurn", "PeerLost", "Peers"]
+__all__ = ["Group", "InTurn", "PeerLost", "Peers", "depart"]
 
 _MEETING = timedelta(minutes=10)
 """For all ranks of a group to come; the slowest has yet to load torch."""
@@ -44,6 +47,10 @@ _STEP = timedelta(minutes=30)
 _TALK = timedelta(days=30)
 """For the next unit: adapting the base, or the nodes of other groups, may take that long. Who dies
 meanwhile closes its connections, which ends the wait at once."""
+
+
+_PARTING = 60.0
+"""Seconds that the first rank waits for the others to have left."""
 
 
 class PeerLost(S3TError):
@@ -195,8 +202,20 @@ class Group:
             return True
 
     def close(self) -> None:
-        """Part in peace, all ranks at once."""
+        """Part in order: all ranks at once, and who may keep the store for the others last.
+
+        A process that was in a group ends by ``depart``.
+        """
+        self.gathered(None)  # nobody has anything left to do
+        self._talk = None
         dist.destroy_process_group()
+        if self.rank:
+            self._store.add("parted", 1)
+            return
+        limit = time.monotonic() + _PARTING
+        with suppress(RuntimeError):
+            while self._store.add("parted", 0) < self.size - 1 and time.monotonic() < limit:
+                time.sleep(0.01)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -239,6 +258,19 @@ class Group:
             "come to a stop: nothing of what they had in hand was published. Finished nodes are "
             "kept, run the same command again to go on"
         )
+
+
+def depart(code: int) -> NoReturn:
+    """End a process that was in a group, without the interpreter's own end.
+
+    gloo's threads drop the last tensors that they held when they come to it. For that they need the
+    interpreter; if it is ending, Python ends the thread in the middle of C++ code, which aborts the
+    process ("terminate called without an active exception").
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:

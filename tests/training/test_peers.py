@@ -239,7 +239,7 @@ MEETING = """
 import sys, torch
 import torch.distributed as dist
 from s3t.errors import IntegrityError
-from s3t.training.peers import Group
+from s3t.training.peers import Group, depart
 from s3t.training.place import Place
 from s3t.types import digest
 from tests.tiny import tiny_base, tiny_rows
@@ -277,6 +277,7 @@ try:
 except IntegrityError as error:
     print(error)
 group.close()
+depart(0)
 """
 
 
