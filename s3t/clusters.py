@@ -220,7 +220,8 @@ def _features(base: Base, rows: Encoded, layer: int) -> Iterator[tuple[Tensor, T
         each = RowByRow(run)
         for index, length in _chunks(rows):
             part = rows.rows(index).first(length).to(base.device)
-            yield index, each(part, base.tokens(part))
+            tokens = base.tokens(part)
+            yield index, each(part, tokens, base.fills_vectors(tokens))
 
 
 def _chunks(rows: Encoded) -> Iterator[tuple[Tensor, int]]:

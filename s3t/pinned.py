@@ -5,7 +5,7 @@
                                                  request ─ stdin ─► call ─► reply
 
     native     what the processor does fastest, with products that round a row alike wherever it
-               stands (MKL's strict mode); switches that the user has set stay as they are
+               stands (MKL's strict mode); whatever else the user has set stays as it is
     portable   one set of instructions for every x86-64 processor with AVX2
 
 Why: MKL, oneDNN and ATen choose their kernels by the processor and by environment variables that
@@ -36,12 +36,12 @@ __all__ = [
     "pin",
     "pinned_environment",
     "rebuilt",
+    "strict",
     "switches",
 ]
 
 Arithmetic = Literal["native", "portable"]
 
-_NATIVE = {"MKL_CBWR": "AUTO,STRICT"}
 _PORTABLE = {
     "MKL_CBWR": "COMPATIBLE",
     "ATEN_CPU_CAPABILITY": "default",
@@ -65,7 +65,10 @@ def pinned_environment(arithmetic: Arithmetic) -> dict[str, str]:
         if value is not None:
             found[name] = value
     if arithmetic == "native":
-        return _NATIVE | found
+        branch = found.get("MKL_CBWR", "AUTO").upper()
+        if branch != "COMPATIBLE" and "STRICT" not in branch:
+            branch += ",STRICT"
+        return found | {"MKL_CBWR": branch}
     for name in [name for name in found if _is_switch(name)]:
         del found[name]
     return found | _PORTABLE
@@ -90,6 +93,13 @@ def pin(arithmetic: Arithmetic) -> bool:
 def arithmetic_here() -> Arithmetic | None:
     """How this process is pinned; None if it is not."""
     return _pinned
+
+
+def strict() -> bool:
+    """Whether this process is pinned such that a product of MKL rounds a row alike, wherever it
+    stands and however its operands are aligned: without that a few numbers at the edge of a
+    product may differ, too few to be seen at once."""
+    return _pinned is not None and os.environ.get("MKL_CBWR", "").endswith("STRICT")
 
 
 def switches(environment: Mapping[str, str] | None = None) -> dict[str, str]:

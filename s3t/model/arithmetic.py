@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,16 +26,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from s3t.model.encode import Encoded
-from s3t.pinned import arithmetic_here
+from s3t.pinned import arithmetic_here, strict
 
 __all__ = [
     "LEAST_ROWS",
     "RowByRow",
     "at_least",
     "draws",
+    "even",
     "filled",
     "one_thread",
+    "processor_flags",
     "root_",
+    "rounds_alike",
     "up_to_multiple",
     "without_tail",
 ]
@@ -72,6 +78,33 @@ def one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.backends.mkldnn.enabled = fitted
         torch.use_deterministic_algorithms(strict)
+
+
+def rounds_alike(device: torch.device) -> bool:
+    """Whether a row's product may be trusted to be the same beside any others.
+
+    On a CPU that takes MKL in its strict mode, on a processor that has one. On a GPU it is only
+    tried.
+    """
+    if device.type != "cpu":
+        return True
+    return strict() and torch.backends.mkl.is_available() and "avx2" in processor_flags()
+
+
+@cache
+def processor_flags() -> frozenset[str]:
+    """The processor's instruction sets, by which libraries choose their kernels."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset(platform.processor().split())
+    line = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(line.split())
+
+
+def even(numbers: int) -> bool:
+    """Whether so many numbers fill the vectors of an element-wise function, with no tail."""
+    return numbers % _VECTORS == 0
 
 
 def filled(index: Tensor, count: int) -> Tensor:
@@ -146,15 +179,18 @@ class RowByRow:
         """Shapes at which rows are passed one by one, since a chunk of them differed here."""
         return [shape for shape, together in self._together.items() if not together]
 
-    def __call__(self, rows: Encoded, tokens: int, what: Hashable = None) -> Tensor:
+    def __call__(self, rows: Encoded, tokens: int, alike: bool, what: Hashable = None) -> Tensor:
         """Results of the rows, [n, …].
 
         Args:
             rows: on the device of the pass.
             tokens: T, of a row.
+            alike: whether rows of this length may be passed together at all.
             what: names all else that shapes the pass.
         """
         shape = (*rows.values.shape[1:], tokens, what)
+        if not (alike and rounds_alike(rows.values.device)):
+            self._together[shape] = False
         found = []
         for part in torch.arange(len(rows)).split(_CHUNK):
             chunk = rows.rows(filled(part, _CHUNK))

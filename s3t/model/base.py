@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from s3t.errors import InputError, IntegrityError
+from s3t.model.arithmetic import even
 from s3t.model.encode import Encoded
 from s3t.model.fused import FusedLayer
 from s3t.model.gates import Gate, find_layers, watched
@@ -90,6 +91,7 @@ class Base:
             whole.check_alike(seen)
             through = self._through(probe)
             self.norm = whole.norm(self.layers, probe, through, expected, seen.last)
+        self._widths = [_widths_of(layer) for layer in self.layers]
         self.targets: list[Target] = self._find_targets(targets)
         self._fused: list[FusedLayer | None] = self._find_fused(probe)
         wrap_targets(self.layers, self.targets)
@@ -174,12 +176,24 @@ class Base:
 
     def tokens(self, rows: Encoded) -> int:
         """Tokens T of a row."""
-        if rows.mask is not None:
-            return rows.values.shape[1]
+        return self.image_tokens if rows.mask is None else rows.values.shape[1]
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of an image."""
         if not self._image_tokens:
             with torch.no_grad():
                 self._image_tokens = self.start(self._whole.probe(None)).shape[1]
         return self._image_tokens
+
+    def fills_vectors(self, positions: int) -> bool:
+        """Whether so many positions leave no layer's element-wise functions a tail, which is
+        rounded otherwise. Layers that are written out never have one."""
+        return all(
+            written is not None or even(positions * width)
+            for written, widths in zip(self._fused, self._widths, strict=True)
+            for width in widths
+        )
 
     @cached_property
     def steps(self) -> Steps | None:
@@ -390,6 +404,14 @@ class Base:
             raise InputError(
                 f"lora.targets names no linear map of the base {error.args[0]}: choose among these"
             ) from None
+
+
+def _widths_of(layer: nn.Module) -> set[int]:
+    """Widths of all that a layer computes: what its weights are counted by."""
+    widths = {size for tensor in layer.parameters() for size in tensor.shape}
+    counted = ("out_features", "in_features")
+    widths |= {getattr(m, name) for m in layer.modules() for name in counted if hasattr(m, name)}
+    return {width for width in widths if width > 1}
 
 
 def _is_real(value: Any) -> bool:

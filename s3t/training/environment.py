@@ -15,11 +15,8 @@ nothing but a name; a missed one would give other bytes under one key.
 
 from __future__ import annotations
 
-import hashlib
 import platform
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +26,7 @@ from torch import Tensor
 
 from s3t.config import Config
 from s3t.errors import InputError
-from s3t.model.arithmetic import draws
+from s3t.model.arithmetic import draws, processor_flags
 from s3t.model.base import Base
 from s3t.model.encode import Encoded
 from s3t.pinned import arithmetic_here, switches
@@ -92,30 +89,18 @@ def _processor() -> dict[str, Any]:
         return machine | {
             "capability": torch.backends.cpu.get_cpu_capability(),
             "mkl": torch.backends.mkl.is_available(),
-            "flags": _cpu_flags()[0],
+            "flags": digest(sorted(processor_flags()))[:16],
         }
     if machine["machine"] != "x86_64" or not torch.backends.mkl.is_available():
         raise InputError(
             "training.arithmetic=portable is of x86-64 processors and a torch with MKL: use native"
         )
-    if "avx2" not in _cpu_flags()[1]:
+    if "avx2" not in processor_flags():
         raise InputError(
             "training.arithmetic=portable needs a processor with AVX2, since the C library rounds "
             "otherwise without it: use native"
         )
     return machine | {"libc": " ".join(platform.libc_ver())}
-
-
-@cache
-def _cpu_flags() -> tuple[str, frozenset[str]]:
-    """The processor's instruction sets, by which libraries choose kernels, and their digest."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor(), frozenset()
-    line = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    flags = sorted(line.split())
-    return hashlib.sha256(" ".join(flags).encode()).hexdigest()[:16], frozenset(flags)
 
 
 def _probe(config: Config, base: Base, classes: int) -> Digest:

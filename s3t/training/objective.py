@@ -26,9 +26,9 @@ from s3t.training.peers import InTurn, Peers
 from s3t.training.trunk import Trunk
 from s3t.types import Share
 
-__all__ = ["Objective", "Pass"]
+__all__ = ["SCORE_ROWS", "Objective", "Pass"]
 
-_SCORE_ROWS = 32
+SCORE_ROWS = 32
 """Validation rows of one pass, per slot."""
 
 
@@ -161,12 +161,12 @@ class Objective:
     def _gained(self, lo: int, bank: Bank, leaves: Mapping[str, Tensor], share: Share) -> Tensor:
         """What each slot gained on the passes of a share, and how many rows (tokens) counted."""
         slots, trunk = bank.slots, self.trunk
-        parts = torch.arange(len(self.rows)).split(_SCORE_ROWS)
+        parts = torch.arange(len(self.rows)).split(SCORE_ROWS)
         gained, counted = torch.zeros(slots, dtype=torch.float64), 0.0
         # who has no pass left goes along: layers may lie spread over all
         for number in range(share.rank, -(-len(parts) // share.size) * share.size, share.size):
             part = parts[min(number, len(parts) - 1)]
-            index = filled(part, _SCORE_ROWS).repeat(slots)
+            index = filled(part, SCORE_ROWS).repeat(slots)
             length = self.rows.longest(part)
             mask = trunk.mask(index, length)
             entering = trunk.hidden(index, length)
@@ -182,7 +182,7 @@ class Objective:
             else:
                 above = self._above(lo, entering, mask, bank)
                 each, real = self._token_losses(above, index, length)
-                lost = (each * real).cpu().double().view(slots, _SCORE_ROWS, -1)
+                lost = (each * real).cpu().double().view(slots, SCORE_ROWS, -1)
                 gained -= lost[:, : len(part)].sum(dim=(1, 2))
                 counted += float(real[: len(part)].sum())
         return torch.cat([gained, torch.tensor([counted], dtype=torch.float64)])

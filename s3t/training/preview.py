@@ -48,6 +48,14 @@ def preview(config: Config, horizon: int | None = None) -> dict[str, Any]:
             f"{data.overlap} private samples are in the public data too: deleting them does not "
             "remove what the public data taught"
         )
+    base = drafted.base
+    tokens = (base.length or base.image_tokens) + config.prompt_tokens
+    positions = config.stage.batch_size // config.stage.processes * tokens
+    if not base.fills_vectors(positions):
+        notes.append(
+            f"widths of {config.model.base}'s layers fill no vectors at {positions} positions of a "
+            "batch, so nodes are trained one by one there: slower, and the same bytes"
+        )
     if isinstance(drafted.encoder, TextEncoder):
         cut = drafted.encoder.encode(data.private.rows.inputs).truncated
         if cut:

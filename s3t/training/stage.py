@@ -29,15 +29,15 @@ from torch import Tensor
 
 from s3t.config import LoraConfig, PromptConfig, StageConfig
 from s3t.errors import IntegrityError, S3TError
-from s3t.model.arithmetic import draws
+from s3t.model.arithmetic import draws, rounds_alike
 from s3t.model.base import Base
 from s3t.model.head import BIAS, WEIGHT
 from s3t.model.lora import Bank, Target
-from s3t.model.prompt import beside, fresh_prompt, stacked
+from s3t.model.prompt import beside, fresh_prompt, prompts_of, stacked
 from s3t.plan.lineage import node_seed
 from s3t.store import tensors_digest
 from s3t.training.material import Batches, LabelledSet
-from s3t.training.objective import Objective, Pass
+from s3t.training.objective import SCORE_ROWS, Objective, Pass
 from s3t.training.peers import InTurn, Peers
 from s3t.training.shelf import Shelf
 from s3t.training.slots import Slots, learning_rate
@@ -118,6 +118,7 @@ class StageTrainer:
         self.private, self.validation, self._recompute = private, validation, recompute
         self.prompt = prompt
         self._stacks: dict[Hashable, int] = {}
+        self._told = False
         self.peers = peers or InTurn(recipe.processes)
         if recipe.parallel == "fsdp":
             base.run_plainly()
@@ -236,23 +237,35 @@ class StageTrainer:
         """Shapes at which nodes are computed one by one, since a stack of them differed here."""
         return [shape for shape, seen in self._stacks.items() if seen == _NEVER]
 
-    def stacks(self, shape: Hashable, same: Callable[[], bool]) -> bool:
+    def stacks(self, shape: Hashable, same: Callable[[], bool], positions: int) -> bool:
         """Whether a shape may be computed stacked.
 
         Args:
             shape: names it.
             same: computes it in both ways, and tells whether they agree here.
+            positions: of a node's rows in it.
         """
-        seen = self._stacks.get(shape, 0)
+        if shape not in self._stacks:
+            alike = self.base.fills_vectors(positions) and rounds_alike(self.base.device)
+            self._stacks[shape] = 0 if alike else _NEVER
+            if not alike:
+                self._tell("arithmetic that is not strict, or widths that fill no vectors", shape)
+        seen = self._stacks[shape]
         if seen not in (_NEVER, _ENOUGH):
             seen = self._stacks[shape] = seen + 1 if self.peers.all(same()) else _NEVER
             if seen == _NEVER:
-                _log.warning(
-                    "nodes are trained one by one where this machine rounds a stack of them "
-                    "otherwise (shape %s): slower, and the same bytes",
-                    shape,
-                )
+                self._tell("this machine rounds a stack of them otherwise", shape)
         return seen == _ENOUGH
+
+    def _tell(self, why: str, shape: Hashable) -> None:
+        """Say once that nodes are not stacked."""
+        if not self._told:
+            _log.warning(
+                "nodes are trained one by one (%s; shape %s): slower, and the same bytes",
+                why,
+                shape,
+            )
+        self._told = True
 
     def batches(self, assignment: Assignment) -> Batches:
         """The batches of a node, from the first step."""
@@ -287,7 +300,9 @@ class StageTrainer:
             found.append(alone())
             return torch.equal(found[0], gained(slice(None)))
 
-        if len(ranked) == 1 or self.stacks(shape, same):
+        prompts = prompts_of({**ranked[0].inherited, **finals[0]})
+        tokens = self.base.tokens(self.validation.rows) + (0 if prompts is None else len(prompts))
+        if len(ranked) == 1 or self.stacks(shape, same, SCORE_ROWS * tokens):
             found = [gained(slice(None))]
         *each, counted = (found or [alone()])[0].tolist()
         return [float(f"{one / max(counted, 1.0):.6g}") for one in each]
@@ -420,6 +435,8 @@ class _Run:
         self._generators = [trainer.generators(ranked) for _ in trainer.peers.shares]
         self.slots = Slots(initial, recipe, trainer.base.device, trainer.peers)
         self._upper = trainer.upper(block, ranked)
+        prompts = beside(self._upper.prompts, self.slots.leaves)
+        self._prompts = 0 if prompts is None else prompts.shape[1]
         self._chosen: tuple[int, list[tuple[Tensor, Tensor]]] = -1, []
 
     def keep(self, step: int) -> int:
@@ -442,6 +459,7 @@ class _Run:
         drawn = self._generators[part]
         if len(taken.slots) == 1:
             return self._found(drawn, share, taken)
+        shape = (self._block, *taken.shape)
         before = [drawn[slot].get_state() for slot in taken.slots] if drawn else []
         alone: dict[str, Tensor] = {}
 
@@ -457,7 +475,9 @@ class _Run:
             alone.update(each())
             return all(torch.equal(stacked[name], alone[name]) for name in stacked)
 
-        if self._trainer.stacks((self._block, *taken.shape), same) and not alone:
+        tokens = taken.tokens or self._trainer.base.tokens(self._trainer.private.rows)
+        positions = taken.rows.shape[1] * (tokens + self._prompts)
+        if self._trainer.stacks(shape, same, positions) and not alone:
             return self._found(drawn, share, taken)
         return alone or each()
 

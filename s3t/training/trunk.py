@@ -126,7 +126,8 @@ class Trunk:
     @torch.no_grad()
     def _compute(self, index: Tensor) -> Tensor:
         rows = self.rows.rows(index).to(self.base.device)
-        return self._each(rows, self.base.tokens(rows), self._at)
+        tokens = self.base.tokens(rows)
+        return self._each(rows, tokens, self.base.fills_vectors(tokens), self._at)
 
     def _pass(self, rows: Encoded) -> Tensor:
         hidden = self.base.start(rows)

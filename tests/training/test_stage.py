@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from s3t.errors import IntegrityError, S3TError
+from s3t.model.arithmetic import rounds_alike
 from s3t.model.peft import from_peft, to_peft
 from s3t.training.material import Batches, LabelledSet
 from s3t.training.objective import Pass
@@ -326,7 +327,9 @@ def test_agrees_finds_a_machine_where_groups_round_differently(
 ) -> None:
     trainer = tiny_trainer("vit")
     group = tiny_group(trainer, 2, SIZES)
-    assert trainer.agrees((1, 2), group)
+    assert trainer.agrees((1, 2), group) == rounds_alike(torch.device("cpu"))
+    if not rounds_alike(torch.device("cpu")):
+        pytest.skip("nothing is stacked where arithmetic is not strict")
     alone = {one.key: trainer.train((1, 2), [one])[0] for one in group}
     found = _Run._found
 
