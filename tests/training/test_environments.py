@@ -325,9 +325,9 @@ GOLDEN = {
     "bert": "bad2b19974fb2e07c0a16f78c1a1178eb5ff57291694d4d0d80dc648d863649a",
     "vit": "e538dd22e7fcfedc8f1b4c4dcf8a9bda3fd079018599b2dd8fd447bddeb7a992",
 }
-"""Digests over all tensors of a small training with portable arithmetic: found on an Intel processor
-with AVX-512, and on an AMD EPYC of Zen 3 and an Intel Haswell that were emulated. Another torch,
-numpy or C library may give others."""
+"""Digests over all tensors of a small training with portable arithmetic: found on an Intel
+processor with AVX-512, and on an AMD EPYC of Zen 3 and an Intel Haswell that were emulated. Another
+torch, numpy or C library may give others."""
 
 MADE_WITH = {"torch": "2.13.0", "numpy": "2.4.6", "libc": "glibc 2.36"}
 
