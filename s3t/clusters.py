@@ -217,7 +217,7 @@ def _features(base: Base, rows: Encoded, layer: int) -> Iterator[tuple[Tensor, T
         return pooled(base, hidden, layer, leading(part))
 
     with one_thread(base.device):
-        each = RowByRow(run)
+        each = RowByRow(run, {})
         for index, length in _chunks(rows):
             part = rows.rows(index).first(length).to(base.device)
             tokens = base.tokens(part)

@@ -165,14 +165,18 @@ class RowByRow:
 
     Args:
         run: the function, [n, …] of n rows.
+        together: shapes that were tried, and whether their rows may be passed together; shared by
+            all that run the same layers.
         agree: whether all processes that run this together have seen it; by default this one.
     """
 
     def __init__(
-        self, run: Callable[[Encoded], Tensor], agree: Callable[[bool], bool] = lambda ok: ok
+        self,
+        run: Callable[[Encoded], Tensor],
+        together: dict[Hashable, bool],
+        agree: Callable[[bool], bool] = lambda ok: ok,
     ) -> None:
-        self._run, self._agree = run, agree
-        self._together: dict[Hashable, bool] = {}
+        self._run, self._together, self._agree = run, together, agree
 
     @property
     def one_by_one(self) -> list[Hashable]:

@@ -15,7 +15,7 @@ Invariant: the base's parameters are never written to; ``check_frozen`` proves i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import cached_property, partial
 from typing import Any
 
@@ -82,6 +82,8 @@ class Base:
         self._contexts: dict[int, dict[str, Any]] = {}
         self._joined: dict[int, JoinedLayer] = {}
         self._image_tokens = 0
+        self.passed_together: dict[Hashable, bool] = {}
+        """Shapes whose rows were seen to come out of the lower layers together as they do alone."""
         with torch.no_grad():
             probe = whole.probe(length)
             with watched(self.layers) as seen:

@@ -67,7 +67,7 @@ class Trunk:
         self._shelf, self._peers = shelf, peers or InTurn()
         self._at = -1
         self._cut: Cut | None = None
-        self._each = RowByRow(self._pass, self._peers.all)
+        self._each = RowByRow(self._pass, base.passed_together, self._peers.all)
 
     def __len__(self) -> int:
         return len(self.rows)

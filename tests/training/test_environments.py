@@ -319,6 +319,24 @@ def _rewrite(run: RunDir, key: Any) -> None:
     run.store.write(meta, {name: tensor + 0.5 for name, tensor in tensors.items()})
 
 
+@pytest.mark.parametrize(("hidden", "heads"), [(10, 2), (30, 3), (36, 3)])
+def test_odd_widths_lose_no_survivor(make: Make, tmp_path: Path, hidden: int, heads: int) -> None:
+    """In groups of what they are, a rank and a batch of 3, and two lengths of texts."""
+    shape = {"hidden": hidden, "heads": heads, "intermediate": hidden + 7, "layers": 2}
+    config = make(
+        model={"make": shape | {"init_scale": 5}},
+        lora={"rank": 3},
+        stage={"epochs": 1, "batch_size": 3, "learning_rate": 1e-2},
+    )
+    train(config)
+    forget(config, "p03")
+    run = RunDir(config.run_dir)
+    judged = audit(run.root, from_scratch=True)["E3"]
+    assert judged.status == "holds" and not judged.problems
+    compared = from_scratch(run, tmp_path / "alone", {"group_bytes": 1})
+    assert compared.same and not compared.different
+
+
 # ── portable ─────────────────────────────────────────────────────────────────────────────────
 
 GOLDEN = {

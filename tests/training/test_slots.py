@@ -150,3 +150,10 @@ def test_half_a_cosine() -> None:
 def test_short_stages_have_a_rate_at_every_step(schedule: str, total: int) -> None:
     rate = learning_rate(recipe(schedule=schedule, warmup=0.9), total)
     assert all(rate(step) > 0 for step in range(total))
+
+
+def test_every_leaf_begins_at_64_bytes() -> None:
+    """A product may round by where its operands lie."""
+    slots = Slots([tensors(seed) for seed in range(3)], recipe(), CPU)
+    for leaf in slots.leaves.values():
+        assert all(one.data_ptr() % 64 == 0 for one in leaf)

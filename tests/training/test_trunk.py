@@ -5,17 +5,27 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from s3t.errors import S3TError
+from s3t.model.base import Base
 from s3t.training import shelf as shelves
 from s3t.training.shelf import Shelf
 from s3t.training.trunk import Trunk
 from s3t.types import Digest, digest
-from tests.tiny import tiny_base, tiny_group, tiny_rows, tiny_trainer
+from tests.tiny import (
+    ENCODERS,
+    IMAGES,
+    from_config,
+    tiny_base,
+    tiny_group,
+    tiny_rows,
+    tiny_trainer,
+)
 
 BASE = tiny_base("vit")
 ROWS = tiny_rows("vit", 70)
@@ -140,3 +150,29 @@ def test_nodes_have_the_same_bytes_with_a_shared_cache(tmp_path: Path) -> None:
             alone.train((1, 2), group), trainer.train((1, 2), group), strict=True
         ):
             assert all(torch.equal(one.tensors[n], other.tensors[n]) for n in one.tensors)
+
+
+WIDTHS = [(10, 2, 40), (30, 3, 90), (32, 4, 37), (12, 2, 48), (64, 4, 172), (100, 4, 400)]
+
+
+@pytest.mark.parametrize(("hidden", "heads", "inner"), WIDTHS)
+@pytest.mark.parametrize("family", ["vit", "bert"])
+def test_a_rows_states_do_not_depend_on_the_other_rows(
+    family: str, hidden: int, heads: int, inner: int
+) -> None:
+    """A deletion moves all others by one place, and some into other passes."""
+    config: Any = IMAGES["vit"](2) if family == "vit" else ENCODERS["bert"](2)
+    config.hidden_size, config.num_attention_heads = hidden, heads
+    config.intermediate_size = inner
+    base = Base(from_config(config), language_model=False, length=None if family == "vit" else 16)
+    rows = tiny_rows(family, 40)
+    everything, less = torch.arange(40), torch.arange(1, 40)
+    for cut in (0, 1, 2):
+        trunk, other = Trunk(base, rows, 2**30), Trunk(base, rows, 2**30)
+        trunk.prepare(cut, everything)
+        other.prepare(cut, less)
+        assert torch.equal(trunk.hidden(less), other.hidden(less))
+        shuffled = less.flip(0)
+        uncached = Trunk(base, rows, 0)
+        uncached.prepare(cut, shuffled)
+        assert torch.equal(trunk.hidden(shuffled), uncached.hidden(shuffled))
