@@ -125,12 +125,14 @@ def _step(config: Config, base: Base, classes: int) -> dict[str, Tensor]:
         2**40,
         prompt=config.prompt if config.stage.adapter == "prompt" else None,
     )
+    base.passed_together.clear()  # what is tried here no other process of a group has tried
     found = {"sums": torch.tensor(_odd_numbers(drawn))}
     above: dict[str, Tensor] = {}
     for stage, block in enumerate(blocks_of(config, base.depth)[:2]):
         tensors = trainer.step_of(block, f"probe of stage {stage}", torch.arange(rows), above)
         found |= {f"{stage}.{name}": tensor for name, tensor in tensors.items()}
         above |= tensors
+    base.passed_together.clear()
     return found
 
 
