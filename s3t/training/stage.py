@@ -171,17 +171,16 @@ class StageTrainer:
         """
         ranked = sorted(group, key=lambda assignment: (-len(assignment.rows), assignment.key))
         run = _Run(self, block, ranked, [self._moved(block, one) for one in ranked])
+        shapes = set()
         for step in range(max(run.steps)):
             run.keep(step)
             for part, share in enumerate(self.peers.shares):
                 for taken in run.passes(step, share):
-                    if (block, *taken.shape) not in self._stacks:
+                    shape = run.shape(taken)
+                    if shape not in shapes and len(taken.slots) > 1:
                         run.gradients(part, share, taken)
-        return all(
-            seen != _NEVER
-            for shape, seen in self._stacks.items()
-            if isinstance(shape, tuple) and shape[0] == block
-        )
+                        shapes.add(shape)
+        return all(self._stacks[shape] != _NEVER for shape in shapes)
 
     def step_of(
         self, block: tuple[int, int], name: str, rows: Tensor, inherited: Mapping[str, Tensor]
@@ -293,7 +292,7 @@ class StageTrainer:
             each = [gained(slice(at, at + 1)) for at in range(len(ranked))]
             return torch.cat([*(one[:1] for one in each), each[0][1:]])
 
-        shape = ("scores", block, len(ranked))
+        shape = ("scores", len(ranked))
         found: list[Tensor] = []
 
         def same() -> bool:
@@ -454,12 +453,17 @@ class _Run:
         count = self._trainer.recipe.gradient_accumulation
         return self._trainer.on_private.passes(self._chosen[1], count, share)
 
+    def shape(self, taken: Pass) -> Hashable:
+        """All that the shapes of a pass's products depend on; they are alike in all layers."""
+        frozen = bool(self._upper.pairs or self._upper.merged)
+        return (frozen, self._prompts, *taken.shape)
+
     def gradients(self, part: int, share: Share, taken: Pass) -> dict[str, Tensor]:
         """Gradients of the pass's nodes, [G, …] of each leaf: those that each has alone."""
         drawn = self._generators[part]
         if len(taken.slots) == 1:
             return self._found(drawn, share, taken)
-        shape = (self._block, *taken.shape)
+        shape = self.shape(taken)
         before = [drawn[slot].get_state() for slot in taken.slots] if drawn else []
         alone: dict[str, Tensor] = {}
 

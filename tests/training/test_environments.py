@@ -21,14 +21,18 @@ import torch
 
 from s3t.audit.audit import audit
 from s3t.config import Config, load_config
-from s3t.errors import ConfigError, IntegrityError
+from s3t.errors import ConfigError, IntegrityError, S3TError
 from s3t.pinned import arithmetic_here, pinned_environment, switches
 from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.store import tensors_digest
 from s3t.training.environment import environment_of
+from s3t.training.preparation import open_material
+from s3t.training.preview import preview
 from s3t.training.retraining import from_scratch, retrain
 from s3t.training.walk import train
+from s3t.training.workshop import Workshop
+from s3t.types import digest
 from tests.small_runs import (
     Make,
     forget,
@@ -152,6 +156,8 @@ from s3t.pinned import arithmetic_here
 from s3t.run import RunDir
 from s3t.training.retraining import from_scratch, retrain
 from s3t.training.walk import train
+from s3t.training.workshop import Workshop
+from s3t.types import digest
 
 config = load_config({path!r})
 report = train(config)
@@ -335,6 +341,32 @@ def test_odd_widths_lose_no_survivor(make: Make, tmp_path: Path, hidden: int, he
     assert judged.status == "holds" and not judged.problems
     compared = from_scratch(run, tmp_path / "alone", {"group_bytes": 1})
     assert compared.same and not compared.different
+
+
+def test_a_process_of_another_environment_trains_no_node_of_the_plan(make: Make) -> None:
+    """Another machine type beside the main process, say."""
+    config = make()
+    train(config)
+    run = RunDir(config.run_dir)
+    victim = next(node for node in run.plan().forest if node.parent is not None)
+    run.store.path(victim.key).unlink()
+    material = replace(open_material(run, torch.device("cpu")), environment=digest("elsewhere"))
+    with pytest.raises(S3TError, match="was planned for another environment than this process"):
+        Workshop(material).train([victim.key])
+    assert not run.store.has(victim.key)
+
+
+def test_plan_says_where_nodes_will_be_trained_one_by_one(make: Make) -> None:
+    shape = {"hidden": 16, "heads": 2, "layers": 2, "init_scale": 5}
+    data = make().data.model_dump(mode="json") | {"max_length": 16}
+
+    def notes(inner: int) -> str:
+        model = {"base": "make:gpt2", "make": shape | {"intermediate": inner}}
+        config = make(model=model, data=data, stage={"batch_size": 1})
+        return " ".join(preview(config)["notes"])
+
+    assert "fill no vectors at 16 positions of a batch" in notes(37)
+    assert "one by one" not in notes(48)
 
 
 # ── portable ─────────────────────────────────────────────────────────────────────────────────
