@@ -42,6 +42,9 @@ __all__ = [
 
 Arithmetic = Literal["native", "portable"]
 
+_STRICT = ("AUTO", "AVX2", "AVX512")
+"""How MKL's branches begin that have a strict mode."""
+
 _PORTABLE = {
     "MKL_CBWR": "COMPATIBLE",
     "ATEN_CPU_CAPABILITY": "default",
@@ -66,7 +69,7 @@ def pinned_environment(arithmetic: Arithmetic) -> dict[str, str]:
             found[name] = value
     if arithmetic == "native":
         branch = found.get("MKL_CBWR", "AUTO").upper()
-        if branch != "COMPATIBLE" and "STRICT" not in branch:
+        if branch.startswith(_STRICT) and "STRICT" not in branch:
             branch += ",STRICT"
         return found | {"MKL_CBWR": branch}
     for name in [name for name in found if _is_switch(name)]:
@@ -99,7 +102,8 @@ def strict() -> bool:
     """Whether this process is pinned such that a product of MKL rounds a row alike, wherever it
     stands and however its operands are aligned: without that a few numbers at the edge of a
     product may differ, too few to be seen at once."""
-    return _pinned is not None and os.environ.get("MKL_CBWR", "").endswith("STRICT")
+    branch = os.environ.get("MKL_CBWR", "")
+    return _pinned is not None and branch.startswith(_STRICT) and branch.endswith("STRICT")
 
 
 def switches(environment: Mapping[str, str] | None = None) -> dict[str, str]:
