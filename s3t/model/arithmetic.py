@@ -197,8 +197,8 @@ class RowByRow:
             self._together[shape] = False
         found = []
         for part in torch.arange(len(rows)).split(_CHUNK):
-            chunk = rows.rows(filled(part, _CHUNK))
             if shape not in self._together and len(part) > 1:
+                chunk = rows.rows(filled(part, _CHUNK))
                 together, alone = self._run(chunk), self._alone(chunk, tokens)
                 self._together[shape] = self._agree(torch.equal(together, alone))
                 if not self._together[shape]:
@@ -209,7 +209,7 @@ class RowByRow:
                     )
                 found.append(alone[: len(part)])
             elif self._together.get(shape):
-                found.append(self._run(chunk)[: len(part)])
+                found.append(self._run(rows.rows(filled(part, _CHUNK)))[: len(part)])
             else:
                 found.append(self._alone(rows.rows(part), tokens))
         return torch.cat(found)

@@ -43,6 +43,7 @@ from s3t.types import Digest, Sample, Slot, digest
 
 __all__ = [
     "Material",
+    "base_of",
     "carry_on",
     "check_recipe",
     "digest_of",
@@ -113,9 +114,8 @@ def prepare(
         _settle(run)
         carry_on(run, device)
         return run
-    drafted = draft(
-        config, without, device, on_step, public_of
-    )  # messages name paths as they were given
+    # before the paths are made absolute: messages name them as they were given
+    drafted = draft(config, without, device, on_step, public_of)
     config = anchored(config)
     _ = RunDir(config.run_dir, config.store).store  # a URL or key ring that cannot be used
     if run.foreign:
@@ -260,6 +260,11 @@ def check_recipe(run: RunDir, recipe: Mapping[str, Any], plan: Plan) -> None:
         )
 
 
+def base_of(run: RunDir, config: Config) -> Base:
+    """The base of a prepared run: the one that it keeps, else the one that its config names."""
+    return build_base(config, load_model(config, run.base_path if run.base_path.is_dir() else None))
+
+
 def carry_on(run: RunDir, device: torch.device) -> None:
     """Plan what is missing for the environment in which it will be trained: this one.
 
@@ -271,7 +276,7 @@ def carry_on(run: RunDir, device: torch.device) -> None:
     if not missing:
         return
     config = run.config()
-    base = build_base(config, load_model(config, run.base_path if run.base_path.is_dir() else None))
+    base = base_of(run, config)
     here = environment_of(config, base, len(now.recipe["labels"]), device)
     plan = now.in_environment(here, there)
     if plan.digest == now.digest:

@@ -22,12 +22,11 @@ import torch
 from s3t.config import Config, StoreConfig
 from s3t.errors import DamagedNodeError, InputError
 from s3t.model.arithmetic import one_thread
-from s3t.model.loading import build_base, load_model
 from s3t.pinned import call_elsewhere, pin
 from s3t.run import RunDir
 from s3t.store import NodeStore
 from s3t.training.environment import environment_of
-from s3t.training.preparation import open_material
+from s3t.training.preparation import base_of, open_material
 from s3t.training.walk import train
 from s3t.training.workshop import Workshop
 from s3t.types import Digest, NodeKey, digest
@@ -160,7 +159,7 @@ def _from_scratch(run: RunDir, config: Config) -> Compared:
 def prepared_here(run: RunDir) -> bool:
     """Whether what a run has made of public data can be made again to the same bytes here."""
     config, plan, device = run.config(), run.plan(), torch.device("cpu")
-    base = build_base(config, load_model(config, run.base_path if run.base_path.is_dir() else None))
+    base = base_of(run, config)
     with one_thread(device):
         here = environment_of(config, base, len(plan.recipe["labels"]), device)
     return digest(here) == plan.prepared
