@@ -11,9 +11,9 @@ changed and no frozen one (E9), checked here after each stage; a weight that is 
 error, never a node.
 
 Nodes are stacked where that changes no bit. Shapes are chosen so that it should not
-(``arithmetic``); and the first two steps of each shape are computed stacked *and* node by node.
-Where any gradient of any node differs, that shape is computed node by node from then on, and a
-warning says so.
+(``arithmetic``); and the first step of each shape is computed stacked *and* node by node. Where
+any gradient of any node differs, that shape is computed node by node from then on, and a warning
+says so.
 """
 
 from __future__ import annotations
@@ -47,11 +47,6 @@ from s3t.types import NodeKey, Share, digest
 __all__ = ["Assignment", "StageTrainer", "Trained"]
 
 _log = logging.getLogger(__name__)
-
-_ENOUGH = 2
-"""Times that a shape has to agree: at a first step B is 0, which hides products with it."""
-
-_NEVER = -1
 
 _MERGED_NUMBERS = 2**20
 """Weights of up to so many numbers are merged with a frozen adapter: each node has its own copy,
@@ -117,7 +112,7 @@ class StageTrainer:
         self.base, self.lora, self.recipe, self.classes = base, lora, recipe, classes
         self.private, self.validation, self._recompute = private, validation, recompute
         self.prompt = prompt
-        self._stacks: dict[Hashable, int] = {}
+        self._stacks: dict[Hashable, bool] = {}
         self._told = False
         self.peers = peers or InTurn(recipe.processes)
         if recipe.parallel == "fsdp":
@@ -180,7 +175,7 @@ class StageTrainer:
                     if shape not in shapes and len(taken.slots) > 1:
                         run.gradients(part, share, taken)
                         shapes.add(shape)
-        return all(self._stacks[shape] != _NEVER for shape in shapes)
+        return all(self._stacks[shape] for shape in shapes)
 
     def step_of(
         self, block: tuple[int, int], name: str, rows: Tensor, inherited: Mapping[str, Tensor]
@@ -234,7 +229,7 @@ class StageTrainer:
     @property
     def one_by_one(self) -> list[Hashable]:
         """Shapes at which nodes are computed one by one, since a stack of them differed here."""
-        return [shape for shape, seen in self._stacks.items() if seen == _NEVER]
+        return [shape for shape, agreed in self._stacks.items() if not agreed]
 
     def stacks(self, shape: Hashable, same: Callable[[], bool], positions: int) -> bool:
         """Whether a shape may be computed stacked.
@@ -245,16 +240,15 @@ class StageTrainer:
             positions: of a node's rows in it.
         """
         if shape not in self._stacks:
-            alike = self.base.fills_vectors(positions) and rounds_alike(self.base.device)
-            self._stacks[shape] = 0 if alike else _NEVER
-            if not alike:
-                self._tell("arithmetic that is not strict, or widths that fill no vectors", shape)
-        seen = self._stacks[shape]
-        if seen not in (_NEVER, _ENOUGH):
-            seen = self._stacks[shape] = seen + 1 if self.peers.all(same()) else _NEVER
-            if seen == _NEVER:
-                self._tell("this machine rounds a stack of them otherwise", shape)
-        return seen == _ENOUGH
+            why = ""
+            if not (self.base.fills_vectors(positions) and rounds_alike(self.base.device)):
+                why = "arithmetic that is not strict, or widths that fill no vectors"
+            elif not self.peers.all(same()):
+                why = "this machine rounds a stack of them otherwise"
+            self._stacks[shape] = not why
+            if why:
+                self._tell(why, shape)
+        return self._stacks[shape]
 
     def _tell(self, why: str, shape: Hashable) -> None:
         """Say once that nodes are not stacked."""
@@ -437,6 +431,7 @@ class _Run:
         prompts = beside(self._upper.prompts, self.slots.leaves)
         self._prompts = 0 if prompts is None else prompts.shape[1]
         self._chosen: tuple[int, list[tuple[Tensor, Tensor]]] = -1, []
+        self._moves = False
 
     def keep(self, step: int) -> int:
         """Leave behind the nodes that have no such step; returns how many have."""
@@ -450,6 +445,9 @@ class _Run:
         """The passes of a step; steps are asked for in order."""
         if self._chosen[0] != step:
             self._chosen = step, [b.at(step) for b in self._batches[: len(self.slots)]]
+            # while a B is 0, as before the first step, products with it would agree in any case
+            of_b = (leaf for name, leaf in self.slots.leaves.items() if name.endswith("lora_B"))
+            self._moves = all(bool(leaf.any()) for leaf in of_b)
         count = self._trainer.recipe.gradient_accumulation
         return self._trainer.on_private.passes(self._chosen[1], count, share)
 
@@ -463,7 +461,6 @@ class _Run:
         drawn = self._generators[part]
         if len(taken.slots) == 1:
             return self._found(drawn, share, taken)
-        shape = self.shape(taken)
         before = [drawn[slot].get_state() for slot in taken.slots] if drawn else []
         alone: dict[str, Tensor] = {}
 
@@ -481,9 +478,9 @@ class _Run:
 
         tokens = taken.tokens or self._trainer.base.tokens(self._trainer.private.rows)
         positions = taken.rows.shape[1] * (tokens + self._prompts)
-        if self._trainer.stacks(shape, same, positions) and not alone:
-            return self._found(drawn, share, taken)
-        return alone or each()
+        if not self._moves or not self._trainer.stacks(self.shape(taken), same, positions):
+            return alone or each()
+        return alone or self._found(drawn, share, taken)
 
     def _found(
         self, drawn: Sequence[torch.Generator], share: Share, taken: Pass

@@ -68,12 +68,16 @@ def launch_options(rank: int, port: str) -> list[str]:
 def at_work(run: Config, rank: int) -> bool:
     """Whether a machine has nodes in its hands."""
     work = Path(run.store.url or run.run_dir) / ("work" if run.store.url else ".work")
-    claims = [path for path in (work / "claims").glob("*") if not path.name.startswith(".")]
     owners = []
-    for path in claims:
+    for path in finished(work, "claims/*"):
         with suppress(FileNotFoundError):  # given up meanwhile
             owners.append(path.read_text())
     return any(owner.startswith("main-" if rank == 0 else f"{rank}-") for owner in owners)
+
+
+def finished(folder: Path, pattern: str) -> list[Path]:
+    """Files somewhere below; not those that a killed process was writing, which have no name yet."""
+    return [path for path in folder.rglob(pattern) if not path.name.startswith(".")]
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -115,7 +119,7 @@ def test_the_nodes_of_a_machine_that_dies_are_taken_up(
     assert machines[0].returncode == 0, err
     assert "8 nodes trained, 0 found" in err and "2 × 1 workers" in err
     assert nodes(configs[0]) == nodes(whole)
-    assert not list(tmp_path.rglob("claims/*")) and not list(tmp_path.rglob("beats/*"))
+    assert not finished(tmp_path, "claims/*") and not finished(tmp_path, "beats/*")
 
 
 @pytest.mark.heavy
