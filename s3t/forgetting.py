@@ -119,7 +119,7 @@ class EnvironmentStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of a run at one view."""
+    """The state of a run at one view; ``database`` is what its ledger is kept in."""
 
     view: int
     samples: int
@@ -129,6 +129,7 @@ class Status:
     slices: int
     shards: tuple[ShardStatus, ...]
     environments: tuple[EnvironmentStatus, ...]
+    database: str
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -382,6 +383,7 @@ class Forgetting:
                     self._shard_status(shard, node) for shard, node in enumerate(prefixes)
                 ),
                 environments=self._environments(),
+                database=self.ledger.database,
             )
 
     def _environments(self) -> tuple[EnvironmentStatus, ...]:

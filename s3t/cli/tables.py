@@ -126,6 +126,7 @@ def status_lines(found: Any) -> Iterator[str]:
     yield "● serves   · intact, does not serve   × holds a deleted sample"
     for one in found.environments:
         yield f"{one.nodes} nodes of {one.name}"
+    yield f"ledger in {found.database}"
 
 
 def forecast_lines(found: dict[str, Any]) -> Iterator[str]:

@@ -57,6 +57,7 @@ class Status(BaseModel):
     slices: int
     shards: list[ShardStatus]
     environments: list[EnvironmentStatus]
+    database: str = Field(description="what the ledger is kept in, and its version")
 
 
 class Replica(BaseModel):
