@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from s3t.data.files import once
 from s3t.errors import InputError
 
 __all__ = ["json_row", "names", "numbered", "points", "split_launch"]
@@ -67,7 +68,7 @@ def points(path: str) -> str:
 
 def json_row(line: str, number: int, path: Path) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}, line {number} is not JSON ({error})") from None
     if not isinstance(row, dict):

@@ -24,6 +24,11 @@ __all__ = ["Columns", "read_columns"]
 _TEXTS = tuple(f"data.columns.{name}" for name in ("text", "text_pair", "prompt", "completion"))
 """What is read as text; of two that are there the first comes first."""
 
+_EXACT = 2.0**53
+"""Up to here a float is the integer that it was made of."""
+_LONG = 4096
+"""Characters of an id or subject, as the service takes them."""
+
 
 @dataclass
 class Columns:
@@ -206,6 +211,8 @@ def _read(found: Columns, table: Table, present: Mapping[str, str], as_of: date 
             continue
         name = present[key]
         names = _names(values[key], name, found)
+        if key != "data.columns.label":
+            _nameable(values[key], names, name, found)
         blank = [number for number, value in enumerate(names, 1) if value is None]
         if key == "partition.subject":
             found.subjects = names
@@ -276,6 +283,29 @@ def _names(values: Sequence[Any], column: str, found: Columns) -> list[str | Non
     if odd:
         found.problems.append(f"column {column!r} is not text or a number in {_rows(odd)}")
     return names
+
+
+def _nameable(
+    values: Sequence[Any], names: Sequence[str | None], column: str, found: Columns
+) -> None:
+    """Note ids and subjects that a deletion could not name, or that are not what the data say."""
+    inexact = [
+        number
+        for number, value in enumerate(values, 1)
+        if isinstance(value, bool)
+        or (isinstance(value, float) and (abs(value) > _EXACT or value % 1 > 0))  # not NaN: a gap
+    ]
+    if inexact:
+        found.problems.append(
+            f"column {column!r} holds true, false, or a number that is not exact, in "
+            f"{_rows(inexact)}: give ids and subjects as text or integers"
+        )
+    unsaid = [n for n, name in enumerate(names, 1) if name and ("\0" in name or len(name) > _LONG)]
+    if unsaid:
+        found.problems.append(
+            f"column {column!r} holds NUL, or more than {_LONG:,} characters, in {_rows(unsaid)}: "
+            "no request could name it"
+        )
 
 
 def _risks(
