@@ -11,16 +11,17 @@ same command finishes it. The user's own files are read, and never written.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from glob import glob
 from typing import Any
 
 from s3t.config import Config
-from s3t.data import label_names, load_private
+from s3t.data import private_origins
+from s3t.data.files import resolve
 from s3t.errors import InputError, S3TError
 from s3t.ledger import Gone, Ledger
 from s3t.run import RunDir
@@ -290,28 +291,38 @@ def _caches(run: RunDir, alone: bool, dry_run: bool) -> Iterator[Store]:
 
 
 def _own_files(config: Config, gone: Gone) -> Iterator[tuple[str, int]]:
-    """The user's files that still hold rows of deleted samples, with the number of those."""
+    """The user's files that still hold rows of deleted samples, with the number of those: all that
+    the data are read from, whole, and the images and metadata that rows name."""
+    if not len(gone):
+        return
     source = config.data.private
-    patterns = (source.files,) if isinstance(source.files, str) else source.files or ()
-    files = [name for pattern in patterns for name in sorted(glob(pattern)) or [pattern]]
-    if not files or source.format == "imagefolder":
-        named = source.name or ", ".join(files) or f"the embedded {source.format}"
-        sources = [(f"data.private ({named})", config)]
-    else:
-        sources = [(name, _reading(config, name)) for name in files]
-    labels = label_names(config) if len(gone) else ()
-    for name, reading in sources:
-        if not len(gone):
-            continue
+    if source.files is None or source.format == "imagefolder":
+        name = f"data.private ({source.name or source.files or f'the embedded {source.format}'})"
+        folders = {"split": re.split(r"[\[+]", source.split)[0]} if source.files else {}
+        yield from _rows_in(name, _reading(config, **folders), gone)
+        return
+    for pattern in [source.files] if isinstance(source.files, str) else source.files:
         try:
-            held = sum(one.id in gone for one in load_private(reading, labels).samples)
+            names = resolve(pattern)
         except InputError as error:
-            yield f"{name} (cannot be read: {error})", 0
+            yield f"{pattern} (cannot be read: {error})", 0
             continue
-        if held:
-            yield name, held
+        for name in names:
+            yield from _rows_in(name, _reading(config, files=name, split="train"), gone)
 
 
-def _reading(config: Config, name: str) -> Config:
-    private = config.data.private.model_copy(update={"files": name})
+def _rows_in(name: str, config: Config, gone: Gone) -> Iterator[tuple[str, int]]:
+    """Rows of deleted samples that a source of its own holds, by file."""
+    try:
+        rows = [origin for one, origin in private_origins(config) if one in gone]
+    except InputError as error:
+        yield f"{name} (cannot be read: {error})", 0
+        return
+    if rows and config.data.private.format != "imagefolder":  # it is no file of its own
+        yield name, len(rows)
+    yield from sorted(Counter(file for origin in rows for file in origin).items())
+
+
+def _reading(config: Config, **changes: str) -> Config:
+    private = config.data.private.model_copy(update=changes)
     return config.model_copy(update={"data": config.data.model_copy(update={"private": private})})

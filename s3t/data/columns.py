@@ -42,6 +42,7 @@ class Columns:
         ids: given ids; None where they are to be derived.
         subjects: the person of each row, if any.
         risks: values of the risk column; empty where it is not read.
+        origins: files of each row alone, images for one; empty where there are none.
         problems: one sentence each.
         complete: whether every label could be read.
     """
@@ -53,6 +54,7 @@ class Columns:
     ids: Sequence[str | None] | None = None
     subjects: Sequence[str | None] = ()
     risks: Sequence[float | None] = ()
+    origins: Sequence[tuple[str, ...]] = ()
     problems: list[str] = field(default_factory=list)
     complete: bool = False
 
@@ -205,7 +207,9 @@ def _read(found: Columns, table: Table, present: Mapping[str, str], as_of: date 
         name = present["data.columns.messages"]
         found.inputs = _conversations(values["data.columns.messages"], name, found)
     if "data.columns.image" in values:
-        found.inputs = Images(values["data.columns.image"])
+        images = values["data.columns.image"]
+        found.inputs = Images(images)
+        found.origins = table.origins or [(one,) if isinstance(one, str) else () for one in images]
     for key in ("data.columns.label", "data.columns.id", "partition.subject"):
         if key not in values:
             continue

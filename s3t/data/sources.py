@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Table:
         column: values of a column by name; images are paths, bytes or arrays, decoded later.
         classes: class names of the columns whose type has them.
         ids: ids that the source itself gives its rows (digits).
+        origins: the files that each row comes from, where it has some of its own (image folders).
     """
 
     names: tuple[str, ...]
@@ -55,6 +56,7 @@ class Table:
     column: Callable[[str], Sequence[Any]]
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ids: tuple[str, ...] | None = None
+    origins: Sequence[tuple[str, ...]] | None = None
 
 
 def read_table(source: SourceConfig, columns: ColumnsConfig) -> Table:
@@ -203,7 +205,8 @@ def _image_folder(source: SourceConfig, columns: ColumnsConfig) -> Table:
         )
     roots = {Path(file) for file in inner or named_files}
     labels = {path: path.parent.name for path in images if path.parent not in roots}
-    extra = _metadata(sorted({path for path in paths if path.name in METADATA_FILES}), images)
+    metadata = sorted({path for path in paths if path.name in METADATA_FILES})
+    extra, told_in = _metadata(metadata, images)
     rows: list[Row] = [
         {columns.image: str(path), columns.label: labels.get(path)} | extra.get(path, {})
         for path in images
@@ -212,7 +215,9 @@ def _image_folder(source: SourceConfig, columns: ColumnsConfig) -> Table:
     classes = {columns.label: tuple(sorted(set(labels.values())))}
     if columns.label in labelled:
         classes = {}
-    return _table([rows[i] for i in _split(source.split, split, len(rows))], classes)
+    kept = _split(source.split, split, len(rows))
+    origins = [(str(images[i]), *told_in.get(images[i], ())) for i in kept]
+    return replace(_table([rows[i] for i in kept], classes), origins=origins)
 
 
 _NO_IMAGES = {*METADATA_FILES, *OF_SYSTEMS}
@@ -232,9 +237,12 @@ def _walk(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
         yield from _walk(one, (*above, place))
 
 
-def _metadata(files: Sequence[Path], images: Sequence[Path]) -> dict[Path, Row]:
-    """Columns that metadata files give to images."""
+def _metadata(
+    files: Sequence[Path], images: Sequence[Path]
+) -> tuple[dict[Path, Row], dict[Path, tuple[str]]]:
+    """Columns that metadata files give to images, and the file of each."""
     found: dict[Path, Row] = {}
+    told_in: dict[Path, tuple[str]] = {}
     twice: set[str] = set()
     problems: list[str] = []
     for file in files:
@@ -243,7 +251,7 @@ def _metadata(files: Sequence[Path], images: Sequence[Path]) -> dict[Path, Row]:
             image = file.parent / str(row.get("file_name"))
             if image in found:
                 twice.add(str(image))
-            found[image] = row
+            found[image], told_in[image] = row, (str(file),)
     known = set(images)
     if missing := sorted(str(path) for path in found if path not in known):
         problems.append(f"metadata names images that do not exist (file_name): {named(missing)}")
@@ -253,7 +261,7 @@ def _metadata(files: Sequence[Path], images: Sequence[Path]) -> dict[Path, Row]:
         problems.append(f"metadata names images twice: {named(sorted(twice))}")
     if problems:
         raise DataError(problems)
-    return found
+    return found, told_in
 
 
 def _digits(split: str, columns: ColumnsConfig) -> Table:
