@@ -19,6 +19,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from s3t import scratch
 from s3t.config import Config
 from s3t.data import private_origins
 from s3t.data.files import resolve
@@ -120,6 +121,7 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
         stores = [_nodes(run, doomed, dry_run)]
         stores += [_exported(run, one, ledger, doomed, dry_run) for one in exports]
         stores += _caches(run, alone, dry_run)
+        stores.append(_scratch(run, dry_run))
         rows, kept = ledger.unpurged(view), ""
         nodes = sorted(doomed.there | (set(ledger.plans.nodes()) & doomed.keys))
         if not dry_run:
@@ -288,6 +290,14 @@ def _caches(run: RunDir, alone: bool, dry_run: bool) -> Iterator[Store]:
         swept = len(half) + run.store.sweep()
     found = max(len(half), swept)
     yield Store("half-written files", str(run.root), found, swept, busy if found else "")
+
+
+def _scratch(run: RunDir, dry_run: bool) -> Store:
+    """What audits have trained again, and copies of data, of processes that were killed."""
+    left, held = scratch.sweep(run.root, remove=not dry_run)
+    note = f"{held} of processes at work, which remove them at their end" if held else ""
+    where = " and ".join(map(str, scratch.places(run.root)))
+    return Store("temporary runs", where, left + held, 0 if dry_run else left, note)
 
 
 def _own_files(config: Config, gone: Gone) -> Iterator[tuple[str, int]]:

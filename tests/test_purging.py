@@ -65,6 +65,7 @@ def test_what_is_dead_is_gone_and_told(run: RunDir) -> None:
         "nodes": (len(dead), 0),
         "activations": (1, 0),
         "half-written files": (2, 0),
+        "temporary runs": (0, 0),
         "ledger": (3, 0),
     }
     assert dead <= run.store.keys(), "a dry run removes nothing"

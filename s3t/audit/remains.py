@@ -24,6 +24,7 @@ from s3t.audit.exported import judge_exports
 from s3t.audit.fate import PURGE, Fate
 from s3t.errors import DamagedNodeError, IntegrityError
 from s3t.plan import Plan
+from s3t.scratch import FOLDER, places, sweep
 from s3t.store import MissingKeyError, open_ring
 
 __all__ = ["judge_remains"]
@@ -45,6 +46,7 @@ _KNOWN = {
     "exports.json",
     "jobs",
     ".work",
+    FOLDER,
     ".training.lock",
 }
 """What lies in a run directory."""
@@ -140,6 +142,10 @@ def _leftovers(case: Case, found: Findings) -> None:
     """No cache, half-written file or stranger."""
     run, store = case.run, case.run.store
     training = _is_trained_now(run.root / ".training.lock")
+    left, _ = sweep(run.root, remove=False)
+    if left:
+        where = " or ".join(map(str, places(run.root)))
+        found.pending(f"{left} temporary runs or copies in {where}, of killed processes: {PURGE}")
     if not training:
         if run.trunk_path.exists():
             count = sum(1 for path in run.trunk_path.rglob("hidden") if path.is_file())

@@ -25,6 +25,7 @@ from s3t.cli.tables import (
 from s3t.cli.words import json_row, names, numbered, points, split_launch
 from s3t.errors import InputError, S3TError
 from s3t.pinned import pin
+from s3t.scratch import sweep
 
 __all__ = ["AsJson", "Overrides", "RunPath", "app", "main"]
 
@@ -138,6 +139,7 @@ def plan(
     """Show what a config would train: slices, sequences, nodes, costs. Trains nothing."""
     from s3t.config import load_config
 
+    sweep()
     resolved = load_config(config, overrides or [])
     with quiet():
         from s3t.training.preview import preview
@@ -158,6 +160,7 @@ def train(context: typer.Context, config: ConfigPath, as_json: AsJson = False) -
     know, such as --num_processes 2, are passed on to accelerate launch.
     """
     overrides, options = split_launch(context.args)
+    sweep()
     from s3t.config import load_config
 
     resolved = load_config(config, overrides)

@@ -8,7 +8,6 @@ left behind. csv cells stay text (``007`` is not 7) and JSON strings stay string
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from s3t.data.files import (
     same_headers,
 )
 from s3t.errors import DataError, named
+from s3t.scratch import scratch
 
 __all__ = ["Table", "read_table"]
 
@@ -124,12 +124,12 @@ def _hub(source: SourceConfig) -> Table:
     # A data set on this machine may be private, so it is read through a cache that is removed.
     local = Path(source.name or "").is_dir()
     try:
-        with _quiet(), tempfile.TemporaryDirectory() as folder:
+        with _quiet(), scratch() as folder:
             dataset = datasets.load_dataset(
                 source.name,
                 source.subset,
                 split=source.split,
-                cache_dir=folder if local else None,
+                cache_dir=str(folder) if local else None,
                 keep_in_memory=True if local else None,
             )
     except Exception as error:  # whatever the hub, the network or a builder raises
