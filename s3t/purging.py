@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from s3t import scratch
@@ -26,6 +27,7 @@ from s3t.data.files import resolve
 from s3t.errors import InputError, S3TError
 from s3t.ledger import Gone, Ledger
 from s3t.run import RunDir
+from s3t.run.contents import half_written, strangers, written, written_files
 from s3t.run.exports import Exported, ExportFolder, ExportRecords, export_tag
 from s3t.types import NodeKey
 
@@ -121,7 +123,7 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
         stores = [_nodes(run, doomed, dry_run)]
         stores += [_exported(run, one, ledger, doomed, dry_run) for one in exports]
         stores += _caches(run, alone, dry_run)
-        stores.append(_scratch(run, dry_run))
+        stores += [_scratch(run, dry_run), *_left_alone(run, ledger, ledger.gone())]
         rows, kept = ledger.unpurged(view), ""
         nodes = sorted(doomed.there | (set(ledger.plans.nodes()) & doomed.keys))
         if not dry_run:
@@ -279,7 +281,7 @@ def _caches(run: RunDir, alone: bool, dry_run: bool) -> Iterator[Store]:
         shutil.rmtree(run.trunk_path, ignore_errors=True)
     left = sum(path.is_file() for path in run.trunk_path.rglob("*"))
     yield Store("activations", str(run.trunk_path), files, files - left, busy if files else "")
-    half = list(run.root.glob(".*.tmp"))
+    half = half_written(run.root)
     swept = 0
     if alone and not dry_run:
         for path in half:
@@ -290,6 +292,25 @@ def _caches(run: RunDir, alone: bool, dry_run: bool) -> Iterator[Store]:
         swept = len(half) + run.store.sweep()
     found = max(len(half), swept)
     yield Store("half-written files", str(run.root), found, swept, busy if found else "")
+
+
+def _left_alone(run: RunDir, ledger: Ledger, gone: Gone) -> Iterator[Store]:
+    """What may be of deleted samples and is not ours to remove; nothing where there is none."""
+    others = [*map(str, strangers(run.root, run.plans.others()))]
+    with ledger.evidence() as evidence:
+        others += [f"{name} in {ledger.name}" for name in evidence.strange()]
+    if others:
+        note = f"no part of a run, left alone: {', '.join(others)}"
+        yield Store("other files", str(run.root), len(others), 0, note)
+    told = [str(path) for path in written_files(run.root) if _names_one(path, gone)]
+    if told:
+        note = f"they name deleted samples; remove the lines: {', '.join(told)}"
+        yield Store("reports", str(run.root), len(told), 0, note)
+
+
+def _names_one(path: Path, gone: Gone) -> bool:
+    text = path.read_bytes().decode(errors="replace") if len(gone) else ""
+    return any(one in gone for one in written(text))
 
 
 def _scratch(run: RunDir, dry_run: bool) -> Store:

@@ -40,6 +40,7 @@ __all__ = [
     "schema_version",
     "set_value",
     "slots",
+    "strange",
     "value",
 ]
 
@@ -205,3 +206,26 @@ def set_value(connection: sa.Connection, key: str, text: str) -> None:
     """Set one value of the table ``run``."""
     connection.execute(sa.delete(run).where(run.c.key == key))
     connection.execute(sa.insert(run).values(key=key, value=text))
+
+
+_TRIGGERS = {
+    "sqlite": "SELECT name FROM sqlite_master WHERE type = 'trigger'",
+    "postgresql": "SELECT trigger_name FROM information_schema.triggers "
+    "WHERE trigger_schema = current_schema()",
+}
+
+
+def strange(connection: sa.Connection) -> list[str]:
+    """What lies beside the ledger in its database, and may hold or do anything, sorted."""
+    looked = sa.inspect(connection)
+    found = [f"the view {name}" for name in looked.get_view_names()]
+    triggers = connection.exec_driver_sql(_TRIGGERS[connection.dialect.name])
+    found += [f"the trigger {row[0]}" for row in triggers]
+    for name in looked.get_table_names():
+        table = metadata.tables.get(name)
+        if table is None:
+            found.append(f"the table {name}")
+            continue
+        columns = {str(one["name"]) for one in looked.get_columns(name)} - {*table.columns.keys()}
+        found += [f"the column {name}.{column}" for column in columns]
+    return sorted(set(found))
