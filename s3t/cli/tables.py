@@ -204,6 +204,11 @@ def receipt_lines(receipt: Any) -> Iterator[str]:
     )
     if receipt.copies_elsewhere:
         yield f"{receipt.copies_elsewhere} exact copies that other subjects hold stay"
+    if receipt.look_alikes:
+        yield (
+            f"{receipt.look_alikes} samples stay whose id or person looks like one named (case, "
+            "blanks, Unicode): s3t samples lists them"
+        )
     yield f"{len(receipt.nodes_dead)} nodes switched off"
     for change in receipt.prefixes:
         if change.before != change.after:

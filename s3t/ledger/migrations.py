@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from s3t.errors import IntegrityError
 from s3t.ledger.chain import append
-from s3t.ledger.schema import requests, run, schema_version
+from s3t.ledger.schema import lookalikes, requests, run, schema_version
 
 __all__ = ["COUNT", "MIGRATIONS", "migrate", "stored_version"]
 
@@ -234,6 +234,7 @@ def migrate(connection: sa.Connection, version: int) -> None:
     """Bring a ledger from ``version`` to the newest."""
     for migration in MIGRATIONS[version:]:
         migration(connection)
+    lookalikes.create(connection, checkfirst=True)
     schema_version.create(connection, checkfirst=True)
     connection.execute(sa.delete(schema_version))
     connection.execute(sa.insert(schema_version).values(version=len(MIGRATIONS)))

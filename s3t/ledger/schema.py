@@ -4,6 +4,7 @@
     forgotten  keyed hashes of those that were deleted and then purged, with their place
     hits       (shard, slice) that hold a deleted sample, and the view that hit them last
     slots      per (shard, slice): samples and persons, registered and left
+    lookalikes names that others may look like, by the form that these have in common
     copies     contents that several samples have, and how many of those are left
     requests   request ids, each with the entries of the log that are its receipt, and that tell
                when it was effective
@@ -29,6 +30,7 @@ __all__ = [
     "hits",
     "incoming",
     "log",
+    "lookalikes",
     "metadata",
     "nodes",
     "plans",
@@ -90,6 +92,14 @@ copies = sa.Table(
     metadata,
     sa.Column("content", sa.Text, primary_key=True),
     sa.Column("samples_left", sa.Integer, nullable=False),
+)
+lookalikes = sa.Table(
+    "lookalikes",
+    metadata,
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("plain", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sqlite_with_rowid=False,
 )
 requests = sa.Table(
     "requests",

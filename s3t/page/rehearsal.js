@@ -56,6 +56,9 @@ function outcome(receipt) {
     receipt.copies_elsewhere
       ? make("p", { class: "note" }, `${count(receipt.copies_elsewhere, "exact copy", "exact copies")} `
         + "that other subjects hold would stay.") : null,
+    receipt.look_alikes
+      ? make("p", { class: "note" }, `${count(receipt.look_alikes, "sample")} whose id or person looks `
+        + "like one named would stay.") : null,
     make("p", { class: "note" }, `Expected deletions left, by rule of thumb: `
       + `${short(receipt.expected_deletions_left)}. Nothing was deleted.`));
 }
