@@ -70,9 +70,12 @@ class UnknownSampleError(InputError):
     Attributes:
         sample_ids: the unknown sample ids.
         subjects: the unknown subjects.
+        alike: samples left that look like one of them, by id or person.
     """
 
-    def __init__(self, sample_ids: Sequence[str], subjects: Sequence[str], run: str) -> None:
+    def __init__(
+        self, sample_ids: Sequence[str], subjects: Sequence[str], run: str, alike: int = 0
+    ) -> None:
         self.sample_ids = tuple(sample_ids)
         self.subjects = tuple(subjects)
         parts = []
@@ -80,8 +83,10 @@ class UnknownSampleError(InputError):
             parts.append(f"sample ids {named(sample_ids)}")
         if subjects:
             parts.append(f"subjects {named(subjects)}")
+        self.alike = alike
+        close = f"{alike} samples have names that look alike, but names count byte for byte. "
         super().__init__(
-            f"unknown {' and '.join(parts)}: nothing was deleted. "
+            f"unknown {' and '.join(parts)}: nothing was deleted. {close if alike else ''}"
             f"List what the run holds with: s3t samples {run}"
         )
 

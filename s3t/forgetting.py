@@ -49,6 +49,8 @@ class Receipt:
         deleted: ids that it deleted, sorted.
         already_deleted: ids asked for that were deleted before.
         copies_elsewhere: samples left, of other subjects, with the content of a deleted one.
+        look_alikes: samples left whose id, or person, looks like one that was named: the same but
+            for case, blanks, or how letters are written in Unicode. They are not deleted.
         nodes_dead: keys of the nodes that it switched off, sorted.
         prefixes: every shard's prefix before and after.
         view: version of the view from which on no answer has seen the samples.
@@ -66,6 +68,7 @@ class Receipt:
     deleted: tuple[SampleId, ...]
     already_deleted: tuple[SampleId, ...]
     copies_elsewhere: int
+    look_alikes: int
     nodes_dead: tuple[NodeKey, ...]
     prefixes: tuple[PrefixChange, ...]
     view: int
@@ -298,7 +301,8 @@ class Forgetting:
         """One deletion, durable when this returns, unless ``dry_run``.
 
         Raises:
-            InputError: nothing to delete, an unknown id or subject, or a request id in use.
+            InputError: nothing to delete, an unknown id or subject, or a request id in use; or one
+                whose deletion was made before samples that it names were taken in.
             IntegrityError: the ledger contradicts itself.
         """
         started = time.perf_counter()
@@ -329,6 +333,7 @@ class Forgetting:
             deleted=done.deleted,
             already_deleted=done.already_deleted,
             copies_elsewhere=done.copies_elsewhere,
+            look_alikes=done.look_alikes,
             nodes_dead=tuple(NodeKey(key) for key in part["nodes_dead"]),
             prefixes=tuple(
                 PrefixChange(shard, tuple(old), tuple(new)) for shard, old, new in part["prefixes"]

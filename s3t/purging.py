@@ -11,19 +11,23 @@ same command finishes it. The user's own files are read, and never written.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from glob import glob
+from pathlib import Path
 from typing import Any
 
+from s3t import scratch
 from s3t.config import Config
-from s3t.data import label_names, load_private
+from s3t.data import private_origins
+from s3t.data.files import resolve
 from s3t.errors import InputError, S3TError
 from s3t.ledger import Gone, Ledger
 from s3t.run import RunDir
+from s3t.run.contents import half_written, strangers, written, written_files
 from s3t.run.exports import Exported, ExportFolder, ExportRecords, export_tag
 from s3t.types import NodeKey
 
@@ -119,6 +123,7 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
         stores = [_nodes(run, doomed, dry_run)]
         stores += [_exported(run, one, ledger, doomed, dry_run) for one in exports]
         stores += _caches(run, alone, dry_run)
+        stores += [_scratch(run, dry_run), *_left_alone(run, ledger, ledger.gone())]
         rows, kept = ledger.unpurged(view), ""
         nodes = sorted(doomed.there | (set(ledger.plans.nodes()) & doomed.keys))
         if not dry_run:
@@ -276,7 +281,7 @@ def _caches(run: RunDir, alone: bool, dry_run: bool) -> Iterator[Store]:
         shutil.rmtree(run.trunk_path, ignore_errors=True)
     left = sum(path.is_file() for path in run.trunk_path.rglob("*"))
     yield Store("activations", str(run.trunk_path), files, files - left, busy if files else "")
-    half = list(run.root.glob(".*.tmp"))
+    half = half_written(run.root)
     swept = 0
     if alone and not dry_run:
         for path in half:
@@ -289,29 +294,66 @@ def _caches(run: RunDir, alone: bool, dry_run: bool) -> Iterator[Store]:
     yield Store("half-written files", str(run.root), found, swept, busy if found else "")
 
 
+def _left_alone(run: RunDir, ledger: Ledger, gone: Gone) -> Iterator[Store]:
+    """What may be of deleted samples and is not ours to remove; nothing where there is none."""
+    others = [*map(str, strangers(run.root, run.plans.others()))]
+    with ledger.evidence() as evidence:
+        others += [f"{name} in {ledger.name}" for name in evidence.strange()]
+    if others:
+        note = f"no part of a run, left alone: {', '.join(others)}"
+        yield Store("other files", str(run.root), len(others), 0, note)
+    told = [str(path) for path in written_files(run.root) if _names_one(path, gone)]
+    if told:
+        note = f"they name deleted samples; remove the lines: {', '.join(told)}"
+        yield Store("reports", str(run.root), len(told), 0, note)
+
+
+def _names_one(path: Path, gone: Gone) -> bool:
+    text = path.read_bytes().decode(errors="replace") if len(gone) else ""
+    return any(one in gone for one in written(text))
+
+
+def _scratch(run: RunDir, dry_run: bool) -> Store:
+    """What audits have trained again, and copies of data, of processes that were killed."""
+    left, held = scratch.sweep(run.root, remove=not dry_run)
+    note = f"{held} of processes at work, which remove them at their end" if held else ""
+    where = " and ".join(map(str, scratch.places(run.root)))
+    return Store("temporary runs", where, left + held, 0 if dry_run else left, note)
+
+
 def _own_files(config: Config, gone: Gone) -> Iterator[tuple[str, int]]:
-    """The user's files that still hold rows of deleted samples, with the number of those."""
+    """The user's files that still hold rows of deleted samples, with the number of those: all that
+    the data are read from, whole, and the images and metadata that rows name."""
+    if not len(gone):
+        return
     source = config.data.private
-    patterns = (source.files,) if isinstance(source.files, str) else source.files or ()
-    files = [name for pattern in patterns for name in sorted(glob(pattern)) or [pattern]]
-    if not files or source.format == "imagefolder":
-        named = source.name or ", ".join(files) or f"the embedded {source.format}"
-        sources = [(f"data.private ({named})", config)]
-    else:
-        sources = [(name, _reading(config, name)) for name in files]
-    labels = label_names(config) if len(gone) else ()
-    for name, reading in sources:
-        if not len(gone):
-            continue
+    if source.files is None or source.format == "imagefolder":
+        name = f"data.private ({source.name or source.files or f'the embedded {source.format}'})"
+        folders = {"split": re.split(r"[\[+]", source.split)[0]} if source.files else {}
+        yield from _rows_in(name, _reading(config, **folders), gone)
+        return
+    for pattern in [source.files] if isinstance(source.files, str) else source.files:
         try:
-            held = sum(one.id in gone for one in load_private(reading, labels).samples)
+            names = resolve(pattern)
         except InputError as error:
-            yield f"{name} (cannot be read: {error})", 0
+            yield f"{pattern} (cannot be read: {error})", 0
             continue
-        if held:
-            yield name, held
+        for name in names:
+            yield from _rows_in(name, _reading(config, files=name, split="train"), gone)
 
 
-def _reading(config: Config, name: str) -> Config:
-    private = config.data.private.model_copy(update={"files": name})
+def _rows_in(name: str, config: Config, gone: Gone) -> Iterator[tuple[str, int]]:
+    """Rows of deleted samples that a source of its own holds, by file."""
+    try:
+        rows = [origin for one, origin in private_origins(config) if one in gone]
+    except InputError as error:
+        yield f"{name} (cannot be read: {error})", 0
+        return
+    if rows and config.data.private.format != "imagefolder":  # it is no file of its own
+        yield name, len(rows)
+    yield from sorted(Counter(file for origin in rows for file in origin).items())
+
+
+def _reading(config: Config, **changes: str) -> Config:
+    private = config.data.private.model_copy(update=changes)
     return config.model_copy(update={"data": config.data.model_copy(update={"private": private})})

@@ -24,31 +24,11 @@ from s3t.audit.exported import judge_exports
 from s3t.audit.fate import PURGE, Fate
 from s3t.errors import DamagedNodeError, IntegrityError
 from s3t.plan import Plan
+from s3t.run.contents import half_written, strangers
+from s3t.scratch import places, sweep
 from s3t.store import MissingKeyError, open_ring
 
 __all__ = ["judge_remains"]
-
-_KNOWN = {
-    "config.yaml",
-    "plan.json",
-    "ledger.db",
-    "ledger.db-lock",
-    "ledger.db-wal",
-    "ledger.db-shm",
-    "base",
-    "base_head.safetensors",
-    "prototypes.safetensors",
-    "nodes",
-    "trunk",
-    "tracking",
-    "reports",
-    "tokens.json",
-    "exports.json",
-    "jobs",
-    ".work",
-    ".training.lock",
-}
-"""What lies in a run directory."""
 
 
 def judge_remains(case: Case, found: Findings) -> None:
@@ -141,6 +121,10 @@ def _leftovers(case: Case, found: Findings) -> None:
     """No cache, half-written file or stranger."""
     run, store = case.run, case.run.store
     training = _is_trained_now(run.root / ".training.lock")
+    left, _ = sweep(run.root, remove=False)
+    if left:
+        where = " or ".join(map(str, places(run.root)))
+        found.pending(f"{left} temporary runs or copies in {where}, of killed processes: {PURGE}")
     if not training:
         if run.trunk_path.exists():
             count = sum(1 for path in run.trunk_path.rglob("hidden") if path.is_file())
@@ -148,14 +132,14 @@ def _leftovers(case: Case, found: Findings) -> None:
                 f"{run.trunk_path} holds {count} files of hidden states of private rows, and "
                 f"nobody trains: a killed training left it; {PURGE}"
             )
-        for path in _half_written(run.root, store.root):
+        for path in [*half_written(run.root), *sorted(store.root.glob(".*.tmp"))]:
             found.pending(f"{path} is half-written, by a process that was killed: {PURGE}")
     for path, why in _jobs(run.root / "jobs"):
         found.pending(f"{path} {why}: s3t serve RUN does it and removes the file")
-    plans = run.plans.others()
-    for path in sorted(run.root.iterdir()):
-        if path.name not in _KNOWN and path not in plans and not path.name.endswith(".tmp"):
-            found.broken(f"{path} is no part of a run, and may hold anything: move it away")
+    for name in case.beside_ledger():
+        found.broken(f"the ledger's database holds {name}, which is no part of it: drop it")
+    for path in strangers(run.root, run.plans.others()):
+        found.broken(f"{path} is no part of a run, and may hold anything: move it away")
     for stray in store.strays():
         found.broken(f"{stray} lies among the nodes and is none: move it away")
     with found.part():
@@ -170,19 +154,12 @@ def _leftovers(case: Case, found: Findings) -> None:
 def _jobs(folder: Path) -> Iterator[tuple[Path, str]]:
     """Files of the service that may name samples, and why they are there."""
     for path in sorted(folder.rglob("*")):
-        if path.name.endswith(".tmp"):
-            yield path, "was half-written by a process that was killed"
-        elif path.suffix == ".json" and path.parent.name == "deletions":
+        if path.suffix == ".json" and path.parent.name == "deletions":
             with suppress(OSError, ValueError, AttributeError):
                 document = json.loads(path.read_bytes())
                 if not (document.get("sample_ids") or document.get("subjects")):
                     continue  # cancelled: it names nobody any more
             yield path, "names samples of a deletion that was accepted and is not done"
-
-
-def _half_written(*folders: Path) -> Iterator[Path]:
-    for folder in folders:
-        yield from sorted(folder.glob(".*.tmp"))
 
 
 def _next_plans(case: Case, found: Findings) -> None:

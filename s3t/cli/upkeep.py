@@ -108,7 +108,7 @@ def purge(
         from s3t.purging import purge as remove
         from s3t.run import RunDir
 
-        found = remove(RunDir.existing(run), dry_run=dry_run)
+        found = remove(RunDir.existing(run, sweep=False), dry_run=dry_run)
     if as_json:
         print_json(found.to_dict())
     else:

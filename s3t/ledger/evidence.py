@@ -75,6 +75,10 @@ class Evidence:
         rows = self._all(schema.run)
         return {row.key: row.value for row in rows if "secret" not in row.key}
 
+    def strange(self) -> list[str]:
+        """What the database holds and is no part of a ledger: tables, columns, views, triggers."""
+        return schema.strange(self._connection)
+
     def keyed(self, text: str) -> str:
         """How receipts name a sample id."""
         return hashed(text, self.secrets.receipts)

@@ -457,8 +457,8 @@ def _distinct(values: Iterable[str], name: str) -> list[str]:
     if listed is None or not all(isinstance(value, str) for value in listed):
         raise InputError(f"{name} {values!r:.80}: expected a list of strings")
     for value in listed:
-        if any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise InputError(f"{name}: {value!r} is not valid Unicode, so no run holds it")
+        if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value):
+            raise InputError(f"{name}: {value!r} is not text in UTF-8 without NUL: no run holds it")
     return sorted(set(listed))
 
 

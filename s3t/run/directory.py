@@ -11,6 +11,7 @@
       prototypes.safetensors   of the clusters, if shards are clusters
       exports.json    folders elsewhere that hold adapters of the run, and of which nodes
       .work/          who trains what, while several processes do
+      .scratch/       what audits train again, while they do
 
     URL/              of store.url
       <key>.safetensors
@@ -36,6 +37,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
+from s3t import scratch
 from s3t.config import Config, StoreConfig, load_config
 from s3t.errors import InputError, IntegrityError, S3TError
 from s3t.ledger import Gone, Ledger, Signer
@@ -76,8 +78,12 @@ class RunDir:
         self._standing: tuple[int, Ledger] | None = None
 
     @classmethod
-    def existing(cls, root: str | Path) -> RunDir:
-        """A prepared run.
+    def existing(cls, root: str | Path, *, sweep: bool = True) -> RunDir:
+        """A prepared run, without what killed processes have left in scratch folders.
+
+        Args:
+            root: its directory.
+            sweep: remove that.
 
         Raises:
             InputError: there is none.
@@ -88,6 +94,8 @@ class RunDir:
                 f"{run.root} is not a run directory (no plan.json): "
                 "train one with s3t train CONFIG, or give the directory that it wrote"
             )
+        if sweep:
+            scratch.sweep(run.root)
         return run
 
     @property
