@@ -118,7 +118,11 @@ class EnvironmentStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of a run at one view."""
+    """The state of a run at one view.
+
+    ``jobs`` and ``callbacks`` wait in the ledger: large deletions that were accepted and are not
+    done, and URLs that are still to be told of a deletion.
+    """
 
     view: int
     samples: int
@@ -128,6 +132,8 @@ class Status:
     slices: int
     shards: tuple[ShardStatus, ...]
     environments: tuple[EnvironmentStatus, ...]
+    jobs: int
+    callbacks: int
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -329,6 +335,7 @@ class Forgetting:
                     self._shard_status(shard, node) for shard, node in enumerate(prefixes)
                 ),
                 environments=self._environments(),
+                **self.ledger.outbox.counts(),
             )
 
     def _environments(self) -> tuple[EnvironmentStatus, ...]:

@@ -133,6 +133,7 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
         note = f"{kept}ids, subjects and digests of deleted samples; keyed hashes stay"
         gone_rows = 0 if dry_run else rows
         stores.append(Store("ledger", ledger.name, rows, gone_rows, note))
+        stores.append(_jobs(ledger))
         return Purge(
             run=str(run.root),
             view=view,
@@ -147,6 +148,13 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
                 *((_OF_REPLICAS,) if run.store.depot is not None else ()),
             ),
         )
+
+
+def _jobs(ledger: Ledger) -> Store:
+    """Deletions that were accepted name samples; no purge may take them from who will do them."""
+    waiting = ledger.outbox.counts()["jobs"]
+    note = "a service of the run does them, and their ids go with that" if waiting else ""
+    return Store("accepted deletions", ledger.name, waiting, 0, note)
 
 
 def _held(run: RunDir, stack: ExitStack) -> bool:

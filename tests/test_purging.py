@@ -62,6 +62,7 @@ def test_what_is_dead_is_gone_and_told(run: RunDir) -> None:
         "activations": (1, 0),
         "half-written files": (2, 0),
         "ledger": (3, 0),
+        "accepted deletions": (0, 0),
     }
     assert dead <= run.store.keys(), "a dry run removes nothing"
     found = purge(run)

@@ -1,6 +1,6 @@
 """The books of a run: its ledger at one moment, as it says and as its rows say.
 
-    tables as they lie there        values, log, requests, hits, slots, plans, nodes
+    tables as they lie there        values, log, requests, hits, slots, plans, nodes, jobs
     reckoned from rows and log      who is left, digests, what was hit when, who is out of place
 
 Invariant: nothing that is reckoned is taken from what deletions keep up to date (hits, counters,
@@ -91,6 +91,7 @@ class Books:
         log: by number.
         requests: rows by request id.
         hits, slots, plans, nodes: tables, by slot, by slot, by generation, and by key.
+        jobs: rows of large deletions that were accepted.
         wrong_copies: contents whose counter is not what a count gives.
         reckoned: the slots by their rows.
         misplaced: ids whose place does not follow from themselves; none without a config.
@@ -110,6 +111,7 @@ class Books:
     slots: Mapping[Slot, tuple[int, int, int, int]]
     plans: list[PlanRow]
     nodes: Mapping[NodeKey, Witnessed]
+    jobs: list[Any]
     wrong_copies: list[str] = field(default_factory=list)
     reckoned: dict[Slot, SlotBook] = field(default_factory=lambda: defaultdict(SlotBook))
     misplaced: list[SampleId] = field(default_factory=list)

@@ -49,6 +49,7 @@ def read_books(evidence: Evidence, shape: PartitionConfig | None) -> Books:
             NodeKey(row.key): Witnessed(Digest(row.weights), row.score, Digest(row.rows))
             for row in evidence.nodes()
         },
+        jobs=evidence.jobs(),
     )
     _Pass(books, evidence, shape).go()
     return books

@@ -12,7 +12,6 @@ taken away from its entry in the log.
 from __future__ import annotations
 
 import fcntl
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -43,7 +42,6 @@ _KNOWN = {
     "reports",
     "tokens.json",
     "exports.json",
-    "jobs",
     ".work",
     ".training.lock",
 }
@@ -62,6 +60,8 @@ def judge_remains(case: Case, found: Findings) -> None:
         _data_keys(case, found)
     with found.part():
         _rows(case.books, found)
+    with found.part():
+        _jobs(case.books, found)
     with found.part():
         _leftovers(case, found)
 
@@ -149,8 +149,6 @@ def _leftovers(case: Case, found: Findings) -> None:
             )
         for path in _half_written(run.root, store.root):
             found.pending(f"{path} is half-written, by a process that was killed: {PURGE}")
-    for path, why in _jobs(run.root / "jobs"):
-        found.pending(f"{path} {why}: s3t serve RUN does it and removes the file")
     plans = run.plans.others()
     for path in sorted(run.root.iterdir()):
         if path.name not in _KNOWN and path not in plans and not path.name.endswith(".tmp"):
@@ -166,17 +164,22 @@ def _leftovers(case: Case, found: Findings) -> None:
     )
 
 
-def _jobs(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Files of the service that may name samples, and why they are there."""
-    for path in sorted(folder.rglob("*")):
-        if path.name.endswith(".tmp"):
-            yield path, "was half-written by a process that was killed"
-        elif path.suffix == ".json" and path.parent.name == "deletions":
-            with suppress(OSError, ValueError, AttributeError):
-                document = json.loads(path.read_bytes())
-                if not (document.get("sample_ids") or document.get("subjects")):
-                    continue  # cancelled: it names nobody any more
-            yield path, "names samples of a deletion that was accepted and is not done"
+def _jobs(books: Books, found: Findings) -> None:
+    """What was accepted names samples until it is done, and no longer."""
+    waiting = 0
+    for row in books.jobs:
+        names = f"the deletion {row.request_id!r}, accepted at {row.received},"
+        if row.cancelled is not None:
+            if (row.sample_ids, row.subjects) != ("[]", "[]"):
+                found.broken(f"{names} was cancelled, and still names samples: restore the ledger")
+            continue
+        waiting += 1
+        done = row.request_id in books.requests
+        found.pending(
+            f"{names} {'is done and' if done else 'is not done, and'} names samples in the ledger: "
+            f"s3t serve RUN {'takes them away' if done else 'does it'}"
+        )
+    found.checked(f"{waiting} accepted deletions name samples until they are done")
 
 
 def _half_written(*folders: Path) -> Iterator[Path]:

@@ -4,6 +4,7 @@ Ledger (ledger) ──► registry     samples: written down once, listed ─┐
                ├──► deletion     one deletion, step by step ─────────┴─► counters   what is left
                ├──► purging      what stays of a purged sample
                ├──► planning     steps of planning and training ──► generations   plans and nodes
+               ├──► outbox       accepted and not done: large deletions, callbacks
                ├──► evidence     all tables at one moment, for audits
                ├──► chain        the log of all that was done ──► signing
                └──► database     connections, transactions ──► migrations ──► schema   the tables
@@ -20,12 +21,16 @@ from s3t.ledger.deletion import Decide, Deleted, Deletion
 from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import Generation, State, Witnessed, nodes_digest
 from s3t.ledger.ledger import Ledger
+from s3t.ledger.outbox import Callback, Claim, Job, Outbox, host_claim, job_claim
 from s3t.ledger.purging import Gone
 from s3t.ledger.registry import Entry
+from s3t.ledger.replicas import Lease, clock
 from s3t.ledger.signing import Signer, Verifier
 
 __all__ = [
     "GENESIS",
+    "Callback",
+    "Claim",
     "Decide",
     "Deleted",
     "Deletion",
@@ -33,14 +38,20 @@ __all__ = [
     "Evidence",
     "Generation",
     "Gone",
+    "Job",
+    "Lease",
     "Ledger",
     "LogEntry",
+    "Outbox",
     "Signer",
     "SlotPersons",
     "State",
     "Verifier",
     "Watch",
     "Witnessed",
+    "clock",
+    "host_claim",
+    "job_claim",
     "link",
     "nodes_digest",
     "without_password",

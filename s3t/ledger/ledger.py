@@ -27,6 +27,7 @@ from s3t.ledger.database import Database, Watch
 from s3t.ledger.deletion import Decide, Deleted
 from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import State
+from s3t.ledger.outbox import Outbox
 from s3t.ledger.planning import Planning, seal
 from s3t.ledger.purging import Gone
 from s3t.ledger.registry import Entry, Offered
@@ -52,6 +53,7 @@ class Ledger:
     Attributes:
         plans: the plans that were made, and the nodes that were trained for them.
         replicas: who answers, and which deletions are effective on all of them.
+        outbox: large deletions that were accepted and are not done, and callbacks.
     """
 
     def __init__(self, database: Database, signer: Callable[[], Signer | None] = _UNSIGNED) -> None:
@@ -66,6 +68,7 @@ class Ledger:
         self._secret = bytes.fromhex(secret)
         self.plans = Planning(database, self._signer)
         self.replicas = Replicas(database, self._signer)
+        self.outbox = Outbox(database)
 
     @classmethod
     def open(

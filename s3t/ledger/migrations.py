@@ -18,6 +18,7 @@ from collections.abc import Callable
 import sqlalchemy as sa
 
 from s3t.errors import IntegrityError
+from s3t.ledger import outbox_tables
 from s3t.ledger.chain import append
 from s3t.ledger.schema import requests, run, schema_version
 
@@ -234,6 +235,7 @@ def migrate(connection: sa.Connection, version: int) -> None:
     """Bring a ledger from ``version`` to the newest."""
     for migration in MIGRATIONS[version:]:
         migration(connection)
+    outbox_tables.create(connection)
     schema_version.create(connection, checkfirst=True)
     connection.execute(sa.delete(schema_version))
     connection.execute(sa.insert(schema_version).values(version=len(MIGRATIONS)))

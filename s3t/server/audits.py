@@ -57,6 +57,8 @@ class Status(BaseModel):
     slices: int
     shards: list[ShardStatus]
     environments: list[EnvironmentStatus]
+    jobs: int = Field(description="large deletions that were accepted and are not done")
+    callbacks: int = Field(description="URLs that are still to be told of a deletion")
 
 
 class Replica(BaseModel):
