@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from s3t.errors import InputError, IntegrityError
 from s3t.ledger import Job, Outbox, job_claim
 from s3t.server.problems import Problem, problem_of
-from s3t.server.worker import LEASE, Worker
+from s3t.server.worker import Worker
 
 if TYPE_CHECKING:
     from s3t.server.state import Model
@@ -49,7 +49,6 @@ class JobQueue:
         outbox: of its ledger.
         ended: called when a job has ended, so that its callbacks are made.
         look: seconds between two looks at the outbox.
-        lease: seconds of silence after which a process loses its job.
     """
 
     def __init__(
@@ -58,10 +57,9 @@ class JobQueue:
         outbox: Outbox,
         ended: Callable[[], None],
         look: float = _LOOK,
-        lease: float = LEASE,
     ) -> None:
         self._model, self._outbox, self._ended, self._look = model, outbox, ended, look
-        self._worker = Worker("large deletions", outbox, self._work, look, lease)
+        self._worker = Worker("large deletions", outbox, self._work, look)
         self._failures: dict[str, tuple[int, float]] = {}
         self._damaged: set[str] = set()
 

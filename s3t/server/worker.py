@@ -23,7 +23,8 @@ __all__ = ["LEASE", "Worker"]
 _log = logging.getLogger(__name__)
 
 LEASE = 10.0
-"""Seconds of silence after which a process is taken for dead, and its work is taken over."""
+"""Seconds of silence after which a process is taken for dead, and its work is taken over; the same
+in all processes."""
 _BEATS = 4
 """Signs of life in one lease."""
 
@@ -36,7 +37,6 @@ class Worker:
         outbox: where the claims are.
         work: called again and again; does what is due, and leaves the rest.
         look: seconds between two calls.
-        lease: see ``LEASE``; the same in every process.
     """
 
     def __init__(
@@ -45,10 +45,9 @@ class Worker:
         outbox: Outbox,
         work: Callable[[], None],
         look: float,
-        lease: float = LEASE,
     ) -> None:
         self._name, self._outbox, self._work = name, outbox, work
-        self._look, self._lease = look, lease
+        self._look, self._lease = look, LEASE
         self._holder = uuid.uuid4().hex
         self._seen: dict[str, tuple[Claim, float]] = {}
         self._wake = threading.Event()

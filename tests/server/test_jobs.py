@@ -57,11 +57,12 @@ Make = Callable[..., JobQueue]
 
 
 @pytest.fixture
-def make(outbox: Outbox, forgetter: Forgetter) -> Iterator[Make]:
+def make(outbox: Outbox, forgetter: Forgetter, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     made: list[JobQueue] = []
 
     def queue_of(model: Any = forgetter, lease: float = 10.0) -> JobQueue:
-        made.append(JobQueue(model, outbox, lambda: None, look=0.02, lease=lease))
+        monkeypatch.setattr(worker, "LEASE", lease)
+        made.append(JobQueue(model, outbox, lambda: None, look=0.02))
         return made[-1]
 
     yield queue_of
