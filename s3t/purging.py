@@ -119,6 +119,7 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
         stores = [_nodes(run, doomed, dry_run)]
         stores += [_exported(run, one, ledger, doomed, dry_run) for one in exports]
         stores += _caches(run, alone, dry_run)
+        stores.append(_jobs(ledger, dry_run))
         rows, kept = ledger.unpurged(view), ""
         nodes = sorted(doomed.there | (set(ledger.plans.nodes()) & doomed.keys))
         if not dry_run:
@@ -133,7 +134,6 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
         note = f"{kept}ids, subjects and digests of deleted samples; keyed hashes stay"
         gone_rows = 0 if dry_run else rows
         stores.append(Store("ledger", ledger.name, rows, gone_rows, note))
-        stores.append(_jobs(ledger))
         return Purge(
             run=str(run.root),
             view=view,
@@ -150,11 +150,13 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
         )
 
 
-def _jobs(ledger: Ledger) -> Store:
-    """Deletions that were accepted name samples; no purge may take them from who will do them."""
-    waiting = ledger.outbox.counts()["jobs"]
-    note = "a service of the run does them, and their ids go with that" if waiting else ""
-    return Store("accepted deletions", ledger.name, waiting, 0, note)
+def _jobs(ledger: Ledger, dry_run: bool) -> Store:
+    """Deletions that were accepted name samples. Those that are done go; the others are to be
+    done, which a service of the run does."""
+    found = ledger.outbox.counts()["jobs"]
+    done = 0 if dry_run else ledger.outbox.sweep()
+    note = "s3t serve does the others, and their ids go with that" if found > done else ""
+    return Store("accepted deletions", ledger.name, found, done, note)
 
 
 def _held(run: RunDir, stack: ExitStack) -> bool:

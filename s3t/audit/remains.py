@@ -177,7 +177,7 @@ def _jobs(books: Books, found: Findings) -> None:
         done = row.request_id in books.requests
         found.pending(
             f"{names} {'is done and' if done else 'is not done, and'} names samples in the ledger: "
-            f"s3t serve RUN {'takes them away' if done else 'does it'}"
+            f"{'s3t purge RUN takes them away' if done else 's3t serve RUN does it'}"
         )
     found.checked(f"{waiting} accepted deletions name samples until they are done")
 

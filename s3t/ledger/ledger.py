@@ -27,7 +27,7 @@ from s3t.ledger.database import Database, Watch
 from s3t.ledger.deletion import Decide, Deleted
 from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import State
-from s3t.ledger.outbox import Outbox
+from s3t.ledger.outbox import Outbox, refuse_other
 from s3t.ledger.planning import Planning, seal
 from s3t.ledger.purging import Gone
 from s3t.ledger.registry import Entry, Offered
@@ -283,6 +283,7 @@ class Ledger:
         secret, place = self._secret, self._database.run
         with self._database.transaction(writes=not dry_run) as connection:
             stored = _stored(connection, request, fingerprint)
+            refuse_other(connection, request, ids, people)
             named = steps.find(connection, ids, people, lambda: self._filter(connection), place)
             if stored is not None:
                 return steps.replay(named, stored, secret, dry_run)

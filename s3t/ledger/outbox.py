@@ -9,15 +9,16 @@ believed: who waits counts a whole lease on its own, from when it first saw a be
 work at one job, since a process may sleep for longer than its lease. That is harmless: the request
 id makes the deletion one, and only the first to end the job has its callbacks told.
 
-Invariant: ids of a job leave the ledger in the transaction that ends it, the same one that puts its
-callbacks down. Callbacks hold no id of a sample or subject.
+Invariants: ids of a job leave the ledger in the transaction that ends it, the same one that puts
+its callbacks down. Callbacks hold no id of a sample or subject. While a job waits its request id
+stands for it: no other deletion takes that id.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -25,12 +26,12 @@ from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
-from s3t.errors import IntegrityError
+from s3t.errors import IntegrityError, RequestConflictError
 from s3t.ledger import chain, schema
 from s3t.ledger.database import Database
 from s3t.ledger.outbox_tables import callbacks, claims, jobs
 
-__all__ = ["Callback", "Claim", "Job", "Outbox", "host_claim", "job_claim"]
+__all__ = ["Callback", "Claim", "Job", "Outbox", "host_claim", "job_claim", "refuse_other"]
 
 _COUNTER = "outbox"
 """Key in the table ``run`` of the last number given out: no number is ever given twice."""
@@ -38,6 +39,12 @@ _EACH = timedelta(minutes=1)
 """By when a job should be done: so much for it, and for each that waits before it."""
 
 _WAITS = jobs.c.cancelled.is_(None)
+_DONE = sa.select(schema.requests.c.view).where(
+    schema.requests.c.request_id == sa.bindparam("request")
+)
+_NAMED = sa.select(jobs.c.sample_ids, jobs.c.subjects).where(
+    jobs.c.request_id == sa.bindparam("request"), _WAITS
+)
 
 
 def job_claim(request_id: str) -> str:
@@ -48,6 +55,30 @@ def job_claim(request_id: str) -> str:
 def host_claim(host: str) -> str:
     """What a process claims to call a host."""
     return f"host {host}"
+
+
+def refuse_other(
+    connection: sa.Connection, request_id: str, sample_ids: list[str], subjects: list[str]
+) -> None:
+    """Refuse a deletion whose request id stands for a job of other names.
+
+    Args:
+        connection: in the transaction of the deletion.
+        request_id: of the deletion.
+        sample_ids, subjects: what it names, sorted, each once.
+
+    Raises:
+        RequestConflictError: it does.
+        IntegrityError: the job's row is damaged.
+    """
+    held = connection.execute(_NAMED, {"request": request_id}).first()
+    if held is None:
+        return
+    if [sorted(set(_texts(one))) for one in held] != [sample_ids, subjects]:
+        raise RequestConflictError(
+            f"request id {request_id!r} stands for another deletion, which was accepted and waits "
+            "to be done: nothing was deleted. Use a new request id"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +178,16 @@ class Outbox:
 
         Returns:
             None if so many wait already; nothing was written then.
+
+        Raises:
+            RequestConflictError: a deletion of this id was done.
         """
         with self._database.transaction(writes=True) as connection:
+            if connection.execute(_DONE, {"request": request_id}).first() is not None:
+                raise RequestConflictError(
+                    f"a deletion of request id {request_id!r} was done a moment ago: send the same "
+                    "request again to be told of it"
+                )
             held = self._job(connection, request_id)
             if held is not None and held.cancelled is None:
                 return held
@@ -187,6 +226,18 @@ class Outbox:
         query = sa.select(jobs.c.request_id).where(_WAITS).order_by(jobs.c.number)
         with self._database.transaction() as connection:
             return list(connection.execute(query).scalars())
+
+    def sweep(self) -> int:
+        """End the jobs whose deletion is done, where a killed process could not; returns how many.
+
+        Raises:
+            IntegrityError: a row is damaged.
+        """
+        done = jobs.c.request_id.in_(sa.select(schema.requests.c.request_id))
+        query = sa.select(jobs.c.request_id).where(_WAITS, done)
+        with self._database.transaction() as connection:
+            found = [self._job(connection, one) for one in connection.execute(query).scalars()]
+        return sum(self.end(job) for job in found if job is not None)
 
     def end(self, job: Job, problem: tuple[str, str] | None = None) -> bool:
         """A job is done, or cancelled for a problem: its ids go, and its callbacks wait.
@@ -303,13 +354,7 @@ class Outbox:
         if row is None:
             return None
         claimed = sa.select(claims.c.beats).where(claims.c.what == job_claim(request_id))
-        try:
-            return _read(row, connection.execute(claimed).first() is not None)
-        except (TypeError, ValueError) as error:
-            raise IntegrityError(
-                f"{self._database.name}: an accepted deletion is damaged "
-                f"({type(error).__name__}): restore the ledger from a copy"
-            ) from None
+        return _read(row, connection.execute(claimed).first() is not None)
 
 
 def _row(job: Job) -> dict[str, Any]:
@@ -342,10 +387,13 @@ def _read(row: sa.Row[Any], running: bool) -> Job:
 
 
 def _texts(column: str) -> tuple[str, ...]:
-    found = json.loads(column)
-    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        raise ValueError("no list of strings")
-    return tuple(found)
+    with suppress(ValueError):
+        found = json.loads(column)
+        if isinstance(found, list) and all(isinstance(one, str) for one in found):
+            return tuple(found)
+    raise IntegrityError(
+        "an accepted deletion in the ledger is damaged: restore the ledger from a copy"
+    )
 
 
 def _tell(connection: sa.Connection, request_id: str, urls: Sequence[str]) -> None:

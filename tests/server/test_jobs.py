@@ -226,7 +226,7 @@ def test_a_damaged_one_is_told_once_and_holds_up_no_other(
     until(lambda: queue.find("r2") is None)
     time.sleep(0.1)
     assert [call[2] for call in forgetter.calls] == ["r2"]
-    assert caplog.text.count("is damaged (") == 1
+    assert caplog.text.count("is damaged:") == 1
 
 
 def test_one_that_can_never_be_done_is_cancelled_without_ids(
