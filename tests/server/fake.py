@@ -64,7 +64,8 @@ class Model:
 
     @cached_property
     def ledger(self) -> Ledger:
-        return Ledger.open(self.root / "ledger.db", create=True)
+        """One for all models of a folder, as for replicas with directories of their own."""
+        return Ledger.open(self.root.parent / "ledger.db", create=True)
 
     @property
     def outbox(self) -> Outbox:

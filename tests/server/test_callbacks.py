@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
 
 from s3t.errors import UnavailableError
-from s3t.ledger import Ledger, Outbox, Signer, chain
-from s3t.server import callbacks
+from s3t.ledger import Ledger, Outbox, Signer, chain, host_claim
+from s3t.server import callbacks, worker
 from s3t.server.callbacks import Callbacks, Hosts, Seal, Target
 from s3t.server.problems import Problem
 
@@ -345,6 +345,55 @@ def test_a_dead_host_holds_up_no_other(
     made.put("r1", [f"http://{dead}/", f"http://{alive}/"])
     until(lambda: len(receiver.got) == 1)
     until(lambda: outbox.hosts() == [dead])
+
+
+def test_of_several_replicas_one_tells_a_host_in_the_order_of_what_ended(
+    make: Callable[..., Callbacks], receiver: Receiver, outbox: Outbox
+) -> None:
+    host = f"127.0.0.1:{receiver.server_port}"
+    many = [make(host, told=lambda one: {**TOLD, "subject_request_id": one}) for _ in range(3)]
+    for number in range(10):
+        many[number % 3].put(f"r{number}", [f"http://{host}/"])
+    for one in many:
+        one.start()
+    for number in range(10, 20):
+        many[number % 3].put(f"r{number}", [f"http://{host}/"])
+    until(lambda: not left(outbox))
+    got = [json.loads(body)["subject_request_id"] for _, _, body in receiver.got]
+    assert got == [f"r{number}" for number in range(20)]
+
+
+def test_what_a_host_has_not_taken_comes_before_what_ended_later(
+    make: Callable[..., Callbacks], receiver: Receiver, outbox: Outbox
+) -> None:
+    receiver.status = 503
+    host = f"127.0.0.1:{receiver.server_port}"
+    made = make(host, told=lambda one: {**TOLD, "subject_request_id": one})
+    made.start()
+    made.put("r1", [f"http://{host}/a"])
+    until(lambda: len(receiver.got) >= 2)
+    made.put("r2", [f"http://{host}/b"])
+    until(lambda: len(receiver.got) >= 4)
+    assert {path for path, _, _ in receiver.got} == {"/a"}
+    receiver.status = 200
+    until(lambda: not left(outbox))
+    assert [path for path, _, _ in receiver.got][-2:] == ["/a", "/b"]
+
+
+def test_a_silent_replica_loses_the_host_that_it_calls(
+    make: Callable[..., Callbacks],
+    receiver: Receiver,
+    outbox: Outbox,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker, "LEASE", 0.3)
+    host = f"127.0.0.1:{receiver.server_port}"
+    made = make(host)
+    made.put("r1", [f"http://{host}/"])
+    assert outbox.take(host_claim(host), "killed")
+    made.start()
+    until(lambda: not left(outbox))
+    assert len(receiver.got) == 1
 
 
 def test_after_a_day_it_is_given_up(
