@@ -387,6 +387,21 @@ def test_an_audit_finds_a_cancelled_job_that_still_names_samples(small_run: RunD
     assert found["E7"].status == "broken" and "still names samples" in found["E7"].problems[0]
 
 
+def test_a_ledger_that_takes_no_more_accepts_nothing(
+    small_run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with asked(small_run.root, job_samples=5) as site:
+        with monkeypatch.context() as patch:
+
+            def full(*_: Any, **__: Any) -> Any:
+                raise UnavailableError("there is no space left on its disk")
+
+            patch.setattr(site.model.outbox, "accept", full)
+            refused(site, 503, "unavailable", sample_ids=MANY, subject_request_id="large")
+        assert site.ask("GET", "/v1/deletions/large", "delete").status_code == 404
+        assert site.delete(sample_ids=MANY, subject_request_id="large").status_code == 202
+
+
 def test_a_folder_of_jobs_of_an_older_s3t_is_refused(small_run: RunDir) -> None:
     (small_run.root / "jobs" / "deletions").mkdir(parents=True)
     with pytest.raises(InputError, match="remove it"), asked(small_run.root):
