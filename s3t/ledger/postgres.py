@@ -204,7 +204,7 @@ class Postgres:
         return S3TError(f"{self.name}: {said}; nothing was changed")
 
     def compact(self) -> bool:
-        """Write the tables that name samples anew, unless no row has left them since the last time.
+        """Write the tables that name samples again, unless no row has left them since.
 
         Nothing less removes their bytes: a plain VACUUM gives the space of rows free, and leaves
         what is in it until it is used again. Deletions wait meanwhile.
@@ -351,7 +351,7 @@ def _wait_for_older(driver: psycopg.Connection[Any]) -> None:
 
 
 def _rewritten(driver: psycopg.Connection[Any], table: str) -> bool:
-    """Write a table anew; whether no deleted row was taken along."""
+    """Write a table again; whether no deleted row was taken along."""
     said: list[str] = []
     driver.add_notice_handler(lambda notice: said.append(notice.message_detail or ""))
     driver.execute(f"SET lock_timeout = '{_TAKE_SECONDS}s'".encode())

@@ -189,7 +189,7 @@ def test_no_byte_of_a_job_is_left_in_postgresql_after_a_purge(postgres: Server) 
         postgres.sql("ALTER TABLE jobs ALTER COLUMN subjects SET STORAGE EXTERNAL", url)
         job = ledger.outbox.accept("r1", [], names, limit=9)
         assert job is not None and held()
-        assert ledger.outbox.end(job) and held(), "a deleted row is there until it is written anew"
+        assert ledger.outbox.end(job) and held(), "a deleted row is there until it is written again"
         assert ledger.compact() and not held()
         ledger.outbox.accept("r2", [], names, limit=9)
         assert ledger.compact() and held(), "what waits stays"

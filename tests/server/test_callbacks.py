@@ -448,6 +448,21 @@ def test_without_a_key_callbacks_are_refused(outbox: Outbox) -> None:
     unsigned.check([])
 
 
+def test_a_replica_without_the_key_leaves_callbacks_to_others(
+    make: Callable[..., Callbacks], receiver: Receiver, outbox: Outbox
+) -> None:
+    host = f"127.0.0.1:{receiver.server_port}"
+    unsigned = Callbacks(outbox, Hosts([host], True), Seal(None, "x"), lambda _: TOLD, first=0.02)
+    unsigned.put("r1", [f"http://{host}/"])
+    unsigned.start()
+    time.sleep(0.2)
+    assert not receiver.got and left(outbox) == 1
+    make(host).start()
+    until(lambda: not left(outbox))
+    unsigned.close()
+    assert len(receiver.got) == 1 and "X-OpenDSR-Signature" in receiver.got[0][1]
+
+
 # ── certificates ─────────────────────────────────────────────────────────────────────────────
 
 
