@@ -19,12 +19,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from s3t.config import Config
-from s3t.errors import DamagedNodeError, IntegrityError
+from s3t.errors import DamagedNodeError, IntegrityError, UnavailableError
 from s3t.ledger import Deletion, State
 from s3t.plan import Plan, environment_name, expected_deletions
 from s3t.plan.trie import Node
 from s3t.run import RunDir
 from s3t.schedule import Schedule
+from s3t.store import Stamp, folder_stamp, tensors_digest
 from s3t.types import Digest, NodeKey, SampleId, Slot
 
 __all__ = ["EnvironmentStatus", "Forgetting", "PrefixChange", "Receipt", "ShardStatus", "Status"]
@@ -118,10 +119,10 @@ class EnvironmentStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of a run at one view.
+    """The state of a run at one view; ``database`` is what its ledger is kept in.
 
-    ``jobs`` and ``callbacks`` wait in the ledger: large deletions that were accepted and are not
-    done, and URLs that are still to be told of a deletion.
+    ``jobs`` and ``callbacks`` wait there: large deletions that were accepted and are not done, and
+    URLs that are still to be told of a deletion.
     """
 
     view: int
@@ -132,6 +133,7 @@ class Status:
     slices: int
     shards: tuple[ShardStatus, ...]
     environments: tuple[EnvironmentStatus, ...]
+    database: str
     jobs: int
     callbacks: int
 
@@ -158,6 +160,8 @@ class Forgetting:
         self.scores: dict[NodeKey, float] = {}
         self.damaged: dict[NodeKey, DamagedNodeError] = {}
         self._lost: set[NodeKey] = set()
+        self._proved = False
+        self._folder = folder_stamp(run.root)
         self.config: Config = run.config()
         self.ledger = run.ledger()
         self._lock = threading.RLock()
@@ -213,6 +217,54 @@ class Forgetting:
         with self._lock:
             return store.forget_copies([key for key in store.copies() if not self.is_alive(key)])
 
+    def check_files(self, known: dict[NodeKey, Stamp | None]) -> bool:
+        """Whether the files behind what is served are those that were read; takes microseconds.
+
+        A node's file that was replaced is read again: where it holds the same, ``known`` is told
+        its new stamp.
+
+        Args:
+            known: stamps of the nodes' files from before they were read.
+
+        Returns:
+            False if the ledger has come to another view meanwhile, so that they may be gone.
+
+        Raises:
+            UnavailableError: the run directory or the ledger's file was replaced or removed.
+            IntegrityError: a node's file is gone or holds something else.
+        """
+        self.ledger.check()
+        if (found := folder_stamp(self.run.root)) != self._folder:
+            what = "is gone" if found is None else "was replaced by another directory"
+            raise UnavailableError(
+                f"{self.run.root} {what} under this process: put back the one that was there, or "
+                "start the process again on the new one"
+            )
+        stamps = self.run.store.stamps(known)
+        changed = sorted(key for key, stamp in stamps.items() if stamp != known[key])
+        if changed and self.ledger.view() != self._known.view:
+            return False
+        told = self.ledger.plans.nodes() if changed else {}
+        for key in changed:
+            _, tensors = self.run.store.read(key)
+            if key not in told or tensors_digest(tensors) != told[key].weights:
+                raise DamagedNodeError(
+                    key, "was replaced by another while it is served", str(self.run.store.path(key))
+                )
+            known[key] = stamps[key]
+        return True
+
+    def prove_ledger(self) -> None:
+        """Hold the ledger's tables against its log, once in the life of this process's ledger.
+
+        Raises:
+            IntegrityError: see ``Ledger.prove``.
+        """
+        with self._lock:
+            if not self._proved:
+                self.ledger.prove()
+                self._proved = True
+
     def prove(self) -> None:
         """Refuse to serve in silence less than was trained.
 
@@ -253,9 +305,11 @@ class Forgetting:
 
         Raises:
             InputError: nothing to delete, an unknown id or subject, or a request id in use.
+            IntegrityError: the ledger contradicts itself.
         """
         started = time.perf_counter()
         with self._lock:
+            self.prove_ledger()
             before: tuple[Node | None, ...] = ()
 
             def decide(deletion: Deletion) -> dict[str, Any]:
@@ -335,6 +389,7 @@ class Forgetting:
                     self._shard_status(shard, node) for shard, node in enumerate(prefixes)
                 ),
                 environments=self._environments(),
+                database=self.ledger.database,
                 **self.ledger.outbox.counts(),
             )
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,11 +28,16 @@ if TYPE_CHECKING:
     from s3t.answering import Answering
     from s3t.ensemble import Ensemble
     from s3t.plan import Plan
+    from s3t.store import Stamp
     from s3t.writing import Completion
 
 __all__ = ["Serving"]
 
 _log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.05
+"""How often the files are looked at, at most."""
+
 Answer = TypeVar("Answer")
 
 
@@ -44,6 +50,7 @@ class Serving:
         self._views = Views()
         self._model: Answering | None = None
         self._has_served = False
+        self._looked, self._told = -_LOOK_SECONDS, ""
         self.seat: Seat | None = None
 
     def model(self) -> Answering:
@@ -57,6 +64,7 @@ class Serving:
                 from s3t.answering import Answering
 
                 forgetting = self._forgetting
+                forgetting.prove_ledger()
                 self._model = Answering(forgetting.run, forgetting.config, forgetting.plan)
             return self._model
 
@@ -79,6 +87,10 @@ class Serving:
             return "loading"
         if self.seat is not None and not self.seat.holds():
             return "the lease has run out: the ledger cannot be reached"
+        try:
+            self._check_files(self._views.current)
+        except S3TError:
+            return "files of the run were replaced or removed under the service, its log says which"
         return "exhausted" if self._views.current.ensemble is None else None
 
     # ── deletions ────────────────────────────────────────────────────────────────────────────
@@ -203,9 +215,25 @@ class Serving:
 
     def _is_in_force(self, view: View) -> bool:
         if self.seat is None:
-            return view.version == self._forgetting.ledger.view()
+            return view.version == self._forgetting.ledger.view() and self._check_files(view)
         self._vouch(self.seat)
-        return True  # whoever follows the ledger has put it in force
+        return self._check_files(view)  # who follows the ledger has put it in force
+
+    def _check_files(self, view: View) -> bool:
+        """See that the files are those that were read, a few times a second; see ``Forgetting``."""
+        if time.monotonic() < self._looked + _LOOK_SECONDS:
+            return True
+        try:
+            same = self._forgetting.check_files(view.files)
+        except S3TError as error:
+            if str(error) != self._told:
+                _log.error("nothing answers: %s", error)
+            self._told = str(error)
+            raise
+        if self._told:
+            _log.warning("the files of %s are as they were: answering", self._forgetting.run.root)
+        self._told, self._looked = "", time.monotonic()
+        return same
 
     def _still_serves(self, view: View) -> bool:
         if self.seat is not None:
@@ -230,32 +258,43 @@ class Serving:
         if current is not None and current.version == version and not anew:
             return
         if current is not None and current.nodes == nodes and not anew:
-            ensemble = current.ensemble
+            ensemble, files = current.ensemble, current.files
         else:
-            nodes, ensemble = self._build(model, nodes, plan)
-        self._views.put(View(version, nodes, ensemble), self._forgetting.is_alive)
+            known = {} if current is None or anew else current.files
+            nodes, ensemble, files = self._build(model, nodes, plan, known)
+        self._views.put(View(version, nodes, ensemble, files), self._forgetting.is_alive)
         self._has_served = True
         model.keep_only(self._forgetting.is_alive)
         if left := self._forgetting.forget_copies():
             _log.error("copies of dead nodes cannot be removed: %s", ", ".join(left))
 
     def _build(
-        self, model: Answering, nodes: tuple[Node | None, ...], plan: Plan
-    ) -> tuple[tuple[Node | None, ...], Ensemble | None]:
-        """The ensemble of the nodes. A damaged block is an error when a run is first served;
-        later, when a deletion must not fail for it, the shard falls back to a shorter prefix."""
+        self,
+        model: Answering,
+        nodes: tuple[Node | None, ...],
+        plan: Plan,
+        known: Mapping[NodeKey, Stamp | None],
+    ) -> tuple[tuple[Node | None, ...], Ensemble | None, dict[NodeKey, Stamp | None]]:
+        """The ensemble of the nodes, and the stamps of their files.
+
+        A damaged block is an error when a run is first served; later, when a deletion must not
+        fail for it, the shard falls back to a shorter prefix.
+        """
         if not self._has_served:
             self._forgetting.prove()
         while True:
             try:
                 if all(node is None for node in nodes):
                     self._forgetting.prove_exhausted()
-                return nodes, model.ensemble(nodes, plan)
+                keys = [one.key for last in nodes if last for one in plan.forest.lineage(last.key)]
+                files = self._forgetting.run.store.stamps(keys)
+                files.update((key, known[key]) for key in files if key in known)
+                return nodes, model.ensemble(nodes, plan), files
             except DamagedNodeError as error:
                 if not self._has_served:
                     raise
                 if all(node is None for node in nodes):
-                    return nodes, None  # no fallback either: who asks is told why
+                    return nodes, None, {}  # no fallback either: who asks is told why
                 _log.error("%s; serving a shorter prefix", error)
                 self._forgetting.lose(NodeKey(error.key))
                 _, nodes, plan = self._forgetting.catch_up()

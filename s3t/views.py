@@ -22,6 +22,7 @@ from s3t.types import NodeKey
 
 if TYPE_CHECKING:
     from s3t.ensemble import Ensemble
+    from s3t.store import Stamp
 
 __all__ = ["View", "Views"]
 
@@ -31,11 +32,20 @@ _REMEMBERED = 64
 
 @dataclass(eq=False)
 class View:
-    """What is served at one version; ``readers`` counts the answers under way on it."""
+    """What is served at one version.
+
+    Attributes:
+        version: the ledger's view.
+        nodes: each shard's last node, None where none is left.
+        ensemble: what answers; None if nothing can.
+        files: stamps of the node files, as they were before they were read.
+        readers: answers under way on it.
+    """
 
     version: int
     nodes: tuple[Node | None, ...]
     ensemble: Ensemble | None
+    files: dict[NodeKey, Stamp | None]
     readers: int = 0
 
 

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3t.errors import InputError, UnknownSampleError
-from s3t.ledger import Deletion, Entry, Ledger
+from s3t.ledger import Deletion, Ledger
 from s3t.types import Digest, Place, Sample, SampleId, Subject
 
 Rows = list[tuple[Sample, Place]]
@@ -173,7 +173,7 @@ def test_a_deletion_scans_no_table(ledger: Ledger) -> None:
         ledger.hits(2)
     assert not scans(seen)
     verbs = {(statement.split()[0], line.split()[1]) for statement, line in seen}
-    tables = {"samples", "slots", "copies", "run"}
+    tables = {"samples", "slots", "copies"}
     assert {("UPDATE", table) for table in tables} <= verbs, "the plans of all steps were seen"
 
 
@@ -185,17 +185,6 @@ def test_what_a_status_and_a_forecast_read_leaves_the_samples_alone(ledger: Ledg
         ledger.history()
     assert {line.split()[1] for _, line in seen} == {"slots", "requests"}
     assert all("COVERING INDEX" in line for _, line in seen if line.split()[1] == "requests")
-
-
-def test_pages_of_deleted_samples_are_found_by_their_index(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ledger.delete([], ["p3", "p9", "p27"], decide=agree)
-    monkeypatch.setattr("s3t.ledger.registry.ROWS", 4)
-    with plans(ledger) as seen:
-        gone: list[Entry] = list(ledger.samples(deleted=True))
-    assert len(gone) == 9 and gone == sorted(gone, key=lambda entry: entry.sample_id)
-    assert all("INDEX samples_deleted" in line and "TEMP" not in line for _, line in seen)
 
 
 # ── one transaction ──────────────────────────────────────────────────────────────────────────

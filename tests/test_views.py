@@ -15,7 +15,7 @@ from s3t.views import View, Views
 
 def view(version: int, *keys: str) -> View:
     nodes: Any = tuple(SimpleNamespace(key=NodeKey(key)) for key in keys)
-    return View(version, nodes, None)
+    return View(version, nodes, None, {})
 
 
 def put(views: Views, new: View, dead: Collection[str] = ()) -> None:

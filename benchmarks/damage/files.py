@@ -172,7 +172,6 @@ def _(victim: Victim) -> str:
 def _(victim: Victim) -> str:
     plan = _other_plan(victim)
     write_durably(victim.run.plan_path, plan.to_json().encode())
-    victim.sql("UPDATE plans SET digest = ?", plan.digest)
     for kind_of, number in victim.sql("SELECT kind, number FROM log ORDER BY number"):
         if kind_of in ("plan", "force"):
             victim.rewrite(number, lambda body: body.update(digest=plan.digest))

@@ -54,9 +54,11 @@ def _(victim: Victim) -> str:
     return "stands as not deleted"
 
 
-@kind("the row of a slot that is hit removed", "E6")
+@kind("a slot struck from its receipt, the log made again", "E6", "receipts")
 def _(victim: Victim) -> str:
-    victim.removed("hits WHERE shard = ? AND slice = ?", *HIT)
+    for number, kind_of in victim.sql("SELECT number, kind FROM log ORDER BY number"):
+        if kind_of == "deletion":
+            victim.rewrite(number, lambda body: body["slots"].clear())
     return _SLOT
 
 
@@ -79,10 +81,22 @@ def _(victim: Victim) -> str:
     return key
 
 
-@kind("the row of the plan removed", "ledger")
+@kind("the key of the hashes changed", "ledger")
 def _(victim: Victim) -> str:
-    victim.removed("plans WHERE generation = 0")
-    return "plan 0"
+    victim.sql("UPDATE run SET value = ? WHERE key = 'secret'", "0" * 64)
+    return "commits to"
+
+
+@kind("the hash of a purged sample changed", "ledger")
+def _(victim: Victim) -> str:
+    victim.sql("UPDATE forgotten SET sample = ? WHERE view = 1", "0" * 64)
+    return "hashes of purged samples"
+
+
+@kind("an index that lacks a row", "ledger")
+def _(victim: Victim) -> str:
+    victim.stale("requests_number", "requests", "view = 1")
+    return "requests_number"
 
 
 @kind("a counter changed", "E6")
@@ -164,7 +178,6 @@ def _(victim: Victim) -> str:
     victim.sql("DELETE FROM log WHERE number >= ?", number)
     victim.sql("DELETE FROM requests WHERE request_id = 'second'")
     victim.sql("UPDATE samples SET deleted_view = NULL WHERE deleted_view = 2")
-    victim.sql("UPDATE hits SET view = 1")
     victim.sql("UPDATE slots SET samples_left = samples_left + 1, persons_left = persons_left + 1 "
                "WHERE shard = ? AND slice = ?", *HIT)  # fmt: skip
     victim.sql("UPDATE run SET value = '1' WHERE key = 'view'")

@@ -127,6 +127,29 @@ class Victim:
         assert count == 1, f"{count} rows in {where}"
         self.sql(f"DELETE FROM {where}", *values)
 
+    def stale(self, index: str, table: str, where: str) -> None:
+        """Have an index lack the rows of its table that ``where`` names, as lost pages leave it."""
+        described = "type, name, tbl_name, rootpage, sql"
+        connection = sqlite3.connect(self.run.ledger_path, isolation_level=None)
+        (of_index,) = connection.execute(
+            f"SELECT {described} FROM sqlite_schema WHERE name = ?", [index]
+        ).fetchall()
+        rows = connection.execute(f"SELECT * FROM {table} WHERE {where}").fetchall()
+        connection.execute(f"DELETE FROM {table} WHERE {where}")
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("DELETE FROM sqlite_schema WHERE name = ?", [index])
+        _reread_schema(connection)
+        connection.close()
+        connection = sqlite3.connect(self.run.ledger_path, isolation_level=None)
+        marks = ", ".join("?" * len(rows[0]))
+        connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute(
+            f"INSERT INTO sqlite_schema ({described}) VALUES (?, ?, ?, ?, ?)", of_index
+        )
+        _reread_schema(connection)
+        connection.close()
+
     def rewrite(self, number: int, change: Callable[[dict[str, Any]], Any]) -> None:
         """Change an entry of the log, and make the chain anew from there on."""
         rows = self.sql("SELECT number, kind, at, body, previous FROM log ORDER BY number")
@@ -174,6 +197,11 @@ def make_victim(folder: Path) -> Victim:
         if (run.store.root / path.name).exists():
             path.unlink()
     return Victim(root, aside)
+
+
+def _reread_schema(connection: sqlite3.Connection) -> None:
+    version = connection.execute("PRAGMA schema_version").fetchone()[0]
+    connection.execute(f"PRAGMA schema_version = {version + 1}")
 
 
 def _delete(run: RunDir, request: str) -> str:

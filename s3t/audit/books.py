@@ -1,10 +1,11 @@
 """The books of a run: its ledger at one moment, as it says and as its rows say.
 
-    tables as they lie there        values, log, requests, hits, slots, plans, nodes, jobs
+    tables as they lie there        values, log, requests, slots, nodes, jobs
+    told by the log                 plans, and the slots that deletions hit
     reckoned from rows and log      who is left, digests, what was hit when, who is out of place
 
-Invariant: nothing that is reckoned is taken from what deletions keep up to date (hits, counters,
-view); those are only carried along, for the claims to compare.
+Invariant: nothing that is reckoned is taken from what deletions keep up to date (counters, view);
+those are only carried along, for the claims to compare.
 """
 
 from __future__ import annotations
@@ -87,10 +88,14 @@ class Books:
     """A ledger at one moment.
 
     Attributes:
+        database: which one it is, and its version.
+        faults: what it finds wrong with its own pages and indexes.
         values: the table ``run`` but for secrets.
+        commitments: of the secrets that lie there.
+        left_behind: digest of what lies there of purged samples.
         log: by number.
         requests: rows by request id.
-        hits, slots, plans, nodes: tables, by slot, by slot, by generation, and by key.
+        slots, nodes: tables, by slot and by key.
         jobs: rows of large deletions that were accepted.
         wrong_copies: contents whose counter is not what a count gives.
         reckoned: the slots by their rows.
@@ -104,12 +109,13 @@ class Books:
         samples_digest: over all samples; None once rows were purged.
     """
 
+    database: str
+    faults: list[str]
     values: Mapping[str, str]
+    commitments: Mapping[str, str]
     log: list[LogEntry]
     requests: Mapping[str, Any]
-    hits: Mapping[Slot, int]
     slots: Mapping[Slot, tuple[int, int, int, int]]
-    plans: list[PlanRow]
     nodes: Mapping[NodeKey, Witnessed]
     jobs: list[Any]
     wrong_copies: list[str] = field(default_factory=list)
@@ -120,12 +126,34 @@ class Books:
     told: Counter[int] = field(default_factory=Counter)
     struck: dict[int, set[Slot]] = field(default_factory=lambda: defaultdict(set))
     purged: int = 0
+    left_behind: Digest | None = None
     samples_digest: Digest | None = None
 
     @property
     def view(self) -> int:
         """Number of the view, as the ledger counts it."""
         return int(self.values["view"])
+
+    @cached_property
+    def plans(self) -> list[PlanRow]:
+        """The plans that the log tells, by generation."""
+        forced = {one.body["generation"]: one.body["view"] for one in self.of_kind("force")}
+        rows = (one.body for one in self.of_kind("plan"))
+        return [
+            PlanRow(
+                row["generation"], Digest(row["digest"]), row["view"], forced.get(row["generation"])
+            )
+            for row in rows
+        ]
+
+    @cached_property
+    def hits(self) -> dict[Slot, int]:
+        """The slots that receipts name, and the view that hit each last: what processes go by."""
+        return {
+            (int(shard), int(part)): int(entry.body["view"])
+            for entry in self.of_kind("deletion")
+            for shard, part in entry.body["slots"]
+        }
 
     @cached_property
     def plan(self) -> PlanRow | None:

@@ -144,16 +144,16 @@ class Case:
     def _read_books(self) -> Books:
         at, path, shape = self.run.ledger_at, self.run.ledger_path, self._shape()
         if at != str(path):
-            with Ledger.open(at, read_only=True) as ledger, ledger.evidence() as evidence:
-                return read_books(evidence, shape)
+            with Ledger.open(at, read_only=True) as ledger:
+                return read_books(ledger, shape)
         if not path.is_file():
             raise IntegrityError(
                 f"{path} is missing, so nobody knows what was deleted: restore it from a copy"
             )
         for _ in range(_TRIES):
             before = _stamp(path)
-            with Ledger.open(path, read_only=True) as ledger, ledger.evidence() as evidence:
-                books = read_books(evidence, shape)
+            with Ledger.open(path, read_only=True) as ledger:
+                books = read_books(ledger, shape)
             if before[1] or _stamp(path) == before:  # with a log of writes beside it, SQLite
                 return books  # itself sees to it that all is of one moment
         raise S3TError(f"{path} was written to while it was read: run s3t audit again")

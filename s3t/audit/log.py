@@ -13,6 +13,7 @@ Invariant: the digest of each entry is reckoned from the text that lies there.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 from s3t.audit.books import Books, LogEntry
@@ -58,11 +59,13 @@ def judge_ledger(
     for name, receipt in receipts.items():
         with found.part():
             _kept(books.log, name, receipt, found)
-    for judge in (_samples, _plans, _nodes, _view):
+    for judge in (_database, _commitments, _samples, _nodes, _view):
         with found.part():
             judge(books, found)
-    if books.plan is None:
-        found.pending("no plan is written down, as by an older s3t: run s3t train CONFIG again")
+    with found.part():
+        found.checked(f"{len(books.plans)} plans")
+        if books.plan is None:
+            found.pending("no plan is in force: run s3t train CONFIG again")
 
 
 def _chain(log: Sequence[LogEntry], found: Findings) -> None:
@@ -137,7 +140,57 @@ def _kept(log: Sequence[LogEntry], name: str, receipt: Any, found: Findings) -> 
             f"written anew; {_RESTORE}"
         )
     else:
+        wrong = _later(log, receipt, there)
+        found.each([f"receipt {name} {problem}: give another" for problem in wrong], "problems")
         found.checked(f"receipt {name} is in it")
+
+
+def _later(log: Sequence[LogEntry], receipt: Any, there: LogEntry) -> list[str]:
+    """What a kept receipt says of its signature and of later entries, against those."""
+    view, number = there.body["view"], there.number
+    effective = (one.at for one in log if one.kind == "effective" and
+                 one.body["deletion"] == number)  # fmt: skip
+    purged = (one.at for one in log if one.kind == "purge" and one.number > number and
+              one.body["view"] >= view)  # fmt: skip
+    true = {
+        "effective_at": next(effective, None),
+        "purged_at": next(purged, None),
+        "signer": there.signer,
+        "signature": there.signature,
+    }
+    return [
+        f"says {key} {receipt[key]}, and the log {'has no such entry' if own is None else own}"
+        for key, own in true.items()
+        # one that was kept before a thing had happened says nothing of it
+        if receipt.get(key) is not None and receipt[key] != own
+    ]
+
+
+def _database(books: Books, found: Findings) -> None:
+    """The database's own look at its pages and indexes."""
+    found.each([f"{books.database} finds: {one}: {_RESTORE}" for one in books.faults], "faults")
+    found.checked(books.database)
+
+
+def _commitments(books: Books, found: Findings) -> None:
+    """The secrets, and the hashes that stay of purged samples, are those that the log tells."""
+    first = next(books.of_kind("samples"), None)
+    told = {} if first is None else first.body.get("secrets", {})
+    wrong = sorted(name for name, one in books.commitments.items() if told.get(name) != one)
+    if first is not None and wrong:
+        found.broken(
+            f"the key of the hashes of {' and '.join(wrong)} is not the one that entry "
+            f"{first.number} of the log commits to, so a deleted sample may be taken for a new "
+            f"one: {_RESTORE}"
+        )
+    tells = [entry for entry in books.log if "forgotten" in entry.body]
+    empty = sha256().hexdigest()
+    if tells and (books.left_behind or empty) != tells[-1].body["forgotten"]:
+        found.broken(
+            f"the hashes of purged samples are not those that entry {tells[-1].number} of the log "
+            f"commits to: {_RESTORE}"
+        )
+    found.checked("secrets and purged hashes as the log commits to them")
 
 
 def _samples(books: Books, found: Findings) -> None:
@@ -157,24 +210,6 @@ def _samples(books: Books, found: Findings) -> None:
     if digest is not None and books.samples_digest not in (None, digest):
         found.broken(f"the samples are not those that were registered: {_RESTORE}")
     found.checked(f"{there} samples as registered, {books.purged} of them purged")
-
-
-def _plans(books: Books, found: Findings) -> None:
-    """Plans in the table and plans in the log."""
-    made = {e.body["generation"]: (e.body["digest"], e.body["view"]) for e in books.of_kind("plan")}
-    forced = {
-        e.body["generation"]: (e.body["digest"], e.body["view"]) for e in books.of_kind("force")
-    }
-    rows = {row.generation: row for row in books.plans}
-    for number in sorted({*made, *forced, *rows}):
-        row, name = rows.get(number), f"plan {number}"
-        if row is None:
-            found.broken(f"{name} is in the log and not in the table plans: {_RESTORE}")
-        elif made.get(number) != (row.digest, row.view):
-            found.broken(f"{name} is not in the log as it is in the table plans: {_RESTORE}")
-        elif forced.get(number) != (None if row.in_force is None else (row.digest, row.in_force)):
-            found.broken(f"{name} was put in force otherwise than the table plans says: {_RESTORE}")
-    found.checked(f"{len(books.plans)} plans")
 
 
 def _nodes(books: Books, found: Findings) -> None:
@@ -202,6 +237,7 @@ def _view(books: Books, found: Findings) -> None:
         for entry in books.log
         if (entry.kind == "force" and entry.body["generation"])  # the first one makes no view
         or (entry.kind == "deletion" and entry.body["deleted"])
+        or entry.kind == "announced"
     ]
     highest = 0
     for view, entry in made:
@@ -212,7 +248,7 @@ def _view(books: Books, found: Findings) -> None:
             )
         highest = max(highest, view)
     rows = (slot.last_hit for slot in books.reckoned.values())
-    last = max([highest, int(books.values.get("nodes_view", 0)), *rows])
+    last = max([highest, *rows])
     if books.view != last:
         found.broken(
             f"the view counter says {books.view}, and the last view that anything made is {last}: "

@@ -146,10 +146,10 @@ class _Replay:
         body, schedule = entry.body, self._schedule
         self._catch_up(body["view"] - bool(body["deleted"]))
         struck = self.books.struck.get(body["view"], set()) if body["deleted"] else set()
-        fresh = sorted(struck - schedule.hits)
-        if [list(slot) for slot in fresh] != body["slots"]:
-            yield f"names slots {body['slots']}, and its samples lie in {[list(s) for s in fresh]}"
-        outcome = schedule.outcome(fresh)
+        places = [list(slot) for slot in sorted(struck)]
+        if places != body["slots"]:
+            yield f"names slots {body['slots']}, and its samples lie in {places}"
+        outcome = schedule.outcome(struck)
         died, told = set(outcome.died), set(body["schedule"]["nodes_dead"])
         for key in sorted(told - died):
             yield f"says that node {key} died, which holds nothing that it deleted"

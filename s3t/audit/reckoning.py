@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import s3t.partition as places
-from s3t.audit.books import Books, LogEntry, PlanRow
+from s3t.audit.books import Books, LogEntry
 from s3t.config import PartitionConfig
-from s3t.ledger import Evidence, Witnessed
+from s3t.ledger import Evidence, Ledger, Witnessed
 from s3t.types import Digest, NodeKey, Sample, SampleId, Slot, Subject
 
 __all__ = ["read_books"]
@@ -31,28 +31,35 @@ _LINE = json.JSONEncoder()
 """Lines of the digest of all samples, see ``ledger.registry``."""
 
 
-def read_books(evidence: Evidence, shape: PartitionConfig | None) -> Books:
-    """Read a ledger whole.
+def read_books(ledger: Ledger, shape: PartitionConfig | None) -> Books:
+    """Read a ledger whole, its tables at one moment.
 
     Args:
-        evidence: its tables.
+        ledger: opened.
         shape: of the run's config, to look at places; None leaves that out.
     """
-    books = Books(
+    faults = ledger.faults()
+    with ledger.evidence() as evidence:
+        books = _read(ledger, faults, evidence)
+        _Pass(books, evidence, shape).go()
+    return books
+
+
+def _read(ledger: Ledger, faults: list[str], evidence: Evidence) -> Books:
+    return Books(
+        database=ledger.database,
+        faults=faults,
+        commitments=evidence.secrets.commitments(),
         values=evidence.values(),
         log=[_entry(row) for row in evidence.log()],
         requests={row.request_id: row for row in evidence.requests()},
-        hits={(row.shard, row.slice): row.view for row in evidence.hits()},
         slots={(row.shard, row.slice): _counters(row) for row in evidence.slots()},
-        plans=[_plan(row) for row in evidence.plans()],
         nodes={
             NodeKey(row.key): Witnessed(Digest(row.weights), row.score, Digest(row.rows))
             for row in evidence.nodes()
         },
         jobs=evidence.jobs(),
     )
-    _Pass(books, evidence, shape).go()
-    return books
 
 
 class _Lines:
@@ -111,8 +118,10 @@ class _Pass:
 
     def _purged(self) -> Iterator[Any]:
         """Count purged samples; yields those that were deleted after the plan."""
-        books = self.books
+        books, total = self.books, hashlib.sha256()
         for row in self.evidence.forgotten():
+            total.update((_LINE.encode(list(row)) + "\n").encode())
+            books.left_behind = Digest(total.hexdigest())
             if row.shard < 0:  # kept out from the start, never registered here
                 continue
             book = books.reckoned[row.shard, row.slice]
@@ -199,10 +208,6 @@ class _Pass:
 
 def _counters(row: Any) -> tuple[int, int, int, int]:
     return row.samples, row.samples_left, row.persons, row.persons_left
-
-
-def _plan(row: Any) -> PlanRow:
-    return PlanRow(row.generation, row.digest, row.view, row.in_force)
 
 
 def _entry(row: Any) -> LogEntry:

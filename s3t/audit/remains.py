@@ -31,6 +31,7 @@ _KNOWN = {
     "config.yaml",
     "plan.json",
     "ledger.db",
+    "ledger.db-lock",
     "ledger.db-wal",
     "ledger.db-shm",
     "base",

@@ -74,14 +74,14 @@ def _hits(books: Books, found: Findings) -> None:
         name = f"slice {slot[1]} of shard {slot[0]}"
         if stated is None:
             found.broken(
-                f"{name} holds a sample that view {there} deleted, and the table hits does not "
-                f"have it, so what has learnt it would be served: {_RESTORE}"
+                f"{name} holds a sample that view {there} deleted, and no receipt names the slice, "
+                f"so what has learnt it would be served: {_RESTORE}"
             )
         elif there is None:
-            found.broken(f"{name} is in the table hits, and holds no deleted sample: {_RESTORE}")
+            found.broken(f"a receipt names {name}, which holds no deleted sample: {_RESTORE}")
         elif there != stated:
             found.broken(
-                f"{name} was hit last by view {there}, and the table hits says {stated}: {_RESTORE}"
+                f"{name} was hit last by view {there}, and the receipts say {stated}: {_RESTORE}"
             )
     found.checked(f"{len(reckoned)} slices hit, as the rows of deleted samples say")
 
@@ -110,7 +110,7 @@ def _counters(books: Books, found: Findings) -> None:
 
 
 def _served(case: Case, found: Findings) -> None:
-    """What processes serve that go by the table of hits, against the rows."""
+    """What processes serve, which go by the log, against the rows."""
     books, files = case.books, case.files
     hits = [slot for slot, view in books.hits.items() if view > books.plan_view]
     shown, dead = [], case.dead_slots

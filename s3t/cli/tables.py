@@ -129,6 +129,7 @@ def status_lines(found: Any) -> Iterator[str]:
     for count, what in ((found.jobs, "large deletions"), (found.callbacks, "callbacks")):
         if count:
             yield f"{count} {what} wait in the ledger: s3t serve does them"
+    yield f"ledger in {found.database}"
 
 
 def forecast_lines(found: dict[str, Any]) -> Iterator[str]:

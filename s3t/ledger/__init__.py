@@ -5,9 +5,11 @@ Ledger (ledger) ──► registry     samples: written down once, listed ─┐
                ├──► purging      what stays of a purged sample
                ├──► planning     steps of planning and training ──► generations   plans and nodes
                ├──► outbox       accepted and not done: large deletions, callbacks
+               ├──► logstate     what the log says is deleted, in force, hit
+               ├──► proof        the tables held against the log
                ├──► evidence     all tables at one moment, for audits
                ├──► chain        the log of all that was done ──► signing
-               └──► database     connections, transactions ──► migrations ──► schema   the tables
+               └──► database     connections, transactions ──► schema   the tables
                       └──► backend: sqlite │ postgres
 """
 
@@ -19,8 +21,9 @@ from s3t.ledger.counters import SlotPersons
 from s3t.ledger.database import Watch, without_password
 from s3t.ledger.deletion import Decide, Deleted, Deletion
 from s3t.ledger.evidence import Evidence
-from s3t.ledger.generations import Generation, State, Witnessed, nodes_digest
+from s3t.ledger.generations import State, Witnessed, nodes_digest
 from s3t.ledger.ledger import Ledger
+from s3t.ledger.logstate import Generation
 from s3t.ledger.outbox import Callback, Claim, Job, Outbox, host_claim, job_claim
 from s3t.ledger.purging import Gone
 from s3t.ledger.registry import Entry

@@ -1,7 +1,7 @@
 """What a database has to offer to be a ledger; ``sqlite`` and ``postgres`` are the two that do.
 
 Database ──► Backend: SQLite │ PostgreSQL
-               begin, explain, compact, watch, tell
+               begin, check, explain, prove, compact, watch, tell
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Backend(Protocol):
         dialect: ``sqlite`` or ``postgresql``.
         name: path, or URL without any password, for messages.
         run: the run directory, or the same as ``name``, for messages.
+        version: what database it is, for people.
         engine: its connections; ``begin`` is called for every transaction on them.
     """
 
@@ -78,14 +79,37 @@ class Backend(Protocol):
     def run(self) -> str: ...
 
     @property
+    def version(self) -> str: ...
+
+    @property
     def engine(self) -> sa.Engine: ...
 
     def settle(self) -> None:
         """See once, when it is opened for writing, that the database is set as a ledger needs."""
         ...
 
-    def migrated(self, connection: sa.Connection) -> None:
-        """Give tables that migrations have just made what this kind of database needs."""
+    def close(self) -> None:
+        """Close what is open besides the connections of the engine."""
+        ...
+
+    def made(self, connection: sa.Connection) -> None:
+        """Give tables that have just been made what this kind of database needs."""
+        ...
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Hold what a writer needs besides the lock that its transaction takes."""
+        ...
+
+    def check(self) -> None:
+        """See that the database is the one that was opened.
+
+        Raises:
+            UnavailableError: it was replaced or removed.
+        """
+        ...
+
+    def faults(self) -> list[str]:
+        """See ``Database.faults``."""
         ...
 
     def lost(self, error: Exception) -> bool:

@@ -12,7 +12,7 @@ that it was written by the holder of the key.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -30,7 +30,7 @@ __all__ = [
     "append",
     "canonical",
     "entries",
-    "last_of",
+    "entry",
     "latest",
     "link",
     "now",
@@ -46,12 +46,6 @@ _LAST = sa.select(log.c.number, log.c.digest).where(
 )
 _ADD = sa.insert(log)
 _ONE = sa.select(log).where(log.c.number == sa.bindparam("at_number"))
-_LATEST = sa.select(log).where(
-    log.c.number
-    == sa.select(sa.func.max(log.c.number))
-    .where(log.c.kind == sa.bindparam("of_kind"))
-    .scalar_subquery()
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +54,8 @@ class Entry:
 
     Attributes:
         number: from 1, without gaps.
-        kind: ``samples``, ``plan``, ``nodes``, ``deletion``, ``effective`` or ``purge``.
+        kind: ``samples``, ``plan``, ``force``, ``nodes``, ``announced``, ``deletion``,
+            ``effective`` or ``purge``.
         at: when, ISO 8601 in UTC.
         body: what happened, as JSON values.
         previous: digest of the entry before, ``GENESIS`` for the first.
@@ -111,13 +106,13 @@ def append(
 def entries(connection: sa.Connection, after: int = 0, limit: int | None = None) -> list[Entry]:
     """Entries by number, from the one after ``after``."""
     query = sa.select(log).where(log.c.number > after).order_by(log.c.number).limit(limit)
-    return [_entry(row) for row in connection.execute(query)]
+    return [entry(row) for row in connection.execute(query)]
 
 
 def latest(connection: sa.Connection, limit: int) -> list[Entry]:
     """The last entries, the newest first."""
     query = sa.select(log).order_by(log.c.number.desc()).limit(limit)
-    return [_entry(row) for row in connection.execute(query)]
+    return [entry(row) for row in connection.execute(query)]
 
 
 def read(connection: sa.Connection, number: int) -> Entry:
@@ -131,36 +126,46 @@ def read(connection: sa.Connection, number: int) -> Entry:
         raise IntegrityError(
             f"entry {number} of the log is missing: restore the ledger from a copy"
         )
-    return _entry(row)
+    return entry(row)
 
 
-def last_of(connection: sa.Connection, kind: str) -> Entry | None:
-    """The latest entry of a kind."""
-    row = connection.execute(_LATEST, {"of_kind": kind}).first()
-    return None if row is None else _entry(row)
-
-
-def receipt(connection: sa.Connection, number: int, effective: int | None) -> dict[str, Any]:
+def receipt(
+    connection: sa.Connection,
+    number: int,
+    effective: int | None,
+    purges: Iterable[tuple[int, str, int]],
+) -> dict[str, Any]:
     """The deletion that entry ``number`` tells of, as JSON values, with what came of it later.
 
     Args:
+        connection: in a transaction.
         number: of the deletion's entry.
         effective: of the entry that tells that it is effective, if there is one.
+        purges: number, moment and view of each purge.
+
+    Raises:
+        IntegrityError: an entry is missing, or is of something else.
     """
-    entry = read(connection, number)
-    purges = sa.select(log).where(log.c.kind == "purge", log.c.number > number)
-    later = (_entry(row) for row in connection.execute(purges.order_by(log.c.number)))
-    purged = (one.at for one in later if one.body["view"] >= entry.body["view"])
+    deletion = read(connection, number)
+    came = None if effective is None else read(connection, effective)
+    if deletion.kind != "deletion" or (
+        came is not None and (came.kind, came.body.get("deletion")) != ("effective", number)
+    ):
+        raise IntegrityError(
+            f"the table requests names entries {number} and {effective} of the log, which are not "
+            "a deletion and the moment at which it was effective: restore the ledger from a copy"
+        )
+    view = deletion.body["view"]
     return {
-        **entry.body,
+        **deletion.body,
         "number": number,
-        "accepted_at": entry.at,
-        "effective_at": None if effective is None else read(connection, effective).at,
-        "purged_at": next(purged, None),
-        "previous": entry.previous,
-        "digest": entry.digest,
-        "signer": entry.signer,
-        "signature": entry.signature,
+        "accepted_at": deletion.at,
+        "effective_at": None if came is None else came.at,
+        "purged_at": next((at for later, at, of in purges if later > number and of >= view), None),
+        "previous": deletion.previous,
+        "digest": deletion.digest,
+        "signer": deletion.signer,
+        "signature": deletion.signature,
     }
 
 
@@ -174,7 +179,12 @@ def canonical(body: Mapping[str, Any]) -> str:
     return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _entry(row: sa.Row[Any]) -> Entry:
+def entry(row: sa.Row[Any]) -> Entry:
+    """An entry, from its row.
+
+    Raises:
+        IntegrityError: its body cannot be read.
+    """
     try:
         body = json.loads(row.body)
     except ValueError as error:

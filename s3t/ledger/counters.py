@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from s3t.ledger.migrations import COUNT
 from s3t.ledger.schema import copies, samples, slots
 from s3t.types import Slot
 
@@ -39,6 +38,21 @@ Value = TypeVar("Value")
 CHUNK = 500
 """Values per IN; far below SQLite's limit of variables, and one compiled statement."""
 
+
+_COUNT = (
+    "INSERT INTO slots (shard, slice, samples, samples_left, persons, persons_left) "
+    "SELECT shard, slice, SUM(held), SUM(there), COUNT(*), "
+    "SUM(CASE WHEN there > 0 THEN 1 ELSE 0 END) FROM ("
+    "SELECT shard, slice, COUNT(*) AS held, "
+    "SUM(CASE WHEN deleted_view IS NULL THEN 1 ELSE 0 END) AS there "
+    "FROM samples WHERE subject IS NOT NULL GROUP BY subject, shard, slice "
+    "UNION ALL SELECT shard, slice, 1, CASE WHEN deleted_view IS NULL THEN 1 ELSE 0 END "
+    "FROM samples WHERE subject IS NULL) AS people GROUP BY shard, slice",
+    "INSERT INTO copies (content, samples_left) "
+    "SELECT content, SUM(CASE WHEN deleted_view IS NULL THEN 1 ELSE 0 END) "
+    "FROM samples GROUP BY content HAVING COUNT(*) > 1",
+)
+"""Fills the counters from the samples."""
 
 # Statements of a deletion are made once: making them takes longer than running them.
 _COPIES = sa.select(copies).where(copies.c.content.in_(sa.bindparam("some", expanding=True)))
@@ -94,7 +108,7 @@ class SlotPersons:
 
 def count(connection: sa.Connection) -> None:
     """Count all samples, once, when they have been registered."""
-    for statement in COUNT:
+    for statement in _COUNT:
         connection.exec_driver_sql(statement)
 
 

@@ -4,6 +4,7 @@
 
 Invariant: everything runs in a transaction that is committed whole or not at all, durable once
 committed. A writer takes the lock at its start, so it never works on what another one is changing.
+A file that was replaced under this process is neither read nor written.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import PoolProxiedConnection
 
 from s3t.errors import InputError, S3TError
-from s3t.ledger import migrations
+from s3t.ledger import schema
 from s3t.ledger.backend import ACCESS, Access, Backend, Watch, shown
 from s3t.ledger.sqlite import SQLite
 
@@ -37,11 +38,11 @@ class Database:
     """
 
     def __init__(self, where: str, *, create: bool, read_only: bool) -> None:
-        """Connect, and bring an older ledger up to date in one transaction.
+        """Connect, and make the tables of one that is to be made.
 
         Raises:
-            InputError: not there, or older and ``read_only``.
-            IntegrityError: not a ledger, damaged, or written by a newer s3t.
+            InputError: not there.
+            IntegrityError: not a ledger, damaged, or of another s3t.
             UnavailableError: it cannot be reached.
         """
         self._backend = _backend(where, create, read_only)
@@ -60,6 +61,7 @@ class Database:
         """Close every connection of every thread."""
         self._local = threading.local()  # its readers go back to the pool, of every thread
         self._engine.dispose()
+        self._backend.close()
 
     @contextmanager
     def transaction(
@@ -84,14 +86,19 @@ class Database:
         """
         self._check_process()
         access = Access(writes, alone, synced, scratch)
-        with self._explained(), self._begun(access) as (connection, begun):
+        turn = self._backend.turn() if writes else nullcontext()
+        with self._explained(), turn, self._begun(access) as (connection, begun):
+            self._backend.check()
             try:
                 yield connection
+                self._backend.check()
             except BaseException:
                 begun.rollback()
                 raise
             with self._explained(committing=writes):
                 begun.commit()
+            if writes:
+                self._backend.check()  # else what was committed is in a file that nobody reads
 
     def read(self, query: str) -> str:
         """The one value that a query gives, on a connection that the thread keeps.
@@ -100,6 +107,7 @@ class Database:
         """
         self._check_process()
         with self._explained():
+            self._backend.check()
             try:
                 return self._read(query)
             except Exception as error:
@@ -121,6 +129,25 @@ class Database:
         self._check_process()
         with self._explained():
             return self._backend.compact()
+
+    def check(self) -> None:
+        """See that the database is the one that was opened; of a file, by device and inode.
+
+        Raises:
+            UnavailableError: it was replaced or removed.
+        """
+        self._backend.check()
+
+    def faults(self) -> list[str]:
+        """What the database finds wrong with its own pages and indexes, a few of it."""
+        self._check_process()
+        with self._explained():
+            return self._backend.faults()
+
+    @property
+    def engine_name(self) -> str:
+        """What database it is, and of which version."""
+        return self._backend.version
 
     def watch(self) -> AbstractContextManager[Watch]:
         """Waits for what others commit: for what is told, or for anything at all.
@@ -192,23 +219,17 @@ class Database:
             )
 
     def _start(self, create: bool, read_only: bool) -> None:
-        newest = len(migrations.MIGRATIONS)
         with self.transaction() as connection:
-            version = migrations.stored_version(connection, self.name, create)
-        if version < newest and read_only:
-            raise InputError(
-                f"{self.name} has schema {version}, this s3t needs {newest}: "
-                "open it once for writing, which migrates it"
-            )
+            made = schema.is_made(connection, self.name, create)
         if not read_only:
             with self._explained():
                 self._backend.settle()
-        if version < newest:
+        if not made:
             with self.transaction(writes=True) as connection:
-                # Again, since another process may have been faster.
-                version = migrations.stored_version(connection, self.name, create)
-                migrations.migrate(connection, version)
-                self._backend.migrated(connection)
+                # again, since another process may have been faster
+                if not schema.is_made(connection, self.name, create):
+                    schema.make(connection)
+                    self._backend.made(connection)
 
     @contextmanager
     def _explained(self, committing: bool = False) -> Iterator[None]:

@@ -22,7 +22,7 @@ from s3t.ledger.chain import now as moment
 from s3t.ledger.counters import chunks, select_in
 from s3t.ledger.generations import State
 from s3t.ledger.purging import hashed
-from s3t.ledger.schema import TOOK, hits, requests, run, samples
+from s3t.ledger.schema import TOOK, requests, run, samples
 from s3t.types import SampleId, Slot
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "Named",
     "find",
     "history",
-    "hits_after",
     "judge",
     "receipt_of",
     "replay",
@@ -45,16 +44,10 @@ _some: sa.BindParameter[Any] = sa.bindparam("some", expanding=True)
 # Made once: making a statement takes longer than running it.
 _BY_ID = sa.select(samples).where(samples.c.sample_id.in_(_some))
 _BY_SUBJECT = sa.select(samples).where(samples.c.subject.in_(_some))
-_HIT = sa.select(hits).where(hits.c.shard.in_(_some))
-_HITS_AFTER = sa.select(hits).where(hits.c.view > sa.bindparam("after"))
 _MARK = (
     sa.update(samples)
     .where(samples.c.sample_id.in_(_some))
     .values(deleted_view=sa.bindparam("deletion"))
-)
-_SET_HIT = sa.text(
-    "INSERT INTO hits (shard, slice, view) VALUES (:shard, :slice, :view) "
-    "ON CONFLICT (shard, slice) DO UPDATE SET view = excluded.view"
 )
 _ADD_REQUEST = sa.insert(requests)
 _SET_VIEW = sa.update(run).where(run.c.key == "view").values(value=sa.bindparam("deletion"))
@@ -83,7 +76,7 @@ class Deletion:
         deleted: ids that this request deletes, sorted.
         already_deleted: ids asked for that were deleted before, sorted.
         copies_elsewhere: samples left whose content equals that of one deleted now.
-        slots: (shard, slice) that this request is the first to hit since the plan, sorted.
+        slots: (shard, slice) that it deletes a sample of, sorted.
         state: the ledger's before this deletion, with what is new to who asked.
         dry_run: nothing will be committed.
     """
@@ -127,7 +120,7 @@ def find(
     connection: sa.Connection,
     ids: Sequence[str],
     subjects: Sequence[str],
-    key: Callable[[], bytes],
+    key: bytes,
     run_name: str,
 ) -> Named:
     """The samples of all ids and subjects, each once, by id.
@@ -142,7 +135,7 @@ def find(
     absent_subjects = [one for one in subjects if one not in known]
     purged: set[str] = set()
     if absent_ids or absent_subjects:
-        purged, gone = purging.known(connection, key(), absent_ids, absent_subjects)
+        purged, gone = purging.known(connection, key, absent_ids, absent_subjects)
         unknown_ids = [one for one in absent_ids if one not in purged]
         unknown_subjects = [one for one in absent_subjects if one not in gone]
         if unknown_ids or unknown_subjects:
@@ -156,10 +149,6 @@ def judge(
 ) -> Deletion:
     """What the deletion of the samples named would do, without doing it."""
     fresh = [row for row in named.rows if row.deleted_view is None]
-    places = sorted({(row.shard, row.slice) for row in fresh})
-    shards = sorted({shard for shard, _ in places})
-    rows = select_in(connection, _HIT, shards)
-    hit = {(row.shard, row.slice) for row in rows if row.view > state.plan_view}
     before = [row.sample_id for row in named.rows if row.deleted_view is not None]
     return Deletion(
         request_id=request,
@@ -167,7 +156,7 @@ def judge(
         deleted=tuple(row.sample_id for row in fresh),
         already_deleted=tuple(sorted([*before, *named.purged])),
         copies_elsewhere=_copies_elsewhere(connection, fresh),
-        slots=tuple(slot for slot in places if slot not in hit),
+        slots=tuple(sorted({(row.shard, row.slice) for row in fresh})),
         state=state,
         dry_run=dry_run,
     )
@@ -196,7 +185,7 @@ def write(
     number: int,
     now: str,
 ) -> None:
-    """Make a deletion of ``rows`` true: marks, counters, hits, request, view."""
+    """Make a deletion of ``rows`` true: marks, counters, request, view."""
     persons = 0
     if deletion.deleted:
         for chunk in chunks(deletion.deleted):
@@ -204,13 +193,6 @@ def write(
         fresh = [row for row in rows if row.deleted_view is None]
         persons = counters.take(connection, fresh)
         connection.execute(_SET_VIEW, {"deletion": str(deletion.view)})
-        connection.execute(
-            _SET_HIT,
-            [
-                {"shard": shard, "slice": part, "view": deletion.view}
-                for shard, part in sorted({(row.shard, row.slice) for row in fresh})
-            ],
-        )
     connection.execute(
         _ADD_REQUEST,
         {
@@ -257,12 +239,6 @@ def replay(named: Named, receipt: dict[str, Any], secret: bytes, dry_run: bool) 
         replayed=True,
         dry_run=dry_run,
     )
-
-
-def hits_after(connection: sa.Connection, view: int) -> list[tuple[int, int, int]]:
-    """(shard, slice, view) of the slots hit after ``view``, and which hit them last; sorted."""
-    rows = connection.execute(_HITS_AFTER, {"after": view})
-    return sorted((row.shard, row.slice, row.view) for row in rows)
 
 
 def history(connection: sa.Connection) -> list[tuple[str, int]]:

@@ -1,6 +1,6 @@
 """A ledger as evidence: its tables row by row, in one moment, nothing believed or put together.
 
-    samples, forgotten, log, requests, hits, slots, copies, plans, nodes, jobs, run ──► audits
+    samples, forgotten, log, requests, slots, copies, nodes, jobs, run ──► audits
 
 Invariant: it reads and never writes, and all of it in one transaction, so rows of different tables
 can be held against each other while others go on deleting. What is read is given as it lies there:
@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from s3t.ledger import outbox_tables, schema
+from s3t.ledger.logstate import Secrets
 from s3t.ledger.purging import hashed
 from s3t.ledger.registry import ROWS
 
@@ -28,12 +29,11 @@ class Evidence:
 
     Args:
         connection: in a transaction that outlives this.
-        secret: key of the hashes in receipts.
-        filter_key: key of the hashes of purged samples.
+        secrets: keys of the hashes in receipts and of purged samples.
     """
 
-    def __init__(self, connection: sa.Connection, secret: bytes, filter_key: bytes) -> None:
-        self._connection, self._secret, self._filter_key = connection, secret, filter_key
+    def __init__(self, connection: sa.Connection, secrets: Secrets) -> None:
+        self._connection, self.secrets = connection, secrets
 
     def samples(self) -> Iterator[Row]:
         """Samples by id, in pages."""
@@ -62,17 +62,9 @@ class Evidence:
         found = self._connection.execute(query.having(sa.func.count() > 1).order_by(content))
         return [(row[0], int(row[1])) for row in found]
 
-    def hits(self) -> list[Row]:
-        """Slots hit, by slot."""
-        return self._all(schema.hits)
-
     def slots(self) -> list[Row]:
         """Counters of the slots, by slot."""
         return self._all(schema.slots)
-
-    def plans(self) -> list[Row]:
-        """Plans that were made, by generation."""
-        return self._all(schema.plans)
 
     def nodes(self) -> list[Row]:
         """Nodes with the digest of their weights, by key."""
@@ -89,11 +81,11 @@ class Evidence:
 
     def keyed(self, text: str) -> str:
         """How receipts name a sample id."""
-        return hashed(text, self._secret)
+        return hashed(text, self.secrets.receipts)
 
     def hashed(self, text: str) -> str:
         """How purged samples are named."""
-        return hashed(text, self._filter_key)
+        return hashed(text, self.secrets.forgotten)
 
     def _all(self, table: sa.Table) -> list[Row]:
         query = sa.select(table).order_by(*table.primary_key.columns)

@@ -12,6 +12,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -20,13 +21,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from s3t.errors import InputError, IntegrityError, RequestConflictError
-from s3t.ledger import chain, counters, generations, purging, registry, schema
+from s3t.ledger import chain, counters, generations, proof, purging, registry, schema
 from s3t.ledger import deletion as steps
 from s3t.ledger.counters import SlotPersons
 from s3t.ledger.database import Database, Watch
 from s3t.ledger.deletion import Decide, Deleted
 from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import State
+from s3t.ledger.logstate import HEAD, LogReader, Secrets
 from s3t.ledger.outbox import Outbox, refuse_other
 from s3t.ledger.planning import Planning, seal
 from s3t.ledger.purging import Gone
@@ -39,7 +41,6 @@ __all__ = ["Ledger"]
 
 _UNSIGNED: Callable[[], Signer | None] = lambda: None  # noqa: E731
 
-_VIEW = "SELECT value FROM run WHERE key = 'view'"
 _STORED = sa.select(
     schema.requests.c.fingerprint, schema.requests.c.number, schema.requests.c.effective
 ).where(schema.requests.c.request_id == sa.bindparam("request"))
@@ -59,14 +60,13 @@ class Ledger:
     def __init__(self, database: Database, signer: Callable[[], Signer | None] = _UNSIGNED) -> None:
         self._database, self._signer = database, cache(signer)  # the key is read once
         with database.transaction() as connection:
-            secret = schema.value(connection, "secret")
-            view = schema.value(connection, "view")
-        if secret is None or view is None:
+            secrets, view = _secrets(connection), schema.value(connection, "view")
+        if secrets is None or view is None:
             raise IntegrityError(
                 f"{database.name} has lost its secret or its view: restore it from a copy"
             )
-        self._secret = bytes.fromhex(secret)
-        self.plans = Planning(database, self._signer)
+        self._reader = LogReader(database, secrets)
+        self.plans = Planning(self._reader, self._signer)
         self.replicas = Replicas(database, self._signer)
         self.outbox = Outbox(database)
 
@@ -80,18 +80,18 @@ class Ledger:
         signer: Callable[[], Signer | None] = _UNSIGNED,
         run: Path | None = None,
     ) -> Ledger:
-        """Open a ledger, and bring an older one up to date in one transaction.
+        """Open a ledger.
 
         Args:
             where: path of the file, or a database URL.
             create: make it if it is not there; an existing one is opened.
-            read_only: never write, not even a migration.
+            read_only: never write.
             signer: gives what signs the entries of the log, when the first is written.
             run: the run directory, for messages; default: where the ledger is.
 
         Raises:
-            InputError: not there, or older and ``read_only``.
-            IntegrityError: not a ledger, damaged, or written by a newer s3t.
+            InputError: not there.
+            IntegrityError: not a ledger, damaged, or of another s3t.
             UnavailableError: the database cannot be reached.
         """
         database = Database(str(where), create=create, read_only=read_only)
@@ -115,8 +115,8 @@ class Ledger:
     def register(self, samples: Offered, *, without: Gone | None = None) -> None:
         """Write down all private samples of the run, once.
 
-        A second time it proves that they are the same; those deleted since may be absent. Nobody
-        has to wait for that, and a deletion in between is not yet seen by it.
+        A second time it proves itself (``prove``), and that they are the same; those deleted since
+        may be absent. Nothing has to wait for that, and a deletion in between is not yet seen.
 
         Takes memory that does not grow with the samples, and temporary disk of about twice what
         the ledger takes.
@@ -127,13 +127,17 @@ class Ledger:
 
         Raises:
             InputError: a sample id twice, or other samples than those the run was planned on.
+            IntegrityError: see ``prove``.
         """
         name = self._database.name
-        with self._database.transaction(scratch=True) as connection:
+        with self._reader.transaction(scratch=True) as (connection, _):
             if registry.registered(connection):
+                proof.prove(connection, self._reader.secrets, name)
                 registry.compare(connection, samples, self._purged(connection), name)
                 return
-        with self._database.transaction(writes=True, scratch=True) as connection:
+        if without is not None:
+            self._reader.secrets = replace(self._reader.secrets, forgotten=without.secret)
+        with self._reader.transaction(writes=True, scratch=True) as (connection, _):
             if registry.registered(connection):  # by another process, since
                 registry.compare(connection, samples, self._purged(connection), name)
                 return
@@ -141,7 +145,12 @@ class Ledger:
                 purging.keep_out(connection, without)
                 schema.set_value(connection, "filter_secret", without.secret.hex())
             count, found = registry.register(connection, samples, self._purged(connection))
-            body = {"registered": count, "digest": found}
+            body = {
+                "registered": count,
+                "digest": found,
+                "secrets": self._reader.secrets.commitments(),
+                "forgotten": purging.left_behind(connection),
+            }
             chain.append(connection, "samples", chain.now(), body, self._signer())
 
     def add(self, samples: Offered) -> int:
@@ -153,8 +162,10 @@ class Ledger:
 
         Raises:
             InputError: a sample that was registered has changed or is absent.
+            IntegrityError: see ``prove``.
         """
-        with self._database.transaction(writes=True, scratch=True) as connection:
+        with self._reader.transaction(writes=True, scratch=True) as (connection, _):
+            proof.prove(connection, self._reader.secrets, self._database.name)
             purged = self._purged(connection)
             count, found = registry.add(connection, samples, purged, self._database.name)
             if count:
@@ -163,13 +174,17 @@ class Ledger:
         return count
 
     def view(self) -> int:
-        """Number of the present view: one indexed read on a connection that the thread keeps."""
-        return int(self._database.read(_VIEW))
+        """Number of the present view: one look at the end of the log, if nothing is new there."""
+        known = self._reader.known
+        if int(self._database.read(HEAD)) == known.number:
+            return known.view
+        with self._reader.transaction() as (_, log):
+            return log.view
 
     def state(self, known: State | None = None) -> State:
         """What decides what may be served, with the hits that are new to who knows ``known``."""
-        with self._database.transaction() as connection:
-            return generations.state(connection, known)
+        with self._reader.transaction() as (_, log):
+            return generations.state(log, known)
 
     @property
     def name(self) -> str:
@@ -197,8 +212,8 @@ class Ledger:
 
     def hits(self, since_view: int = 0) -> list[tuple[int, int, int]]:
         """(shard, slice, view) of every slot hit after ``since_view``, and by which view last."""
-        with self._database.transaction() as connection:
-            return steps.hits_after(connection, since_view)
+        with self._reader.transaction() as (_, log):
+            return sorted((*slot, view) for slot, view in log.hits.items() if view > since_view)
 
     def persons(self) -> list[SlotPersons]:
         """The persons of every slot that holds samples, by slot."""
@@ -279,15 +294,15 @@ class Ledger:
         request = uuid.uuid4().hex
         if request_id is not None:
             (request,) = _distinct([request_id], "request_id")
-        fingerprint = purging.hashed(json.dumps([ids, people]), self._secret)
-        secret, place = self._secret, self._database.run
-        with self._database.transaction(writes=not dry_run) as connection:
+        secret, place = self._reader.secrets.receipts, self._database.run
+        fingerprint = purging.hashed(json.dumps([ids, people]), secret)
+        with self._reader.transaction(writes=not dry_run) as (connection, log):
             stored = _stored(connection, request, fingerprint)
             refuse_other(connection, request, ids, people)
-            named = steps.find(connection, ids, people, lambda: self._filter(connection), place)
+            named = steps.find(connection, ids, people, self._reader.secrets.forgotten, place)
             if stored is not None:
                 return steps.replay(named, stored, secret, dry_run)
-            now = generations.state(connection, known)
+            now = generations.state(log, known)
             deletion = steps.judge(connection, named, request, now, dry_run)
             receipt = steps.receipt_of(deletion, decide(deletion), secret)
             text = chain.canonical(receipt)
@@ -302,9 +317,8 @@ class Ledger:
 
     def gone(self) -> Gone:
         """All samples deleted until now, by keyed hashes of their ids."""
-        with self._database.transaction() as connection:
-            view = generations.state(connection).view
-            return purging.gone(connection, self._filter(connection), view)
+        with self._reader.transaction() as (connection, log):
+            return purging.gone(connection, self._reader.secrets.forgotten, log.view)
 
     def unpurged(self, view: int) -> int:
         """Samples deleted until ``view`` whose ids are still here."""
@@ -323,23 +337,57 @@ class Ledger:
             False if somebody reads the older state for so long that its bytes are still there.
         """
         keys = sorted(nodes)
-        with self._database.transaction(writes=True) as connection:
-            rows = purging.move(connection, self._filter(connection), view)
+        with self._reader.transaction(writes=True) as (connection, log):
+            rows = purging.move(connection, self._reader.secrets.forgotten, view)
             generations.forget_nodes(connection, keys)
-            body = {"view": view, "nodes": keys, "rows": rows, **told}
+            left = purging.left_behind(connection)
+            body = {"view": view, "nodes": keys, "rows": rows, "forgotten": left, **told}
             chain.append(connection, "purge", chain.now(), body, self._signer())
-            seal(connection, self._signer())
+            seal(connection, log, self._signer())
         return self.compact()
 
     def compact(self) -> bool:
         """Leave no bytes of purged rows in the files, if a purge could not (see ``purge``)."""
         return self._database.compact()
 
+    def check(self) -> None:
+        """See that the ledger is the one that was opened; takes microseconds.
+
+        Raises:
+            UnavailableError: its file was replaced or removed under this process.
+        """
+        self._database.check()
+
+    def prove(self) -> None:
+        """Have the database look through its pages, and hold the tables against the log.
+
+        Takes time that grows with samples and deletions.
+
+        Raises:
+            IntegrityError: damage, or a contradiction about who was deleted.
+        """
+        if faults := self.faults():
+            raise IntegrityError(
+                f"{self.name} is damaged, its database finds: {'; '.join(faults)}: restore it from "
+                "a copy"
+            )
+        with self._reader.transaction(scratch=True) as (connection, _):
+            proof.prove(connection, self._reader.secrets, self._database.name)
+
+    def faults(self) -> list[str]:
+        """What the database finds wrong with its own pages and indexes, a few of it."""
+        return self._database.faults()
+
+    @property
+    def database(self) -> str:
+        """What database it is in, and of which version."""
+        return self._database.engine_name
+
     @contextmanager
     def evidence(self) -> Iterator[Evidence]:
         """All tables as they are at one moment, for whoever believes nothing that stands above."""
         with self._database.transaction() as connection:
-            yield Evidence(connection, self._secret, self._filter(connection))
+            yield Evidence(connection, self._reader.secrets)
 
     # ── the log ──────────────────────────────────────────────────────────────────────────────
 
@@ -369,9 +417,11 @@ class Ledger:
         query = sa.select(made.number, made.effective).order_by(made.number.desc()).limit(limit)
         if before is not None:
             query = query.where(made.number < before)
-        with self._database.transaction() as connection:
+        with self._reader.transaction() as (connection, log):
             rows = connection.execute(query).all()
-            return [chain.receipt(connection, row.number, row.effective) for row in rows]
+            return [
+                chain.receipt(connection, row.number, row.effective, log.purges) for row in rows
+            ]
 
     def receipt(self, request_id: str) -> dict[str, Any]:
         """The receipt of a request as JSON values: what it did, and when it took effect.
@@ -379,25 +429,30 @@ class Ledger:
         Raises:
             InputError: no such request.
         """
-        with self._database.transaction() as connection:
+        with self._reader.transaction() as (connection, log):
             stored = connection.execute(_STORED, {"request": request_id}).first()
             if stored is None:
                 raise InputError(
                     f"there is no request {request_id!r} in {self._database.name}: s3t log lists "
                     "what was done"
                 )
-            return chain.receipt(connection, stored.number, stored.effective)
+            return chain.receipt(connection, stored.number, stored.effective, log.purges)
 
     def keyed(self, sample_id: str) -> str:
         """How receipts name a sample id or subject."""
-        return purging.hashed(sample_id, self._secret)
-
-    def _filter(self, connection: sa.Connection) -> bytes:
-        given = schema.value(connection, "filter_secret")
-        return purging.filter_secret(self._secret) if given is None else bytes.fromhex(given)
+        return purging.hashed(sample_id, self._reader.secrets.receipts)
 
     def _purged(self, connection: sa.Connection) -> Gone:
-        return purging.purged(connection, self._filter(connection))
+        return purging.purged(connection, self._reader.secrets.forgotten)
+
+
+def _secrets(connection: sa.Connection) -> Secrets | None:
+    """The secrets as they lie in the table; the log commits to them."""
+    own, given = schema.value(connection, "secret"), schema.value(connection, "filter_secret")
+    if own is None:
+        return None
+    secret = bytes.fromhex(own)
+    return Secrets(secret, purging.filter_secret(secret) if given is None else bytes.fromhex(given))
 
 
 def _distinct(values: Iterable[str], name: str) -> list[str]:

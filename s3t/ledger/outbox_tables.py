@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from s3t.ledger.schema import metadata
 
-__all__ = ["callbacks", "claims", "create", "jobs"]
+__all__ = ["callbacks", "claims", "jobs"]
 
 jobs = sa.Table(
     "jobs",
@@ -27,6 +27,7 @@ jobs = sa.Table(
     sa.Column("cancelled", sa.Text),
     sa.Column("code", sa.Text),
     sa.Column("title", sa.Text),
+    sqlite_with_rowid=False,
 )
 callbacks = sa.Table(
     "callbacks",
@@ -36,6 +37,7 @@ callbacks = sa.Table(
     sa.Column("url", sa.Text, nullable=False),
     sa.Column("host", sa.Text, nullable=False),
     sa.Column("since", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
 )
 sa.Index("callbacks_host", callbacks.c.host, callbacks.c.number)
 claims = sa.Table(
@@ -44,9 +46,5 @@ claims = sa.Table(
     sa.Column("what", sa.Text, primary_key=True),
     sa.Column("holder", sa.Text, nullable=False),
     sa.Column("beats", sa.Integer, nullable=False),
+    sqlite_with_rowid=False,
 )
-
-
-def create(connection: sa.Connection) -> None:
-    """Make them, where they are not there."""
-    metadata.create_all(connection, [jobs, callbacks, claims])

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 import sqlalchemy as sa
 
 from s3t.ledger import chain, generations
-from s3t.ledger.database import Database
-from s3t.ledger.generations import Generation, State, Witnessed
+from s3t.ledger.generations import State, Witnessed
+from s3t.ledger.logstate import Generation, LogReader, LogState
 from s3t.ledger.signing import Signer
 from s3t.types import Digest, NodeKey
 
@@ -23,48 +23,49 @@ __all__ = ["Planning", "seal"]
 class Planning:
     """Plans and nodes of one ledger (``Ledger.plans``)."""
 
-    def __init__(self, database: Database, signer: Callable[[], Signer | None]) -> None:
-        self._database, self._signer = database, signer
+    def __init__(self, reader: LogReader, signer: Callable[[], Signer | None]) -> None:
+        self._reader, self._signer = reader, signer
 
     def all(self) -> list[Generation]:
         """All plans that were made, the oldest first."""
-        with self._database.transaction() as connection:
-            return generations.generations(connection)
+        with self._reader.transaction() as (_, log):
+            return list(log.generations)
 
     def newest(self) -> State:
         """The state as if the newest plan were in force already: what is to be trained."""
-        with self._database.transaction() as connection:
-            return generations.newest(connection)
+        with self._reader.transaction() as (_, log):
+            return generations.newest(log)
 
     def propose(self, plan: Digest, view: int, head: Digest | None = None) -> int:
         """Write down a plan, of the samples left at ``view``, to be trained; returns its number.
 
-        The plan that is the newest already stays as it is.
+        The plan that is the newest already stays as it is, of whatever view.
 
         Args:
             plan: its digest.
             view: the view.
             head: digest of the run's public head, if it has one.
         """
-        with self._database.transaction(writes=True) as connection:
-            before = len(generations.generations(connection))
-            number = generations.propose(connection, plan, view)
-            if number >= before:
-                body = {"generation": number, "digest": plan, "view": view, "head": head}
-                chain.append(connection, "plan", chain.now(), body, self._signer())
-        return number
+        with self._reader.transaction(writes=True) as (connection, log):
+            last = log.generations[-1] if log.generations else None
+            if last is not None and last.digest == plan:
+                return last.number
+            number = 0 if last is None else last.number + 1
+            body = {"generation": number, "digest": plan, "view": view, "head": head}
+            chain.append(connection, "plan", chain.now(), body, self._signer())
+            return number
 
     def put_in_force(self, generation: int) -> None:
         """Serve a plan from now on: a new view. The one in force already stays so."""
-        with self._database.transaction(writes=True) as connection:
-            found = {one.number: one for one in generations.generations(connection)}
+        with self._reader.transaction(writes=True) as (connection, log):
+            found = {one.number: one for one in log.generations}
             if found[generation].in_force is not None:
                 return
-            view = generations.add_view(connection) if generation else 0
-            generations.put_in_force(connection, generation, view)
+            # the first one makes no view: there is nothing yet that it could replace
+            view = generations.add_view(connection, log) if generation else log.view
             body = {"generation": generation, "digest": found[generation].digest, "view": view}
             chain.append(connection, "force", chain.now(), body, self._signer())
-            self._database.tell(connection)
+            self._reader.tell(connection)
 
     def announce(self, seen: Mapping[NodeKey, Witnessed]) -> None:
         """Write nodes down that are new in the store; a new view, if there are any.
@@ -74,16 +75,15 @@ class Planning:
         Args:
             seen: nodes by key; those known are passed over.
         """
-        with self._database.transaction(writes=True) as connection:
+        with self._reader.transaction(writes=True) as (connection, log):
             came = generations.witness(connection, seen)
-            if came and chain.last_of(connection, "nodes") is not None:
-                generations.add_view(connection, nodes_came=True)
-                self._database.tell(connection)
+            if came and log.sealed is not None:
+                self._announced(connection, log, came)
 
     def seal(self) -> None:
         """Put one digest over all nodes into the log, unless the last such entry holds it."""
-        with self._database.transaction(writes=True) as connection:
-            seal(connection, self._signer())
+        with self._reader.transaction(writes=True) as (connection, log):
+            seal(connection, log, self._signer())
 
     def rescore(self, scores: Mapping[NodeKey, float], rows: Digest) -> None:
         """Give nodes their scores on other public rows: a new view, if there are any.
@@ -94,22 +94,26 @@ class Planning:
         """
         if not scores:
             return
-        with self._database.transaction(writes=True) as connection:
+        with self._reader.transaction(writes=True) as (connection, log):
             generations.rescore(connection, scores, rows)
-            seal(connection, self._signer())
-            generations.add_view(connection, nodes_came=True)
-            self._database.tell(connection)
+            seal(connection, log, self._signer())
+            self._announced(connection, log, len(scores))
 
     def nodes(self) -> dict[NodeKey, Witnessed]:
         """Weights and scores of every node, as its trainer saw it, by key."""
-        with self._database.transaction() as connection:
+        with self._reader.transaction() as (connection, _):
             return generations.witnessed(connection)
 
+    def _announced(self, connection: sa.Connection, log: LogState, nodes: int) -> None:
+        """Make a view from which on nodes count that came, or came to another score."""
+        body = {"view": generations.add_view(connection, log), "nodes": nodes}
+        chain.append(connection, "announced", chain.now(), body, self._signer())
+        self._reader.tell(connection)
 
-def seal(connection: sa.Connection, signer: Signer | None) -> None:
+
+def seal(connection: sa.Connection, log: LogState, signer: Signer | None) -> None:
     """Put one digest over all nodes into the log, unless the last such entry holds it."""
     seen = generations.witnessed(connection)
     body = {"nodes": len(seen), "digest": generations.nodes_digest(seen)}
-    last = chain.last_of(connection, "nodes")
-    if last is None or dict(last.body) != body:
+    if log.sealed is None or dict(log.sealed) != body:
         chain.append(connection, "nodes", chain.now(), body, signer)

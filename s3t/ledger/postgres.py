@@ -17,7 +17,7 @@ import select
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import sqlalchemy as sa
@@ -54,7 +54,7 @@ _SERVER = (
 """How soon the server notices that we are, and frees the lock; its own default is hours."""
 
 _PLANNER = "SET enable_seqscan = off; SET jit = off; SET max_parallel_workers_per_gather = 0"
-"""No statistics of ids are gathered (see ``migrated``), so the planner takes 500 ids for a good
+"""No statistics of ids are gathered (see ``made``), so the planner takes 500 ids for a good
 part of all samples. Every statement of a deletion has its index; what reads all says so."""
 
 _SCANS = "; SET LOCAL enable_seqscan = on"
@@ -130,7 +130,7 @@ class Postgres:
                 "expected on, so that no deletion is lost, and UTF8"
             )
 
-    def migrated(self, connection: sa.Connection) -> None:
+    def made(self, connection: sa.Connection) -> None:
         """Order texts by their bytes, as everything else does, and gather no statistics of ids.
 
         Statistics hold values of rows, and so would go on holding ids that were purged.
@@ -145,6 +145,26 @@ class Postgres:
             if collation != "C":
                 connection.exec_driver_sql(f'{alter} TYPE TEXT COLLATE "C"')
             connection.exec_driver_sql(f"{alter} SET STATISTICS 0")
+
+    def close(self) -> None:
+        """Nothing."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Nothing: a writer's transaction holds a lock of the server."""
+        return nullcontext()
+
+    def check(self) -> None:
+        """Nothing: a server's database is reached by its connection, or not at all."""
+
+    def faults(self) -> list[str]:
+        """None: a server has tools for that (pg_amcheck), which need rights of their own."""
+        return []
+
+    @property
+    def version(self) -> str:
+        """The server's."""
+        found = self.engine.dialect.server_version_info
+        return f"PostgreSQL {'.'.join(map(str, found or ()))}"
 
     def lost(self, error: Exception) -> bool:
         """Whether the connection that an error is of has ended."""

@@ -8,7 +8,9 @@ names it, and a row of it in the data is never taken in again.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +19,7 @@ import sqlalchemy as sa
 
 from s3t.ledger.counters import CHUNK, chunks
 from s3t.ledger.schema import forgotten, samples
-from s3t.types import Subject
+from s3t.types import Digest, Subject
 
 __all__ = [
     "Gone",
@@ -26,6 +28,7 @@ __all__ = [
     "hashed",
     "keep_out",
     "known",
+    "left_behind",
     "move",
     "purged",
     "unmoved",
@@ -116,6 +119,15 @@ def move(connection: sa.Connection, key: bytes, view: int) -> int:
             connection.execute(sa.delete(samples).where(samples.c.sample_id.in_(chunk)))
         moved += len(rows)
     return moved
+
+
+def left_behind(connection: sa.Connection) -> Digest:
+    """Digest of all that stays of purged samples, which the log commits to."""
+    total = hashlib.sha256()
+    query = sa.select(forgotten).order_by(forgotten.c.sample)
+    for row in connection.execute(query.execution_options(yield_per=CHUNK)):
+        total.update((json.dumps(list(row)) + "\n").encode())
+    return Digest(total.hexdigest())
 
 
 def keep_out(connection: sa.Connection, theirs: Gone) -> None:

@@ -2,37 +2,41 @@
 
     samples    every private sample with its place; ``deleted_view`` once it is deleted
     forgotten  keyed hashes of those that were deleted and then purged, with their place
-    hits       (shard, slice) that hold a deleted sample, and the view that hit them last
     slots      per (shard, slice): samples and persons, registered and left
     copies     contents that several samples have, and how many of those are left
     requests   request ids, each with the entries of the log that are its receipt, and that tell
                when it was effective
-    log        all that was ever done, chained; keyed hashes instead of ids
-    plans      which plans were made, of the samples left at which view, in force since which
+    log        all that was ever done, chained; keyed hashes instead of ids. What may be served
+               follows from it alone (``logstate``), so no index is on it
     nodes      digest of the weights of every node, as first seen by who trained them, with its
                score and the digest of the public rows that it was scored on
     replicas   who answers, and which view they have all left older ones for
     jobs, callbacks, claims   see ``outbox_tables``
-    run        ``view``, ``nodes_view``, the ``secret`` of the hashes, digest of the samples
+    run        ``view``, the ``secret`` of the hashes, digest of the samples
 
-Invariant: they are what the migrations make (``migrations.py``).
+Invariant: there is one schema. A ledger of another is refused; tables that are read by their key
+are kept by it, so that there is no index of keys that could be stale.
 """
 
 from __future__ import annotations
 
+import secrets
+
 import sqlalchemy as sa
+
+from s3t.errors import IntegrityError
 
 __all__ = [
     "REGISTERED",
     "TOOK",
     "copies",
     "forgotten",
-    "hits",
     "incoming",
+    "is_made",
     "log",
+    "make",
     "metadata",
     "nodes",
-    "plans",
     "replicas",
     "requests",
     "run",
@@ -43,6 +47,9 @@ __all__ = [
     "slots",
     "value",
 ]
+
+_VERSION = 6
+"""Of the tables below. 0.1 was never released, so there is nothing to migrate from."""
 
 metadata = sa.MetaData()
 samples = sa.Table(
@@ -57,7 +64,6 @@ samples = sa.Table(
     sqlite_with_rowid=False,  # ids are stored once, and found in one descent
 )
 _WITH_SUBJECT = samples.c.subject.is_not(None)
-_DELETED = samples.c.deleted_view.is_not(None)
 samples_subject = sa.Index(
     "samples_subject",
     samples.c.subject,
@@ -66,30 +72,23 @@ samples_subject = sa.Index(
     postgresql_where=_WITH_SUBJECT,
 )
 """A person's samples, those left first: so one look tells whether any is."""
-sa.Index("samples_deleted", samples.c.sample_id, sqlite_where=_DELETED, postgresql_where=_DELETED)
-hits = sa.Table(
-    "hits",
-    metadata,
-    sa.Column("shard", sa.Integer, primary_key=True),
-    sa.Column("slice", sa.Integer, primary_key=True),
-    sa.Column("view", sa.Integer, nullable=False),
-)
-sa.Index("hits_view", hits.c.view, hits.c.shard, hits.c.slice)
 slots = sa.Table(
     "slots",
     metadata,
-    sa.Column("shard", sa.Integer, primary_key=True),
-    sa.Column("slice", sa.Integer, primary_key=True),
+    sa.Column("shard", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("slice", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("samples", sa.Integer, nullable=False),
     sa.Column("samples_left", sa.Integer, nullable=False),
     sa.Column("persons", sa.Integer, nullable=False),
     sa.Column("persons_left", sa.Integer, nullable=False),
+    sqlite_with_rowid=False,
 )
 copies = sa.Table(
     "copies",
     metadata,
     sa.Column("content", sa.Text, primary_key=True),
     sa.Column("samples_left", sa.Integer, nullable=False),
+    sqlite_with_rowid=False,
 )
 requests = sa.Table(
     "requests",
@@ -101,6 +100,7 @@ requests = sa.Table(
     sa.Column("created_at", sa.Text, nullable=False),
     sa.Column("number", sa.Integer, nullable=False),
     sa.Column("effective", sa.Integer),
+    sqlite_with_rowid=False,
 )
 sa.Index("requests_number", requests.c.number)
 _PENDING = requests.c.effective.is_(None)
@@ -144,15 +144,6 @@ log = sa.Table(
     sa.Column("signer", sa.Text),
     sa.Column("signature", sa.Text),
 )
-sa.Index("log_kind", log.c.kind, log.c.number)
-plans = sa.Table(
-    "plans",
-    metadata,
-    sa.Column("generation", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("digest", sa.Text, nullable=False),
-    sa.Column("view", sa.Integer, nullable=False),
-    sa.Column("in_force", sa.Integer),
-)
 nodes = sa.Table(
     "nodes",
     metadata,
@@ -171,12 +162,14 @@ replicas = sa.Table(
     sa.Column("beats", sa.Integer, nullable=False),
     sa.Column("lease", sa.Float, nullable=False),
     sa.Column("since", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
 )
 run = sa.Table(
     "run",
     metadata,
     sa.Column("key", sa.Text, primary_key=True),
     sa.Column("value", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
 )
 schema_version = sa.Table(
     "schema_version", metadata, sa.Column("version", sa.Integer, nullable=False)
@@ -206,3 +199,33 @@ def set_value(connection: sa.Connection, key: str, text: str) -> None:
     """Set one value of the table ``run``."""
     connection.execute(sa.delete(run).where(run.c.key == key))
     connection.execute(sa.insert(run).values(key=key, value=text))
+
+
+def is_made(connection: sa.Connection, name: str, create: bool) -> bool:
+    """Whether a database is a ledger; False for an empty one that is to become one.
+
+    Raises:
+        IntegrityError: it is another database, or a ledger of another schema.
+    """
+    tables = sa.inspect(connection).get_table_names()
+    if schema_version.name not in tables:
+        if tables or not create:
+            raise IntegrityError(
+                f"{name} is a database but no ledger: give the ledger.db of a run directory"
+            )
+        return False
+    versions = connection.execute(sa.select(schema_version.c.version)).scalars().all()
+    if len(versions) != 1:
+        raise IntegrityError(f"{name} has {len(versions)} schema versions: restore it from a copy")
+    if versions[0] != _VERSION:
+        which = "upgrade s3t" if versions[0] > _VERSION else "an older s3t made it: train a new run"
+        raise IntegrityError(f"{name} has schema {versions[0]}, this s3t needs {_VERSION}: {which}")
+    return True
+
+
+def make(connection: sa.Connection) -> None:
+    """Make the tables of an empty ledger, and its secret."""
+    metadata.create_all(connection, checkfirst=False)
+    connection.execute(sa.insert(schema_version).values(version=_VERSION))
+    values = {"view": "0", "secret": secrets.token_hex(32)}
+    connection.execute(sa.insert(run), [{"key": k, "value": v} for k, v in values.items()])

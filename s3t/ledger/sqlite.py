@@ -1,17 +1,29 @@
 """SQLite as a ledger: one file, for processes of one machine.
 
-Invariant: a writer takes the lock at its start; write-ahead log, synchronous FULL.
+    write    our lock file ─► BEGIN IMMEDIATE … COMMIT ─► checkpoint, if the log has grown ─► free
+    compact  our lock file ─► checkpoint ─► free
+    read     a snapshot; waits for no writer
+
+Before 3.51.3 (3.50.7, 3.44.6) a checkpoint that runs while another connection commits can lose
+committed pages (https://www.sqlite.org/wal.html#walresetbug). Here that never happens, on any
+version: SQLite starts no checkpoint by itself (``wal_autocheckpoint = 0``), and ours hold the lock
+file that every writer holds. The last connection that closes makes one too, when no other is there.
+
+Invariant: a writer takes the lock at its start; write-ahead log, synchronous FULL. The file that
+was opened is the file at its path, looked at before and after everything that is done.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import sqlalchemy as sa
 from sqlalchemy.pool import QueuePool
@@ -23,7 +35,15 @@ from s3t.ledger.backend import ACCESS, Access, Watch
 __all__ = ["SQLite"]
 
 _LOOK_SECONDS = 0.01
-"""How often a watch looks whether anybody has written."""
+"""How often a watch looks whether another process has written."""
+
+_TURN_SECONDS = 0.002
+"""How often a writer looks whether the one before it is done."""
+
+_LOG_BYTES = 4 * 2**20
+"""Of the write-ahead log, from which on its pages are moved into the file."""
+
+_Identity = tuple[int, int]
 
 
 class SQLite:
@@ -44,7 +64,12 @@ class SQLite:
         mode = "ro" if read_only else "rwc" if create else "rw"
         if read_only and not path.with_name(f"{path.name}-wal").exists():
             mode += "&immutable=1"  # nobody has it open, and even a reader would leave files
-        self._uri = f"{path.absolute().as_uri()}?mode={mode}"
+        self._path = path.absolute()
+        self._uri = f"{self._path.as_uri()}?mode={mode}"
+        self._opened: _Identity | None = None
+        self._log: _Identity | None = None
+        self._anchor: sqlite3.Connection | None = None  # while it is open, the log stays
+        self._mine = threading.Lock()
         self.name, self.run = str(path), str(path.parent)
         self.engine = sa.create_engine(
             "sqlite://",
@@ -57,14 +82,65 @@ class SQLite:
 
     def settle(self) -> None:
         """Write-ahead log: readers never wait for a writer. It stays with the file."""
+        with self.turn():
+            connection = self.engine.raw_connection()
+            try:
+                connection.cursor().execute("PRAGMA journal_mode = WAL")
+            finally:
+                connection.close()
+        self._anchor = self._connect()
+        self._anchor.execute("SELECT COUNT(*) FROM sqlite_schema").fetchall()  # opens the log
+        self._log = _identity(self._log_path)
+
+    def close(self) -> None:
+        """Let go of the write-ahead log."""
+        if self._anchor is not None:
+            self._anchor.close()
+        self._anchor = self._log = None
+
+    def made(self, connection: sa.Connection) -> None:
+        """Nothing."""
+
+    @property
+    def version(self) -> str:
+        """The library's."""
+        return f"SQLite {sqlite3.sqlite_version}"
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Keep out all other writers and checkpoints, of all processes; then a checkpoint."""
+        limit = time.monotonic() + backend.BUSY_SECONDS
+        if not self._mine.acquire(timeout=backend.BUSY_SECONDS):
+            raise self._locked()
+        try:
+            with self._lock_file() as file:
+                while not _locks(file.fileno()):
+                    if time.monotonic() > limit:
+                        raise self._locked()
+                    time.sleep(_TURN_SECONDS)
+                yield
+                self._checkpoint_if_long()
+        finally:
+            self._mine.release()
+
+    def check(self) -> None:
+        """See that file and write-ahead log are those that were opened."""
+        found = _identity(self._path)
+        if found != self._opened is not None:
+            raise self._replaced(self._path, found)
+        if self._log is not None and (beside := _identity(self._log_path)) != self._log:
+            raise self._replaced(self._log_path, beside)
+
+    def faults(self) -> list[str]:
+        """``PRAGMA integrity_check``: every page, and every row against every index."""
         connection = self.engine.raw_connection()
         try:
-            connection.cursor().execute("PRAGMA journal_mode = WAL")
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA integrity_check(3)")
+            found = [str(row[0]) for row in cursor.fetchall()]
         finally:
             connection.close()
-
-    def migrated(self, connection: sa.Connection) -> None:
-        """Nothing."""
+        return [] if found == ["ok"] else found
 
     def lost(self, error: Exception) -> bool:
         """Never: a file is not gone for a while."""
@@ -75,10 +151,7 @@ class SQLite:
         cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return UnavailableError(
-                f"{self.name} was locked for {backend.BUSY_SECONDS:g} s, nothing was changed: wait "
-                "for the other s3t process, or end it if it hangs, and repeat"
-            )
+            return self._locked()
         if code == sqlite3.SQLITE_FULL:
             return UnavailableError(
                 f"{self.name}: there is no space left on its disk, nothing was changed: make "
@@ -95,14 +168,8 @@ class SQLite:
 
     def compact(self) -> bool:
         """Empty the write-ahead log; what is freed in the file is overwritten anyhow."""
-        connection = self.engine.raw_connection()
-        try:
-            cursor = connection.cursor()
-            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            return not cursor.fetchall()[0][0]
-        finally:
-            connection.invalidate()
-            connection.close()
+        with self.turn():
+            return self._checkpoint(backend.BUSY_SECONDS)
 
     @contextmanager
     def watch(self) -> Iterator[Watch]:
@@ -121,9 +188,58 @@ class SQLite:
     def tell(self, connection: sa.Connection) -> None:
         """Nothing: who watches sees that somebody has written."""
 
+    @property
+    def _lock_path(self) -> Path:
+        return self._path.with_name(f"{self._path.name}-lock")
+
+    @property
+    def _log_path(self) -> Path:
+        return self._path.with_name(f"{self._path.name}-wal")
+
+    def _lock_file(self) -> IO[str]:
+        try:
+            return self._lock_path.open("w")
+        except OSError as error:
+            raise S3TError(
+                f"{self.name} is read-only or its folder is, {self._lock_path.name} cannot be "
+                f"opened ({error}): nothing was changed"
+            ) from None
+
+    def _checkpoint_if_long(self) -> None:
+        with suppress(OSError):
+            if self._log_path.stat().st_size > _LOG_BYTES:
+                self._checkpoint(0.0)  # who reads an older state keeps it; the next one tries again
+
+    def _checkpoint(self, wait: float) -> bool:
+        """Move the log's pages into the file, and empty it unless a reader needs it."""
+        connection = self.engine.raw_connection()
+        try:
+            cursor = connection.cursor()
+            cursor.execute(f"PRAGMA busy_timeout = {round(wait * 1000)}")
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            return not cursor.fetchall()[0][0]
+        finally:
+            connection.invalidate()
+            connection.close()
+
+    def _locked(self) -> UnavailableError:
+        return UnavailableError(
+            f"{self.name} was locked for {backend.BUSY_SECONDS:g} s, nothing was changed: wait for "
+            "the other s3t process, or end it if it hangs, and repeat"
+        )
+
+    def _replaced(self, path: Path, found: _Identity | None) -> UnavailableError:
+        what = "is gone" if found is None else "was replaced by another file"
+        return UnavailableError(
+            f"{path} {what} under this process, so what is deleted since cannot be known, and what "
+            "this process would write nobody would read: put back the one that was there, or "
+            "start the process again on the new one"
+        )
+
     def _connect(self) -> sqlite3.Connection:
         # isolation_level=None: the driver leaves BEGIN to us. Its own comes too late for reads and
         # not at all before DDL, and cannot take the write lock at the start.
+        before = _identity(self._path)
         connection = sqlite3.connect(
             self._uri,
             uri=True,
@@ -132,7 +248,13 @@ class SQLite:
             check_same_thread=False,
         )
         try:
+            found = _identity(self._path)
+            if self._opened is None:
+                self._opened = found
+            if found != self._opened or before not in (None, found):
+                raise self._replaced(self._path, found)
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA wal_autocheckpoint = 0")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA secure_delete = ON")  # a purged row leaves the file too
         except BaseException:
@@ -170,6 +292,23 @@ class _FileWatch:
             return self._connection.execute("PRAGMA data_version").fetchone()[0]
         except sqlite3.Error as error:
             raise self._database.explain(error, committing=False) from error
+
+
+def _identity(path: Path) -> _Identity | None:
+    """Device and inode of a file; None if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _locks(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _begin(connection: sa.Connection) -> None:

@@ -57,6 +57,7 @@ class Status(BaseModel):
     slices: int
     shards: list[ShardStatus]
     environments: list[EnvironmentStatus]
+    database: str = Field(description="what the ledger is kept in, and its version")
     jobs: int = Field(description="large deletions that were accepted and are not done")
     callbacks: int = Field(description="URLs that are still to be told of a deletion")
 

@@ -9,7 +9,7 @@ from s3t.store.content import NodeMeta, tensors_digest
 from s3t.store.depot import Depot
 from s3t.store.durable import held_folder, sync_folder, write_durably
 from s3t.store.keyring import FileKeyRing, KeyRing, MissingKeyError, open_ring
-from s3t.store.nodes import NodeStore, Removal
+from s3t.store.nodes import NodeStore, Removal, Stamp, folder_stamp
 from s3t.store.seal import Sealer
 
 __all__ = [
@@ -21,6 +21,8 @@ __all__ = [
     "NodeStore",
     "Removal",
     "Sealer",
+    "Stamp",
+    "folder_stamp",
     "held_folder",
     "open_ring",
     "sync_folder",

@@ -15,9 +15,10 @@ files are. What ``remove`` has reported is gone from here, or cannot be opened.
 
 from __future__ import annotations
 
+import os
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from s3t.types import NodeKey
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["NodeStore", "Removal"]
+__all__ = ["NodeStore", "Removal", "Stamp", "folder_stamp"]
 
 _SUFFIX = ".safetensors"
 _NODE = re.compile(r"[0-9a-f]{64}\.safetensors")
@@ -55,6 +56,10 @@ class Removal:
 
     files: tuple[str, ...]
     unknown: frozenset[NodeKey]
+
+
+Stamp = tuple[int, int, int, int]
+"""Device, inode, bytes and moment of change of a file."""
 
 
 class NodeStore:
@@ -97,6 +102,13 @@ class NodeStore:
         if self.depot is not None:
             self.depot.put(_name(meta.key), content)
         write_durably(self.path(meta.key), content)
+
+    def stamps(self, keys: Iterable[NodeKey]) -> dict[NodeKey, Stamp | None]:
+        """What changes when a node's file is replaced or written to; None where there is none.
+
+        Of nodes that lie at a URL nothing is told: what is here are copies, fetched again at need.
+        """
+        return {} if self.depot is not None else {key: _stamp(self.path(key)) for key in keys}
 
     def meta(self, key: NodeKey) -> NodeMeta:
         """The node's metadata; proves the lineage, not the tensors.
@@ -255,6 +267,20 @@ class NodeStore:
                             f"({file.where}): name it, with store.encrypt=true, or, if it is "
                             "lost, remove the file by hand; then run the same command again"
                         )
+
+
+def folder_stamp(path: Path) -> tuple[int, int] | None:
+    """Device and inode of a folder; None if there is none."""
+    found = _stamp(path)
+    return None if found is None else found[:2]
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _name(key: NodeKey) -> str:

@@ -1,0 +1,99 @@
+"""The ledger proves itself: what its tables say of who was deleted, held against its log.
+
+    log, from its first entry ──► deletions by view: keyed hashes ─┐
+    samples with a mark, all rows looked at ───────────────────────┼──► the same, or IntegrityError
+    forgotten ──► rows by view, and the digest that the log holds ─┘
+
+Invariant: no index is asked who was deleted: an index may lack what its table has.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import sqlalchemy as sa
+
+from s3t.errors import IntegrityError
+from s3t.ledger import counters, purging
+from s3t.ledger.chain import Entry
+from s3t.ledger.logstate import LogState, Secrets, fold
+from s3t.ledger.schema import forgotten, requests, samples
+
+__all__ = ["prove"]
+
+_MARKED = sa.select(samples.c.sample_id, samples.c.deleted_view).where(
+    samples.c.deleted_view.is_not(None)
+)
+_PURGED = (
+    sa.select(forgotten.c.view, sa.func.count())
+    .where(forgotten.c.shard >= 0)  # others were never
+    .group_by(forgotten.c.view)  # registered here
+)
+_RESTORE = "nothing is served or trained from it; restore the ledger from a copy"
+
+
+def prove(connection: sa.Connection, secrets: Secrets, name: str) -> None:
+    """Hold the tables against the log.
+
+    Takes a look at every row of ``samples``, and time and memory that grow with the deletions made.
+
+    Raises:
+        IntegrityError: they contradict each other.
+    """
+    told: dict[str, int] = {}
+    numbers: set[int] = set()
+
+    def each(entry: Entry) -> None:
+        if entry.kind == "deletion":
+            numbers.add(entry.number)
+            told.update(dict.fromkeys(entry.body["deleted"], entry.body["view"]))
+
+    state = fold(connection, LogState(), name, each)
+    for problem in (
+        *_deleted(connection, secrets, told),
+        *_forgotten(connection, state),
+        *_requests(connection, numbers),
+        *_counted(connection, len(told)),
+    ):
+        raise IntegrityError(f"{name}: {problem}: {_RESTORE}")
+
+
+def _deleted(connection: sa.Connection, secrets: Secrets, told: dict[str, int]) -> list[str]:
+    """Marks of deleted samples, and what stays of purged ones, against the deletions told."""
+    left, wrong = Counter(told.values()), 0
+    for sample_id, view in connection.execute(_MARKED):
+        if told.get(purging.hashed(sample_id, secrets.receipts)) == view:
+            left[view] -= 1
+        else:
+            wrong += 1
+    for view, rows in connection.execute(_PURGED):
+        left[view] -= rows
+    problems = []
+    if wrong:
+        problems.append(f"{wrong} samples are marked as deleted, and no entry of the log says so")
+    for view, count in sorted(left.items()):
+        if count > 0:
+            problems.append(f"{count} samples that view {view} deleted stand as not deleted")
+        elif count < 0:
+            problems.append(f"{-count} samples too many stand as deleted by view {view}")
+    return problems
+
+
+def _forgotten(connection: sa.Connection, state: LogState) -> list[str]:
+    if state.forgotten in (None, purging.left_behind(connection)):
+        return []
+    return ["the hashes of purged samples are not those that the log commits to"]
+
+
+def _requests(connection: sa.Connection, numbers: set[int]) -> list[str]:
+    there = set(connection.execute(sa.select(requests.c.number)).scalars())
+    if there == numbers:
+        return []
+    return [f"{len(there ^ numbers)} requests have no receipt in the log, or receipts no request"]
+
+
+def _counted(connection: sa.Connection, told: int) -> list[str]:
+    counted = counters.totals(connection)[1]
+    if counted == told:
+        return []
+    return [f"{counted} samples are counted as deleted, and the log deletes {told}"]
