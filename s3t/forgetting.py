@@ -122,7 +122,11 @@ class EnvironmentStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of a run at one view; ``database`` is what its ledger is kept in."""
+    """The state of a run at one view; ``database`` is what its ledger is kept in.
+
+    ``jobs`` and ``callbacks`` wait there: large deletions that were accepted and are not done, and
+    URLs that are still to be told of a deletion.
+    """
 
     view: int
     samples: int
@@ -133,6 +137,8 @@ class Status:
     shards: tuple[ShardStatus, ...]
     environments: tuple[EnvironmentStatus, ...]
     database: str
+    jobs: int
+    callbacks: int
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -389,6 +395,7 @@ class Forgetting:
                 ),
                 environments=self._environments(),
                 database=self.ledger.database,
+                **self.ledger.outbox.counts(),
             )
 
     def _environments(self) -> tuple[EnvironmentStatus, ...]:

@@ -124,6 +124,7 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
         stores += [_exported(run, one, ledger, doomed, dry_run) for one in exports]
         stores += _caches(run, alone, dry_run)
         stores += [_scratch(run, dry_run), *_left_alone(run, ledger, ledger.gone())]
+        stores.append(_jobs(ledger, dry_run))
         rows, kept = ledger.unpurged(view), ""
         nodes = sorted(doomed.there | (set(ledger.plans.nodes()) & doomed.keys))
         if not dry_run:
@@ -152,6 +153,15 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
                 *((_OF_REPLICAS,) if run.store.depot is not None else ()),
             ),
         )
+
+
+def _jobs(ledger: Ledger, dry_run: bool) -> Store:
+    """Deletions that were accepted name samples. Those that are done go; the others are to be
+    done, which a service of the run does."""
+    found = ledger.outbox.counts()["jobs"]
+    done = 0 if dry_run else ledger.outbox.sweep()
+    note = "s3t serve does the others, and their ids go with that" if found > done else ""
+    return Store("accepted deletions", ledger.name, found, done, note)
 
 
 def _held(run: RunDir, stack: ExitStack) -> bool:

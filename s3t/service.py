@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from s3t.answering import Evaluation, Prediction
     from s3t.config import Config
     from s3t.exporting import Export
+    from s3t.ledger import Outbox
     from s3t.pipelines import Pipeline
     from s3t.plan.forecast import Forecast
     from s3t.purging import Purge
@@ -105,6 +106,11 @@ class S3T:
     def root(self) -> Path:
         """The run directory."""
         return self._forgetting.run.root
+
+    @property
+    def outbox(self) -> Outbox:
+        """Large deletions that were accepted and are not done, and callbacks."""
+        return self._forgetting.ledger.outbox
 
     @property
     def task(self) -> str:

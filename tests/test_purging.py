@@ -67,6 +67,7 @@ def test_what_is_dead_is_gone_and_told(run: RunDir) -> None:
         "half-written files": (2, 0),
         "temporary runs": (0, 0),
         "ledger": (3, 0),
+        "accepted deletions": (0, 0),
     }
     assert dead <= run.store.keys(), "a dry run removes nothing"
     found = purge(run)
@@ -93,6 +94,20 @@ def test_what_is_dead_is_gone_and_told(run: RunDir) -> None:
     assert not again.nodes and not any(store.found for store in again.stores)
     with run.ledger() as ledger:
         assert len(list(ledger.log())) == 8, "a purge of nothing leaves no trace"
+
+
+def test_an_accepted_deletion_goes_once_it_is_done(run: RunDir) -> None:
+    def seen() -> tuple[int, int, str]:
+        (found,) = (one for one in purge(run).stores if one.name == "accepted deletions")
+        return found.found, found.purged, found.note
+
+    with run.ledger() as ledger:
+        ledger.outbox.accept("r", [], ["p03"], limit=9)
+        assert seen()[:2] == (1, 0) and "s3t serve" in seen()[2]
+        delete(run, "p03", request_id="r")  # and then the service is killed
+        assert holds(run.root, "p03")
+        assert seen() == (1, 1, "") and seen() == (0, 0, "")
+        assert not holds(run.root, "p03")
 
 
 def living(run: RunDir) -> set[NodeKey]:

@@ -7,7 +7,6 @@ that a replica is cut off from the ledger is played by what it calls of it.
 from __future__ import annotations
 
 import random
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,6 @@ from s3t.ledger import replicas as table
 from s3t.ledger.replicas import Lease, Observer, Replica
 from s3t.run import RunDir
 from s3t.service import S3T
-from tests.postgres import Server
 
 LEASE = 60.0
 """So long that no test waits for its end, or loses it on a busy machine."""
@@ -36,31 +34,9 @@ ROWS = ["person 3 says 24", "person 5 says 40"]
 Join = Callable[..., S3T]
 
 
-@pytest.fixture(scope="session")
-def postgres_training(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small run, its ledger a database that can be copied."""
-    from s3t.training.walk import train
-    from tests.small_runs import small_configs
-
-    config = small_configs(tmp_path_factory.mktemp("replicas"))(ledger=postgres.create_database())
-    train(config)
-    return config.run_dir
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunDir:
-    """A copy of the small run, its ledger of one kind or the other."""
-    if request.param == "sqlite":
-        found: RunDir = request.getfixturevalue("small_run")
-        return found
-    trained: Path = request.getfixturevalue("postgres_training")
-    server: Server = request.getfixturevalue("postgres")
-    copy = RunDir(shutil.copytree(trained, tmp_path / "run"))
-    ledger = copy.config().ledger
-    assert ledger is not None
-    text = copy.config_path.read_text(encoding="utf-8")
-    copy.config_path.write_text(text.replace(ledger, server.copy(ledger)), encoding="utf-8")
-    return RunDir(copy.root)
+@pytest.fixture
+def run(either_run: RunDir) -> RunDir:
+    return either_run
 
 
 @pytest.fixture

@@ -12,8 +12,6 @@ taken away from its entry in the log.
 from __future__ import annotations
 
 import fcntl
-import json
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,6 +41,8 @@ def judge_remains(case: Case, found: Findings) -> None:
         _data_keys(case, found)
     with found.part():
         _rows(case.books, found)
+    with found.part():
+        _jobs(case.books, found)
     with found.part():
         _leftovers(case, found)
 
@@ -134,8 +134,6 @@ def _leftovers(case: Case, found: Findings) -> None:
             )
         for path in [*half_written(run.root), *sorted(store.root.glob(".*.tmp"))]:
             found.pending(f"{path} is half-written, by a process that was killed: {PURGE}")
-    for path, why in _jobs(run.root / "jobs"):
-        found.pending(f"{path} {why}: s3t serve RUN does it and removes the file")
     for name in case.beside_ledger():
         found.broken(f"the ledger's database holds {name}, which is no part of it: drop it")
     for path in strangers(run.root, run.plans.others()):
@@ -151,15 +149,22 @@ def _leftovers(case: Case, found: Findings) -> None:
     )
 
 
-def _jobs(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Files of the service that may name samples, and why they are there."""
-    for path in sorted(folder.rglob("*")):
-        if path.suffix == ".json" and path.parent.name == "deletions":
-            with suppress(OSError, ValueError, AttributeError):
-                document = json.loads(path.read_bytes())
-                if not (document.get("sample_ids") or document.get("subjects")):
-                    continue  # cancelled: it names nobody any more
-            yield path, "names samples of a deletion that was accepted and is not done"
+def _jobs(books: Books, found: Findings) -> None:
+    """What was accepted names samples until it is done, and no longer."""
+    waiting = 0
+    for row in books.jobs:
+        names = f"the deletion {row.request_id!r}, accepted at {row.received},"
+        if row.cancelled is not None:
+            if (row.sample_ids, row.subjects) != ("[]", "[]"):
+                found.broken(f"{names} was cancelled, and still names samples: restore the ledger")
+            continue
+        waiting += 1
+        done = row.request_id in books.requests
+        found.pending(
+            f"{names} {'is done and' if done else 'is not done, and'} names samples in the ledger: "
+            f"{'s3t purge RUN takes them away' if done else 's3t serve RUN does it'}"
+        )
+    found.checked(f"{waiting} accepted deletions name samples until they are done")
 
 
 def _next_plans(case: Case, found: Findings) -> None:

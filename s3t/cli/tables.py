@@ -135,6 +135,9 @@ def status_lines(found: Any) -> Iterator[str]:
     yield "● serves   · intact, does not serve   × holds a deleted sample"
     for one in found.environments:
         yield f"{one.nodes} nodes of {one.name}"
+    for count, what in ((found.jobs, "large deletions"), (found.callbacks, "callbacks")):
+        if count:
+            yield f"{count} {what} wait in the ledger: s3t serve does them"
     yield f"ledger in {found.database}"
 
 

@@ -29,6 +29,7 @@ from s3t.ledger.deletion import Decide, Deleted
 from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import State
 from s3t.ledger.logstate import HEAD, LogReader, Secrets
+from s3t.ledger.outbox import Outbox, refuse_other
 from s3t.ledger.planning import Planning, seal
 from s3t.ledger.purging import Gone
 from s3t.ledger.registry import Entry, Offered
@@ -53,6 +54,7 @@ class Ledger:
     Attributes:
         plans: the plans that were made, and the nodes that were trained for them.
         replicas: who answers, and which deletions are effective on all of them.
+        outbox: large deletions that were accepted and are not done, and callbacks.
     """
 
     def __init__(self, database: Database, signer: Callable[[], Signer | None] = _UNSIGNED) -> None:
@@ -66,6 +68,7 @@ class Ledger:
         self._reader = LogReader(database, secrets)
         self.plans = Planning(self._reader, self._signer)
         self.replicas = Replicas(database, self._signer)
+        self.outbox = Outbox(database)
 
     @classmethod
     def open(
@@ -295,6 +298,7 @@ class Ledger:
         fingerprint = purging.hashed(json.dumps([ids, people]), secret)
         with self._reader.transaction(writes=not dry_run) as (connection, log):
             stored = _stored(connection, request, fingerprint)
+            refuse_other(connection, request, ids, people)
             named = steps.find(connection, ids, people, self._reader.secrets.forgotten, place)
             if stored is not None:
                 return steps.replay(named, stored, secret, dry_run)

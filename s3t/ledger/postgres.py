@@ -73,6 +73,11 @@ _SET_COMPACTED = (
     "INSERT INTO run (key, value) VALUES ('compacted', %s) "
     "ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 )
+_JOBS_SIZE = (
+    "SELECT pg_relation_size(oid) + pg_relation_size(reltoastrelid) FROM pg_class "
+    "WHERE oid = 'jobs'::regclass"
+)
+"""Bytes of the table of jobs, which is empty but for a moment: more than none may be dead rows."""
 _NOW = "SELECT xid(pg_snapshot_xmax(pg_current_snapshot()))::text"
 _OLDER = (
     "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() "
@@ -219,7 +224,7 @@ class Postgres:
         return S3TError(f"{self.name}: {said}; nothing was changed")
 
     def compact(self) -> bool:
-        """Write the table of samples anew, unless no row has left it since the last time.
+        """Write the tables that name samples again, unless no row has left them since.
 
         Nothing less removes their bytes: a plain VACUUM gives the space of rows free, and leaves
         what is in it until it is used again. Deletions wait meanwhile.
@@ -229,10 +234,11 @@ class Postgres:
             driver = connection.driver_connection
             assert isinstance(driver, psycopg.Connection)
             gone, known = driver.execute(_GONE_ROWS).fetchall()[0]
-            if known == str(gone):
-                return True
-            _wait_for_older(driver)
-            if not _rewritten(driver):
+            stale = [] if known == str(gone) else ["samples"]
+            stale += ["jobs"] if driver.execute(_JOBS_SIZE).fetchall()[0][0] else []
+            if stale:
+                _wait_for_older(driver)
+            if not all(_rewritten(driver, table) for table in stale):
                 return False
             driver.execute(_SET_COMPACTED, [str(gone)])
             return True
@@ -364,13 +370,13 @@ def _wait_for_older(driver: psycopg.Connection[Any]) -> None:
         time.sleep(0.05)
 
 
-def _rewritten(driver: psycopg.Connection[Any]) -> bool:
-    """Write the table of samples anew; whether no deleted row was taken along."""
+def _rewritten(driver: psycopg.Connection[Any], table: str) -> bool:
+    """Write a table again; whether no deleted row was taken along."""
     said: list[str] = []
     driver.add_notice_handler(lambda notice: said.append(notice.message_detail or ""))
     driver.execute(f"SET lock_timeout = '{_TAKE_SECONDS}s'".encode())
     try:
-        driver.execute("VACUUM (FULL, VERBOSE) samples")
+        driver.execute(f"VACUUM (FULL, VERBOSE) {table}".encode())
     except psycopg.errors.LockNotAvailable:
         return False
     kept = [int(found[0]) for found in map(re.compile(r"\d+").findall, said) if found]

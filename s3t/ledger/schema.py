@@ -12,6 +12,7 @@
     nodes      digest of the weights of every node, as first seen by who trained them, with its
                score and the digest of the public rows that it was scored on
     replicas   who answers, and which view they have all left older ones for
+    jobs, callbacks, claims   see ``outbox_tables``
     run        ``view``, the ``secret`` of the hashes, digest of the samples
 
 Invariant: there is one schema. A ledger of another is refused; tables that are read by their key

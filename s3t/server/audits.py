@@ -58,6 +58,8 @@ class Status(BaseModel):
     shards: list[ShardStatus]
     environments: list[EnvironmentStatus]
     database: str = Field(description="what the ledger is kept in, and its version")
+    jobs: int = Field(description="large deletions that were accepted and are not done")
+    callbacks: int = Field(description="URLs that are still to be told of a deletion")
 
 
 class Replica(BaseModel):

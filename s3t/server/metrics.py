@@ -152,7 +152,7 @@ class _Run(Collector):
     def collect(self) -> Iterator[Metric]:
         """Gauges of the run; only ``s3t_up 0`` where its records cannot be reached."""
         try:
-            picture = self._model.picture()
+            picture, waiting = self._model.picture(), self._model.outbox.counts()
         except S3TError:
             yield GaugeMetricFamily("s3t_up", "Whether the run's records can be read.", value=0)
             return
@@ -175,6 +175,9 @@ class _Run(Collector):
             ("s3t_shards", "Shards in all.", picture["shards"]),
         ):
             yield GaugeMetricFamily(name, what, value=float(value))
+        for what, count in waiting.items():
+            about = f"{what.capitalize()} of deletions that wait in the ledger."
+            yield GaugeMetricFamily(f"s3t_{what}_waiting", about, value=float(count))
         lease = self._model.lease_left
         if lease is not None:
             what = "Seconds until this replica stops answering unless it hears from the ledger."

@@ -24,6 +24,7 @@ from starlette.requests import HTTPConnection
 from s3t.config.serving import ServeConfig
 
 if TYPE_CHECKING:
+    from s3t.ledger import Outbox
     from s3t.server.access import Access
     from s3t.server.batching import Batcher
     from s3t.server.completions import Desk
@@ -77,6 +78,8 @@ class Model(Protocol):
     def config(self) -> Any: ...
     @property
     def root(self) -> Path: ...
+    @property
+    def outbox(self) -> Outbox: ...
 
     def join(self, name: str | None = None, lease: float | None = None) -> None: ...
     def close(self) -> None: ...

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from starlette.testclient import TestClient
 from s3t.config import load_config
 from s3t.config.serving import ServeConfig
 from s3t.errors import InputError
+from s3t.ledger import Ledger, Outbox
 from s3t.server.app import create_app
 from tests.conftest import ROOT
 
@@ -59,6 +61,15 @@ class Model:
 
     def __post_init__(self) -> None:
         self.config = load_config(ROOT / "configs" / "digits.yaml")
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """One for all models of a folder, as for replicas with directories of their own."""
+        return Ledger.open(self.root.parent / "ledger.db", create=True)
+
+    @property
+    def outbox(self) -> Outbox:
+        return self.ledger.outbox
 
     def predict(self, batch: Sequence[Any]) -> list[Answer]:
         self.before()
