@@ -17,7 +17,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from s3t.errors import DamagedNodeError, ExhaustedError, S3TError, UnavailableError
+from s3t.errors import (
+    DamagedNodeError,
+    ExhaustedError,
+    IntegrityError,
+    S3TError,
+    UnavailableError,
+)
 from s3t.forgetting import Forgetting, Receipt
 from s3t.plan.trie import Node
 from s3t.replica import Seat, settled
@@ -309,7 +315,14 @@ class Serving:
 
     def _follow(self, seconds: float) -> int:
         """Bring this replica to the ledger's view; see ``replica.Follow``."""
-        version, current = self._forgetting.ledger.view(), self._views.current
+        current = self._views.current
+        try:
+            version = self._forgetting.ledger.view()
+        except IntegrityError as error:
+            with self._lock:
+                _log.error("nothing answers until the ledger is sound: %s", error)
+                self._views.drop(0 if current is None else current.version + 1)
+            raise
         if current is None or current.version != version:
             with self._lock:
                 self._take_up(self.model(), version)
