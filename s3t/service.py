@@ -107,6 +107,12 @@ class S3T:
         return self._forgetting.run.root
 
     @property
+    def run_id(self) -> str:
+        """What tells runs apart: the beginning of the digest of the log's first entry. Copies and
+        replicas of a run share it, wherever they lie."""
+        return str(next(self._forgetting.ledger.log()).digest[:12])
+
+    @property
     def task(self) -> str:
         """What the run was trained for."""
         return self.config.task

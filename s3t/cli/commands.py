@@ -16,7 +16,7 @@ from s3t.cli.launching import launch
 from s3t.cli.output import print_json, quiet, write
 from s3t.cli.tables import budget_lines, forecast_lines, plan_lines, receipt_lines, status_lines
 from s3t.cli.words import json_row, numbered, points, split_launch, words
-from s3t.errors import InputError, S3TError
+from s3t.errors import InputError, S3TError, unavailable
 from s3t.pinned import pin
 
 __all__ = ["AsJson", "Overrides", "RunPath", "app", "main"]
@@ -54,6 +54,10 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        known = unavailable(error) if isinstance(error, OSError) else None
+        if known is not None:
+            print(f"s3t: {known}", file=sys.stderr)
+            return known.exit_code
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # click's usage errors
             error.show()
             return int(error.exit_code)

@@ -24,6 +24,13 @@ __all__ = ["SQLite"]
 
 _LOOK_SECONDS = 0.01
 """How often a watch looks whether anybody has written."""
+_UNWRITTEN = (
+    sqlite3.SQLITE_IOERR_WRITE,
+    sqlite3.SQLITE_IOERR_FSYNC,
+    sqlite3.SQLITE_IOERR_TRUNCATE,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+)
+"""What a quota or a limit of file sizes gives, where a full disk gives ``SQLITE_FULL``."""
 
 
 class SQLite:
@@ -73,19 +80,39 @@ class SQLite:
     def explain(self, error: Exception, committing: bool) -> S3TError:
         """The error in our own words. A commit that fails has changed nothing."""
         cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        extended = getattr(cause, "sqlite_errorcode", 0)
+        code = extended & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL):
             return UnavailableError(
                 f"{self.name} was locked for {backend.BUSY_SECONDS:g} s, nothing was changed: wait "
-                "for the other s3t process, or end it if it hangs, and repeat"
+                "for the other s3t process, or end it if it hangs, and repeat",
+                "ledger_locked",
             )
-        if code == sqlite3.SQLITE_FULL:
+        if code == sqlite3.SQLITE_FULL or extended in _UNWRITTEN:
             return UnavailableError(
-                f"{self.name}: there is no space left on its disk, nothing was changed: make "
-                "some, and repeat"
+                f"{self.name}: there is no space left on its disk, or a quota or limit of file "
+                f"sizes keeps it from growing ({cause}), nothing was changed: make some, and "
+                "repeat",
+                "disk_full",
             )
-        if code == sqlite3.SQLITE_READONLY:
-            return S3TError(f"{self.name} was opened or lies read-only: nothing was changed")
+        if extended == sqlite3.SQLITE_READONLY_DBMOVED or (
+            code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and not Path(self.name).exists()
+        ):
+            return UnavailableError(
+                f"{self.name} was moved or removed while it was open, nothing was changed: put "
+                "the run back, and repeat",
+                "run_gone",
+            )
+        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+            return UnavailableError(
+                f"{self.name} was opened or lies read-only, or may not be opened ({cause}), "
+                "nothing was changed: let this process write there, and repeat",
+                "storage_denied",
+            )
+        if code == sqlite3.SQLITE_IOERR:
+            return UnavailableError(
+                f"{self.name}: {cause}, nothing was changed: look at its disk, and repeat"
+            )
         damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
         if damaged or "no such table" in str(cause) or "no such column" in str(cause):
             return IntegrityError(

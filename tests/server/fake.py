@@ -55,6 +55,7 @@ class Model:
     text: str = "once upon a time"
     asked: list[Any] = field(default_factory=list)
     lease_left: float | None = None
+    run_id: str = "0123456789ab"
     labels: tuple[str, ...] = LABELS
 
     def __post_init__(self) -> None:

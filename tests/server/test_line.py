@@ -220,7 +220,7 @@ def test_a_client_that_takes_nothing_is_cut_off_and_holds_up_nobody(
                 everything(slow)
         with call(port) as other:
             other.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert b"s3t_answers_cut_total 1.0" in other.recv(2**20)
+            assert b's3t_answers_cut_total{run="0123456789ab"} 1.0' in other.recv(2**20)
 
 
 def test_cutting_twice_is_harmless() -> None:
