@@ -183,6 +183,18 @@ class Serving:
         """Whether something that served at a view has died since, as far as is known here."""
         return self._views.spoilt(version)
 
+    def is_sound(self, version: int) -> bool:
+        """Whether all that served at a view lives, as the ledger, or the lease, has it now.
+
+        Raises:
+            IntegrityError, UnavailableError: as ``answer``.
+        """
+        pinned = self._pin(self.model())  # the ledger's, so that ``spoilt`` is up to date
+        try:
+            return not self.spoilt(version)
+        finally:
+            self._views.unpin(pinned)
+
     # ── views ────────────────────────────────────────────────────────────────────────────────
 
     def _pin(self, model: Answering) -> View:

@@ -50,6 +50,7 @@ class Model:
     passes: list[list[Any]] = field(default_factory=list)
     holds: list[bool] = field(default_factory=list)
     held: list[int] = field(default_factory=list)
+    sound_from: int = 0
     before: Callable[[], object] = lambda: None
     error: Exception | None = None
     text: str = "once upon a time"
@@ -74,6 +75,9 @@ class Model:
     def hold(self, view: int) -> Iterator[bool]:
         self.held.append(view)
         yield self.holds.pop(0) if self.holds else True
+
+    def is_sound(self, view: int) -> bool:
+        return view >= self.sound_from
 
     def generate(self, prompts: Sequence[Any], **draw: Any) -> list[Any]:
         self.before()
