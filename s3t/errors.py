@@ -156,12 +156,13 @@ _CAUSES: dict[int, tuple[str, str]] = {
 
 def unavailable(error: OSError) -> UnavailableError | None:
     """What the system refused, in our words; None for what is no failure of disk or rights."""
-    cause = _CAUSES.get(error.errno or 0)
+    denied = isinstance(error, PermissionError)  # libraries raise it with no number
+    cause = _CAUSES.get(error.errno or (errno.EACCES if denied else 0))
     if cause is None:
         return None
     code, step = cause
-    named = f"{error.filename}: " if error.filename else ""
-    return UnavailableError(f"{named}{error.strerror}: {step}, and repeat", code)
+    where = f"{error.filename}: " if error.filename else ""
+    return UnavailableError(f"{where}{error.strerror or error}: {step}, and repeat", code)
 
 
 def is_full(error: OSError) -> bool:
