@@ -52,6 +52,8 @@ class Serving:
         Raises:
             InputError, IntegrityError: see ``Answering``.
         """
+        if self._model is not None:  # without the lock, which a deletion holds while it waits
+            return self._model
         with self._lock:
             if self._model is None:
                 from s3t.answering import Answering

@@ -15,6 +15,7 @@ files are. What ``remove`` has reported is gone from here, or cannot be opened.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Collection, Mapping
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from s3t.errors import DamagedNodeError, IntegrityError, S3TError
+from s3t.errors import DamagedNodeError, IntegrityError, S3TError, unavailable
 from s3t.store.content import NodeMeta, pack
 from s3t.store.depot import Depot
 from s3t.store.durable import sync_folder, write_durably
@@ -82,9 +83,7 @@ class NodeStore:
 
     def keys(self) -> frozenset[NodeKey]:
         """Keys of all nodes there, by one listing."""
-        if self.depot is None:
-            return frozenset(NodeKey(path.stem) for path in self.root.glob(f"*{_SUFFIX}"))
-        names = self.depot.names()
+        names = _names_in(self.root) if self.depot is None else self.depot.names()
         return frozenset(
             NodeKey(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX)
         )
@@ -255,6 +254,16 @@ class NodeStore:
                             f"({file.where}): name it, with store.encrypt=true, or, if it is "
                             "lost, remove the file by hand; then run the same command again"
                         )
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Names in a folder; none if it is not there. One that may not be read is not empty."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise unavailable(error) or error from None
 
 
 def _name(key: NodeKey) -> str:
