@@ -241,7 +241,8 @@ class Forgetting:
             what = "is gone" if found is None else "was replaced by another directory"
             raise UnavailableError(
                 f"{self.run.root} {what} under this process: put back the one that was there, or "
-                "start the process again on the new one"
+                "start the process again on the new one",
+                "run_gone",
             )
         stamps = self.run.store.stamps(known)
         changed = sorted(key for key, stamp in stamps.items() if stamp != known[key])

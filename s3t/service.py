@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from s3t.errors import InputError, UnavailableError
 from s3t.forgetting import Forgetting, Receipt, Status
 from s3t.overview import overview
 from s3t.run import RunDir
@@ -111,6 +112,12 @@ class S3T:
     def outbox(self) -> Outbox:
         """Large deletions that were accepted and are not done, and callbacks."""
         return self._forgetting.ledger.outbox
+
+    @property
+    def run_id(self) -> str:
+        """What tells runs apart: the beginning of the digest of the log's first entry. Copies and
+        replicas of a run share it, wherever they lie."""
+        return str(next(self._forgetting.ledger.log()).digest[:12])
 
     @property
     def task(self) -> str:
@@ -373,28 +380,66 @@ class S3T:
         top_k: int = 0,
         top_p: float = 1.0,
         begun: Sequence[int] = (),
+        strict: bool = False,
     ) -> Iterator[Piece]:
         """Continue one text, a token at a time.
 
         Each token comes from nodes that live at that moment: a deletion waits for one token, not
-        for the text, which goes on with what is left.
+        for the text, which goes on with what is left. What goes on reads the tokens before, which
+        nodes that have died since may have chosen; ``strict`` does not go on from those.
 
         Args:
             prompt: a text, or a mapping with the config's text column.
             max_new_tokens, temperature, seed, top_k, top_p: as ``generate``.
             begun: tokens of pieces told before; the text goes on after them.
+            strict: end with an error as soon as a node has died that any piece is from. A text
+                that ends without one comes, to its last token, from what lives at its end. Not to
+                be had with ``begun``, of which it is not known where they came from.
 
         Returns:
             pieces of text; a piece is empty while a letter is not yet whole.
 
         Raises:
             ExhaustedError, InputError, IntegrityError: as ``predict``; the first two at once.
+            UnavailableError: ``strict``, and a deletion has hit the text (``code`` is
+                ``text_hit``): drop its pieces, and ask for it again.
         """
+        if strict and begun:
+            raise InputError("strict and begun: where begun tokens came from is not known")
         model = self._serving.model()
         draw = Draw(max_new_tokens, temperature, seed, top_k, top_p)
         (tokens,) = model.prompts([prompt], draw)
         model.check_room([[*tokens, *begun]], draw)
-        return model.writer.pieces(tokens, draw, self._serving.answer, begun)
+        pieces = model.writer.pieces(tokens, draw, self._serving.answer, begun)
+        return self._strictly(pieces) if strict else pieces
+
+    def _strictly(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        """Pieces, while nothing has died that any of them is from: the first one's view is the
+        oldest, and what has died since a later view has died since that one too."""
+        first = None
+        for piece in pieces:
+            first = piece.view if first is None else first
+            self._check_unhit(first)
+            yield piece
+        if first is not None:
+            self._check_unhit(first)
+
+    def _check_unhit(self, view: int) -> None:
+        if not self.is_sound(view):
+            raise UnavailableError(
+                "a deletion has hit blocks that wrote a part of the text: drop what has come of "
+                "it, and ask for it again",
+                "text_hit",
+            )
+
+    def is_sound(self, view: int) -> bool:
+        """Whether everything that served at a view lives still: what was answered then would be
+        given again. A view too old to be remembered is not sound.
+
+        Raises:
+            IntegrityError, UnavailableError: as ``predict``.
+        """
+        return self._serving.is_sound(view)
 
     def pipeline(self, **options: Any) -> Pipeline:
         """transformers' pipeline of the run's task, over the view in force at each call.

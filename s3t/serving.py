@@ -65,6 +65,8 @@ class Serving:
         Raises:
             InputError, IntegrityError: see ``Answering``.
         """
+        if self._model is not None:  # without the lock, which a deletion holds while it waits
+            return self._model
         with self._lock:
             if self._model is None:
                 from s3t.answering import Answering
@@ -200,6 +202,18 @@ class Serving:
     def spoilt(self, version: int) -> bool:
         """Whether something that served at a view has died since, as far as is known here."""
         return self._views.spoilt(version)
+
+    def is_sound(self, version: int) -> bool:
+        """Whether all that served at a view lives, as the ledger, or the lease, has it now.
+
+        Raises:
+            IntegrityError, UnavailableError: as ``answer``.
+        """
+        pinned = self._pin(self.model())  # the ledger's, so that ``spoilt`` is up to date
+        try:
+            return not self.spoilt(version)
+        finally:
+            self._views.unpin(pinned)
 
     # ── views ────────────────────────────────────────────────────────────────────────────────
 

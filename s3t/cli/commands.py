@@ -23,7 +23,7 @@ from s3t.cli.tables import (
     status_lines,
 )
 from s3t.cli.words import json_row, names, numbered, points, split_launch
-from s3t.errors import InputError, S3TError
+from s3t.errors import InputError, S3TError, unavailable
 from s3t.pinned import pin
 from s3t.scratch import sweep
 
@@ -62,6 +62,10 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        known = unavailable(error) if isinstance(error, OSError) else None
+        if known is not None:
+            print(f"s3t: {known}", file=sys.stderr)
+            return known.exit_code
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # click's usage errors
             error.show()
             return int(error.exit_code)

@@ -200,16 +200,20 @@ class Postgres:
         if isinstance(cause, errors.LockNotAvailable):
             return UnavailableError(
                 f"{self.name} was locked for {backend.BUSY_SECONDS:g} s, nothing was changed: wait "
-                "for the other s3t process, or end it if it hangs, and repeat"
+                "for the other s3t process, or end it if it hangs, and repeat",
+                "ledger_locked",
             )
         if isinstance(cause, errors.DiskFull):
             return UnavailableError(
                 f"{self.name}: there is no space left on its disk, nothing was changed: make "
-                "some, and repeat"
+                "some, and repeat",
+                "disk_full",
             )
-        if isinstance(cause, errors.ReadOnlySqlTransaction):
-            return S3TError(
-                f"{self.name} was opened or is read-only, perhaps a standby: nothing was changed"
+        if isinstance(cause, (errors.ReadOnlySqlTransaction, errors.InsufficientPrivilege)):
+            return UnavailableError(
+                f"{self.name} was opened or is read-only, perhaps a standby, or lets this user do "
+                f"less than it needs ({said}): nothing was changed",
+                "storage_denied",
             )
         damaged = (errors.DataCorrupted, errors.IndexCorrupted)
         if isinstance(cause, (*damaged, errors.UndefinedTable, errors.UndefinedColumn)):

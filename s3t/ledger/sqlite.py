@@ -28,7 +28,7 @@ from typing import IO, Any
 import sqlalchemy as sa
 from sqlalchemy.pool import QueuePool
 
-from s3t.errors import InputError, IntegrityError, S3TError, UnavailableError
+from s3t.errors import InputError, IntegrityError, S3TError, UnavailableError, unavailable
 from s3t.ledger import backend
 from s3t.ledger.backend import ACCESS, Access, Watch
 
@@ -44,6 +44,14 @@ _LOG_BYTES = 4 * 2**20
 """Of the write-ahead log, from which on its pages are moved into the file."""
 
 _Identity = tuple[int, int]
+
+_UNWRITTEN = (
+    sqlite3.SQLITE_IOERR_WRITE,
+    sqlite3.SQLITE_IOERR_FSYNC,
+    sqlite3.SQLITE_IOERR_TRUNCATE,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+)
+"""What a quota or a limit of file sizes gives, where a full disk gives ``SQLITE_FULL``."""
 
 
 class SQLite:
@@ -149,16 +157,35 @@ class SQLite:
     def explain(self, error: Exception, committing: bool) -> S3TError:
         """The error in our own words. A commit that fails has changed nothing."""
         cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        extended = getattr(cause, "sqlite_errorcode", 0)
+        code = extended & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL):
             return self._locked()
-        if code == sqlite3.SQLITE_FULL:
+        if code == sqlite3.SQLITE_FULL or extended in _UNWRITTEN:
             return UnavailableError(
-                f"{self.name}: there is no space left on its disk, nothing was changed: make "
-                "some, and repeat"
+                f"{self.name}: there is no space left on its disk, or a quota or limit of file "
+                f"sizes keeps it from growing ({cause}), nothing was changed: make some, and "
+                "repeat",
+                "disk_full",
             )
-        if code == sqlite3.SQLITE_READONLY:
-            return S3TError(f"{self.name} was opened or lies read-only: nothing was changed")
+        if extended == sqlite3.SQLITE_READONLY_DBMOVED or (
+            code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and not Path(self.name).exists()
+        ):
+            return UnavailableError(
+                f"{self.name} was moved or removed while it was open, nothing was changed: put "
+                "the run back, and repeat",
+                "run_gone",
+            )
+        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+            return UnavailableError(
+                f"{self.name} was opened or lies read-only, or may not be opened ({cause}), "
+                "nothing was changed: let this process write there, and repeat",
+                "storage_denied",
+            )
+        if code == sqlite3.SQLITE_IOERR:
+            return UnavailableError(
+                f"{self.name}: {cause}, nothing was changed: look at its disk, and repeat"
+            )
         damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
         if damaged or "no such table" in str(cause) or "no such column" in str(cause):
             return IntegrityError(
@@ -200,9 +227,8 @@ class SQLite:
         try:
             return self._lock_path.open("w")
         except OSError as error:
-            raise S3TError(
-                f"{self.name} is read-only or its folder is, {self._lock_path.name} cannot be "
-                f"opened ({error}): nothing was changed"
+            raise unavailable(error) or S3TError(
+                f"{self._lock_path} cannot be opened ({error}): nothing was changed"
             ) from None
 
     def _checkpoint_if_long(self) -> None:
@@ -225,7 +251,8 @@ class SQLite:
     def _locked(self) -> UnavailableError:
         return UnavailableError(
             f"{self.name} was locked for {backend.BUSY_SECONDS:g} s, nothing was changed: wait for "
-            "the other s3t process, or end it if it hangs, and repeat"
+            "the other s3t process, or end it if it hangs, and repeat",
+            "ledger_locked",
         )
 
     def _replaced(self, path: Path, found: _Identity | None) -> UnavailableError:
@@ -233,7 +260,8 @@ class SQLite:
         return UnavailableError(
             f"{path} {what} under this process, so what is deleted since cannot be known, and what "
             "this process would write nobody would read: put back the one that was there, or "
-            "start the process again on the new one"
+            "start the process again on the new one",
+            "run_gone",
         )
 
     def _connect(self) -> sqlite3.Connection:

@@ -39,7 +39,7 @@ from pathlib import Path
 
 from s3t import scratch
 from s3t.config import Config, StoreConfig, load_config
-from s3t.errors import InputError, IntegrityError, S3TError
+from s3t.errors import InputError, IntegrityError, S3TError, is_full, unavailable
 from s3t.ledger import Gone, Ledger, Signer
 from s3t.plan import Plan
 from s3t.run.notices import Notices
@@ -284,6 +284,8 @@ class RunDir:
             self.root.mkdir(parents=True, exist_ok=True)
             file = path.open("w")
         except OSError as error:
+            if is_full(error):
+                raise unavailable(error) or error from None
             raise InputError(
                 f"{self.root} cannot be written ({error}): give another directory with output=DIR"
             ) from None

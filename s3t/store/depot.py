@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from copy import copy
 from pathlib import Path
 
-from s3t.errors import InputError, S3TError
+from s3t.errors import InputError, S3TError, UnavailableError, unavailable
 from s3t.store.durable import fresh_beside, sync_folder, write_durably
 
 __all__ = ["Depot"]
@@ -159,9 +159,11 @@ class Depot:
         except (FileNotFoundError, FileExistsError, NotADirectoryError, S3TError):
             raise
         except Exception as error:  # botocore, google and others have error trees of their own
-            raise S3TError(
+            known = unavailable(error) if isinstance(error, OSError) else None
+            raise UnavailableError(
                 f"{self.where(name)} cannot be reached ({type(error).__name__}: {error}): see "
-                "store.url and its credentials, then run the same command again"
+                "store.url and its credentials, then run the same command again",
+                "store_unreachable" if known is None else known.code,
             ) from error
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from s3t.errors import DamagedNodeError, IntegrityError, S3TError
+from s3t.errors import DamagedNodeError, IntegrityError, S3TError, unavailable
 from s3t.store.content import NodeMeta, pack
 from s3t.store.depot import Depot
 from s3t.store.durable import sync_folder, write_durably
@@ -87,9 +87,7 @@ class NodeStore:
 
     def keys(self) -> frozenset[NodeKey]:
         """Keys of all nodes there, by one listing."""
-        if self.depot is None:
-            return frozenset(NodeKey(path.stem) for path in self.root.glob(f"*{_SUFFIX}"))
-        names = self.depot.names()
+        names = _names_in(self.root) if self.depot is None else self.depot.names()
         return frozenset(
             NodeKey(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX)
         )
@@ -281,6 +279,16 @@ def _stamp(path: Path) -> Stamp | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Names in a folder; none if it is not there. One that may not be read is not empty."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise unavailable(error) or error from None
 
 
 def _name(key: NodeKey) -> str:

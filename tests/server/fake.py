@@ -52,11 +52,13 @@ class Model:
     passes: list[list[Any]] = field(default_factory=list)
     holds: list[bool] = field(default_factory=list)
     held: list[int] = field(default_factory=list)
+    sound_from: int = 0
     before: Callable[[], object] = lambda: None
     error: Exception | None = None
     text: str = "once upon a time"
     asked: list[Any] = field(default_factory=list)
     lease_left: float | None = None
+    run_id: str = "0123456789ab"
     labels: tuple[str, ...] = LABELS
 
     def __post_init__(self) -> None:
@@ -85,6 +87,9 @@ class Model:
         self.held.append(view)
         yield self.holds.pop(0) if self.holds else True
 
+    def is_sound(self, view: int) -> bool:
+        return view >= self.sound_from
+
     def generate(self, prompts: Sequence[Any], **draw: Any) -> list[Any]:
         self.before()
         self.asked += [*prompts, draw]
@@ -110,6 +115,8 @@ class Model:
             "deleted": 2,
             "exhausted": False,
             "expected_deletions_left": 3.5,
+            "jobs": 0,
+            "callbacks": 0,
             "shards": 2,
             "serving": [[0, 1], []],
             "nodes": [{"state": "serving"}, {"state": "dead"}, {"state": "dead"}],
