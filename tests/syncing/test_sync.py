@@ -14,7 +14,7 @@ import pytest
 from s3t.errors import InputError, UnavailableError
 from s3t.run import RunDir
 from s3t.service import S3T
-from s3t.syncing import EngineError, Link, Synchroniser, connect
+from s3t.syncing import EngineError, Forgotten, Link, Sync, Synchroniser, Watching, connect
 from s3t.syncing import link as link_module
 from tests.conftest import Run
 from tests.exporting.deletions import emptied, shortened
@@ -57,11 +57,16 @@ def kept(service: S3T, engine: StandIn, out: Path, **more: Any) -> Synchroniser:
     return service.synchroniser(engine.target, engine.url, out, timeout=5, **more)
 
 
+def asked(body: dict[str, Any]) -> str | None:
+    """The adapter that a request asks; None: the base."""
+    return body.get("model") or body.get("lora_path")
+
+
 def routes(engine: StandIn) -> list[tuple[str, str]]:
-    """What was asked for since the last look, but for the list."""
-    found = [(route.rpartition("/")[2], name) for _, route, name in engine.calls]
+    """What was asked of adapters since the last look."""
+    found = [(route.rpartition("/")[2], name) for _, route, name in engine.calls if name]
     engine.calls.clear()
-    return [one for one in found if one[0] != "models"]
+    return found
 
 
 # ── what is done, and in which order ─────────────────────────────────────────────────────────
@@ -124,8 +129,11 @@ def test_what_is_dead_is_unloaded_though_the_new_one_fails(
     sync = kept(service, engine, out)
     first, second = sync.sync().loaded
     shortened(service, 0)
+    known = (None, first, second)
     engine.fault = lambda route, body: (
-        (500, {"error": {"message": "broken"}}) if route == ASK[engine.target] else None
+        (500, {"error": {"message": "broken"}})
+        if route == ASK[engine.target] and asked(body) not in known
+        else None
     )
     done = sync.sync()
     assert done.forgotten == (first,) and done.exit_code == 1
@@ -233,7 +241,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize(("step", "after"), [(0, False), *((step, True) for step in range(10))])
+@pytest.mark.parametrize(("step", "after"), [(0, False), *((step, True) for step in range(18))])
 def test_killed_anywhere_the_next_sync_finishes_it(
     step: int, after: bool, service: S3T, vllm: StandIn, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,7 +393,11 @@ def test_watching_follows_the_ledger(
         ended.set()
         shortened(service, 1)  # so that it looks once more
         thread.join(20)
-    assert not thread.is_alive() and all(one.exit_code == 0 for one in told)
+    assert not thread.is_alive()
+    kinds = [type(one) for one in told]
+    assert kinds[:4] == [Sync, Watching, Forgotten, Sync], "told before anything was loaded"
+    assert all(one.exit_code == 0 for one in told if isinstance(one, Sync))
+    assert (told[1].view, told[1].every, told[2].name) == (told[0].view, 30.0, dead)
 
 
 def _until(true: Any) -> None:
