@@ -10,7 +10,7 @@ balancer, or with several processes, may answer for a name that it does not list
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -33,7 +33,7 @@ class Forgotten:
     Attributes:
         name: of the adapter.
         target, url: of the engine.
-        seconds: since the sync began.
+        seconds: since it was begun with.
     """
 
     name: str
@@ -48,6 +48,7 @@ def end_with(
     dead: Collection[str],
     ended: Collection[str],
     until: float,
+    overtaken: Callable[[], bool],
 ) -> Iterator[tuple[str, S3TError | None]]:
     """Have an engine end with dead adapters.
 
@@ -57,9 +58,11 @@ def end_with(
         dead: those with which it has not been seen to end; all that are listed among them.
         ended: those with which it has: they are asked alone, and only a problem is told.
         until: when to give up (``time.monotonic``).
+        overtaken: whether there is another deletion, whose adapters must be unloaded first.
 
     Yields:
-        each adapter as soon as the engine has ended with it, or with what is wrong.
+        each adapter as soon as the engine has ended with it, or with what is wrong; when overtaken
+        not all of them.
     """
     answers: SimpleQueue[tuple[str, bool | BaseException]] = SimpleQueue()
     names: SimpleQueue[str] = SimpleQueue()
@@ -103,6 +106,8 @@ def end_with(
             continue
         yield from ((name, None) for name in sorted(refused - busy))
         refused = busy
+        if busy and overtaken():
+            return
         if busy:
             time.sleep(max(0.0, min(pause, until - time.monotonic())))
             pause = min(2 * pause, _LONGEST)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from s3t.errors import S3TError
 
-__all__ = ["Sample", "read_metrics", "under_way"]
+__all__ = ["Sample", "read_metrics", "seen_at_work", "under_way"]
 
 _LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?[ \t]+(\S+)", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -69,14 +69,20 @@ def under_way(
     if newest > _LATEST:
         raise S3TError("several API servers of the engine count apart: start it with one")
     if newest > last:
-        now = [one.labels for one in after[_ADAPTERS] if one.value == newest]
-        at_work = {name for one in now for label in _WITH for name in one.get(label, "").split(",")}
-        return at_work & {*names}
+        return seen_at_work(after, names)
     missing = [name for name in counts if not after.get(name)]
     if missing:
         raise S3TError(f"the engine's /metrics have no {missing[0]}")
     busy = any(one.value != 0 for name in counts for one in after[name])
     return {*names} if busy else set()
+
+
+def seen_at_work(samples: Mapping[str, Sequence[Sample]], names: Collection[str]) -> set[str]:
+    """Adapters that ran or waited when vLLM last wrote it down."""
+    newest = _time(samples)
+    now = [one.labels for one in samples.get(_ADAPTERS, ()) if one.value == newest]
+    at_work = {name for one in now for label in _WITH for name in one.get(label, "").split(",")}
+    return at_work & {*names}
 
 
 def _time(samples: Mapping[str, Sequence[Sample]]) -> float:

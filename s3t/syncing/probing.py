@@ -7,7 +7,7 @@ the base is off by noise (half precision, other kernels) ─► the adapter may 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,9 +15,11 @@ from torch import Tensor
 from s3t.errors import S3TError
 from s3t.exporting.questions import Expected, Likely, Questions, choose, read_questions
 from s3t.run.exports import ExportFolder
-from s3t.syncing.engine import Answered, ServingEngine
+from s3t.syncing.engine import Answered
 
 __all__ = ["Probing"]
+
+Ask = Callable[[str | None, list[list[int]]], list[Answered]]
 
 _BASE = 0.5
 """Nats by which an engine's base may be off: more is not half precision but another base."""
@@ -32,16 +34,19 @@ class Probing:
 
     Args:
         folder: where they lie.
-        engine: that serves them.
     """
 
-    def __init__(self, folder: ExportFolder, engine: ServingEngine) -> None:
-        self._folder, self._engine = folder, engine
+    def __init__(self, folder: ExportFolder) -> None:
+        self._folder = folder
         self._read: dict[str, Expected] = {}
         self._chosen: dict[tuple[str, frozenset[str]], Questions] = {}
 
-    def probe(self, name: str) -> float:
+    def probe(self, name: str, ask: Ask) -> float:
         """Ask for an adapter what tells it apart; how far off its answers are, in nats.
+
+        Args:
+            name: of the adapter.
+            ask: the engine, as its ``ask`` does.
 
         Raises:
             UnavailableError: the engine cannot be reached.
@@ -50,7 +55,7 @@ class Probing:
             S3TError: it answers otherwise, or nothing would tell it apart.
         """
         asked = self._questions(name)
-        plain = self._engine.ask(None, asked.prompts)
+        plain = ask(None, asked.prompts)
         noise = _off(asked.base, plain)
         if noise > _BASE:
             raise S3TError(
@@ -64,7 +69,7 @@ class Probing:
                 f"{asked.apart:.1e} nats, and the engine's base is off by {noise:.1e}: serve the "
                 "base in a finer type, or train for longer"
             )
-        found = self._engine.ask(name, asked.prompts)
+        found = ask(name, asked.prompts)
         off = _off(asked.own, found)
         if off > allowed:
             rivals = {"the base": asked.base, **asked.others}

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, NoReturn
 
 from s3t.errors import S3TError, UnavailableError
@@ -24,7 +26,7 @@ from s3t.exporting import Export, Exporter, Wanted
 from s3t.forgetting import Forgetting
 from s3t.purging import is_dead, kept_nodes
 from s3t.syncing.ending import Forgotten, end_with
-from s3t.syncing.engine import Served, ServingEngine
+from s3t.syncing.engine import Answered, Served, ServingEngine
 from s3t.syncing.link import EngineError
 from s3t.syncing.probing import Probing
 from s3t.types import NodeKey
@@ -92,6 +94,9 @@ class Sync:
         return asdict(self)
 
 
+_LOOK = 0.05
+"""Seconds between two looks at the ledger while an engine has not answered."""
+
 Told = Forgotten | Watching | Sync | S3TError
 """What a watch tells of as it happens."""
 
@@ -118,7 +123,7 @@ class Synchroniser:
         self._forgetting, self._exporter, self._engine = forgetting, exporter, engine
         self._wanted, self._seen_at = wanted, seen_at or str(exporter.folder.path)
         self._latest: Export | None = None
-        self._probing = Probing(exporter.folder, engine)
+        self._probing = Probing(exporter.folder)
 
     def sync(self, told: Callable[[Forgotten], None] = lambda _: None) -> Sync:
         """Bring the engine to the run's present view.
@@ -133,13 +138,19 @@ class Synchroniser:
         """
         round_ = _Round(time.perf_counter())
         while True:
-            self._forget(round_, told)
+            view = self._forgetting.ledger.view()
+            self._forget(round_, told, view)
+            if self._changed(view):
+                continue
             export = self._export(round_)
-            if export is not None and self._load(round_, export):
-                self._replace(round_, export)
+            try:
+                if export is not None and self._load(round_, export):
+                    self._replace(round_, export)
+            except _OvertakenError:
+                continue
             if export is None or round_.problems:
                 return round_.report(self._engine, export)
-            if self._forgetting.ledger.view() == export.view:
+            if not self._changed(export.view):
                 return round_.report(self._engine, export)
 
     def would(self) -> Sync:
@@ -185,8 +196,12 @@ class Synchroniser:
 
     # ── the steps ────────────────────────────────────────────────────────────────────────────
 
-    def _forget(self, round_: _Round, told: Callable[[Forgotten], None]) -> None:
-        """Have the engine end with what is dead, whatever else goes wrong."""
+    def _forget(self, round_: _Round, told: Callable[[Forgotten], None], view: int) -> None:
+        """Have the engine end with what is dead, whatever else goes wrong.
+
+        Returns early if there is another view: what that kills must be unloaded first.
+        """
+        started = time.perf_counter()
         folder, records, url = self._exporter.folder, self._exporter.records, self._engine.url
         known, alive, left = self._known(), self._alive(), records.left(folder.path)
         gone = {name for name in left if not alive(name)}
@@ -206,15 +221,17 @@ class Synchroniser:
         self._doom(round_, {name: known.get(name, ()) for name in listed - dead})
         dead, ended = dead | listed, ended - listed
         until = time.monotonic() + self._engine.link.timeout
-        for name, problem in end_with(self._engine, listed, dead, ended, until):
+        outcomes = end_with(self._engine, listed, dead, ended, until, lambda: self._changed(view))
+        for name, problem in outcomes:
             if problem is not None:
                 round_.failed(problem, "IT MAY STILL BE SERVED, and holds what was deleted")
                 if name in ended:  # from now on it has to be seen to end again
                     self._doom(round_, {name: known.get(name, ())})
                 continue
             records.end(folder.path, [name], url)
-            round_.forgotten.append(name)
-            told(Forgotten(name, self._engine.target, url, round_.seconds))
+            round_.forget(name)
+            seconds = round(time.perf_counter() - started, 3)
+            told(Forgotten(name, self._engine.target, url, seconds))
 
     def _doom(self, round_: _Round, adapters: Mapping[str, tuple[NodeKey, ...]]) -> None:
         """Remember, also beyond this process, that the engine has to end with some."""
@@ -244,7 +261,7 @@ class Synchroniser:
             there = listed.get(name)
             try:
                 if there is not None:
-                    wrong = self._wrong(there, round_)
+                    wrong = self._wrong(there, round_, export.view)
                     if wrong is None:
                         round_.kept.append(name)
                         continue
@@ -255,7 +272,7 @@ class Synchroniser:
                     round_.failed(wrong, "it is loaded again")
                     self._engine.unload(name)
                 self._engine.load(name, f"{self._seen_at.rstrip('/')}/{name}")
-                round_.difference = max(round_.difference, self._probing.probe(name))
+                round_.difference = max(round_.difference, self._probe(name, export.view))
                 round_.loaded.append(name)
             except S3TError as error:
                 well = False
@@ -264,7 +281,7 @@ class Synchroniser:
                 self._take_back(round_, name)
         return well
 
-    def _wrong(self, there: Served, round_: _Round) -> S3TError | None:
+    def _wrong(self, there: Served, round_: _Round, view: int) -> S3TError | None:
         """What is wrong with an adapter that is loaded; a problem though it is put right.
 
         Raises:
@@ -273,7 +290,7 @@ class Synchroniser:
         try:
             if there.root is not None and PurePosixPath(there.root).name != there.name:
                 return S3TError(f"{there.name} is served from {there.root}")
-            round_.difference = max(round_.difference, self._probing.probe(there.name))
+            round_.difference = max(round_.difference, self._probe(there.name, view))
         except UnavailableError:
             raise
         except S3TError as error:
@@ -302,7 +319,39 @@ class Synchroniser:
         folder = self._exporter.folder
         self._exporter.remove([name for name in folder.names() if name not in left])
 
+    def _probe(self, name: str, view: int) -> float:
+        """See that an adapter answers as it should; left off when there is another view.
+
+        An engine with a long queue answers late, and forgetting must not wait for that.
+        """
+
+        def ask(asked: str | None, prompts: list[list[int]]) -> list[Answered]:
+            answers: SimpleQueue[list[Answered] | BaseException] = SimpleQueue()
+
+            def work() -> None:
+                try:
+                    answers.put(self._engine.ask(asked, prompts))
+                except BaseException as error:
+                    answers.put(error)
+
+            Thread(target=work, daemon=True).start()
+            while True:
+                try:
+                    found = answers.get(timeout=_LOOK)
+                except Empty:
+                    if self._changed(view):
+                        raise _OvertakenError from None
+                    continue
+                if isinstance(found, BaseException):
+                    raise found
+                return found
+
+        return self._probing.probe(name, ask)
+
     # ── what there is ────────────────────────────────────────────────────────────────────────
+
+    def _changed(self, view: int) -> bool:
+        return self._forgetting.ledger.view() != view
 
     def _ours(self) -> dict[str, Served]:
         """What the engine lists under names of this run."""
@@ -325,6 +374,10 @@ class Synchroniser:
         return lambda name: not is_dead(known.get(name), kept)
 
 
+class _OvertakenError(Exception):
+    """There is another view: what it kills must be forgotten first."""
+
+
 class _Round:
     """What one sync has done so far."""
 
@@ -342,6 +395,13 @@ class _Round:
     def seconds(self) -> float:
         """Since it began."""
         return round(time.perf_counter() - self._started, 3)
+
+    def forget(self, name: str) -> None:
+        """Write down that the engine has ended with an adapter, whatever it did with it before."""
+        self.forgotten.append(name)
+        self.loaded, self.kept = (
+            [one for one in names if one != name] for names in (self.loaded, self.kept)
+        )
 
     def failed(self, error: S3TError, more: str = "") -> None:
         """Write a problem down."""
