@@ -79,6 +79,10 @@ def end_with(
                 waited = name in listed and engine.unload(name, until)
                 engine.refuse(name, until)
                 answers.put((name, waited))
+            except UnavailableError as error:
+                answers.put(
+                    (name, UnavailableError(f"{name} is not known to be unloaded ({error})"))
+                )
             except BaseException as error:  # whatever it is, the sync must know
                 answers.put((name, error))
 
@@ -101,6 +105,8 @@ def end_with(
         try:
             busy = engine.under_way(refused, until)
         except S3TError as error:
+            if time.monotonic() >= until:
+                break
             yield from ((name, _unseen(name, error)) for name in sorted(refused))
             refused = set()
             continue

@@ -30,7 +30,7 @@ from typing import Any, Protocol
 from s3t.errors import S3TError, UnavailableError
 from s3t.exporting import engine_named
 from s3t.syncing.link import EngineError, Link, Reply
-from s3t.syncing.metrics import Sample, read_metrics, seen_at_work, under_way
+from s3t.syncing.metrics import Sample, read_metrics, seen_at_work, under_way, written_at
 
 __all__ = ["Answered", "Served", "ServingEngine", "connect"]
 
@@ -139,6 +139,7 @@ class ServingEngine:
     def __init__(self, target: str, link: Link) -> None:
         self.target, self.link = target, link
         self._dialect = _DIALECTS[target]
+        self._written = 0.0
 
     @property
     def url(self) -> str:
@@ -214,8 +215,9 @@ class ServingEngine:
         """
         try:
             before = self._metrics(until)
-            if seen_at_work(before, names) == {*names}:
-                return {*names}  # to ask the base would wait behind all of them
+            written, self._written = self._written, written_at(before)
+            if self._written > written and seen_at_work(before, names) == {*names}:
+                return {*names}  # it is at them: to ask the base would wait behind all
             for _ in range(2):  # the first may have passed one that was being taken in
                 route, body = self._dialect.question(None, ".")
                 reply = self.link.post(route, body, until)

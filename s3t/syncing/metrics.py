@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from s3t.errors import S3TError
 
-__all__ = ["Sample", "read_metrics", "seen_at_work", "under_way"]
+__all__ = ["Sample", "read_metrics", "seen_at_work", "under_way", "written_at"]
 
 _LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?[ \t]+(\S+)", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -65,7 +65,7 @@ def under_way(
     Raises:
         S3TError: it cannot be told.
     """
-    newest, last = _time(after), _time(before)
+    newest, last = written_at(after), written_at(before)
     if newest > _LATEST:
         raise S3TError("several API servers of the engine count apart: start it with one")
     if newest > last:
@@ -79,13 +79,13 @@ def under_way(
 
 def seen_at_work(samples: Mapping[str, Sequence[Sample]], names: Collection[str]) -> set[str]:
     """Adapters that ran or waited when vLLM last wrote it down."""
-    newest = _time(samples)
+    newest = written_at(samples)
     now = [one.labels for one in samples.get(_ADAPTERS, ()) if one.value == newest]
     at_work = {name for one in now for label in _WITH for name in one.get(label, "").split(",")}
     return at_work & {*names}
 
 
-def _time(samples: Mapping[str, Sequence[Sample]]) -> float:
+def written_at(samples: Mapping[str, Sequence[Sample]]) -> float:
     """When vLLM last wrote down which adapters are at work; 0 if never."""
     usable = (
         one.value for one in samples.get(_ADAPTERS, ()) if all(name in one.labels for name in _WITH)
