@@ -20,7 +20,7 @@ from typing import Any
 
 __all__ = ["VllmServer", "find_vllm"]
 
-_START = 240.0
+_START = 600.0
 """Seconds that it may take to start."""
 
 
