@@ -178,7 +178,8 @@ class Leases:
         """Nodes in the hands of others that live."""
         self._others.look()
         claimed = {NodeKey(name) for name in self._depot.names("claims")} - self._mine
-        self._owners = {key: self._owner(key) for key in claimed}
+        owners = {key: self._owner(key) for key in claimed}
+        self._owners = {key: owner for key, owner in owners.items() if owner != self.name}
         return frozenset(key for key, owner in self._owners.items() if self._others.lives(owner))
 
     def idle(self) -> int:
@@ -192,9 +193,10 @@ class Leases:
         return taken
 
     def release(self, keys: Sequence[NodeKey]) -> None:
-        """Give nodes up."""
+        """Give nodes up, but not for another: who was paused for a lease has lost its claims."""
         for key in keys:
-            self._depot.remove(f"claims/{key}")
+            if self._owner(key, anew=True) == self.name:
+                self._depot.remove(f"claims/{key}")
             self._mine.discard(key)
 
     def _taken(self, key: NodeKey) -> bool:
@@ -205,7 +207,8 @@ class Leases:
         self._owners[key] = owner
         if self._others.lives(owner):
             return False
-        self._depot.remove(name)
+        if self._owner(key, anew=True) == owner:  # else another was faster to take it from the dead
+            self._depot.remove(name)
         return self._depot.create(name, self.name.encode())
 
     def _owner(self, key: NodeKey, anew: bool = False) -> str:

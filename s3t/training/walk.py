@@ -37,6 +37,7 @@ from s3t.model.arithmetic import one_thread
 from s3t.pinned import call_elsewhere, pin
 from s3t.purging import purge
 from s3t.run import RunDir
+from s3t.store.nodes import STALE
 from s3t.training.claims import Alone, Leases
 from s3t.training.peers import Group
 from s3t.training.place import Place, by_itself
@@ -50,10 +51,6 @@ from s3t.training.workshop import Workshop
 from s3t.types import NodeKey
 
 __all__ = ["Report", "train"]
-
-_STALE = 3600.0
-"""Seconds after which a half-written file belongs to nobody, on whatever machine it was begun."""
-
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -261,7 +258,7 @@ def _prepared(
     else:
         added = renew(run, device, renewal)
     run = RunDir(config.run_dir)
-    run.store.sweep(0 if claims is None else _STALE)
+    run.store.sweep(0 if claims is None else STALE)
     publish(run)
     if claims is not None:
         claims.ready()

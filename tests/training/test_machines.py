@@ -76,7 +76,7 @@ def at_work(run: Config, rank: int) -> bool:
 
 
 def finished(folder: Path, pattern: str) -> list[Path]:
-    """Files somewhere below; not those that a killed process was writing, which have no name yet."""
+    """Files somewhere below; what a killed process was writing has no name yet."""
     return [path for path in folder.rglob(pattern) if not path.name.startswith(".")]
 
 
