@@ -16,7 +16,7 @@ from s3t.cli.launching import launch
 from s3t.cli.output import print_json, quiet, write
 from s3t.cli.tables import budget_lines, forecast_lines, plan_lines, receipt_lines, status_lines
 from s3t.cli.words import json_row, numbered, points, split_launch, words
-from s3t.errors import InputError, S3TError
+from s3t.errors import InputError, S3TError, UnavailableError
 from s3t.pinned import pin
 
 __all__ = ["AsJson", "Overrides", "RunPath", "app", "main"]
@@ -255,6 +255,8 @@ def deactivate(
     else:
         for line in receipt_lines(receipt):
             print(line)
+    if receipt.untold is not None:  # it was logged why
+        raise typer.Exit(UnavailableError.exit_code)
 
 
 @app.command()

@@ -20,7 +20,7 @@ from s3t.ledger.deletion import Decide, Deleted, Deletion
 from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import Generation, State, Witnessed, nodes_digest
 from s3t.ledger.ledger import Ledger
-from s3t.ledger.purging import Gone
+from s3t.ledger.purging import Forgotten, Gone
 from s3t.ledger.registry import Entry
 from s3t.ledger.signing import Signer, Verifier
 
@@ -31,6 +31,7 @@ __all__ = [
     "Deletion",
     "Entry",
     "Evidence",
+    "Forgotten",
     "Generation",
     "Gone",
     "Ledger",

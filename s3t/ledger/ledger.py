@@ -28,11 +28,11 @@ from s3t.ledger.deletion import Decide, Deleted
 from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import State
 from s3t.ledger.planning import Planning, seal
-from s3t.ledger.purging import Gone
+from s3t.ledger.purging import Forgotten, Gone
 from s3t.ledger.registry import Entry, Offered
 from s3t.ledger.replicas import Replicas
 from s3t.ledger.signing import Signer
-from s3t.types import Digest, NodeKey, Slot
+from s3t.types import Digest, NodeKey, Slot, digest
 
 __all__ = ["Ledger"]
 
@@ -301,6 +301,22 @@ class Ledger:
         with self._database.transaction() as connection:
             view = generations.state(connection).view
             return purging.gone(connection, self._filter(connection), view)
+
+    def forgotten(self, after: int) -> list[Forgotten]:
+        """What was deleted after a view, by view: the same for every reader and at any time."""
+        with self._database.transaction() as connection:
+            return purging.since(connection, self._filter(connection), after)
+
+    @property
+    def filter_secret(self) -> bytes:
+        """Key of the hashes that ``gone`` and ``forgotten`` give."""
+        with self._database.transaction() as connection:
+            return self._filter(connection)
+
+    @property
+    def identity(self) -> Digest:
+        """What tells this ledger, and copies of it, from all others: commits to its secret."""
+        return digest(["s3t ledger", self._secret.hex()])
 
     def unpurged(self, view: int) -> int:
         """Samples deleted until ``view`` whose ids are still here."""

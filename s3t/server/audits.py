@@ -57,6 +57,9 @@ class Status(BaseModel):
     slices: int
     shards: list[ShardStatus]
     environments: list[EnvironmentStatus]
+    untold: str | None = Field(
+        None, description="why the store does not know of every deletion yet; null if it does"
+    )
 
 
 class Replica(BaseModel):

@@ -161,7 +161,7 @@ class Depot:
 
         Only S3 is asked; None where it does not let us see them.
         """
-        if not self._is_s3:
+        if not self.is_s3:
             return {}
         bucket, _, prefix = self._root.partition("/")
         prefix = f"{prefix}/" if prefix else ""
@@ -237,7 +237,8 @@ class Depot:
         return swept
 
     @property
-    def _is_s3(self) -> bool:
+    def is_s3(self) -> bool:
+        """Whether it speaks S3, of which versions of objects are known."""
         return hasattr(self._files, "call_s3")
 
     def _created(self, at: str, content: bytes) -> None:

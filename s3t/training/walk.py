@@ -44,13 +44,14 @@ from s3t.training.place import Place, by_itself
 from s3t.training.pool import Inline, Pool, Workers, worker_count
 from s3t.training.preparation import open_material, prepare
 from s3t.training.renewal import Renewal, renew, take_effect
-from s3t.training.sharing import finished, join, joined, publish
+from s3t.training.sharing import finished, join, joined, publish, refuse_other_store
 from s3t.training.together import Together, follow, with_one_voice
 from s3t.training.walker import Walker, silent
 from s3t.training.workshop import Workshop
 from s3t.types import NodeKey
 
 __all__ = ["Report", "train"]
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -247,6 +248,7 @@ def _prepared(
 ) -> int:
     """Prepare the run, or plan it anew, as the main process; returns the samples taken in."""
     added = 0
+    refuse_other_store(config)
     if claims is not None:
         claims.open()
     quiet = silent() or config.model.adapt is None
