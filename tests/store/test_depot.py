@@ -12,10 +12,15 @@ from urllib.request import urlopen
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from s3t.audit.audit import audit
 from s3t.errors import UnavailableError
+from s3t.purging import purge
+from s3t.run import RunDir
 from s3t.store import Depot, NodeStore
 from s3t.store.nodes import STALE
+from s3t.training.walk import train
 from tests.small_nodes import META, OTHER, TENSORS
+from tests.small_runs import dead_keys, forget, small_configs
 
 NAME = f"{META.key}.safetensors"
 
@@ -161,3 +166,41 @@ def test_versions_that_a_store_holds_are_told(
         assert store.versions() is None
     assert store.versions() == {META.key}
     assert not store.remove([META.key]).left and not store.versions()
+
+
+@pytest.mark.heavy
+def test_a_purge_reaches_older_versions_and_the_audit_names_what_it_did_not(
+    bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from s3fs import S3FileSystem
+
+    call = S3FileSystem.call_s3
+
+    def locked(self: Any, method: str, **words: Any) -> Any:
+        if "VersionId" in words:
+            raise PermissionError("object lock")
+        return call(self, method, **words)
+
+    def hidden(self: Any, method: str, **words: Any) -> Any:
+        raise PermissionError("Access Denied")
+
+    config = small_configs(tmp_path)("run", store={"url": "s3://bucket/run"})
+    train(config)
+    forget(config, "p03")
+    dead = dead_keys(config)
+    with monkeypatch.context() as held:
+        held.setattr(S3FileSystem, "call_s3", locked)
+        found = purge(RunDir(config.run_dir))
+    assert not dead & set(found.nodes) and "older versions of 3 of them are left" in str(found)
+    assert sum(versions(bucket, f"{key}.safetensors") for key in dead) == 2 * len(dead) == 6
+    assert not dead & RunDir(config.run_dir).store.keys()
+    e7 = audit(config.run_dir)["E7"]
+    assert e7.status == "broken" and "an older version of node" in str(e7.problems)
+    found = purge(RunDir(config.run_dir))
+    assert dead <= set(found.nodes) and "are left" not in str(found)
+    assert sum(versions(bucket, f"{key}.safetensors") for key in dead) == 0
+    assert audit(config.run_dir)["E7"].status == "holds"
+    with monkeypatch.context() as held:
+        held.setattr(S3FileSystem, "call_s3", hidden)
+        assert "does not let us see older versions" in str(purge(RunDir(config.run_dir)))
+        assert audit(config.run_dir)["E7"].status == "broken"
