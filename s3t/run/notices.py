@@ -15,13 +15,14 @@ what was told from here, is refused before it puts anything there.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from s3t.errors import InputError, IntegrityError, S3TError
+from s3t.errors import InputError, IntegrityError, S3TError, named
 from s3t.ledger import Forgotten, Gone, Ledger
 from s3t.store import Depot
 from s3t.types import Digest, Slot, digest
@@ -30,6 +31,9 @@ __all__ = ["Notices"]
 
 _OWNER, _TRAINING, _DELETIONS = "run/ledger.json", "run/training.json", "run/deletions"
 _PLAN = "run/plan.json"
+_FIELDS = {_OWNER: ("ledger", "secret", "at"), _TRAINING: ("plan", "view")}
+_DELETION = ("view", "after", "hits", "hashes")
+_NAME = re.compile(r"(0|[1-9][0-9]*)\.json")
 _NONE = -1
 """A view before all."""
 
@@ -109,6 +113,12 @@ class Notices:
     def views(self) -> list[int]:
         """Views of the deletions that were told, in order; one listing."""
         names = self._depot.names(_DELETIONS)
+        strange = [name for name in names if not _NAME.fullmatch(name)]
+        if strange:
+            raise IntegrityError(
+                f"{self._depot.where(_DELETIONS)} holds {named(strange)}, which no run puts there: "
+                "move it away, and see who can write there"
+            )
         return sorted(int(name.removesuffix(".json")) for name in names)
 
     # ── without it ───────────────────────────────────────────────────────────────────────────
@@ -227,9 +237,9 @@ class Notices:
         try:
             body: dict[str, Any] = json.loads(self._depot.get(name))
             check = body.pop("check")
-            if check == digest(body):
+            if check == digest(body) and body.keys() == set(_FIELDS.get(name, _DELETION)):
                 return body
-            reason = "its digest differs"
+            reason = "its digest differs" if check != digest(body) else "it is of another s3t"
         except FileNotFoundError:
             return None
         except (AttributeError, LookupError, TypeError, ValueError) as error:
@@ -250,8 +260,9 @@ class Notices:
     def _forked(self, name: str) -> IntegrityError:
         return IntegrityError(
             f"{self._depot.where(name)} tells of a deletion that the ledger of {self._root} does "
-            "not hold: it is an older copy. Restore the newest ledger, or start a new run with "
-            "another store.url"
+            "not hold, so that is an older copy: restore the newest one. If that is lost, repeat "
+            f"the deletions since, remove the folder {self._depot.where(_DELETIONS)}, and run "
+            "s3t status RUN, which tells all of them again"
         )
 
     @property
