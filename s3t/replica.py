@@ -127,11 +127,12 @@ class Seat:
         """Tells the store of deletions and settles them, if nobody waits for them any more; in a
         thread of its own, since a store that does not answer must not hold up the others."""
         table = self._ledger.replicas
-        while not self._closing.wait(self._pace):
+        while not self._closing.is_set():
             pending = table.pending()
             if pending and self._untold() is None:
                 for request in pending:
                     table.settle(request)
+            self._closing.wait(self._pace)
 
     def _keep(self, work: Callable[[], None]) -> None:
         """Do the work again and again, whatever goes wrong with the ledger."""
