@@ -10,6 +10,7 @@ puts in force holds every node that was alive, so nothing that serves is lost by
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -19,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from s3t.config import Config
-from s3t.errors import DamagedNodeError, IntegrityError, UnavailableError
+from s3t.errors import DamagedNodeError, IntegrityError, S3TError, UnavailableError
 from s3t.ledger import Deletion, State
 from s3t.plan import Plan, environment_name, expected_deletions
 from s3t.plan.trie import Node
@@ -29,6 +30,11 @@ from s3t.store import Stamp, folder_stamp, tensors_digest
 from s3t.types import Digest, NodeKey, SampleId, Slot
 
 __all__ = ["EnvironmentStatus", "Forgetting", "PrefixChange", "Receipt", "ShardStatus", "Status"]
+
+_log = logging.getLogger(__name__)
+
+_PATIENCE = 10.0
+"""Seconds after which a store that could not be told is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,8 @@ class Receipt:
         accepted_at: when it was durable, ISO 8601 in UTC; None for a dry run.
         effective_at: since when no answer of any replica can come from what it switched off; None
             if that could not be seen: the replicas write it down, and the stored receipt tells.
+        untold: why the store at ``store.url`` was not told yet, so that the deletion counts as
+            effective only later; None if it was, or if there is none.
         hashes, hashes_before: keyed hashes of the ids that it deleted and that were deleted
             before, as the log names them; sorted.
     """
@@ -79,6 +87,7 @@ class Receipt:
     hashes_before: tuple[str, ...]
     accepted_at: str | None = None
     effective_at: str | None = None
+    untold: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, to be kept or logged: samples by their keyed hashes alone."""
@@ -122,10 +131,15 @@ class EnvironmentStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of a run at one view; ``database`` is what its ledger is kept in.
+    """The state of a run at one view.
 
-    ``jobs`` and ``callbacks`` wait there: large deletions that were accepted and are not done, and
-    URLs that are still to be told of a deletion.
+    Attributes:
+        database: what its ledger is kept in.
+        jobs, callbacks: that wait there: large deletions that were accepted and are not done, and
+            URLs that are still to be told of a deletion.
+        untold: why the store at ``store.url`` could not be told of every deletion when that was
+            last tried; None if it was, or if there is none.
+        (the others: as in the run's plan and ledger)
     """
 
     view: int
@@ -139,6 +153,7 @@ class Status:
     database: str
     jobs: int
     callbacks: int
+    untold: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -168,6 +183,9 @@ class Forgetting:
         self.config: Config = run.config()
         self.ledger = run.ledger()
         self._lock = threading.RLock()
+        self._telling = threading.Lock()
+        self._reason: str | None = None
+        self._next_try = 0.0
         try:
             self._plan_of(self.ledger.state())
         except BaseException:
@@ -199,6 +217,29 @@ class Forgetting:
             living = [(node.shard, node.last) for node in roots if self.is_alive(node.key)]
             rest = {(node.shard, node.last) for node in roots}.difference(living)
             return view, living, sorted(rest - self._schedule.hits)
+
+    def untold(self) -> str | None:
+        """Tell the store at ``store.url`` every deletion; why it was not told, if that fails.
+
+        For some seconds after it has failed it is not tried again, so that nobody waits each time.
+        """
+        if self.run.store.depot is None:
+            return None
+        with self._telling:
+            if time.monotonic() < self._next_try:
+                return self._reason
+            before = self._reason
+            try:
+                self.run.notices().tell(self.ledger)
+                self._reason = None
+            except S3TError as error:
+                self._reason, self._next_try = str(error), time.monotonic() + _PATIENCE
+                if before is None:
+                    _log.error("store not told yet of deletions, which are durable: %s", error)
+            else:
+                if before is not None:
+                    _log.warning("the store is told of every deletion again")
+            return self._reason
 
     def is_alive(self, key: NodeKey) -> bool:
         """Whether a node can serve, as of the last ``catch_up``."""
@@ -397,6 +438,7 @@ class Forgetting:
                 environments=self._environments(),
                 database=self.ledger.database,
                 **self.ledger.outbox.counts(),
+                untold=self._reason,
             )
 
     def _environments(self) -> tuple[EnvironmentStatus, ...]:

@@ -39,14 +39,22 @@ class Seat:
         name: what people call the replica.
         lease: seconds.
         follow: brings this process to the ledger's view.
+        untold: tells the store of deletions; why that failed, None if it knows of them all.
 
     Raises:
         UnavailableError: the ledger cannot be reached.
     """
 
-    def __init__(self, ledger: Ledger, name: str, lease: float, follow: Follow) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        name: str,
+        lease: float,
+        follow: Follow,
+        untold: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self.name, self.lease = name, Lease(lease)
-        self._ledger, self._follow = ledger, follow
+        self._ledger, self._follow, self._untold = ledger, follow, untold
         self._closing = threading.Event()
         self._pace = lease / 4
         self._watching: Watch | None = None
@@ -54,7 +62,11 @@ class Seat:
         self._sit()
         self._threads = [
             threading.Thread(target=self._keep, args=(work,), name=f"s3t-{what}", daemon=True)
-            for what, work in (("beats", self._beat), ("views", self._watch))
+            for what, work in (
+                ("beats", self._beat),
+                ("views", self._watch),
+                ("deletions", self._settle),
+            )
         ]
         for thread in self._threads:
             thread.start()
@@ -97,8 +109,7 @@ class Seat:
                 self._sit()
 
     def _watch(self) -> None:
-        """Follows the ledger's view; now and then strikes out who is gone, and settles deletions
-        that nobody waits for any more."""
+        """Follows the ledger's view; now and then strikes out who is gone."""
         table, observer = self._ledger.replicas, Observer(self._ledger.replicas)
         told, looked = ("", -1), 0.0
         with self._ledger.watch() as self._watching:
@@ -110,9 +121,18 @@ class Seat:
                 if clock() - looked >= self._pace:
                     looked = clock()
                     observer.look([one for one in table.all() if one.replica != self.replica])
-                    for request in table.pending():
-                        table.settle(request)
                 self._watching.wait(self._pace)
+
+    def _settle(self) -> None:
+        """Tells the store of deletions and settles them, if nobody waits for them any more; in a
+        thread of its own, since a store that does not answer must not hold up the others."""
+        table = self._ledger.replicas
+        while not self._closing.is_set():
+            pending = table.pending()
+            if pending and self._untold() is None:
+                for request in pending:
+                    table.settle(request)
+            self._closing.wait(self._pace)
 
     def _keep(self, work: Callable[[], None]) -> None:
         """Do the work again and again, whatever goes wrong with the ledger."""
@@ -127,7 +147,9 @@ class Seat:
                 self._closing.wait(min(0.5, self._pace / 2))
 
 
-def settled(ledger: Ledger, request_id: str, view: int, own: str = "") -> str | None:
+def settled(
+    ledger: Ledger, request_id: str, view: int, own: str = "", told: bool = True
+) -> str | None:
     """Wait until a deletion is effective on all replicas: each has left it behind, or is gone.
 
     Args:
@@ -135,9 +157,10 @@ def settled(ledger: Ledger, request_id: str, view: int, own: str = "") -> str | 
         request_id: of the deletion, which is durable.
         view: its view.
         own: a replica that has left the older views already.
+        told: whether the store knows of it; else no moment is written down yet.
 
     Returns:
-        when it was so, ISO 8601.
+        when it was so, ISO 8601; None if the store was not told.
 
     Raises:
         UnavailableError: the ledger cannot be reached meanwhile.
@@ -145,6 +168,8 @@ def settled(ledger: Ledger, request_id: str, view: int, own: str = "") -> str | 
     observer, pause = Observer(ledger.replicas), _POLL
     while True:
         if not observer.look(ledger.replicas.behind(view, own)):
+            if not told:
+                return None
             at = ledger.replicas.settle(request_id, own)
             if at is not None:
                 return at

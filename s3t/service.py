@@ -142,7 +142,8 @@ class S3T:
         """Forget samples, and all samples of subjects: all of them or, on an error, none.
 
         When this returns the deletion is durable, and no answer given from now on, in any process
-        that has the run open, comes from a block that has seen one of them.
+        that has the run open, comes from a block that has seen one of them. With ``store.url`` it
+        counts as effective once the store knows of it too (``Receipt.untold`` says why not yet).
 
         Args:
             sample_ids: ids to delete; ones deleted before are accepted and reported.
@@ -159,9 +160,11 @@ class S3T:
         receipt = self._serving.delete(
             lambda: self._forgetting.delete(sample_ids, subjects, request_id, dry_run)
         )
-        effective = None if dry_run else self._serving.settled(receipt)
+        untold = None if dry_run else self._forgetting.untold()
+        request, told = receipt.request_id, untold is None
+        effective = None if dry_run else self._serving.settled(request, receipt.view, told)
         seconds = round(time.perf_counter() - started, 6)
-        return replace(receipt, seconds=seconds, effective_at=effective)
+        return replace(receipt, seconds=seconds, effective_at=effective, untold=untold)
 
     def repair(self, launch: Sequence[str] = ()) -> dict[str, Any]:
         """Plan the run again on what is left, train what is missing, purge what is dead.
@@ -269,7 +272,23 @@ class S3T:
         Raises:
             InputError: no such request.
         """
-        return self._forgetting.ledger.receipt(request_id)
+        found = self._forgetting.ledger.receipt(request_id)
+        if found["effective_at"] is None and self._catch_up():
+            found = self._forgetting.ledger.receipt(request_id)
+        return found
+
+    def _catch_up(self) -> bool:
+        """Settle deletions that the store could not be told of when they were made; whether it
+        knows of all. A replica's own thread does it without being asked."""
+        if self._forgetting.run.store.depot is None or self._serving.seat is not None:
+            return False
+        pending = self._forgetting.ledger.replicas.pending()
+        if not pending or self._forgetting.untold() is not None:
+            return False
+        for request in pending:
+            view = int(self._forgetting.ledger.receipt(request)["view"])
+            self._serving.settled(request, view)
+        return True
 
     def receipts(self, limit: int = 100, before: int | None = None) -> list[dict[str, Any]]:
         """Stored receipts, the latest first.
@@ -281,7 +300,13 @@ class S3T:
         return self._forgetting.ledger.receipts(limit, before)
 
     def status(self) -> Status:
-        """Shards, prefixes and what is left, at the ledger's present view."""
+        """Shards, prefixes and what is left, at the ledger's present view.
+
+        The store is told of deletions that it was not told of when they were made.
+        """
+        if self._serving.seat is None:
+            self._forgetting.untold()
+            self._catch_up()
         return self._forgetting.status()
 
     def picture(self) -> dict[str, Any]:

@@ -82,7 +82,8 @@ class Serving:
         with self._lock:
             self._swap(model)
         if lease is not None and self.seat is None:
-            self.seat = Seat(self._forgetting.ledger, name, lease, self._follow)
+            untold = self._forgetting.untold
+            self.seat = Seat(self._forgetting.ledger, name, lease, self._follow, untold)
 
     def leave(self) -> None:
         """Give the seat back, if there is one."""
@@ -111,18 +112,23 @@ class Serving:
                 self._take_up(self._model, receipt.view)
         return receipt
 
-    def settled(self, receipt: Receipt) -> str | None:
-        """Wait for whoever is on older views, here and on all replicas.
+    def settled(self, request: str, view: int, told: bool = True) -> str | None:
+        """Wait for whoever is on views before a deletion's, here and on all replicas.
+
+        Args:
+            request: id of the deletion.
+            view: its view.
+            told: whether the store knows of it; it is not effective before.
 
         Returns:
-            when the deletion was effective, ISO 8601; None if that cannot be seen.
+            when the deletion was effective, ISO 8601; None if that cannot be seen, or not yet.
         """
-        self._views.wait(receipt.view)
+        self._views.wait(view)
         own = "" if self.seat is None else self.seat.replica
         try:
-            return settled(self._forgetting.ledger, receipt.request_id, receipt.view, own)
+            return settled(self._forgetting.ledger, request, view, own, told)
         except S3TError as error:
-            _log.error("request %s is durable; %s", receipt.request_id, error)
+            _log.error("request %s is durable; %s", request, error)
             return None
 
     def refresh(self, anew: bool = False) -> None:

@@ -34,6 +34,8 @@ def judge_remains(case: Case, found: Findings) -> None:
     with found.part():
         _nodes(case, found)
     with found.part():
+        _store(case, found)
+    with found.part():
         _copies(case, found)
     with found.part():
         judge_exports(case, found)
@@ -60,6 +62,37 @@ def _nodes(case: Case, found: Findings) -> None:
             continue
         (found.broken if broken else found.pending)(f"{what} {key} {why}")
     found.checked(f"{len(files.there)} node files, {len(needed)} nodes needed")
+
+
+def _store(case: Case, found: Findings) -> None:
+    """The store knows of every deletion, and keeps no older version of a dead node."""
+    store = case.run.store
+    if store.depot is None or case.run.joined:
+        return
+    made = {view for view, slots in case.books.struck.items() if slots}
+    told = set(case.run.notices().views())
+    if strange := told - made - {0}:
+        found.broken(
+            f"{store.depot.url} was told of deletions at views {sorted(strange)} that the ledger "
+            "does not hold: it is an older copy, or another run's; restore the newest"
+        )
+    if untold := made - told:
+        found.pending(
+            f"{store.depot.url} was not told of the deletions at views {sorted(untold)}, so who "
+            "trains there may still build on them: run s3t status RUN, which tells it"
+        )
+    older, needed = store.versions(), {node.key for node in case.living} | case.wanted()
+    if older is None:
+        found.broken(
+            f"{store.depot.url} does not let us see older versions of its objects, which may be "
+            "dead nodes: allow s3:ListBucketVersions and s3:DeleteObjectVersion"
+        )
+        return
+    fate = Fate(case)
+    for key in sorted(older - needed - case.files.there):
+        broken, why = fate.of(key)
+        (found.broken if broken else found.pending)(f"an older version of node {key} {why}")
+    found.checked(f"the store knows of {len(told & made)} deletions, and keeps no dead versions")
 
 
 def _copies(case: Case, found: Findings) -> None:

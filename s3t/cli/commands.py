@@ -23,7 +23,7 @@ from s3t.cli.tables import (
     status_lines,
 )
 from s3t.cli.words import json_row, names, numbered, points, split_launch
-from s3t.errors import InputError, S3TError, unavailable
+from s3t.errors import InputError, S3TError, UnavailableError, unavailable
 from s3t.pinned import pin
 from s3t.scratch import sweep
 
@@ -272,6 +272,8 @@ def deactivate(
     else:
         for line in receipt_lines(receipt):
             print(line)
+    if receipt.untold is not None:  # it was logged why
+        raise typer.Exit(UnavailableError.exit_code)
 
 
 @app.command()

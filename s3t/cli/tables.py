@@ -139,6 +139,8 @@ def status_lines(found: Any) -> Iterator[str]:
         if count:
             yield f"{count} {what} wait in the ledger: s3t serve does them"
     yield f"ledger in {found.database}"
+    if found.untold is not None:
+        yield f"store not told yet of every deletion, so nothing can be purged: {found.untold}"
 
 
 def forecast_lines(found: dict[str, Any]) -> Iterator[str]:
@@ -220,6 +222,11 @@ def receipt_lines(receipt: Any) -> Iterator[str]:
             after = " → ".join(map(str, change.after)) or "nothing"
             yield f"shard {change.shard}: served {before}, now {after}"
     yield f"expected deletions left: {receipt.expected_deletions_left:.1f}"
+    if receipt.untold is not None:
+        yield (
+            "store not told yet, so it is not effective there: the deletion is durable, and the "
+            "next command tells the store; give the same --request-id again to see when it is"
+        )
 
 
 def stored_receipt_lines(found: dict[str, Any]) -> Iterator[str]:

@@ -25,7 +25,7 @@ from s3t.ledger.generations import State, Witnessed, nodes_digest
 from s3t.ledger.ledger import Ledger
 from s3t.ledger.logstate import Generation
 from s3t.ledger.outbox import Callback, Claim, Job, Outbox, host_claim, job_claim
-from s3t.ledger.purging import Gone
+from s3t.ledger.purging import Forgotten, Gone
 from s3t.ledger.registry import Entry
 from s3t.ledger.replicas import Lease, clock
 from s3t.ledger.signing import Signer, Verifier
@@ -39,6 +39,7 @@ __all__ = [
     "Deletion",
     "Entry",
     "Evidence",
+    "Forgotten",
     "Generation",
     "Gone",
     "Job",

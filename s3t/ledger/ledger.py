@@ -31,11 +31,11 @@ from s3t.ledger.generations import State
 from s3t.ledger.logstate import HEAD, LogReader, Secrets
 from s3t.ledger.outbox import Outbox, refuse_other
 from s3t.ledger.planning import Planning, seal
-from s3t.ledger.purging import Gone
+from s3t.ledger.purging import Forgotten, Gone
 from s3t.ledger.registry import Entry, Offered
 from s3t.ledger.replicas import Replicas
 from s3t.ledger.signing import Signer
-from s3t.types import Digest, NodeKey, Slot
+from s3t.types import Digest, NodeKey, Slot, digest
 
 __all__ = ["Ledger"]
 
@@ -319,6 +319,21 @@ class Ledger:
         """All samples deleted until now, by keyed hashes of their ids."""
         with self._reader.transaction() as (connection, log):
             return purging.gone(connection, self._reader.secrets.forgotten, log.view)
+
+    def forgotten(self, after: int) -> list[Forgotten]:
+        """What was deleted after a view, by view: the same for every reader and at any time."""
+        with self._reader.transaction() as (connection, _):
+            return purging.since(connection, self._reader.secrets.forgotten, after)
+
+    @property
+    def filter_secret(self) -> bytes:
+        """Key of the hashes that ``gone`` and ``forgotten`` give."""
+        return self._reader.secrets.forgotten
+
+    @property
+    def identity(self) -> Digest:
+        """What tells this ledger, and copies of it, from all others: commits to its secret."""
+        return digest(["s3t ledger", self._reader.secrets.receipts.hex()])
 
     def unpurged(self, view: int) -> int:
         """Samples deleted until ``view`` whose ids are still here."""

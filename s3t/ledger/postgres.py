@@ -59,7 +59,11 @@ part of all samples. Every statement of a deletion has its index; what reads all
 
 _SCANS = "; SET LOCAL enable_seqscan = on"
 
-_SETTINGS = "SELECT current_setting('fsync'), current_setting('server_encoding'), current_schema()"
+_SETTINGS = (
+    "SELECT current_setting('fsync'), current_setting('server_encoding'), current_schema(), "
+    "pg_backend_pid()"
+)
+_TRIES = 5
 _IDLE_SECONDS = 60
 """After which the server ends a writing transaction of a process that does nothing."""
 
@@ -109,6 +113,7 @@ class Postgres:
         self._read_only = read_only
         given = {key: value for key, value in _CLIENT.items() if key not in url.query}
         self._settings: tuple[str, str, str | None] | None = None
+        self._pooled = False
         self.engine = sa.create_engine(
             url,
             use_native_hstore=False,  # else each connection begins by asking for that type
@@ -121,7 +126,8 @@ class Postgres:
         sa.event.listen(self.engine, "begin", self._begin)
 
     def settle(self) -> None:
-        """Refuse a server that loses what it has committed, or that mangles text."""
+        """Refuse a server that loses what it has committed, that mangles text, or that is behind
+        a pooler which gives each transaction another session."""
         assert self._settings is not None
         fsync, encoding, _ = self._settings
         if (fsync, encoding) != ("on", "UTF8"):
@@ -129,6 +135,36 @@ class Postgres:
                 f"{self.name} cannot keep a ledger: it has fsync {fsync} and encoding {encoding}, "
                 "expected on, so that no deletion is lost, and UTF8"
             )
+        if self._pooled and not self._keeps_sessions():
+            raise InputError(
+                f"{self.name} is behind a pooler in transaction mode, where a lock, a setting and "
+                "LISTEN hold for one transaction only, so two could train or purge at once: name "
+                "the server itself with ledger=URL, or set pool_mode=session for this database"
+            )
+
+    def _keeps_sessions(self) -> bool:
+        """Whether a pooler leaves a session to the connection that began it.
+
+        While a second connection is in a transaction, the first must be where it was, and the
+        second elsewhere. Other clients of the pooler may hide that, so it is tried several times.
+        """
+        pooled = [self.engine.raw_connection() for _ in range(2)]
+        try:
+            first, second = (one.driver_connection for one in pooled)
+            assert isinstance(first, psycopg.Connection) and isinstance(second, psycopg.Connection)
+            for _ in range(_TRIES):
+                own = _session(first)
+                second.execute("BEGIN")
+                try:
+                    if _session(second) == own or _session(first) != own:
+                        return False
+                finally:
+                    second.execute("ROLLBACK")
+            return True
+        finally:
+            for one in pooled:
+                one.invalidate()
+                one.close()
 
     def made(self, connection: sa.Connection) -> None:
         """Order texts by their bytes, as everything else does, and gather no statistics of ids.
@@ -307,7 +343,10 @@ class Postgres:
         cursor = driver.execute(f"{_SERVER}; {_PLANNER}; {_SETTINGS}".encode())
         while cursor.nextset():
             pass
-        self._settings = cursor.fetchall()[0]
+        *settings, process = cursor.fetchall()[0]
+        self._settings = tuple(settings)
+        # a pooler makes up the number that it tells at the start
+        self._pooled = process != driver.info.backend_pid
 
     @property
     def _channel(self) -> str:
@@ -364,6 +403,11 @@ class _ChannelWatch:
             if not self._stopped:
                 self._stopped = True
                 os.write(self._wake, b"!")
+
+
+def _session(driver: psycopg.Connection[Any]) -> int:
+    """Number of the server's process that serves a connection at this moment."""
+    return int(driver.execute("SELECT pg_backend_pid()").fetchall()[0][0])
 
 
 def _wait_for_older(driver: psycopg.Connection[Any]) -> None:

@@ -1,6 +1,6 @@
 """A run on disk: its directory, the files of its plans, what it tells other machines.
 
-RunDir (directory) ──► plans, notices; exports (copies of nodes elsewhere)
+RunDir (directory) ──► plans, notices, trainers; exports (copies of nodes elsewhere)
 """
 
 from __future__ import annotations

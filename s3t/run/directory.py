@@ -15,8 +15,8 @@
 
     URL/              of store.url
       <key>.safetensors
-      run/            config, plans, base, public head, hits, and who is forgotten (as keyed
-                      hashes), for machines that share no folder
+      run/            config, plans, base, public head, whose the store is, and every deletion:
+                      slots hit, and who is forgotten (as keyed hashes)
       work/           who trains what
 
 A machine that shares no folder has a directory of its own. Where the ledger is a file of another
@@ -74,6 +74,7 @@ class RunDir:
         self.joined_path = self.root / "joined"
         self._store = None if kept is None else self._opened(kept)
         self._ours: str | None = None
+        self._notices: Notices | None = None
         self._named: tuple[tuple[int, int], str] | None = None
         self._standing: tuple[int, Ledger] | None = None
 
@@ -246,8 +247,19 @@ class RunDir:
         return self.notices().gone()
 
     def notices(self) -> Notices:
-        """What machines without the ledger are told."""
-        return Notices(str(self.root), self.store.depot)
+        """What those without the ledger are told; all that ask the same object share its memory."""
+        if self._notices is None:
+            self._notices = Notices(str(self.root), self.store.depot, self._ledger_file)
+        return self._notices
+
+    def tell_store(self) -> None:
+        """Tell the store, if there is one, of every deletion; see ``Notices.tell``."""
+        if self.store.depot is not None:
+            with self.ledger() as ledger:
+                self.notices().tell(ledger)
+
+    def _ledger_file(self) -> Path | None:
+        return self.ledger_path if self.ledger_at == str(self.ledger_path) else None
 
     @cached_property
     def joined_plan(self) -> Digest:
