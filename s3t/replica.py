@@ -14,12 +14,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 from s3t.errors import S3TError
 from s3t.ledger import Ledger, Watch
 from s3t.ledger.replicas import Lease, Observer, clock
+from s3t.readers import Readers
 
-__all__ = ["Follow", "Seat", "settled"]
+__all__ = ["Follow", "Seat", "receipt", "settle_left", "settled"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,14 +42,22 @@ class Seat:
         name: what people call the replica.
         lease: seconds.
         follow: brings this process to the ledger's view.
+        readers: those that answer for the run without a lease, if there can be any.
 
     Raises:
         UnavailableError: the ledger cannot be reached.
     """
 
-    def __init__(self, ledger: Ledger, name: str, lease: float, follow: Follow) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        name: str,
+        lease: float,
+        follow: Follow,
+        readers: Readers | None,
+    ) -> None:
         self.name, self.lease = name, Lease(lease)
-        self._ledger, self._follow = ledger, follow
+        self._ledger, self._follow, self._readers = ledger, follow, readers
         self._closing = threading.Event()
         self._pace = lease / 4
         self._watching: Watch | None = None
@@ -110,8 +121,7 @@ class Seat:
                 if clock() - looked >= self._pace:
                     looked = clock()
                     observer.look([one for one in table.all() if one.replica != self.replica])
-                    for request in table.pending():
-                        table.settle(request)
+                    settle_left(self._ledger, self._readers)
                 self._watching.wait(self._pace)
 
     def _keep(self, work: Callable[[], None]) -> None:
@@ -150,3 +160,32 @@ def settled(ledger: Ledger, request_id: str, view: int, own: str = "") -> str | 
                 return at
         time.sleep(pause)
         pause = min(2 * pause, _POLL_MOST)
+
+
+def settle_left(ledger: Ledger, readers: Readers | None) -> None:
+    """Write down that deletions are effective which were not yet when they were acknowledged.
+
+    Args:
+        ledger: of the run.
+        readers: see ``Seat``.
+
+    Raises:
+        UnavailableError: the ledger cannot be reached.
+    """
+    for request in ledger.replicas.pending():
+        if readers is None or not readers.behind(ledger.receipt(request)["view"]):
+            ledger.replicas.settle(request)
+
+
+def receipt(ledger: Ledger, request_id: str) -> dict[str, Any]:
+    """A stored receipt; on a file who asks for it looks whether it is effective by now.
+
+    Raises:
+        InputError: no such request.
+    """
+    found, readers = ledger.receipt(request_id), Readers.of(ledger)
+    if found["effective_at"] is None and readers is not None:
+        with suppress(S3TError):  # the receipt can be told all the same
+            settle_left(ledger, readers)
+            found = ledger.receipt(request_id)
+    return found

@@ -2,13 +2,12 @@
 
     predict:     pin the view ─► is it the ledger's? ─► compute ─► still? ─► answer
                                       └─ no: build the new view, swap it in, begin again
-    deactivate:  commit to the ledger ─► swap the view ─► wait for whoever is on the old one, here
-                 and on every replica
+    deactivate:  commit to the ledger ─► swap the view ─► wait for all who are on the old one, here
+                 and in every process
 
 Invariant (E6): once ``deactivate`` has returned, in any process, no answer comes from a node whose
-lineage holds a deleted sample. Within the process this follows from the wait; across processes from
-looking at the ledger before and after each answer, or, for a replica (``join``), from its lease
-(``serving``).
+lineage holds a deleted sample. What was under way has ended by then: within the process ``views``
+tells, across processes a lock (``readers``) or, for a replica (``join``), its lease.
 """
 
 from __future__ import annotations
@@ -128,8 +127,11 @@ class S3T:
     ) -> Receipt:
         """Forget samples, and all samples of subjects: all of them or, on an error, none.
 
-        When this returns the deletion is durable, and no answer given from now on, in any process
-        that has the run open, comes from a block that has seen one of them.
+        When this returns the deletion is durable. If its receipt has ``effective_at``, no answer
+        given from now on, in any process that has the run open, comes from a block that has seen
+        one of them; and those that did have ended. It is None if an answer of another process had
+        not ended after ``serve.timeout``, or its replica could not be seen: ``receipt`` tells
+        later.
 
         Args:
             sample_ids: ids to delete; ones deleted before are accepted and reported.
@@ -256,7 +258,9 @@ class S3T:
         Raises:
             InputError: no such request.
         """
-        return self._forgetting.ledger.receipt(request_id)
+        from s3t.replica import receipt
+
+        return receipt(self._forgetting.ledger, request_id)
 
     def receipts(self, limit: int = 100, before: int | None = None) -> list[dict[str, Any]]:
         """Stored receipts, the latest first.

@@ -47,6 +47,7 @@ LAYERS = (
     "writing",
     "answering",
     "exporting",
+    "readers",
     "replica",
     "views",
     "serving",

@@ -34,6 +34,7 @@ _KNOWN = {
     "ledger.db",
     "ledger.db-wal",
     "ledger.db-shm",
+    "ledger.db-readers",
     "base",
     "base_head.safetensors",
     "prototypes.safetensors",

@@ -195,6 +195,8 @@ def receipt_lines(receipt: Any) -> Iterator[str]:
     )
     if receipt.copies_elsewhere:
         yield f"{receipt.copies_elsewhere} exact copies that other subjects hold stay"
+    if receipt.effective_at is None and not receipt.dry_run:
+        yield f"durable, not yet effective: s3t receipt RUN {receipt.request_id} tells when it is"
     yield f"{len(receipt.nodes_dead)} nodes switched off"
     for change in receipt.prefixes:
         if change.before != change.after:

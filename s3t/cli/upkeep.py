@@ -123,10 +123,11 @@ def receipt(
     as_json: AsJson = False,
 ) -> None:
     """Show the receipt of a deletion, as the log of the run holds it."""
+    from s3t.replica import receipt as stored_receipt
     from s3t.run import RunDir
 
     with RunDir.existing(run).ledger() as ledger:
-        found = ledger.receipt(request_id)
+        found = stored_receipt(ledger, request_id)
     if as_json:
         print_json(found)
     else:
