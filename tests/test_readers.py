@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from s3t.audit.audit import audit
 from s3t.errors import UnavailableError
+from s3t.purging import purge
 from s3t.readers import Readers
 from s3t.run import RunDir
 from s3t.service import S3T
@@ -204,6 +206,16 @@ def test_with_a_lease_no_lock_is_held(service: S3T) -> None:
         assert good and not Readers.of(service._forgetting.ledger).behind(view + 1)  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
+def test_the_file_is_part_of_a_run(service: S3T) -> None:
+    service.predict(ROWS)
+    service.deactivate(subjects=["p03"])
+    path = service.root / "ledger.db-readers"
+    assert path.read_bytes() == b""
+    purge(RunDir(service.root))
+    assert path.exists() and audit(service.root).holds
+
+
 def test_a_reader_that_cannot_be_told_of_gives_no_answer(
     service: S3T, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +312,34 @@ def test_a_fork_takes_no_answer_over(pair: tuple[Readers, Readers], ends: str) -
     os.waitpid(child, 0)
     os.close(wait)
     assert other.behind(2) is (ends == "child")
+
+
+def test_a_process_that_is_killed_leaves_no_lock_to_its_children(
+    pair: tuple[Readers, Readers],
+) -> None:
+    one, other = pair
+    said, say = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        one.enter(1)
+        child = os.fork()
+        if child == 0:
+            time.sleep(PATIENCE)
+            os._exit(0)
+        os.write(say, str(child).encode())
+        time.sleep(PATIENCE)
+        os._exit(0)
+    child = int(os.read(said, 20))
+    try:
+        assert other.behind(2)
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        os.kill(child, 0)
+        assert other.wait(2, 5), "the child keeps it"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.close(said)
+        os.close(say)
 
 
 def test_waiting_has_an_end(pair: tuple[Readers, Readers]) -> None:
