@@ -64,8 +64,9 @@ class Receipt:
         seconds: time it took, the wait for running predictions included.
         dry_run: whether nothing was committed.
         accepted_at: when it was durable, ISO 8601 in UTC; None for a dry run.
-        effective_at: since when no answer of any replica can come from what it switched off; None
-            if that could not be seen: the replicas write it down, and the stored receipt tells.
+        effective_at: since when no answer of any process can come from what it switched off; None
+            if that was not seen in time: it is written down by replicas, or on a file by who
+            looks next, and the stored receipt tells.
         untold: why the store at ``store.url`` was not told yet, so that the deletion counts as
             effective only later; None if it was, or if there is none.
         hashes, hashes_before: keyed hashes of the ids that it deleted and that were deleted

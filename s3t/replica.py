@@ -14,18 +14,24 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 from s3t.errors import S3TError
 from s3t.ledger import Ledger, Watch
 from s3t.ledger.replicas import Lease, Observer, clock
+from s3t.readers import Readers
 
-__all__ = ["Follow", "Seat", "settled"]
+__all__ = ["Follow", "Seat", "receipt", "settle_left", "settled"]
 
 _log = logging.getLogger(__name__)
 
 Follow = Callable[[float], int]
 """Takes the ledger's present view up and waits, at most so many seconds, for answers under way on
 older ones; returns the oldest view that anything may still come from."""
+
+Untold = Callable[[], str | None]
+"""Tells the store of deletions; why that failed, None if it knows of all, or there is none."""
 
 _POLL = 0.002
 _POLL_MOST = 0.05
@@ -39,6 +45,7 @@ class Seat:
         name: what people call the replica.
         lease: seconds.
         follow: brings this process to the ledger's view.
+        readers: those that answer for the run without a lease, if there can be any.
         untold: tells the store of deletions; why that failed, None if it knows of them all.
 
     Raises:
@@ -51,10 +58,12 @@ class Seat:
         name: str,
         lease: float,
         follow: Follow,
-        untold: Callable[[], str | None] = lambda: None,
+        readers: Readers | None = None,
+        untold: Untold = lambda: None,
     ) -> None:
         self.name, self.lease = name, Lease(lease)
-        self._ledger, self._follow, self._untold = ledger, follow, untold
+        self._ledger, self._follow = ledger, follow
+        self._readers, self._untold = readers, untold
         self._closing = threading.Event()
         self._pace = lease / 4
         self._watching: Watch | None = None
@@ -126,12 +135,8 @@ class Seat:
     def _settle(self) -> None:
         """Tells the store of deletions and settles them, if nobody waits for them any more; in a
         thread of its own, since a store that does not answer must not hold up the others."""
-        table = self._ledger.replicas
         while not self._closing.is_set():
-            pending = table.pending()
-            if pending and self._untold() is None:
-                for request in pending:
-                    table.settle(request)
+            settle_left(self._ledger, self._readers, self._untold)
             self._closing.wait(self._pace)
 
     def _keep(self, work: Callable[[], None]) -> None:
@@ -175,3 +180,35 @@ def settled(
                 return at
         time.sleep(pause)
         pause = min(2 * pause, _POLL_MOST)
+
+
+def settle_left(ledger: Ledger, readers: Readers | None, untold: Untold = lambda: None) -> None:
+    """Write down that deletions are effective which were not yet when they were acknowledged.
+
+    Args:
+        ledger: of the run.
+        readers, untold: see ``Seat``.
+
+    Raises:
+        UnavailableError: the ledger cannot be reached.
+    """
+    pending = ledger.replicas.pending()
+    if not pending or untold() is not None:
+        return
+    for request in pending:
+        if readers is None or not readers.behind(ledger.receipt(request)["view"]):
+            ledger.replicas.settle(request)
+
+
+def receipt(ledger: Ledger, request_id: str, untold: Untold = lambda: None) -> dict[str, Any]:
+    """A stored receipt; who asks for it looks whether the deletion is effective by now.
+
+    Raises:
+        InputError: no such request.
+    """
+    found = ledger.receipt(request_id)
+    if found["effective_at"] is None:
+        with suppress(S3TError):  # the receipt can be told all the same
+            settle_left(ledger, Readers.of(ledger), untold)
+            found = ledger.receipt(request_id)
+    return found

@@ -2,13 +2,12 @@
 
     predict:     pin the view ─► is it the ledger's? ─► compute ─► still? ─► answer
                                       └─ no: build the new view, swap it in, begin again
-    deactivate:  commit to the ledger ─► swap the view ─► wait for whoever is on the old one, here
-                 and on every replica
+    deactivate:  commit to the ledger ─► swap the view ─► wait for all who are on the old one, here
+                 and in every process
 
 Invariant (E6): once ``deactivate`` has returned, in any process, no answer comes from a node whose
-lineage holds a deleted sample. Within the process this follows from the wait; across processes from
-looking at the ledger before and after each answer, or, for a replica (``join``), from its lease
-(``serving``).
+lineage holds a deleted sample. What was under way has ended by then: within the process ``views``
+tells, across processes a lock (``readers``) or, for a replica (``join``), its lease.
 """
 
 from __future__ import annotations
@@ -141,9 +140,12 @@ class S3T:
     ) -> Receipt:
         """Forget samples, and all samples of subjects: all of them or, on an error, none.
 
-        When this returns the deletion is durable, and no answer given from now on, in any process
-        that has the run open, comes from a block that has seen one of them. With ``store.url`` it
-        counts as effective once the store knows of it too (``Receipt.untold`` says why not yet).
+        When this returns the deletion is durable. If its receipt has ``effective_at``, no answer
+        given from now on, in any process that has the run open, comes from a block that has seen
+        one of them; and those that did have ended. It is None if an answer of another process had
+        not ended after ``serve.timeout``, or its replica could not be seen, or the store at
+        ``store.url`` does not know of it yet (``Receipt.untold`` says why): ``receipt`` tells
+        later.
 
         Args:
             sample_ids: ids to delete; ones deleted before are accepted and reported.
@@ -272,23 +274,9 @@ class S3T:
         Raises:
             InputError: no such request.
         """
-        found = self._forgetting.ledger.receipt(request_id)
-        if found["effective_at"] is None and self._catch_up():
-            found = self._forgetting.ledger.receipt(request_id)
-        return found
+        from s3t.replica import receipt
 
-    def _catch_up(self) -> bool:
-        """Settle deletions that the store could not be told of when they were made; whether it
-        knows of all. A replica's own thread does it without being asked."""
-        if self._forgetting.run.store.depot is None or self._serving.seat is not None:
-            return False
-        pending = self._forgetting.ledger.replicas.pending()
-        if not pending or self._forgetting.untold() is not None:
-            return False
-        for request in pending:
-            view = int(self._forgetting.ledger.receipt(request)["view"])
-            self._serving.settled(request, view)
-        return True
+        return receipt(self._forgetting.ledger, request_id, self._forgetting.untold)
 
     def receipts(self, limit: int = 100, before: int | None = None) -> list[dict[str, Any]]:
         """Stored receipts, the latest first.
@@ -304,9 +292,8 @@ class S3T:
 
         The store is told of deletions that it was not told of when they were made.
         """
-        if self._serving.seat is None:
-            self._forgetting.untold()
-            self._catch_up()
+        if self._serving.seat is None and self._forgetting.untold() is None:
+            self._serving.settle_left()
         return self._forgetting.status()
 
     def picture(self) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """What a process serves: the model, the view in force, and its seat among the replicas.
 
-    looking   an answer looks at the ledger before and after           library, commands, SQLite
+    looking   an answer looks at the ledger before and after,          library, commands, SQLite
+              and holds a lock meanwhile (``readers``)
     leased    it goes by the seat's lease; the follower swaps views    replicas on PostgreSQL
 
 Invariant (E6): an answer is given only if, after it was computed, nothing that it came from was
-dead as far as the ledger, or the lease, can tell; and who swaps a view in after a deletion can wait
-for all answers that came before.
+dead as far as the ledger, or the lease, can tell; and a deletion is
+effective only when all answers that came before have ended, in every process.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from s3t.errors import (
 )
 from s3t.forgetting import Forgetting, Receipt
 from s3t.plan.trie import Node
-from s3t.replica import Seat, settled
+from s3t.readers import Readers
+from s3t.replica import Seat, settle_left, settled
+from s3t.run import prove_locks
 from s3t.types import Draw, NodeKey
 from s3t.views import View, Views
 
@@ -53,7 +56,8 @@ class Serving:
     def __init__(self, forgetting: Forgetting) -> None:
         self._forgetting = forgetting
         self._lock = threading.RLock()  # who builds views; deletions hold it too
-        self._views = Views()
+        self._readers = Readers.of(forgetting.ledger)
+        self._views = Views(self._readers)
         self._model: Answering | None = None
         self._has_served = False
         self._looked, self._told = -_LOOK_SECONDS, ""
@@ -77,13 +81,26 @@ class Serving:
             return self._model
 
     def join(self, name: str, lease: float | None) -> None:
-        """Put a view in force, and answer by a lease from now on, if one is given."""
+        """Put a view in force, and answer by a lease from now on, if one is given.
+
+        Raises:
+            InputError: the ledger is a file, and locks do not hold where it or the run lies.
+            S3TError: see ``S3T.join``.
+        """
+        if self._readers is not None:
+            for folder in {self._forgetting.run.root.resolve(), self._readers.path.parent}:
+                prove_locks(folder)
         model = self.model()
         with self._lock:
             self._swap(model)
+        ledger = self._forgetting.ledger
         if lease is not None and self.seat is None:
-            untold = self._forgetting.untold
-            self.seat = Seat(self._forgetting.ledger, name, lease, self._follow, untold)
+            self.seat = Seat(
+                ledger, name, lease, self._follow, self._readers, self._forgetting.untold
+            )
+            self._views.untold()  # it has left all that was before its seat
+        elif self._readers is not None:
+            settle_left(ledger, self._readers, self._forgetting.untold)
 
     def leave(self) -> None:
         """Give the seat back, if there is one."""
@@ -113,7 +130,10 @@ class Serving:
         return receipt
 
     def settled(self, request: str, view: int, told: bool = True) -> str | None:
-        """Wait for whoever is on views before a deletion's, here and on all replicas.
+        """Wait for all who are on views before a deletion's, here, in other processes, on replicas.
+
+        Another process without a lease is waited for as long as a question may take
+        (``serve.timeout``): it may hang. Its lock stays, and who looks later settles the deletion.
 
         Args:
             request: id of the deletion.
@@ -121,15 +141,38 @@ class Serving:
             told: whether the store knows of it; it is not effective before.
 
         Returns:
-            when the deletion was effective, ISO 8601; None if that cannot be seen, or not yet.
+            when the deletion was effective, ISO 8601; None if it is not yet, or that cannot be
+            seen.
         """
         self._views.wait(view)
         own = "" if self.seat is None else self.seat.replica
+        ledger, readers = self._forgetting.ledger, self._readers
         try:
-            return settled(self._forgetting.ledger, request, view, own, told)
+            if readers is not None and not readers.wait(view, self._patience):
+                _log.error(
+                    "request %s is durable and not yet effective: a process has not ended an "
+                    "answer of before for %g s (fuser -v %s names it)",
+                    request,
+                    self._patience,
+                    readers.path,
+                )
+                return None
+            at = settled(ledger, request, view, own, told)
+            if readers is not None and told:
+                settle_left(ledger, readers)
+            return at
         except S3TError as error:
             _log.error("request %s is durable; %s", request, error)
             return None
+
+    def settle_left(self) -> None:
+        """Settle deletions that the store could not be told of when they were made."""
+        if self._forgetting.run.store.depot is not None:
+            settle_left(self._forgetting.ledger, self._readers, self._forgetting.untold)
+
+    @property
+    def _patience(self) -> float:
+        return self._forgetting.config.serve.timeout
 
     def refresh(self, anew: bool = False) -> None:
         """Put the ledger's view in force, if anything is served; drop tensors of what is dead.
@@ -156,6 +199,9 @@ class Serving:
             IntegrityError: a block that should serve is damaged.
             UnavailableError: the ledger cannot be reached, or the lease has run out.
         """
+        return self._answered(lambda ensemble, view: compute(ensemble, view.version))
+
+    def _answered(self, compute: Callable[[Ensemble, View], Answer]) -> Answer:
         from s3t.writing import Spoilt
 
         model = self.model()
@@ -168,7 +214,7 @@ class Serving:
                         f"{self._forgetting.run.root}: no shard has a surviving prefix; train a "
                         "new run, or set aggregation.on_exhausted=base to answer with the base"
                     )
-                answer = compute(view.ensemble, view.version)
+                answer = compute(view.ensemble, view)
                 if self._still_serves(view):
                     return answer
             except Spoilt:
@@ -183,9 +229,9 @@ class Serving:
             ExhaustedError, IntegrityError, UnavailableError: as ``answer``.
         """
         writer = self.model().writer
-        return self.answer(
+        return self._answered(
             lambda ensemble, view: writer.completions(
-                ensemble, prompts, draw, view, lambda: self.spoilt(view)
+                ensemble, prompts, draw, view.version, lambda: not self._still_serves(view)
             )
         )
 

@@ -48,6 +48,7 @@ LAYERS = (
     "writing",
     "answering",
     "exporting",
+    "readers",
     "replica",
     "views",
     "serving",

@@ -215,6 +215,8 @@ def receipt_lines(receipt: Any) -> Iterator[str]:
             f"{receipt.look_alikes} samples stay whose id or person looks like one named (case, "
             "blanks, Unicode): s3t samples lists them"
         )
+    if receipt.effective_at is None and not receipt.dry_run:
+        yield f"durable, not yet effective: s3t receipt RUN {receipt.request_id} tells when it is"
     yield f"{len(receipt.nodes_dead)} nodes switched off"
     for change in receipt.prefixes:
         if change.before != change.after:

@@ -21,6 +21,7 @@ _FILES = {
     "plan.json",
     "ledger.db",
     "ledger.db-lock",
+    "ledger.db-readers",
     "ledger.db-wal",
     "ledger.db-shm",
     "ledger.db-journal",

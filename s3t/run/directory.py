@@ -6,6 +6,7 @@
       plan.*.json     a plan that is trained before it is served, if there is one
       ledger.db       samples, deletions, plans: the durable truth; unless ``ledger`` of the config
                       names a database
+      ledger.db-readers   empty; locks on it tell of answers under way (``s3t.readers``)
       nodes/          <key>.safetensors, one per trained node; copies if store.url names a place
       base/           the base, if it was made or adapted here; the public head, if there is one
       prototypes.safetensors   of the clusters, if shards are clusters
@@ -42,6 +43,7 @@ from s3t.config import Config, StoreConfig, load_config
 from s3t.errors import InputError, IntegrityError, S3TError, is_full, unavailable
 from s3t.ledger import Gone, Ledger, Signer
 from s3t.plan import Plan
+from s3t.run.locks import prove_locks
 from s3t.run.notices import Notices
 from s3t.run.plans import PlanFiles, plan_in
 from s3t.store import Depot, NodeStore, Sealer, open_ring
@@ -284,10 +286,11 @@ class RunDir:
     def training_lock(self) -> Iterator[None]:
         """Hold the run for one training at a time; the system frees it when a holder dies.
 
-        A training that fails before the run is begun leaves no trace, not even this lock.
+        A training that fails before the run is begun leaves no trace, not even this lock. A
+        directory where no run has begun is tried first: locks must hold there.
 
         Raises:
-            InputError: the directory cannot be written.
+            InputError: the directory cannot be written, or lies where locks do not hold.
             S3TError: another process trains this run.
         """
         path = self.root / _LOCK
@@ -313,6 +316,8 @@ class RunDir:
                     "another directory with output=DIR"
                 )
             try:
+                if not self.config_path.exists():
+                    prove_locks(self.root)
                 with self._training_elsewhere():
                     yield
             finally:
