@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from s3t.errors import InputError, IntegrityError
+from s3t.errors import InputError, IntegrityError, RequestConflictError
 from s3t.ledger import Job, Outbox, job_claim
 from s3t.server.problems import Problem, problem_of
 from s3t.server.worker import Worker
@@ -144,6 +144,10 @@ class JobQueue:
         problem = None
         try:
             self._model.deactivate(job.sample_ids, job.subjects, request_id=job.request_id)
+        except RequestConflictError:
+            # no other deletion can take the id of a job that waits: it was done by a process that
+            # was killed before it could say so, and samples that it names were taken in since
+            pass
         except InputError as error:
             told = problem_of(error)
             problem = told.code, told.title  # not the detail, which may name ids

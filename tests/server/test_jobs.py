@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from s3t.errors import S3TError, UnavailableError, UnknownSampleError
+from s3t.errors import RequestConflictError, S3TError, UnavailableError, UnknownSampleError
 from s3t.ledger import Ledger, Outbox, job_claim
 from s3t.server import jobs, worker
 from s3t.server.jobs import JobQueue
@@ -122,6 +122,15 @@ def test_a_kill_before_it_has_ended_does_it_again_and_tells_once(
     until(lambda: later.find("r1") is None)
     assert {call[2] for call in forgetter.calls} == {"r1"} and len(forgetter.calls) >= 2
     assert outbox.counts() == {"jobs": 0, "callbacks": 1}
+
+
+def test_one_that_was_done_before_new_samples_came_is_no_failure(
+    queue: JobQueue, forgetter: Forgetter, outbox: Outbox
+) -> None:
+    """Killed after the deletion; since then ``s3t add`` took in samples that it names."""
+    forgetter.errors = [RequestConflictError("its deletion was made before")]
+    queue.put("r", IDS, [])
+    until(lambda: outbox.job("r") is None)
 
 
 def test_one_that_is_silent_for_a_lease_loses_its_job(
