@@ -130,6 +130,7 @@ def test_one_that_was_done_before_new_samples_came_is_no_failure(
     """Killed after the deletion; since then ``s3t add`` took in samples that it names."""
     forgetter.errors = [RequestConflictError("its deletion was made before")]
     queue.put("r", IDS, [])
+    queue.start()
     until(lambda: outbox.job("r") is None)
 
 
