@@ -221,7 +221,7 @@ def _features(base: Base, rows: Encoded, layer: int) -> Iterator[tuple[Tensor, T
         for index, length in _chunks(rows):
             part = rows.rows(index).first(length).to(base.device)
             tokens = base.tokens(part)
-            yield index, each(part, tokens, base.fills_vectors(tokens))
+            yield index, each(part, tokens, base.rounds_evenly(tokens))
 
 
 def _chunks(rows: Encoded) -> Iterator[tuple[Tensor, int]]:

@@ -188,10 +188,15 @@ class Base:
                 self._image_tokens = self.start(self._whole.probe(None)).shape[1]
         return self._image_tokens
 
-    def fills_vectors(self, positions: int) -> bool:
-        """Whether so many positions leave no layer's element-wise functions a tail, which is
-        rounded otherwise. Layers that are written out never have one."""
-        return all(
+    def rounds_evenly(self, positions: int) -> bool:
+        """Whether its layers round a row alike whatever is computed beside it.
+
+        So many positions have to leave no layer's element-wise functions a tail, which is rounded
+        otherwise; layers that are written out never have one. On a CPU the numbers have to be
+        float32: MKL's strict mode is about its own products, and those of bfloat16 run in oneDNN.
+        """
+        of_mkl = self.dtype == torch.float32 or self.device.type != "cpu"
+        return of_mkl and all(
             written is not None or even(positions * width)
             for written, widths in zip(self._fused, self._widths, strict=True)
             for width in widths

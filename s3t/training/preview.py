@@ -54,10 +54,11 @@ def preview(config: Config, horizon: int | None = None) -> dict[str, Any]:
     base = drafted.base
     tokens = (base.length or base.image_tokens) + config.prompt_tokens
     positions = config.stage.batch_size // config.stage.processes * tokens
-    if not base.fills_vectors(positions):
+    if not base.rounds_evenly(positions):
         notes.append(
-            f"widths of {config.model.base}'s layers fill no vectors at {positions} positions of a "
-            "batch, so nodes are trained one by one there: slower, and the same bytes"
+            f"{config.model.base} is not of float32, or widths of its layers fill no vectors at "
+            f"{positions} positions of a batch, so nodes are trained one by one there: slower, and "
+            "the same bytes"
         )
     if isinstance(drafted.encoder, TextEncoder):
         cut = drafted.encoder.encode(data.private.rows.inputs).truncated

@@ -241,8 +241,8 @@ class StageTrainer:
         """
         if shape not in self._stacks:
             why = ""
-            if not (self.base.fills_vectors(positions) and rounds_alike(self.base.device)):
-                why = "arithmetic that is not strict, or widths that fill no vectors"
+            if not (self.base.rounds_evenly(positions) and rounds_alike(self.base.device)):
+                why = "arithmetic or numbers that are not strict, or widths that fill no vectors"
             elif not self.peers.all(same()):
                 why = "this machine rounds a stack of them otherwise"
             self._stacks[shape] = not why

@@ -127,7 +127,7 @@ class Trunk:
     def _compute(self, index: Tensor) -> Tensor:
         rows = self.rows.rows(index).to(self.base.device)
         tokens = self.base.tokens(rows)
-        return self._each(rows, tokens, self.base.fills_vectors(tokens), self._at)
+        return self._each(rows, tokens, self.base.rounds_evenly(tokens), self._at)
 
     def _pass(self, rows: Encoded) -> Tensor:
         hidden = self.base.start(rows)
