@@ -148,7 +148,15 @@ def test_an_index_that_lacks_what_its_table_has(path: Path, index: str, statemen
         ("UPDATE forgotten SET subject = NULL", "hashes of purged samples"),
         ("DELETE FROM requests WHERE request_id = 'first'", "1 requests have no receipt"),
         ("UPDATE requests SET number = 99 WHERE request_id = 'first'", "2 requests"),
+        ("UPDATE requests SET request_id = 'x' WHERE request_id = 'first'", "2 requests"),
+        ("UPDATE requests SET view = 9 WHERE request_id = 'first'", "2 requests"),
         ("UPDATE slots SET samples_left = samples_left + 1 WHERE shard = 0", "are counted as"),
+        ("UPDATE samples SET slice = 1 - slice WHERE sample_id = 's02'", "samples are not those"),
+        ("UPDATE samples SET shard = 1 - shard WHERE sample_id = 's01'", "samples are not those"),
+        ("UPDATE samples SET subject = 'p1' WHERE sample_id = 's02'", "samples are not those"),
+        ("UPDATE samples SET content = 'c' WHERE sample_id = 's02'", "samples are not those"),
+        ("UPDATE samples SET sample_id = 's' WHERE sample_id = 's02'", "samples are not those"),
+        ("DELETE FROM samples WHERE sample_id = 's02'", "samples are not those"),
     ],
 )
 def test_a_table_that_contradicts_the_log(path: Path, statement: str, said: str) -> None:

@@ -105,7 +105,7 @@ class Books:
             by view.
         struck: slots in which each view deleted a sample.
         purged: number of purged samples.
-        samples_digest: over all samples; None once rows were purged.
+        samples_digest: over the rows of all samples that are there.
     """
 
     database: str
@@ -125,7 +125,7 @@ class Books:
     struck: dict[int, set[Slot]] = field(default_factory=lambda: defaultdict(set))
     purged: int = 0
     left_behind: Digest | None = None
-    samples_digest: Digest | None = None
+    samples_digest: Digest = Digest("")
 
     @property
     def view(self) -> int:

@@ -107,8 +107,7 @@ class _Pass:
             book.planned_digest = None if slot in gone_since else self._planned[slot].digest()
             book.persons += len(self._people[slot])
             book.persons_left += len(self._people_left[slot])
-        if not books.purged:
-            books.samples_digest = Digest(self._all.hexdigest())
+        books.samples_digest = Digest(self._all.hexdigest())
         several = dict(self.evidence.repeated())
         for content in sorted({*several, *self._copies}):
             left = several.get(content, self._counted[content])
@@ -136,8 +135,7 @@ class _Pass:
         slot, view = (row.shard, row.slice), row.deleted_view
         book, text = self.books.reckoned[slot], _ITEM.encode([row.sample_id, row.content])
         book.samples += 1
-        if not self.books.purged:
-            self._all.update((_LINE.encode(list(row)[:5]) + "\n").encode())
+        self._all.update((_LINE.encode(list(row)[:5]) + "\n").encode())
         subject = row.subject
         if subject is not None and self.books.purged:  # of whom persons are known by hashes
             subject = self.evidence.hashed(subject)

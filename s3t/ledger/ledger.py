@@ -145,6 +145,7 @@ class Ledger:
             body = {
                 "registered": count,
                 "digest": found,
+                "all": found,
                 "secrets": self._reader.secrets.commitments(),
                 "forgotten": purging.left_behind(connection),
             }
@@ -166,7 +167,8 @@ class Ledger:
             purged = self._purged(connection)
             count, found = registry.add(connection, samples, purged, self._database.name)
             if count:
-                body = {"registered": count, "digest": found}
+                every = registry.digest_of_all(connection)
+                body = {"registered": count, "digest": found, "all": every}
                 chain.append(connection, "samples", chain.now(), body, self._signer())
         return count
 
@@ -337,7 +339,15 @@ class Ledger:
             rows = purging.move(connection, self._reader.secrets.forgotten, view)
             generations.forget_nodes(connection, keys)
             left = purging.left_behind(connection)
-            body = {"view": view, "nodes": keys, "rows": rows, "forgotten": left, **told}
+            every = registry.digest_of_all(connection)
+            body = {
+                "view": view,
+                "nodes": keys,
+                "rows": rows,
+                "forgotten": left,
+                "all": every,
+                **told,
+            }
             chain.append(connection, "purge", chain.now(), body, self._signer())
             seal(connection, log, self._signer())
         return self.compact()

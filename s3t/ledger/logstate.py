@@ -79,6 +79,7 @@ class LogState:
         sealed: the last entry with a digest over all nodes.
         purges: number, moment, and view of each purge.
         forgotten: digest of what stays of purged samples, as of the last entry that tells it.
+        samples: digest over the rows of all samples, as of the last entry that tells it.
         committed: of the secrets; empty until samples are registered.
     """
 
@@ -91,6 +92,7 @@ class LogState:
     sealed: Mapping[str, Any] | None = None
     purges: tuple[tuple[int, str, int], ...] = ()
     forgotten: Digest | None = None
+    samples: Digest | None = None
     committed: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -210,6 +212,7 @@ def _next(state: LogState, entry: Entry, hits: dict[Slot, int], name: str) -> Lo
         if kind == "samples":
             told["committed"] = body.get("secrets", state.committed)
             told["forgotten"] = body.get("forgotten", state.forgotten)
+            told["samples"] = body["all"]
         elif kind == "plan":
             made = Generation(body["generation"], Digest(body["digest"]), body["view"], None)
             told["generations"] = (*state.generations, made)
@@ -228,7 +231,7 @@ def _next(state: LogState, entry: Entry, hits: dict[Slot, int], name: str) -> Lo
             told["sealed"] = body
         elif kind == "purge":
             told["purges"] = (*state.purges, (entry.number, entry.at, body["view"]))
-            told["forgotten"] = body["forgotten"]
+            told["forgotten"], told["samples"] = body["forgotten"], body["all"]
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(
             f"{name}: entry {entry.number} of the log ({kind}) cannot be understood ({error!r}): "
