@@ -94,6 +94,7 @@ class Books:
         commitments: of the secrets that lie there.
         left_behind: digest of what lies there of purged samples.
         log: by number.
+        acknowledged: number and digest of its last entry, as told beside the database, if it is.
         requests: rows by request id.
         slots, nodes: tables, by slot and by key.
         wrong_copies: contents whose counter is not what a count gives.
@@ -125,6 +126,7 @@ class Books:
     struck: dict[int, set[Slot]] = field(default_factory=lambda: defaultdict(set))
     purged: int = 0
     left_behind: Digest | None = None
+    acknowledged: tuple[int, str] | None = None
     samples_digest: Digest = Digest("")
 
     @property

@@ -55,6 +55,8 @@ def judge_ledger(
     with found.part():
         _chain(books.log, found)
     with found.part():
+        _acknowledged(books, found)
+    with found.part():
         _signatures(books.log, verifiers, found)
     for name, receipt in receipts.items():
         with found.part():
@@ -85,6 +87,18 @@ def _chain(log: Sequence[LogEntry], found: Findings) -> None:
         found.broken(f"the log is empty: {_RESTORE}")
     head = f", the last {short(log[-1].digest)}" if log else ""
     found.checked(f"{len(log)} entries, each with the digest of the one before{head}")
+
+
+def _acknowledged(books: Books, found: Findings) -> None:
+    """What a writer was through with is there: a file, or its log of writes, may have lost it."""
+    if books.acknowledged is None:
+        return
+    number, digest = books.acknowledged
+    if not any((entry.number, entry.digest) == (number, digest) for entry in books.log):
+        found.broken(
+            f"entry {number} of the log was acknowledged and is not there, so deletions were lost: "
+            f"{_RESTORE}"
+        )
 
 
 def _signatures(log: Sequence[LogEntry], verifiers: Sequence[Verifier], found: Findings) -> None:
