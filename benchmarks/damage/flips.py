@@ -34,7 +34,7 @@ from benchmarks.reports import Report
 from s3t.forgetting import Forgetting
 from s3t.run import RunDir
 
-__all__ = ["Flip", "flipped", "run", "states_of"]
+__all__ = ["Flip", "chosen", "flipped", "run", "states_of"]
 
 AT_REST, IN_USE = "at rest", "in use"
 Flip = tuple[str, str, int]
@@ -53,7 +53,7 @@ def run(output: Path, quick: bool) -> dict[str, Any]:
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         states = states_of(make_victim(Path(folder) / "victim"))
-        flips = list(_chosen(states, 64 if quick else 1))
+        flips = list(chosen(states, 64 if quick else 1))
         started, found, faults = time.perf_counter(), defaultdict(Counter), []
         for flip, verdict, why in flipped(Path(folder), states, flips):
             found[_group(flip)][verdict] += 1
@@ -194,7 +194,7 @@ def _limited(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _chosen(states: dict[str, State], fewer: int) -> Iterator[Flip]:
+def chosen(states: dict[str, State], fewer: int) -> Iterator[Flip]:
     """The flips: all bits of small files, others evenly; every ``fewer``th of them."""
     rest, used = states[AT_REST].files, states[IN_USE].files
     for name in _SMALL:
