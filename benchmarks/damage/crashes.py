@@ -127,8 +127,6 @@ def _held(run: RunDir, acknowledged: list[str], purged: list[str]) -> list[str]:
             forgetting = Forgetting(run)
             forgetting.delete([step], [], f"step {number}", dry_run=False)
             forgetting.close()
-    train_again(run)
-    purge(run)
     everyone = [step for step in _SCRIPT if step.startswith("s0")]
     return problems + unheld(run, everyone) + audited(run, pending=True)
 

@@ -28,7 +28,7 @@ __all__ = ["read_books"]
 _ITEM = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 """Items of a slice's digest, see ``types.digest``."""
 _LINE = json.JSONEncoder()
-"""Lines of the digest of all samples, see ``ledger.registry``."""
+"""Rows of the digests of all samples and of purged ones, see ``ledger.registry``, ``purging``."""
 
 
 def read_books(ledger: Ledger, shape: PartitionConfig | None) -> Books:
@@ -136,7 +136,7 @@ class _Pass:
         slot, view = (row.shard, row.slice), row.deleted_view
         book, text = self.books.reckoned[slot], _ITEM.encode([row.sample_id, row.content])
         book.samples += 1
-        self._all.update((_LINE.encode(list(row)[:5]) + "\n").encode())
+        self._all.update(f"{_LINE.encode(list(row)[:5])}, ".encode())
         subject = row.subject
         if subject is not None and self.books.purged:  # of whom persons are known by hashes
             subject = self.evidence.hashed(subject)

@@ -178,7 +178,7 @@ def _ids_once(connection: sa.Connection) -> Iterator[None]:
 
 
 def digest_of_all(connection: sa.Connection) -> Digest:
-    """SHA-256 over the rows of all samples that are there, by id, one JSON line each.
+    """SHA-256 over the rows of all samples that are there, by id: JSON, a comma after each.
 
     Marks of deletion are not in it: a row stays the same until it is purged.
     """
@@ -186,7 +186,7 @@ def digest_of_all(connection: sa.Connection) -> Digest:
     query = sa.select(*columns).order_by(samples.c.sample_id)
     total = hashlib.sha256()
     for page in connection.execute(query).partitions(ROWS):
-        total.update("".join(json.dumps(list(row)) + "\n" for row in page).encode())
+        total.update(f"{json.dumps(list(map(tuple, page)))[1:-1]}, ".encode())  # a page is quick
     return Digest(total.hexdigest())
 
 
