@@ -306,6 +306,15 @@ def test_what_is_told_beside_the_ledger_is_understood_or_refused(path: Path, con
             assert ledger.view() == 2
 
 
+def test_what_is_told_beside_the_ledger_has_to_be_read(path: Path) -> None:
+    lock = path.with_name("ledger.db-lock")
+    lock.unlink()
+    lock.mkdir()
+    for read_only in (False, True):
+        with pytest.raises(S3TError, match="ledger.db-lock"):
+            Ledger.open(path, read_only=read_only)
+
+
 def test_a_new_ledger_owes_nothing_to_one_that_was_there(path: Path) -> None:
     path.unlink()
     with Ledger.open(path, create=True) as ledger:

@@ -132,13 +132,17 @@ class SQLite:
 
         Raises:
             IntegrityError: the lock file holds something else.
+            UnavailableError: a writer did not finish in 30 s.
         """
         if not self._lock_path.exists():
             return None
         limit = time.monotonic() + backend.BUSY_SECONDS
-        with self._lock_path.open("rb") as file:
-            self._wait_for(file.fileno(), fcntl.LOCK_SH, limit)
-            return self._told(file)
+        try:
+            with self._lock_path.open("rb") as file:
+                self._wait_for(file.fileno(), fcntl.LOCK_SH, limit)
+                return self._told(file)
+        except OSError as error:
+            raise S3TError(f"{self._lock_path} cannot be read ({error}): let it be read") from None
 
     def check(self) -> None:
         """See that file and write-ahead log are those that were opened."""
