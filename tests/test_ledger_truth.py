@@ -311,7 +311,7 @@ def test_what_is_told_beside_the_ledger_has_to_be_read(path: Path) -> None:
     lock.unlink()
     lock.mkdir()
     for read_only in (False, True):
-        with pytest.raises(S3TError, match="ledger.db-lock"):
+        with pytest.raises(S3TError, match=r"ledger\.db-lock"):
             Ledger.open(path, read_only=read_only)
 
 
