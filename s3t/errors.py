@@ -15,6 +15,7 @@ A message names the value, what was expected, and the next step.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 __all__ = [
@@ -28,7 +29,9 @@ __all__ = [
     "S3TError",
     "UnavailableError",
     "UnknownSampleError",
+    "is_full",
     "named",
+    "unavailable",
 ]
 
 
@@ -70,9 +73,12 @@ class UnknownSampleError(InputError):
     Attributes:
         sample_ids: the unknown sample ids.
         subjects: the unknown subjects.
+        alike: samples left that look like one of them, by id or person.
     """
 
-    def __init__(self, sample_ids: Sequence[str], subjects: Sequence[str], run: str) -> None:
+    def __init__(
+        self, sample_ids: Sequence[str], subjects: Sequence[str], run: str, alike: int = 0
+    ) -> None:
         self.sample_ids = tuple(sample_ids)
         self.subjects = tuple(subjects)
         parts = []
@@ -80,8 +86,10 @@ class UnknownSampleError(InputError):
             parts.append(f"sample ids {named(sample_ids)}")
         if subjects:
             parts.append(f"subjects {named(subjects)}")
+        self.alike = alike
+        close = f"{alike} samples have names that look alike, but names count byte for byte. "
         super().__init__(
-            f"unknown {' and '.join(parts)}: nothing was deleted. "
+            f"unknown {' and '.join(parts)}: nothing was deleted. {close if alike else ''}"
             f"List what the run holds with: s3t samples {run}"
         )
 
@@ -119,9 +127,52 @@ class DamagedNodeError(IntegrityError):
 
 class UnavailableError(S3TError):
     """Not now: the ledger cannot be reached, is locked or its disk full, or a lease has run out.
-    Nothing is lost by repeating it later."""
+    Nothing is lost by repeating it later.
+
+    Attributes:
+        code: the cause, as the service tells it: ``disk_full``, ``ledger_locked``, ``run_gone``,
+            ``storage_denied``, ``store_unreachable``, ``out_of_files``, ``text_hit``, or
+            ``unavailable`` for any other.
+    """
 
     exit_code = 5
+    code = "unavailable"
+
+    def __init__(self, message: str, code: str = code) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CAUSES: dict[int, tuple[str, str]] = {
+    **dict.fromkeys(_FULL, ("disk_full", "make room, or raise the quota or the limit")),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        ("storage_denied", "let this process read and write there"),
+    ),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), ("out_of_files", "raise ulimit -n")),
+    **dict.fromkeys(
+        (errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
+        ("run_gone", "put back what was moved or removed"),
+    ),
+    errno.EIO: ("unavailable", "look at the disk"),
+}
+
+
+def unavailable(error: OSError) -> UnavailableError | None:
+    """What the system refused, in our words; None for what is no failure of disk or rights."""
+    denied = isinstance(error, PermissionError)  # libraries raise it with no number
+    cause = _CAUSES.get(error.errno or (errno.EACCES if denied else 0))
+    if cause is None:
+        return None
+    code, step = cause
+    where = f"{error.filename}: " if error.filename else ""
+    return UnavailableError(f"{where}{error.strerror or error}: {step}, and repeat", code)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk, a quota or a limit of file sizes has no room left."""
+    return error.errno in _FULL
 
 
 def named(values: Sequence[str], limit: int = 10) -> str:

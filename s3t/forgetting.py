@@ -10,6 +10,7 @@ puts in force holds every node that was alive, so nothing that serves is lost by
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -19,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from s3t.config import Config
-from s3t.errors import DamagedNodeError, IntegrityError, UnavailableError
+from s3t.errors import DamagedNodeError, IntegrityError, S3TError, UnavailableError
 from s3t.ledger import Deletion, State
 from s3t.plan import Plan, environment_name, expected_deletions
 from s3t.plan.trie import Node
@@ -29,6 +30,11 @@ from s3t.store import Stamp, folder_stamp, tensors_digest
 from s3t.types import Digest, NodeKey, SampleId, Slot
 
 __all__ = ["EnvironmentStatus", "Forgetting", "PrefixChange", "Receipt", "ShardStatus", "Status"]
+
+_log = logging.getLogger(__name__)
+
+_PATIENCE = 10.0
+"""Seconds after which a store that could not be told is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,8 @@ class Receipt:
         deleted: ids that it deleted, sorted.
         already_deleted: ids asked for that were deleted before.
         copies_elsewhere: samples left, of other subjects, with the content of a deleted one.
+        look_alikes: samples left whose id, or person, looks like one that was named: the same but
+            for case, blanks, or how letters are written in Unicode. They are not deleted.
         nodes_dead: keys of the nodes that it switched off, sorted.
         prefixes: every shard's prefix before and after.
         view: version of the view from which on no answer has seen the samples.
@@ -56,8 +64,11 @@ class Receipt:
         seconds: time it took, the wait for running predictions included.
         dry_run: whether nothing was committed.
         accepted_at: when it was durable, ISO 8601 in UTC; None for a dry run.
-        effective_at: since when no answer of any replica can come from what it switched off; None
-            if that could not be seen: the replicas write it down, and the stored receipt tells.
+        effective_at: since when no answer of any process can come from what it switched off; None
+            if that was not seen in time: it is written down by replicas, or on a file by who
+            looks next, and the stored receipt tells.
+        untold: why the store at ``store.url`` was not told yet, so that the deletion counts as
+            effective only later; None if it was, or if there is none.
         hashes, hashes_before: keyed hashes of the ids that it deleted and that were deleted
             before, as the log names them; sorted.
     """
@@ -66,6 +77,7 @@ class Receipt:
     deleted: tuple[SampleId, ...]
     already_deleted: tuple[SampleId, ...]
     copies_elsewhere: int
+    look_alikes: int
     nodes_dead: tuple[NodeKey, ...]
     prefixes: tuple[PrefixChange, ...]
     view: int
@@ -76,6 +88,7 @@ class Receipt:
     hashes_before: tuple[str, ...]
     accepted_at: str | None = None
     effective_at: str | None = None
+    untold: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, to be kept or logged: samples by their keyed hashes alone."""
@@ -119,7 +132,16 @@ class EnvironmentStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of a run at one view."""
+    """The state of a run at one view.
+
+    Attributes:
+        database: what its ledger is kept in.
+        jobs, callbacks: that wait there: large deletions that were accepted and are not done, and
+            URLs that are still to be told of a deletion.
+        untold: why the store at ``store.url`` could not be told of every deletion when that was
+            last tried; None if it was, or if there is none.
+        (the others: as in the run's plan and ledger)
+    """
 
     view: int
     samples: int
@@ -129,6 +151,10 @@ class Status:
     slices: int
     shards: tuple[ShardStatus, ...]
     environments: tuple[EnvironmentStatus, ...]
+    database: str
+    jobs: int
+    callbacks: int
+    untold: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -158,6 +184,9 @@ class Forgetting:
         self.config: Config = run.config()
         self.ledger = run.ledger()
         self._lock = threading.RLock()
+        self._telling = threading.Lock()
+        self._reason: str | None = None
+        self._next_try = 0.0
         try:
             self._plan_of(self.ledger.state())
         except BaseException:
@@ -189,6 +218,29 @@ class Forgetting:
             living = [(node.shard, node.last) for node in roots if self.is_alive(node.key)]
             rest = {(node.shard, node.last) for node in roots}.difference(living)
             return view, living, sorted(rest - self._schedule.hits)
+
+    def untold(self) -> str | None:
+        """Tell the store at ``store.url`` every deletion; why it was not told, if that fails.
+
+        For some seconds after it has failed it is not tried again, so that nobody waits each time.
+        """
+        if self.run.store.depot is None:
+            return None
+        with self._telling:
+            if time.monotonic() < self._next_try:
+                return self._reason
+            before = self._reason
+            try:
+                self.run.notices().tell(self.ledger)
+                self._reason = None
+            except S3TError as error:
+                self._reason, self._next_try = str(error), time.monotonic() + _PATIENCE
+                if before is None:
+                    _log.error("store not told yet of deletions, which are durable: %s", error)
+            else:
+                if before is not None:
+                    _log.warning("the store is told of every deletion again")
+            return self._reason
 
     def is_alive(self, key: NodeKey) -> bool:
         """Whether a node can serve, as of the last ``catch_up``."""
@@ -231,7 +283,8 @@ class Forgetting:
             what = "is gone" if found is None else "was replaced by another directory"
             raise UnavailableError(
                 f"{self.run.root} {what} under this process: put back the one that was there, or "
-                "start the process again on the new one"
+                "start the process again on the new one",
+                "run_gone",
             )
         stamps = self.run.store.stamps(known)
         changed = sorted(key for key, stamp in stamps.items() if stamp != known[key])
@@ -297,7 +350,8 @@ class Forgetting:
         """One deletion, durable when this returns, unless ``dry_run``.
 
         Raises:
-            InputError: nothing to delete, an unknown id or subject, or a request id in use.
+            InputError: nothing to delete, an unknown id or subject, or a request id in use; or one
+                whose deletion was made before samples that it names were taken in.
             IntegrityError: the ledger contradicts itself.
         """
         started = time.perf_counter()
@@ -328,6 +382,7 @@ class Forgetting:
             deleted=done.deleted,
             already_deleted=done.already_deleted,
             copies_elsewhere=done.copies_elsewhere,
+            look_alikes=done.look_alikes,
             nodes_dead=tuple(NodeKey(key) for key in part["nodes_dead"]),
             prefixes=tuple(
                 PrefixChange(shard, tuple(old), tuple(new)) for shard, old, new in part["prefixes"]
@@ -382,6 +437,9 @@ class Forgetting:
                     self._shard_status(shard, node) for shard, node in enumerate(prefixes)
                 ),
                 environments=self._environments(),
+                database=self.ledger.database,
+                **self.ledger.outbox.counts(),
+                untold=self._reason,
             )
 
     def _environments(self) -> tuple[EnvironmentStatus, ...]:

@@ -16,8 +16,9 @@ def overview(forgetting: Forgetting) -> dict[str, Any]:
     """Shards × slices, what serves, and the state of every node, at the ledger's present view.
 
     Returns:
-        ``hits`` as [shard, slice]; ``serving`` the prefix of each shard; ``nodes`` with ``state``
-        ``serving`` (part of the prefix that serves), ``alive``, ``dead`` or ``missing``.
+        ``hits`` as [shard, slice]; ``jobs`` and ``callbacks`` that wait; ``serving`` the prefix of
+        each shard; ``nodes`` with ``state`` ``serving`` (part of the prefix that serves),
+        ``alive``, ``dead`` or ``missing``.
     """
     status, generation, nodes = forgetting.survey()
     return {
@@ -30,6 +31,8 @@ def overview(forgetting: Forgetting) -> dict[str, Any]:
         "exhausted": status.exhausted,
         "expected_deletions_left": status.expected_deletions_left,
         "hits": [[one.shard, part] for one in status.shards for part in one.slices_hit],
+        "jobs": status.jobs,
+        "callbacks": status.callbacks,
         "serving": [list(one.prefix) for one in status.shards],
         "nodes": [
             {

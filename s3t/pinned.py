@@ -19,15 +19,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, Literal
 
 from s3t import errors
 from s3t.errors import S3TError
+from s3t.scratch import ended_by_signals
 
 __all__ = [
     "Arithmetic",
@@ -55,6 +59,9 @@ _FAMILIES = ("MKL_", "ONEDNN_", "DNNL_", "ATEN_", "TORCH_MKLDNN_", "MKLDNN_")
 
 _HARMLESS = ("NUM_THREADS", "DYNAMIC", "VERBOSE", "THREADING_LAYER", "INTERFACE_LAYER", "JIT_DUMP")
 """What of these families changes no byte, since there is one thread: it may differ."""
+
+_CLEANING = 20.0
+"""Seconds that a process has to remove its scratch folder in once it is to end."""
 
 _pinned: Arithmetic | None = None
 _before: dict[str, str | None] = {}
@@ -141,10 +148,14 @@ def call_elsewhere(arithmetic: Arithmetic, function: Callable[..., Any], **words
         os.close(writer)
         assert process.stdin is not None
         try:
-            process.stdin.write(json.dumps(request) + "\n")  # and stays open: its end is our end
-            process.stdin.flush()
-            reply = replies.read()
+            with ended_by_signals():
+                process.stdin.write(json.dumps(request) + "\n")  # it stays open: its end is ours
+                process.stdin.flush()
+                reply = replies.read()
         except BaseException:
+            process.terminate()  # so that it removes what must not stay
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_CLEANING)
             process.kill()
             raise
         process.stdin.close()
@@ -187,6 +198,8 @@ def _answer(function: str, words: dict[str, Any]) -> dict[str, Any]:
 def _end_with_parent() -> None:
     """Nothing more comes over the pipe: when it closes, the parent has ended."""
     sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)  # what must not stay is removed, then it ends
+    time.sleep(_CLEANING)
     os._exit(1)
 
 

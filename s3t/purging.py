@@ -5,26 +5,34 @@
                     trunk, half-written files ──────────────────────────┼─► ledger: rows ─► hashes,
                     rows of deleted samples ────────────────────────────┘          entry in the log
 
-Invariant: what is told as gone is gone, durably; the ledger tells of it last. Killed anywhere, the
-same command finishes it. The user's own files are read, and never written.
+Invariants: what is told as gone is gone, durably; the ledger tells of it last. Nothing is removed
+before the store at ``store.url`` knows of every deletion, nor while a process that could put it
+back trains there. Killed anywhere, the same command finishes it. The user's own files are read, and
+never written.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from glob import glob
+from pathlib import Path
 from typing import Any
 
+from s3t import scratch
 from s3t.config import Config
-from s3t.data import label_names, load_private
-from s3t.errors import InputError, S3TError
+from s3t.data import private_origins
+from s3t.data.files import resolve
+from s3t.errors import InputError, S3TError, UnavailableError
 from s3t.ledger import Gone, Ledger
 from s3t.run import RunDir
+from s3t.run.contents import half_written, strangers, written, written_files
 from s3t.run.exports import Exported, ExportFolder, ExportRecords, export_tag
+from s3t.run.trainers import MAIN, Trainers
 from s3t.types import NodeKey
 
 __all__ = ["Purge", "Store", "is_dead", "kept_nodes", "purge"]
@@ -43,10 +51,17 @@ _OF_SERVER = (
     "of the ledger's server: its log of writes (WAL) until that is recycled and overwritten, its "
     "archives, standbys and backups, and blocks of its disk that were freed"
 )
+_OF_VERSIONS = (
+    "older versions and deleted objects that the store keeps (object versioning, soft delete): "
+    "they are removed on S3, and known of nowhere else"
+)
 _OF_REPLICAS = (
     "copies of nodes on machines that serve the run from the store: each removes its own when it "
     "takes the deletion up, one that is switched off when it is started again"
 )
+
+_PATIENCE = 10.0
+"""Seconds beyond a lease that trainers are waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,19 +123,27 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
     Raises:
         InputError: the run was prepared elsewhere.
         IntegrityError: the plan, the ledger or the key ring is damaged; nothing was removed.
+        UnavailableError: somebody trains at ``store.url``, or it cannot be told of every deletion;
+            nothing was removed.
         S3TError: a place cannot be reached or written; what is gone by then is told next time.
     """
     with ExitStack() as stack:
         ledger = stack.enter_context(run.ledger())
         alone = locked or _held(run, stack)
+        if not dry_run and run.store.depot is not None:
+            run.notices().tell(ledger, anew=True)
+            _wait_for_trainers(run, alone, locked)
         view = ledger.view()  # what dies after this look is left to the next purge
         doomed = _dead(run, ledger)
         exports = ExportRecords(run.root).all()
-        stores = [_nodes(run, doomed, dry_run)]
+        left, nodes_store = _nodes(run, doomed, dry_run)
+        stores = [nodes_store]
         stores += [_exported(run, one, ledger, doomed, dry_run) for one in exports]
         stores += _caches(run, alone, dry_run)
+        stores += [_scratch(run, dry_run), *_left_alone(run, ledger, ledger.gone())]
+        stores.append(_jobs(ledger, dry_run))
         rows, kept = ledger.unpurged(view), ""
-        nodes = sorted(doomed.there | (set(ledger.plans.nodes()) & doomed.keys))
+        nodes = sorted((doomed.there | (set(ledger.plans.nodes()) & doomed.keys)) - left)
         if not dry_run:
             told = dict(sum((Counter({one.name: one.purged}) for one in stores), Counter()))
             found = nodes or rows or told
@@ -137,7 +160,7 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
             run=str(run.root),
             view=view,
             dry_run=dry_run,
-            nodes=tuple(sorted(doomed.there)),
+            nodes=tuple(sorted(doomed.there - left)),
             stores=tuple(stores),
             own_files=tuple(_own_files(run.config(), ledger.gone())),
             out_of_reach=(
@@ -145,8 +168,24 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
                 *((_OF_ENGINES,) if exports else ()),
                 *((_OF_SERVER,) if ledger.shared else ()),
                 *((_OF_REPLICAS,) if run.store.depot is not None else ()),
+                *((_OF_VERSIONS,) if _keeps_versions(run) else ()),
             ),
         )
+
+
+def _jobs(ledger: Ledger, dry_run: bool) -> Store:
+    """Deletions that were accepted name samples. Those that are done go; the others are to be
+    done, which a service of the run does."""
+    found = ledger.outbox.counts()["jobs"]
+    done = 0 if dry_run else ledger.outbox.sweep()
+    note = "s3t serve does the others, and their ids go with that" if found > done else ""
+    return Store("accepted deletions", ledger.name, found, done, note)
+
+
+def _keeps_versions(run: RunDir) -> bool:
+    """Whether nodes lie at a URL that may keep versions which nothing here knows to remove."""
+    depot = run.store.depot
+    return depot is not None and depot.folder is None and not depot.is_s3
 
 
 def _held(run: RunDir, stack: ExitStack) -> bool:
@@ -158,6 +197,34 @@ def _held(run: RunDir, stack: ExitStack) -> bool:
     except S3TError:
         return False
     return True
+
+
+def _wait_for_trainers(run: RunDir, alone: bool, locked: bool) -> None:
+    """Refuse, or outwait, processes that train at ``store.url`` and could put there what is purged.
+
+    One that gave no sign of life for a lease is dead, and its sign is removed. After a repair the
+    others are at their ends, so they are waited for.
+    """
+    lease, work = run.config().store.lease, run.work()
+    others = Trainers(work, None, lease)
+    limit = time.monotonic() + lease + _PATIENCE
+    while True:
+        others.look(anew=True)
+        mine = [name for name in others.names if locked and name.startswith(MAIN)]
+        living = [name for name in others.names if name not in mine and others.lives(name)]
+        if alone and not living:
+            break
+        if not alone or time.monotonic() > limit or (not locked and any(map(others.moves, living))):
+            who = ", ".join(living) or "a process with the training lock"
+            raise UnavailableError(
+                f"{run.root} is being trained at {work.url}/beats ({who}), and could put back what "
+                "is purged, so nothing was removed: wait until that has ended, or end it; then run "
+                "the same command again"
+            )
+        time.sleep(min(1.0, lease / 8))
+    for name in others.names:
+        if name not in mine:
+            work.remove(f"beats/{name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,25 +278,39 @@ def _kept(run: RunDir, ledger: Ledger) -> tuple[frozenset[NodeKey], frozenset[No
 def _dead(run: RunDir, ledger: Ledger) -> _Doomed:
     """All nodes but those that are kept."""
     kept, planned = _kept(run, ledger)
-    there = run.store.keys() | run.store.copies()
+    there = run.store.keys() | run.store.copies() | (run.store.versions() or frozenset())
     known = planned | set(ledger.plans.nodes()) | there
     return _Doomed(frozenset(known - kept), frozenset(there - kept), kept)
 
 
-def _nodes(run: RunDir, doomed: _Doomed, dry_run: bool) -> Store:
-    store = run.store
+def _nodes(run: RunDir, doomed: _Doomed, dry_run: bool) -> tuple[frozenset[NodeKey], Store]:
+    """Remove dead nodes; returns those of which the store holds older versions all the same."""
+    store, left = run.store, frozenset[NodeKey]()
     where = str(store.root) if store.depot is None else f"{store.depot.url} and {store.root}"
     note = [f"not ours, left alone: {name}" for name in store.strays()]
     purged = 0
     if not dry_run:
         removal = store.remove(doomed.keys)
-        purged = len(doomed.there)
+        left = frozenset(removal.left)
+        purged = len(doomed.there - left)
         strange = len(removal.unknown & doomed.there)
         if store.sealer is not None and not strange:
             note.insert(0, "their data keys are destroyed, so backups of the run forget them too")
         elif store.sealer is not None:
             note.insert(0, f"{strange} of them had no data key in the key ring: their backups stay")
-    return Store("nodes", where, len(doomed.there), purged, "; ".join(note))
+    if left:
+        why = next(iter(removal.left.values()))
+        note.append(
+            f"older versions of {len(left)} of them are left at the URL, which does not let go of "
+            f"them ({why}), and the audit's claim E7 does not hold until they are gone"
+        )
+    if store.versions() is None:
+        note.append(
+            "the store does not let us see older versions of its objects, so they may hold dead "
+            "nodes, and the audit's claim E7 does not hold: allow s3:ListBucketVersions and "
+            "s3:DeleteObjectVersion"
+        )
+    return left, Store("nodes", where, len(doomed.there), purged, "; ".join(note))
 
 
 def _exported(
@@ -276,7 +357,7 @@ def _caches(run: RunDir, alone: bool, dry_run: bool) -> Iterator[Store]:
         shutil.rmtree(run.trunk_path, ignore_errors=True)
     left = sum(path.is_file() for path in run.trunk_path.rglob("*"))
     yield Store("activations", str(run.trunk_path), files, files - left, busy if files else "")
-    half = list(run.root.glob(".*.tmp"))
+    half = half_written(run.root)
     swept = 0
     if alone and not dry_run:
         for path in half:
@@ -289,29 +370,66 @@ def _caches(run: RunDir, alone: bool, dry_run: bool) -> Iterator[Store]:
     yield Store("half-written files", str(run.root), found, swept, busy if found else "")
 
 
+def _left_alone(run: RunDir, ledger: Ledger, gone: Gone) -> Iterator[Store]:
+    """What may be of deleted samples and is not ours to remove; nothing where there is none."""
+    others = [*map(str, strangers(run.root, run.plans.others()))]
+    with ledger.evidence() as evidence:
+        others += [f"{name} in {ledger.name}" for name in evidence.strange()]
+    if others:
+        note = f"no part of a run, left alone: {', '.join(others)}"
+        yield Store("other files", str(run.root), len(others), 0, note)
+    told = [str(path) for path in written_files(run.root) if _names_one(path, gone)]
+    if told:
+        note = f"they name deleted samples; remove the lines: {', '.join(told)}"
+        yield Store("reports", str(run.root), len(told), 0, note)
+
+
+def _names_one(path: Path, gone: Gone) -> bool:
+    text = path.read_bytes().decode(errors="replace") if len(gone) else ""
+    return any(one in gone for one in written(text))
+
+
+def _scratch(run: RunDir, dry_run: bool) -> Store:
+    """What audits have trained again, and copies of data, of processes that were killed."""
+    left, held = scratch.sweep(run.root, remove=not dry_run)
+    note = f"{held} of processes at work, which remove them at their end" if held else ""
+    where = " and ".join(map(str, scratch.places(run.root)))
+    return Store("temporary runs", where, left + held, 0 if dry_run else left, note)
+
+
 def _own_files(config: Config, gone: Gone) -> Iterator[tuple[str, int]]:
-    """The user's files that still hold rows of deleted samples, with the number of those."""
+    """The user's files that still hold rows of deleted samples, with the number of those: all that
+    the data are read from, whole, and the images and metadata that rows name."""
+    if not len(gone):
+        return
     source = config.data.private
-    patterns = (source.files,) if isinstance(source.files, str) else source.files or ()
-    files = [name for pattern in patterns for name in sorted(glob(pattern)) or [pattern]]
-    if not files or source.format == "imagefolder":
-        named = source.name or ", ".join(files) or f"the embedded {source.format}"
-        sources = [(f"data.private ({named})", config)]
-    else:
-        sources = [(name, _reading(config, name)) for name in files]
-    labels = label_names(config) if len(gone) else ()
-    for name, reading in sources:
-        if not len(gone):
-            continue
+    if source.files is None or source.format == "imagefolder":
+        name = f"data.private ({source.name or source.files or f'the embedded {source.format}'})"
+        folders = {"split": re.split(r"[\[+]", source.split)[0]} if source.files else {}
+        yield from _rows_in(name, _reading(config, **folders), gone)
+        return
+    for pattern in [source.files] if isinstance(source.files, str) else source.files:
         try:
-            held = sum(one.id in gone for one in load_private(reading, labels).samples)
+            names = resolve(pattern)
         except InputError as error:
-            yield f"{name} (cannot be read: {error})", 0
+            yield f"{pattern} (cannot be read: {error})", 0
             continue
-        if held:
-            yield name, held
+        for name in names:
+            yield from _rows_in(name, _reading(config, files=name, split="train"), gone)
 
 
-def _reading(config: Config, name: str) -> Config:
-    private = config.data.private.model_copy(update={"files": name})
+def _rows_in(name: str, config: Config, gone: Gone) -> Iterator[tuple[str, int]]:
+    """Rows of deleted samples that a source of its own holds, by file."""
+    try:
+        rows = [origin for one, origin in private_origins(config) if one in gone]
+    except InputError as error:
+        yield f"{name} (cannot be read: {error})", 0
+        return
+    if rows and config.data.private.format != "imagefolder":  # it is no file of its own
+        yield name, len(rows)
+    yield from sorted(Counter(file for origin in rows for file in origin).items())
+
+
+def _reading(config: Config, **changes: str) -> Config:
+    private = config.data.private.model_copy(update=changes)
     return config.model_copy(update={"data": config.data.model_copy(update={"private": private})})

@@ -87,5 +87,10 @@ def repair_apart(run: Path, launch: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _error_of(code: int) -> type[S3TError]:
-    kinds = (errors.InputError, errors.ExhaustedError, errors.IntegrityError)
+    kinds = (
+        errors.InputError,
+        errors.ExhaustedError,
+        errors.IntegrityError,
+        errors.UnavailableError,
+    )
     return next((kind for kind in kinds if kind.exit_code == code), S3TError)

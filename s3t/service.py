@@ -2,13 +2,12 @@
 
     predict:     pin the view ─► is it the ledger's? ─► compute ─► still? ─► answer
                                       └─ no: build the new view, swap it in, begin again
-    deactivate:  commit to the ledger ─► swap the view ─► wait for whoever is on the old one, here
-                 and on every replica
+    deactivate:  commit to the ledger ─► swap the view ─► wait for all who are on the old one, here
+                 and in every process
 
 Invariant (E6): once ``deactivate`` has returned, in any process, no answer comes from a node whose
-lineage holds a deleted sample. Within the process this follows from the wait; across processes from
-looking at the ledger before and after each answer, or, for a replica (``join``), from its lease
-(``serving``).
+lineage holds a deleted sample. What was under way has ended by then: within the process ``views``
+tells, across processes a lock (``readers``) or, for a replica (``join``), its lease.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from s3t.errors import InputError, UnavailableError
 from s3t.forgetting import Forgetting, Receipt, Status
 from s3t.overview import overview
 from s3t.run import RunDir
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from s3t.answering import Evaluation, Prediction
     from s3t.config import Config
     from s3t.exporting import Export
+    from s3t.ledger import Outbox
     from s3t.pipelines import Pipeline
     from s3t.plan.forecast import Forecast
     from s3t.purging import Purge
@@ -107,6 +108,17 @@ class S3T:
         return self._forgetting.run.root
 
     @property
+    def outbox(self) -> Outbox:
+        """Large deletions that were accepted and are not done, and callbacks."""
+        return self._forgetting.ledger.outbox
+
+    @property
+    def run_id(self) -> str:
+        """What tells runs apart: the beginning of the digest of the log's first entry. Copies and
+        replicas of a run share it, wherever they lie."""
+        return str(next(self._forgetting.ledger.log()).digest[:12])
+
+    @property
     def task(self) -> str:
         """What the run was trained for."""
         return self.config.task
@@ -128,8 +140,12 @@ class S3T:
     ) -> Receipt:
         """Forget samples, and all samples of subjects: all of them or, on an error, none.
 
-        When this returns the deletion is durable, and no answer given from now on, in any process
-        that has the run open, comes from a block that has seen one of them.
+        When this returns the deletion is durable. If its receipt has ``effective_at``, no answer
+        given from now on, in any process that has the run open, comes from a block that has seen
+        one of them; and those that did have ended. It is None if an answer of another process had
+        not ended after ``serve.timeout``, or its replica could not be seen, or the store at
+        ``store.url`` does not know of it yet (``Receipt.untold`` says why): ``receipt`` tells
+        later.
 
         Args:
             sample_ids: ids to delete; ones deleted before are accepted and reported.
@@ -146,9 +162,11 @@ class S3T:
         receipt = self._serving.delete(
             lambda: self._forgetting.delete(sample_ids, subjects, request_id, dry_run)
         )
-        effective = None if dry_run else self._serving.settled(receipt)
+        untold = None if dry_run else self._forgetting.untold()
+        request, told = receipt.request_id, untold is None
+        effective = None if dry_run else self._serving.settled(request, receipt.view, told)
         seconds = round(time.perf_counter() - started, 6)
-        return replace(receipt, seconds=seconds, effective_at=effective)
+        return replace(receipt, seconds=seconds, effective_at=effective, untold=untold)
 
     def repair(self, launch: Sequence[str] = ()) -> dict[str, Any]:
         """Plan the run again on what is left, train what is missing, purge what is dead.
@@ -256,7 +274,9 @@ class S3T:
         Raises:
             InputError: no such request.
         """
-        return self._forgetting.ledger.receipt(request_id)
+        from s3t.replica import receipt
+
+        return receipt(self._forgetting.ledger, request_id, self._forgetting.untold)
 
     def receipts(self, limit: int = 100, before: int | None = None) -> list[dict[str, Any]]:
         """Stored receipts, the latest first.
@@ -268,7 +288,12 @@ class S3T:
         return self._forgetting.ledger.receipts(limit, before)
 
     def status(self) -> Status:
-        """Shards, prefixes and what is left, at the ledger's present view."""
+        """Shards, prefixes and what is left, at the ledger's present view.
+
+        The store is told of deletions that it was not told of when they were made.
+        """
+        if self._serving.seat is None and self._forgetting.untold() is None:
+            self._serving.settle_left()
         return self._forgetting.status()
 
     def picture(self) -> dict[str, Any]:
@@ -367,28 +392,66 @@ class S3T:
         top_k: int = 0,
         top_p: float = 1.0,
         begun: Sequence[int] = (),
+        strict: bool = False,
     ) -> Iterator[Piece]:
         """Continue one text, a token at a time.
 
         Each token comes from nodes that live at that moment: a deletion waits for one token, not
-        for the text, which goes on with what is left.
+        for the text, which goes on with what is left. What goes on reads the tokens before, which
+        nodes that have died since may have chosen; ``strict`` does not go on from those.
 
         Args:
             prompt: a text, or a mapping with the config's text column.
             max_new_tokens, temperature, seed, top_k, top_p: as ``generate``.
             begun: tokens of pieces told before; the text goes on after them.
+            strict: end with an error as soon as a node has died that any piece is from. A text
+                that ends without one comes, to its last token, from what lives at its end. Not to
+                be had with ``begun``, of which it is not known where they came from.
 
         Returns:
             pieces of text; a piece is empty while a letter is not yet whole.
 
         Raises:
             ExhaustedError, InputError, IntegrityError: as ``predict``; the first two at once.
+            UnavailableError: ``strict``, and a deletion has hit the text (``code`` is
+                ``text_hit``): drop its pieces, and ask for it again.
         """
+        if strict and begun:
+            raise InputError("strict and begun: where begun tokens came from is not known")
         model = self._serving.model()
         draw = Draw(max_new_tokens, temperature, seed, top_k, top_p)
         (tokens,) = model.prompts([prompt], draw)
         model.check_room([[*tokens, *begun]], draw)
-        return model.writer.pieces(tokens, draw, self._serving.answer, begun)
+        pieces = model.writer.pieces(tokens, draw, self._serving.answer, begun)
+        return self._strictly(pieces) if strict else pieces
+
+    def _strictly(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        """Pieces, while nothing has died that any of them is from: the first one's view is the
+        oldest, and what has died since a later view has died since that one too."""
+        first = None
+        for piece in pieces:
+            first = piece.view if first is None else first
+            self._check_unhit(first)
+            yield piece
+        if first is not None:
+            self._check_unhit(first)
+
+    def _check_unhit(self, view: int) -> None:
+        if not self.is_sound(view):
+            raise UnavailableError(
+                "a deletion has hit blocks that wrote a part of the text: drop what has come of "
+                "it, and ask for it again",
+                "text_hit",
+            )
+
+    def is_sound(self, view: int) -> bool:
+        """Whether everything that served at a view lives still: what was answered then would be
+        given again. A view too old to be remembered is not sound.
+
+        Raises:
+            IntegrityError, UnavailableError: as ``predict``.
+        """
+        return self._serving.is_sound(view)
 
     def pipeline(self, **options: Any) -> Pipeline:
         """transformers' pipeline of the run's task, over the view in force at each call.

@@ -1,11 +1,12 @@
 """What a process serves: the model, the view in force, and its seat among the replicas.
 
-    looking   an answer looks at the ledger before and after           library, commands, SQLite
+    looking   an answer looks at the ledger before and after,          library, commands, SQLite
+              and holds a lock meanwhile (``readers``)
     leased    it goes by the seat's lease; the follower swaps views    replicas on PostgreSQL
 
 Invariant (E6): an answer is given only if, after it was computed, nothing that it came from was
-dead as far as the ledger, or the lease, can tell; and who swaps a view in after a deletion can wait
-for all answers that came before.
+dead as far as the ledger, or the lease, can tell; and a deletion is
+effective only when all answers that came before have ended, in every process.
 """
 
 from __future__ import annotations
@@ -17,10 +18,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from s3t.errors import DamagedNodeError, ExhaustedError, S3TError, UnavailableError
+from s3t.errors import (
+    DamagedNodeError,
+    ExhaustedError,
+    IntegrityError,
+    S3TError,
+    UnavailableError,
+)
 from s3t.forgetting import Forgetting, Receipt
 from s3t.plan.trie import Node
-from s3t.replica import Seat, settled
+from s3t.readers import Readers
+from s3t.replica import Seat, settle_left, settled
+from s3t.run import prove_locks
 from s3t.types import Draw, NodeKey
 from s3t.views import View, Views
 
@@ -47,7 +56,8 @@ class Serving:
     def __init__(self, forgetting: Forgetting) -> None:
         self._forgetting = forgetting
         self._lock = threading.RLock()  # who builds views; deletions hold it too
-        self._views = Views()
+        self._readers = Readers.of(forgetting.ledger)
+        self._views = Views(self._readers)
         self._model: Answering | None = None
         self._has_served = False
         self._looked, self._told = -_LOOK_SECONDS, ""
@@ -59,6 +69,8 @@ class Serving:
         Raises:
             InputError, IntegrityError: see ``Answering``.
         """
+        if self._model is not None:  # without the lock, which a deletion holds while it waits
+            return self._model
         with self._lock:
             if self._model is None:
                 from s3t.answering import Answering
@@ -69,12 +81,26 @@ class Serving:
             return self._model
 
     def join(self, name: str, lease: float | None) -> None:
-        """Put a view in force, and answer by a lease from now on, if one is given."""
+        """Put a view in force, and answer by a lease from now on, if one is given.
+
+        Raises:
+            InputError: the ledger is a file, and locks do not hold where it or the run lies.
+            S3TError: see ``S3T.join``.
+        """
+        if self._readers is not None:
+            for folder in {self._forgetting.run.root.resolve(), self._readers.path.parent}:
+                prove_locks(folder)
         model = self.model()
         with self._lock:
             self._swap(model)
+        ledger = self._forgetting.ledger
         if lease is not None and self.seat is None:
-            self.seat = Seat(self._forgetting.ledger, name, lease, self._follow)
+            self.seat = Seat(
+                ledger, name, lease, self._follow, self._readers, self._forgetting.untold
+            )
+            self._views.untold()  # it has left all that was before its seat
+        elif self._readers is not None:
+            settle_left(ledger, self._readers, self._forgetting.untold)
 
     def leave(self) -> None:
         """Give the seat back, if there is one."""
@@ -103,19 +129,50 @@ class Serving:
                 self._take_up(self._model, receipt.view)
         return receipt
 
-    def settled(self, receipt: Receipt) -> str | None:
-        """Wait for whoever is on older views, here and on all replicas.
+    def settled(self, request: str, view: int, told: bool = True) -> str | None:
+        """Wait for all who are on views before a deletion's, here, in other processes, on replicas.
+
+        Another process without a lease is waited for as long as a question may take
+        (``serve.timeout``): it may hang. Its lock stays, and who looks later settles the deletion.
+
+        Args:
+            request: id of the deletion.
+            view: its view.
+            told: whether the store knows of it; it is not effective before.
 
         Returns:
-            when the deletion was effective, ISO 8601; None if that cannot be seen.
+            when the deletion was effective, ISO 8601; None if it is not yet, or that cannot be
+            seen.
         """
-        self._views.wait(receipt.view)
+        self._views.wait(view)
         own = "" if self.seat is None else self.seat.replica
+        ledger, readers = self._forgetting.ledger, self._readers
         try:
-            return settled(self._forgetting.ledger, receipt.request_id, receipt.view, own)
+            if readers is not None and not readers.wait(view, self._patience):
+                _log.error(
+                    "request %s is durable and not yet effective: a process has not ended an "
+                    "answer of before for %g s (fuser -v %s names it)",
+                    request,
+                    self._patience,
+                    readers.path,
+                )
+                return None
+            at = settled(ledger, request, view, own, told)
+            if readers is not None and told:
+                settle_left(ledger, readers)
+            return at
         except S3TError as error:
-            _log.error("request %s is durable; %s", receipt.request_id, error)
+            _log.error("request %s is durable; %s", request, error)
             return None
+
+    def settle_left(self) -> None:
+        """Settle deletions that the store could not be told of when they were made."""
+        if self._forgetting.run.store.depot is not None:
+            settle_left(self._forgetting.ledger, self._readers, self._forgetting.untold)
+
+    @property
+    def _patience(self) -> float:
+        return self._forgetting.config.serve.timeout
 
     def refresh(self, anew: bool = False) -> None:
         """Put the ledger's view in force, if anything is served; drop tensors of what is dead.
@@ -142,6 +199,9 @@ class Serving:
             IntegrityError: a block that should serve is damaged.
             UnavailableError: the ledger cannot be reached, or the lease has run out.
         """
+        return self._answered(lambda ensemble, view: compute(ensemble, view.version))
+
+    def _answered(self, compute: Callable[[Ensemble, View], Answer]) -> Answer:
         from s3t.writing import Spoilt
 
         model = self.model()
@@ -154,7 +214,7 @@ class Serving:
                         f"{self._forgetting.run.root}: no shard has a surviving prefix; train a "
                         "new run, or set aggregation.on_exhausted=base to answer with the base"
                     )
-                answer = compute(view.ensemble, view.version)
+                answer = compute(view.ensemble, view)
                 if self._still_serves(view):
                     return answer
             except Spoilt:
@@ -169,9 +229,9 @@ class Serving:
             ExhaustedError, IntegrityError, UnavailableError: as ``answer``.
         """
         writer = self.model().writer
-        return self.answer(
+        return self._answered(
             lambda ensemble, view: writer.completions(
-                ensemble, prompts, draw, view, lambda: self.spoilt(view)
+                ensemble, prompts, draw, view.version, lambda: not self._still_serves(view)
             )
         )
 
@@ -194,6 +254,18 @@ class Serving:
     def spoilt(self, version: int) -> bool:
         """Whether something that served at a view has died since, as far as is known here."""
         return self._views.spoilt(version)
+
+    def is_sound(self, version: int) -> bool:
+        """Whether all that served at a view lives, as the ledger, or the lease, has it now.
+
+        Raises:
+            IntegrityError, UnavailableError: as ``answer``.
+        """
+        pinned = self._pin(self.model())  # the ledger's, so that ``spoilt`` is up to date
+        try:
+            return not self.spoilt(version)
+        finally:
+            self._views.unpin(pinned)
 
     # ── views ────────────────────────────────────────────────────────────────────────────────
 
@@ -309,7 +381,14 @@ class Serving:
 
     def _follow(self, seconds: float) -> int:
         """Bring this replica to the ledger's view; see ``replica.Follow``."""
-        version, current = self._forgetting.ledger.view(), self._views.current
+        current = self._views.current
+        try:
+            version = self._forgetting.ledger.view()
+        except IntegrityError as error:
+            with self._lock:
+                _log.error("nothing answers until the ledger is sound: %s", error)
+                self._views.drop(0 if current is None else current.version + 1)
+            raise
         if current is None or current.version != version:
             with self._lock:
                 self._take_up(self.model(), version)

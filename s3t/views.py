@@ -4,9 +4,10 @@
                    leaving:  7, 6    until their last reader has gone
 
 Invariant: a view is immutable, so nobody sees half of one; whoever waits until older views have no
-readers knows that nothing comes from them any more. A version is ``spoilt`` once a node that it
-served is found dead, even if nothing has served that node for some views. What was served too long
-ago to be remembered counts as spoilt.
+readers knows that nothing comes from them any more. Where there are ``Readers``, other processes
+are told of a reader before ``pin`` has returned. A version is ``spoilt`` once a node that it served
+is found dead, even if nothing has served that node for some views. What was served too long ago to
+be remembered counts as spoilt.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from s3t.plan.trie import Node
+from s3t.readers import Readers
 from s3t.types import NodeKey
 
 if TYPE_CHECKING:
@@ -50,9 +52,14 @@ class View:
 
 
 class Views:
-    """Views of one process, shared by its threads."""
+    """Views of one process, shared by its threads.
 
-    def __init__(self) -> None:
+    Args:
+        told: by which other processes know of the readers, if they do not know otherwise.
+    """
+
+    def __init__(self, told: Readers | None = None) -> None:
+        self._told = told
         self._gate = threading.Condition()
         self._current: View | None = None
         self._leaving: list[View] = []
@@ -65,9 +72,15 @@ class Views:
         return self._current
 
     def pin(self) -> View | None:
-        """The one in force, with this reader counted on it."""
+        """The one in force, with this reader counted on it.
+
+        Raises:
+            UnavailableError: other processes cannot be told of it.
+        """
         with self._gate:
             if self._current is not None:
+                if self._told is not None:
+                    self._told.enter(self._current.version)
                 self._current.readers += 1
             return self._current
 
@@ -75,8 +88,17 @@ class Views:
         """Count a reader off."""
         with self._gate:
             view.readers -= 1
+            if self._told is not None:
+                self._told.leave(view.version)
             if not view.readers:
                 self._gate.notify_all()
+
+    def untold(self) -> None:
+        """From now on other processes know of the readers otherwise: by a lease."""
+        with self._gate:
+            told, self._told = self._told, None
+            if told is not None:
+                told.close()
 
     def put(self, view: View, is_alive: Callable[[NodeKey], bool]) -> None:
         """Put a view in force.

@@ -19,6 +19,7 @@ from s3t.pinned import pin
 
 if TYPE_CHECKING:
     from s3t.run import RunDir
+    from tests.postgres import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -186,6 +187,35 @@ def small_run(small_training: Path, tmp_path: Path) -> RunDir:
     from s3t.run import RunDir
 
     return RunDir(shutil.copytree(small_training, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def postgres_training(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run, its ledger a database that can be copied."""
+    from s3t.training.walk import train
+    from tests.small_runs import small_configs
+
+    config = small_configs(tmp_path_factory.mktemp("replicas"))(ledger=postgres.create_database())
+    train(config)
+    return config.run_dir
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either_run(request: pytest.FixtureRequest, tmp_path: Path) -> RunDir:
+    """A copy of the small run, its ledger of one kind or the other."""
+    from s3t.run import RunDir
+
+    if request.param == "sqlite":
+        found: RunDir = request.getfixturevalue("small_run")
+        return found
+    trained: Path = request.getfixturevalue("postgres_training")
+    server: Server = request.getfixturevalue("postgres")
+    copy = RunDir(shutil.copytree(trained, tmp_path / "run"))
+    ledger = copy.config().ledger
+    assert ledger is not None
+    text = copy.config_path.read_text(encoding="utf-8")
+    copy.config_path.write_text(text.replace(ledger, server.copy(ledger)), encoding="utf-8")
+    return RunDir(copy.root)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,9 @@ import yaml
 
 from s3t.cli.words import split_launch
 from s3t.run import RunDir
+from s3t.training.walk import train
 from tests.conftest import Run, Said
+from tests.small_runs import person_rows, small_configs, write_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "configs/digits.yaml"
@@ -441,20 +443,37 @@ def test_damage(case: str, verb: str, digits_run: Path, one: Path, s3t: Run) -> 
 
 DEACTIVATIONS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "nothing named": ([], ["nothing to delete: give at least one sample id or subject"]),
-    "empty ids": (["--ids", ",,"], ["nothing to delete"]),
+    "an empty id": (["--ids", ""], ["unknown sample ids ''"]),
     "unknown id": (
-        ["--ids", "digit-0003,nobody"],
+        ["--ids", "digit-0003", "--ids", "nobody"],
         ["unknown sample ids 'nobody': nothing was deleted", "s3t samples "],
     ),
+    "ids with a comma": (
+        ["--ids", "digit-0003,digit-0004", "--subjects", "a,b"],
+        ["unknown sample ids 'digit-0003,digit-0004' and subjects 'a,b'"],
+    ),
+    "an id with blanks": (["--ids", " digit-0003"], ["unknown sample ids ' digit-0003'"]),
+    "an id like markup": (["--ids", "[/bold]"], ["unknown sample ids '[/bold]'"]),
+    "an id like an option": (
+        ["--ids", "-v", "--ids", "--json"],
+        ["unknown sample ids '--json', '-v'"],
+    ),
+    "an id with NUL in a file": (["--ids-file", "nul.txt"], ["is not text in UTF-8"]),
+    "a line with blanks": (["--ids-file", "blanks.txt"], ["unknown sample ids ' ', 'digit-0003 '"]),
+    "a line that is no JSON string": (
+        ["--subjects-file", "quote.txt"],
+        ["quote.txt, line 2 begins with a quote and is no JSON string"],
+    ),
+    "a file in UTF-16": (["--ids-file", "wide.txt"], ["wide.txt cannot be read", "in UTF-8"]),
     "unknown subject": (["--subjects", "ann"], ["unknown subjects 'ann': nothing was deleted"]),
     "unknown ids and subjects": (
         ["--ids", "x", "--subjects", "y"],
         ["unknown sample ids 'x' and subjects 'y'"],
     ),
-    "id that is not text": (["--ids", "\udcff"], ["is not valid Unicode"]),
+    "id that is not text": (["--ids", "\udcff"], ["is not text in UTF-8"]),
     "request id that is not text": (
         ["--ids", "digit-0003", "--request-id", "\udcff"],
-        ["is not valid Unicode"],
+        ["is not text in UTF-8"],
     ),
     "ids file missing": (["--ids-file", "nothing.txt"], ["nothing.txt cannot be read"]),
     "ids file is a directory": (["--ids-file", "folder"], ["folder cannot be read"]),
@@ -471,7 +490,11 @@ DEACTIVATIONS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
 @pytest.mark.parametrize("case", DEACTIVATIONS)
 def test_bad_deactivation(case: str, digits_run: Path, here: Path, s3t: Run) -> None:
     more, parts = DEACTIVATIONS[case]
-    (here / "empty.txt").write_text("\n \n")
+    (here / "empty.txt").write_text("\n\r\n")
+    (here / "nul.txt").write_bytes(b"a\0b\n")
+    (here / "blanks.txt").write_text("digit-0003 \n \n")
+    (here / "quote.txt").write_text('p1\n"p2\n')
+    (here / "wide.txt").write_text("digit-0003\n", encoding="utf-16")
     before = tree(digits_run), tree(here)
     refused(s3t("deactivate", digits_run, *more, "--json"), *parts)
     assert (tree(digits_run), tree(here)) == before
@@ -607,16 +630,59 @@ def test_lines_are_cut_at_newlines_alone(text_run: Path, here: Path, s3t: Run) -
     assert len((here / "out.jsonl").read_text(encoding="utf-8").split("\n")) == 2
 
 
-def test_ids_come_from_words_and_file(digits_run: Path, here: Path, s3t: Run) -> None:
+ODD_NAMES = [
+    *("a,b", "a", "b", " x", "x", "x ", "-v", "--json", "[/bold]"),
+    *("c\nd", "e\r", '"f"', "g\u2028", "a\u0301"),
+]
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose samples have odd ids, and persons of the same names."""
+    folder = tmp_path_factory.mktemp("odd")
+    make = small_configs(folder)
+    rows = person_rows()
+    for name, row in zip(ODD_NAMES, rows, strict=False):
+        row["id"] = row["who"] = name
+    write_csv(folder / "odd.csv", rows)
+    config = make(private="odd.csv", partition={"shards": 1}, stage={"epochs": 1})
+    train(config)
+    return config.run_dir
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.parametrize("what", ["ids", "subjects"])
+def test_a_name_is_what_the_data_say(name: str, what: str, odd: Path, here: Path, s3t: Run) -> None:
+    (here / "names.txt").write_text(json.dumps(name) + "\r\n", encoding="utf-8-sig")
+    ways = [[f"--{what}", name], [f"--{what}-file", "names.txt"]]
+    if not set('\n\r"') & set(name):
+        (here / "plain.txt").write_bytes(f"\ufeff{name}\r\n\n".encode())
+        ways.append([f"--{what}-file", "plain.txt"])
+    with RunDir.existing(odd).ledger() as ledger:
+        expected = [ledger.keyed(name)]
+    for way in ways:
+        said = s3t("deactivate", odd, *way, "--dry-run", "--json")
+        assert json.loads(said.out)["deleted"] == expected, way
+
+
+def test_what_is_listed_can_be_read_back(odd: Path, here: Path, s3t: Run) -> None:
+    lines = s3t("samples", odd).out.splitlines(keepends=True)
+    listed = [line.partition("  ")[0] for line in lines[: len(ODD_NAMES)]]
+    (here / "names.txt").write_text("\n".join(listed), encoding="utf-8")
+    said = s3t("deactivate", odd, "--ids-file", "names.txt", "--dry-run", "--json")
+    assert len(json.loads(said.out)["deleted"]) == len(ODD_NAMES)
+
+
+def test_names_come_from_options_and_files(digits_run: Path, here: Path, s3t: Run) -> None:
     listed = [
         json.loads(line)["sample_id"]
         for line in s3t("samples", digits_run, "--json").out.splitlines()
     ]
-    (here / "ids.txt").write_text(f"{listed[4]}\n\n  {listed[5]}  \r\n")
-    more = ["--ids", f"{listed[0]},{listed[1]}", "--ids", listed[2], "--ids-file", "ids.txt"]
+    (here / "ids.txt").write_text(f"{listed[4]}\n\n{listed[5]}\r\n")
+    more = ["--ids", listed[0], "--ids", listed[2], "--ids-file", "ids.txt"]
     said = s3t("deactivate", digits_run, *more, "--json")
     with RunDir.existing(digits_run).ledger() as ledger:
-        expected = sorted(ledger.keyed(listed[number]) for number in (0, 1, 2, 4, 5))
+        expected = sorted(ledger.keyed(listed[number]) for number in (0, 2, 4, 5))
     assert json.loads(said.out)["deleted"] == expected
 
 

@@ -46,7 +46,7 @@ def test_every_problem_is_in_one_error() -> None:
         "no equals sign": "override 'no equals sign' is not of the form key=value",
         "=1": "override '=1' is not of the form key=value",
         "a..b=1": "override 'a..b=1' is not of the form key=value",
-        "seed=[1": "override 'seed=[1': the value is not YAML",
+        "seed=[1": "override 'seed=[1': the value is not YAML: while parsing a flow sequence",
         "task.name=1": "override 'task.name=1': 'task' is not a section",
         "lora.rnak=4": "unknown key 'lora.rnak': did you mean 'lora.rank'?",
         "zebra=1": "unknown key 'zebra': remove it",
@@ -130,7 +130,20 @@ def test_what_a_wrong_value_leaves_open_is_not_judged() -> None:
         ("training.workers=0", "training.workers: Input should be 'auto', or Input should be gr"),
         ("lora.targets=3", "lora.targets: Input should be 'auto', or expected a list (got 3)"),
         ("stage.isolation=none", "stage.isolation: Input should be 'layers' or 'snapshot'"),
-        ("partition.salt=", "partition.salt: Input should be a valid string (got None)"),
+        (
+            "partition.salt=",
+            "partition.salt: expected text, in quotes where YAML reads it as true or false, null "
+            "or a date (got None)",
+        ),
+        (
+            "data.labels=[no,b]",
+            "data.labels.0: expected text, in quotes where YAML reads it as true or false, null "
+            "or a date (got False)",
+        ),
+        (
+            'stage={"epochs":1,"epochs":5}',
+            """override 'stage={"epochs":1,"epochs":5}': the value is not YAML: keys occur twice""",
+        ),
         (
             "partition.risk.column=age",
             "partition.risk: give thresholds or quantiles, one of the two and not empty",
@@ -227,6 +240,18 @@ def test_paths_that_are_no_file(tmp_path: Path) -> None:
 
 
 # ── overrides ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("text", ["007", "0x10", "1_0", "1:30", "1.10", "1e3", "2.50e+3", "0b1"])
+def test_a_number_where_text_is_asked_for_is_what_is_written(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text(DIGITS.read_text("utf-8") + f"name: {text}\n", "utf-8")
+    more = [f"partition.salt={text}", f"data.labels=[{text}, b]", "stage.epochs=0x10"]
+    config = load_config(path, more)
+    assert (config.name, config.partition.salt, config.data.labels) == (text, text, (text, "b"))
+    assert config.stage.epochs == 16
+    path.write_text(dump_config(config), "utf-8")
+    assert load_config(path) == config
 
 
 def test_overrides_are_read_as_yaml() -> None:

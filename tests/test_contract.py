@@ -212,7 +212,7 @@ def test_status_and_deactivate(digits_run: Path, command: Command) -> None:
         assert re.fullmatch("[0-9a-f]{64}", shard["node"])
 
     one, two, *_ = of_slot(listed(command, digits_run), 2, 1)
-    words = ("--ids", f"{one},{two}", "--request-id", "r-1", "--json")
+    words = ("--ids", one, "--ids", two, "--request-id", "r-1", "--json")
     dry = document(command("deactivate", digits_run, *words, "--dry-run"))
     assert document(command("status", digits_run, "--json")) == status
     done = document(command("deactivate", digits_run, *words))

@@ -124,14 +124,44 @@ def test_a_json_list_is_read():
 def test_numbers_become_text_and_gaps_stay_empty(path: str):
     rows = [
         {"text": f"t{n}", "label": n % 2, "id": n, "who": who}
-        for n, who in enumerate([3.0, float("nan"), None, 2.5])
+        for n, who in enumerate([3.0, float("nan"), None, 4])
     ]
     config = text_config(
         write(path, rows), columns={"id": "id"}, partition={"subject": "who"}, labels=["0", "1"]
     )
     private = load_private(config, ("0", "1"))
-    assert [s.subject for s in private.samples] == ["3", None, None, "2.5"]
+    assert [s.subject for s in private.samples] == ["3", None, None, "4"]
     assert [s.id for s in private.samples] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("column", ["id", "who"])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (True, "holds true, false, or a number that is not exact, in row 1"),
+        (2.5, "holds true, false, or a number that is not exact, in row 1"),
+        (2.0**53 + 2, "holds true, false, or a number that is not exact, in row 1"),
+        (float("inf"), "holds true, false, or a number that is not exact, in row 1"),
+        ("a\0b", "holds NUL, or more than 4,096 characters, in row 1"),
+        ("a" * 4097, "holds NUL, or more than 4,096 characters, in row 1"),
+    ],
+)
+def test_names_that_no_request_could_name_are_refused(column: str, value: Any, expected: str):
+    row = {"text": "t", "label": "good", "id": "1", "who": "p"} | {column: value}
+    config = text_config(
+        write("a.jsonl", [row]), columns={"id": "id"}, partition={"subject": "who"}
+    )
+    (problem,) = problems(load_private, config, LABELS)
+    assert f"column {column!r} {expected}" in problem
+
+
+def test_names_are_what_the_data_say():
+    names = [" x", "x ", "a,b", "c\nd", "[/bold]", "-v", '"q"', "007", "1e3", "a\u0301"]
+    rows = [{"text": "t", "label": "good", "id": name, "who": name} for name in names]
+    for path in ("a.csv", "a.jsonl", "a.parquet"):
+        config = text_config(write(path, rows), columns={"id": "id"}, partition={"subject": "who"})
+        samples = load_private(config, LABELS).samples
+        assert [(one.id, one.subject) for one in samples] == [(n, n) for n in sorted(names)]
 
 
 def test_split_expressions():
@@ -399,7 +429,16 @@ def test_missing_files_come_together():
         ("a.csv", b"text,label\n\xff,bad\n", "UnicodeDecodeError"),
         ("a.csv", b'text,label\n"a,bad\n', "cannot read 'a.csv'"),
         ("a.csv.gz", b"not gzip", "cannot read 'a.csv.gz'"),
-        ("a.jsonl", b'{"text": "a", "label": "bad"}\n{"text":\n[1]\n', "object in lines 2, 3"),
+        (
+            "a.jsonl",
+            b'{"text": "a", "label": "bad"}\n{"text":\n[1]\n',
+            "no key of it twice, in lines 2, 3",
+        ),
+        ("a.jsonl", b'{"text": "a", "label": "bad", "label": "good"}', "twice, in lines 1"),
+        ("a.jsonl", b'{"text": "a", "label": "bad", "x": {"y": 1, "y": 2}}', "twice, in lines 1"),
+        ("a.json", b'[{"text": "a", "text": "b", "label": "bad"}]', "keys occur twice: 'text'"),
+        ("a.jsonl", b"[" * 100_000, "cannot read 'a.jsonl'"),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000, "no key of it twice, in lines 1"),
         ("a.jsonl", b"[1, 2", "cannot read 'a.jsonl'"),
         ("a.jsonl", b"", "has no rows"),
         ("a.jsonl", b'{"text": 3, "label": "bad"}', "not valid text in row 1"),
@@ -649,6 +688,66 @@ def test_images_by_glob_and_by_a_column_of_paths():
     listed = image_config({"format": "csv", "files": "list.csv"})
     contents = [load_private(c, ("cat", "dog")).samples for c in (config, listed)]
     assert contents[0] == contents[1]
+
+
+@pytest.mark.usefixtures("folders")
+def test_linked_folders_are_read():
+    Path("linked").mkdir()
+    Path("linked/cat").symlink_to("../private/cat")
+    through = load_private(image_config("linked"), ("cat", "dog"))
+    assert through.samples == load_private(image_config("private"), ("cat", "dog")).samples
+    Path("private/cat/up").symlink_to("../..")
+    (problem,) = problems(load_private, image_config("private"), ("cat", "dog"))
+    assert "leads back to" in problem and "which holds it" in problem
+
+
+@pytest.mark.usefixtures("folders")
+@pytest.mark.parametrize("name", ["a.avif", "a", "metadata.parquet", "notes.txt", ".hidden"])
+def test_files_that_are_no_images_are_named(name: str):
+    Path("private/cat/.DS_Store").touch()
+    assert len(load_private(image_config("private"), ("cat", "dog")).samples) == 3
+    Path("private/cat", name).touch()
+    (problem,) = problems(load_private, image_config("private"), ("cat", "dog"))
+    assert f"no images by their names: 'private/cat/{name}'. Give" in problem
+
+
+@pytest.mark.usefixtures("folders")
+def test_links_that_lead_nowhere_are_not_passed_over():
+    Path("private/cat/gone.png").symlink_to("nothing.png")
+    (problem,) = problems(load_private, image_config("private"), ("cat", "dog"))
+    assert "images in row 4 cannot be read (FileNotFoundError" in problem
+    write("many/a.csv", ROWS)
+    Path("many/b.csv").symlink_to("nothing.csv")
+    (problem,) = problems(load_private, text_config("many/*.csv"), LABELS)
+    assert "cannot read 'many/b.csv' (FileNotFoundError" in problem
+
+
+@pytest.mark.usefixtures("folders")
+def test_a_split_that_some_folders_lack():
+    (problem,) = problems(load_private, image_config(["public", "private"]), ("cat", "dog"))
+    assert problem == "'private': no directory 'train', which the others have"
+
+
+@pytest.mark.usefixtures("folders")
+def test_an_image_that_metadata_names_twice():
+    names = [f"cat/{n}.png" for n in range(3)]
+    write("private/metadata.csv", [{"file_name": n, "who": "x"} for n in [*names, "./cat/1.png"]])
+    config = image_config("private", partition={"subject": "who"})
+    (problem,) = problems(load_private, config, ("cat", "dog"))
+    assert problem == "metadata names images twice: 'private/cat/1.png'"
+    write("private/metadata.csv", [{"file_name": n, "who": "x"} for n in names])
+    write("private/cat/metadata.jsonl", [{"file_name": "2.png", "who": "y"}])
+    (problem,) = problems(load_private, config, ("cat", "dog"))
+    assert problem == "metadata names images twice: 'private/cat/2.png'"
+
+
+@pytest.mark.usefixtures("folders")
+def test_a_file_of_several_pictures_is_refused():
+    frames = [Image.new("L", (4, 3), shade) for shade in (1, 2, 3)]
+    for name in ("9.gif", "9.tiff"):
+        frames[0].save(f"private/cat/{name}", save_all=True, append_images=frames[1:])
+    (problem,) = problems(load_private, image_config("private"), ("cat", "dog"))
+    assert "images in rows 4, 5 cannot be read (ValueError: holds 3 pictures" in problem
 
 
 @pytest.mark.usefixtures("folders")

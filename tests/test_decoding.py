@@ -18,7 +18,7 @@ from torch import Tensor
 from s3t import S3T
 from s3t.clusters import Prototypes
 from s3t.ensemble import Ensemble, Member
-from s3t.errors import InputError
+from s3t.errors import InputError, UnavailableError
 from s3t.model.base import Base
 from s3t.model.encode import Encoded
 from s3t.types import Draw
@@ -363,6 +363,46 @@ def test_after_a_deletion_each_token_is_from_what_lives(
     views += [piece.view for piece in pieces]
     assert views[:2] == [0, 0] and set(views[2:]) == {1}
     assert set(begun) == {1}
+
+
+def test_a_strict_text_ends_with_an_error_once_it_is_hit(texts: S3T) -> None:
+    whole = "".join(piece.text for piece in texts.stream("private line", max_new_tokens=8))
+    pieces = texts.stream("private line", max_new_tokens=8, strict=True)
+    assert whole.startswith("".join(next(pieces).text for _ in range(3)))
+    texts.deactivate(["t05"])
+    with pytest.raises(UnavailableError, match="drop what has come of it") as caught:
+        next(pieces)
+    assert caught.value.code == "text_hit" and not texts.is_sound(0)
+    with pytest.raises(StopIteration):
+        next(pieces)
+    again = list(texts.stream("private line", max_new_tokens=8, strict=True))
+    assert {piece.view for piece in again} == {1}
+
+
+def test_a_strict_text_is_hit_even_after_its_last_token(texts: S3T) -> None:
+    pieces = texts.stream("private line", max_new_tokens=3, strict=True)
+    for _ in range(3):
+        next(pieces)
+    texts.deactivate(["t05"])
+    with pytest.raises(UnavailableError, match="drop what has come of it"):
+        next(pieces)
+
+
+def test_a_strict_text_goes_on_after_a_deletion_that_did_not_hit_it(texts: S3T) -> None:
+    of = {one.sample_id: (one.shard, one.slice) for one in texts._forgetting.ledger.samples()}
+    same = [one for one in of if of[one] == of["t05"]]  # its slot is dead after the first of them
+    texts.deactivate(same[:1])
+    pieces = texts.stream("private line", max_new_tokens=8, strict=True)
+    found = [next(pieces), next(pieces)]
+    texts.deactivate(same[1:2])
+    found += pieces
+    assert found[0].view == 1 and found[-1].view == 2
+    assert texts.is_sound(1) and not texts.is_sound(0)
+
+
+def test_a_strict_text_does_not_go_on_from_tokens_of_unknown_origin(texts: S3T) -> None:
+    with pytest.raises(InputError, match="strict and begun"):
+        texts.stream("private line", begun=[3], strict=True)
 
 
 def test_a_text_on_a_view_that_was_hit_leaves_nothing(

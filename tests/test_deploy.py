@@ -21,6 +21,7 @@ from s3t.config.serving import ServeConfig
 from tests.conftest import ROOT, Run
 
 DEPLOY = ROOT / "configs" / "deploy"
+ALERTS = ROOT / "tests" / "alerts_test.yml"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 UNIT = (DEPLOY / "s3t.service").read_text(encoding="utf-8")
 
@@ -166,11 +167,49 @@ def test_prometheus_asks_each_replica_with_a_token() -> None:
     assert [(DEPLOY / name).is_file() for name in rules["rule_files"]] == [True]
 
 
+def rules() -> list[dict[str, Any]]:
+    alerts = yaml.safe_load((DEPLOY / "alerts.yml").read_text(encoding="utf-8"))
+    return [rule for group in alerts["groups"] for rule in group["rules"]]
+
+
+_TOKEN = re.compile(
+    r"""\s+ | [A-Za-z_]\w* | \d+[smhd](:\d+[smhd])? | \d+(\.\d+)? | "[^"\\]*"
+    | =~ | != | == | [<>]=? | [-+*/=(),{}\[\]]""",
+    re.VERBOSE,
+)
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule["alert"]))
+def test_an_alert_can_be_read_and_keeps_runs_apart(rule: dict[str, Any]) -> None:
+    text = rule["expr"]
+    assert not _TOKEN.sub("", text), "a character that is none of PromQL's"
+    opened = []
+    for sign in re.findall(r"[(){}\[\]]", re.sub(r'"[^"]*"', "", text)):
+        if sign in "({[":
+            opened.append(sign)
+        else:
+            assert opened and opened.pop() + sign in ("()", "{}", "[]"), text
+    assert not opened, text
+    assert rule["labels"].keys() == {"severity"}
+    assert rule["labels"]["severity"] in ("critical", "warning")
+    assert rule["annotations"]["summary"]
+    for word, grouped in re.findall(r"\b(sum|min|max|count|group)\b( by \((?:run|job)\b)?", text):
+        assert grouped, f"{word} adds up over runs"
+
+
+def test_alerts_fire_when_they_should() -> None:
+    tool = shutil.which("promtool")
+    if tool is None:
+        pytest.skip("no promtool on the PATH (the Debian package prometheus has it)")
+    for words in (["check", "rules", DEPLOY / "alerts.yml"], ["test", "rules", ALERTS]):
+        done = subprocess.run([tool, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_alerts_are_about_metrics_that_exist() -> None:
     metrics = pytest.importorskip("s3t.server.metrics", reason="pip install 's3t[serve]'")
     text = Path(metrics.__file__).read_text(encoding="utf-8")
-    alerts = yaml.safe_load((DEPLOY / "alerts.yml").read_text(encoding="utf-8"))
-    for rule in (rule for group in alerts["groups"] for rule in group["rules"]):
+    for rule in rules():
         assert rule.keys() <= {"alert", "expr", "for", "annotations", "labels"}
         for name in set(re.findall(r"\bs3t_\w+", rule["expr"])):
             made = name.removesuffix("_bucket").removesuffix("_total")

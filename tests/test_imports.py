@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "s3t"
 LAYERS = (
     "errors",
     "types",
+    "scratch",
     "pinned",
     "config",
     "data",
@@ -47,6 +48,7 @@ LAYERS = (
     "writing",
     "answering",
     "exporting",
+    "readers",
     "replica",
     "views",
     "serving",

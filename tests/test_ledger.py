@@ -431,6 +431,7 @@ class TestDelete:
                 deleted=(SampleId("s00002"),),
                 already_deleted=(SampleId("s00000"),),
                 copies_elsewhere=1,
+                look_alikes=0,
                 slots=((0, 1),),
                 state=State(2, 0, None, 0, 0, hits=((1, 0),)),
                 dry_run=False,

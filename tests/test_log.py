@@ -11,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from s3t.audit.audit import audit
 from s3t.config import Config, dump_config
 from s3t.errors import InputError
 from s3t.ledger import GENESIS, LogEntry, Signer, Verifier, link
@@ -69,7 +70,9 @@ def test_every_step_of_a_run_is_an_entry(run: RunDir) -> None:
         service.deactivate(subjects=["p04"], dry_run=True)
     train(run.config().model_copy(update={"output": str(run.root)}), renewal=Renewal())
     entries = log(run)
-    assert [entry.kind for entry in entries] == [
+    kinds = [entry.kind for entry in entries]
+    assert "announced" in kinds[10:-3], "once for each lot of nodes that came"
+    assert [kind for kind in kinds if kind != "announced"] == [
         *("samples", "plan", "force", "nodes"),
         *("deletion", "effective", "deletion", "effective"),
         *("plan", "force", "nodes", "purge", "nodes"),
@@ -99,6 +102,20 @@ def test_the_receipt_of_a_request(run: RunDir) -> None:
             assert told["deleted"] == sorted(ledger.keyed(one) for one in receipt.deleted)
     entry = next(entry for entry in log(run) if entry.kind == "deletion")
     assert (told["digest"], told["previous"]) == (entry.digest, entry.previous)
+
+
+@pytest.mark.parametrize("key", ["effective_at", "purged_at", "signer", "signature"])
+def test_a_kept_receipt_of_another_moment_is_found(run: RunDir, tmp_path: Path, key: str) -> None:
+    with S3T.load(run.root) as service:
+        service.deactivate(subjects=["p03"], request_id="one")
+        service.purge()
+        told = service.receipt("one")
+    kept = tmp_path / "kept.json"
+    kept.write_text(json.dumps({**told, "purged_at": None}))
+    assert audit(run.root, receipts=[kept])["ledger"].status == "holds"
+    kept.write_text(json.dumps({**told, key: "2000-01-01T00:00:00.000+00:00"}))
+    claim = audit(run.root, receipts=[kept])["ledger"]
+    assert claim.status == "broken" and f"says {key} 2000" in claim.problems[0]
 
 
 def test_a_request_told_again_takes_effect_once(run: RunDir) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import sqlite3
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from s3t.audit.audit import audit
-from s3t.config import Config
+from s3t.config import Config, anchored
+from s3t.data import private_origins
 from s3t.errors import DamagedNodeError, InputError, S3TError
-from s3t.ledger import Ledger
-from s3t.purging import purge
+from s3t.ledger import Gone, Ledger
+from s3t.ledger.purging import hashed
+from s3t.purging import _own_files, purge
 from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.training.walk import train
@@ -61,7 +65,9 @@ def test_what_is_dead_is_gone_and_told(run: RunDir) -> None:
         "nodes": (len(dead), 0),
         "activations": (1, 0),
         "half-written files": (2, 0),
+        "temporary runs": (0, 0),
         "ledger": (3, 0),
+        "accepted deletions": (0, 0),
     }
     assert dead <= run.store.keys(), "a dry run removes nothing"
     found = purge(run)
@@ -88,6 +94,20 @@ def test_what_is_dead_is_gone_and_told(run: RunDir) -> None:
     assert not again.nodes and not any(store.found for store in again.stores)
     with run.ledger() as ledger:
         assert len(list(ledger.log())) == 8, "a purge of nothing leaves no trace"
+
+
+def test_an_accepted_deletion_goes_once_it_is_done(run: RunDir) -> None:
+    def seen() -> tuple[int, int, str]:
+        (found,) = (one for one in purge(run).stores if one.name == "accepted deletions")
+        return found.found, found.purged, found.note
+
+    with run.ledger() as ledger:
+        ledger.outbox.accept("r", [], ["p03"], limit=9)
+        assert seen()[:2] == (1, 0) and "s3t serve" in seen()[2]
+        delete(run, "p03", request_id="r")  # and then the service is killed
+        assert holds(run.root, "p03")
+        assert seen() == (1, 1, "") and seen() == (0, 0, "")
+        assert not holds(run.root, "p03")
 
 
 def living(run: RunDir) -> set[NodeKey]:
@@ -156,6 +176,69 @@ def test_the_data_may_still_hold_purged_rows(make: Make, tmp_path: Path) -> None
     assert train(config).trained == 1
     assert nodes(config) == before
     assert purge(run).own_files == ()
+
+
+def told_of(config: Config, *deleted: str) -> dict[str, int]:
+    """What a purge tells of the user's own files, with the ids of the samples deleted."""
+    secret = b"of a test"
+    gone = Gone(secret, frozenset(hashed(one, secret) for one in deleted))
+    return {name.removeprefix(f"{Path.cwd()}/"): n for name, n in _own_files(config, gone)}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_own_files_are_all_that_the_data_are_read_from(make: Make, here: Path) -> None:
+    rows = person_rows(4)
+    for name in ("top.csv", "c/one.csv", "a/b/two.csv"):
+        (here / "g" / name).parent.mkdir(parents=True, exist_ok=True)
+    write_csv(here / "g/top.csv", rows[:4])
+    write_csv(here / "g/c/one.csv", rows[4:8])
+    write_csv(here / "g/a/b/two.csv", rows[8:])
+    (here / "g/c/packed.csv.gz").write_bytes(gzip.compress((here / "g/top.csv").read_bytes()))
+    files = ["g/**/*.csv", "g/c/*.gz", "gone.csv"]
+    config = make()
+    private = {"format": "csv", "files": files, "split": "train[:50%]"}
+    data = config.data.model_dump() | {"private": private}
+    config = anchored(Config.model_validate(config.model_dump() | {"data": data}))
+    found = told_of(config, *(rows[n]["id"] for n in (0, 1, 5, 11)))
+    missing = [name for name in found if name.startswith("gone.csv (cannot be read")]
+    assert len(missing) == 1 and found.pop(missing[0]) == 0
+    assert found == {
+        "g/top.csv": 2,
+        "g/c/packed.csv.gz": 2,
+        "g/c/one.csv": 1,
+        "g/a/b/two.csv": 1,
+    }
+
+
+def test_own_images_are_named_with_their_copies_and_metadata(make: Make, here: Path) -> None:
+    for n in range(4):
+        path = here / "images" / "ab"[n % 2] / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), 10 * n).save(path)
+    shutil.copy(here / "images/a/0.png", here / "images/a/copy.png")
+    public = {"format": "imagefolder", "files": "images"}
+    data = {"private": public, "public": {"validation": public, "test": public}}
+    task = {"task": "image-classification", "model": {"base": "make:vit"}}
+    config = anchored(Config.model_validate({**task, "data": data}))
+    origins = dict.fromkeys(one for one, _ in private_origins(config))
+    assert len(origins) == 4 and len(private_origins(config)) == 5
+    everything = told_of(config, *origins)
+    assert everything == {str(p.relative_to(here)): 1 for p in here.rglob("*.png")}
+    named = [f"{'ab'[n % 2]}/{n}.png" for n in range(4)] + ["a/copy.png"]
+    write_csv(here / "images/metadata.csv", [{"file_name": n, "key": n} for n in named])
+    with_ids = {**data, "columns": {"id": "key"}}
+    config = anchored(Config.model_validate({**task, "data": with_ids}))
+    found = told_of(config, "a/copy.png", "b/1.png")
+    assert found == {"images/a/copy.png": 1, "images/b/1.png": 1, "images/metadata.csv": 2}
+    write_csv(here / "list.csv", [{"image": f"images/{n}", "label": "a", "key": n} for n in named])
+    listed = {**with_ids, "private": {"format": "csv", "files": "list.csv"}}
+    config = anchored(Config.model_validate({**task, "data": listed}))
+    assert told_of(config, "b/1.png") == {"list.csv": 1, "images/b/1.png": 1}
 
 
 def test_counters_hold_after_a_purge_and_an_addition(run: RunDir) -> None:

@@ -56,7 +56,9 @@ def test_minilm_on_banking77(shared_data: Path, tmp_path: Path, command: Command
     )
     found = json.loads(command("evaluate", "run", "--json", cwd=tmp_path).stdout)
     assert found["accuracy"] > 0.8  # two intents, half and half
-    done = command("deactivate", "run", "--ids", "train-0,train-7", "--json", cwd=tmp_path)
+    done = command(
+        "deactivate", "run", "--ids", "train-0", "--ids", "train-7", "--json", cwd=tmp_path
+    )
     receipt = json.loads(done.stdout)
     assert len(receipt["deleted"]) == 2 and receipt["nodes_dead"]
     after = json.loads(command("evaluate", "run", "--json", cwd=tmp_path).stdout)

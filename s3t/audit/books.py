@@ -1,6 +1,6 @@
 """The books of a run: its ledger at one moment, as it says and as its rows say.
 
-    tables as they lie there        values, log, requests, slots, nodes
+    tables as they lie there        values, log, requests, slots, nodes, jobs
     told by the log                 plans, and the slots that deletions hit
     reckoned from rows and log      who is left, digests, what was hit when, who is out of place
 
@@ -97,6 +97,7 @@ class Books:
         acknowledged: number and digest of its last entry, as told beside the database, if it is.
         requests: rows by request id.
         slots, nodes: tables, by slot and by key.
+        jobs: rows of large deletions that were accepted.
         wrong_copies: contents whose counter is not what a count gives.
         reckoned: the slots by their rows.
         misplaced: ids whose place does not follow from themselves; none without a config.
@@ -117,6 +118,7 @@ class Books:
     requests: Mapping[str, Any]
     slots: Mapping[Slot, tuple[int, int, int, int]]
     nodes: Mapping[NodeKey, Witnessed]
+    jobs: list[Any]
     wrong_copies: list[str] = field(default_factory=list)
     reckoned: dict[Slot, SlotBook] = field(default_factory=lambda: defaultdict(SlotBook))
     misplaced: list[SampleId] = field(default_factory=list)

@@ -8,7 +8,7 @@ gets its error, each time the same. Nothing is written to the run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -125,6 +125,17 @@ class Case:
         with Ledger.open(at, read_only=True) as ledger, ledger.evidence() as evidence:
             names = (name for row in evidence.samples() for name in (row.sample_id, row.subject))
             return sorted({name for name in names if name is not None and asked(name)})
+
+    def purged_among(self, names: Collection[str]) -> list[str]:
+        """Those names that are of samples or persons of which hashes alone are left."""
+        with Ledger.open(self.run.ledger_at, read_only=True) as ledger, ledger.evidence() as told:
+            hashes = {one for row in told.forgotten() for one in (row.sample, row.subject)}
+            return sorted(name for name in names if told.hashed(name) in hashes) if hashes else []
+
+    def beside_ledger(self) -> list[str]:
+        """What the ledger's database holds and is no part of a ledger."""
+        with Ledger.open(self.run.ledger_at, read_only=True) as ledger, ledger.evidence() as told:
+            return told.strange()
 
     def _once(self, name: str, load: Callable[[], Part]) -> Part:
         if name not in self._parts:

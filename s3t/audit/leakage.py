@@ -28,13 +28,13 @@ from s3t.audit.case import Case
 from s3t.audit.exposure import CHANCE, Leakage, Moment, Snapshots, State
 from s3t.audit.extraction import Rate, rate
 from s3t.audit.membership import Attack
-from s3t.audit.scratch import scratch
 from s3t.audit.snapshots import Trained
 from s3t.audit.suspects import Suspects, find_suspects
 from s3t.ensemble import Ensemble
 from s3t.errors import InputError, S3TError
 from s3t.ledger import Ledger
 from s3t.run import RunDir
+from s3t.scratch import scratch
 from s3t.types import NodeKey
 
 __all__ = ["leakage"]
@@ -91,7 +91,7 @@ def leakage(
     attacker = _Attacker(case, suspects)
     serving = snapshots.after(case)
     after = None if serving is None else attacker.ask("after", "what the run serves now", serving)
-    with scratch() as folder:
+    with scratch(run.root) as folder:
         on_step("training what was there before the deletions, in a temporary folder")
         old = snapshots.before(case, folder / "before")
         before = attacker.ask("before", _of_before(old), old.ensemble)

@@ -59,6 +59,7 @@ def _read(ledger: Ledger, faults: list[str], evidence: Evidence) -> Books:
             NodeKey(row.key): Witnessed(Digest(row.weights), row.score, Digest(row.rows))
             for row in evidence.nodes()
         },
+        jobs=evidence.jobs(),
     )
 
 

@@ -12,8 +12,6 @@ taken away from its entry in the log.
 from __future__ import annotations
 
 import fcntl
-import json
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,37 +22,19 @@ from s3t.audit.exported import judge_exports
 from s3t.audit.fate import PURGE, Fate
 from s3t.errors import DamagedNodeError, IntegrityError
 from s3t.plan import Plan
+from s3t.run.contents import half_written, strangers
+from s3t.scratch import places, sweep
 from s3t.store import MissingKeyError, open_ring
 
 __all__ = ["judge_remains"]
-
-_KNOWN = {
-    "config.yaml",
-    "plan.json",
-    "ledger.db",
-    "ledger.db-lock",
-    "ledger.db-wal",
-    "ledger.db-shm",
-    "base",
-    "base_head.safetensors",
-    "prototypes.safetensors",
-    "nodes",
-    "trunk",
-    "tracking",
-    "reports",
-    "tokens.json",
-    "exports.json",
-    "jobs",
-    ".work",
-    ".training.lock",
-}
-"""What lies in a run directory."""
 
 
 def judge_remains(case: Case, found: Findings) -> None:
     """Judge it."""
     with found.part():
         _nodes(case, found)
+    with found.part():
+        _store(case, found)
     with found.part():
         _copies(case, found)
     with found.part():
@@ -63,6 +43,8 @@ def judge_remains(case: Case, found: Findings) -> None:
         _data_keys(case, found)
     with found.part():
         _rows(case.books, found)
+    with found.part():
+        _jobs(case.books, found)
     with found.part():
         _leftovers(case, found)
 
@@ -80,6 +62,37 @@ def _nodes(case: Case, found: Findings) -> None:
             continue
         (found.broken if broken else found.pending)(f"{what} {key} {why}")
     found.checked(f"{len(files.there)} node files, {len(needed)} nodes needed")
+
+
+def _store(case: Case, found: Findings) -> None:
+    """The store knows of every deletion, and keeps no older version of a dead node."""
+    store = case.run.store
+    if store.depot is None or case.run.joined:
+        return
+    made = {view for view, slots in case.books.struck.items() if slots}
+    told = set(case.run.notices().views())
+    if strange := told - made - {0}:
+        found.broken(
+            f"{store.depot.url} was told of deletions at views {sorted(strange)} that the ledger "
+            "does not hold: it is an older copy, or another run's; restore the newest"
+        )
+    if untold := made - told:
+        found.pending(
+            f"{store.depot.url} was not told of the deletions at views {sorted(untold)}, so who "
+            "trains there may still build on them: run s3t status RUN, which tells it"
+        )
+    older, needed = store.versions(), {node.key for node in case.living} | case.wanted()
+    if older is None:
+        found.broken(
+            f"{store.depot.url} does not let us see older versions of its objects, which may be "
+            "dead nodes: allow s3:ListBucketVersions and s3:DeleteObjectVersion"
+        )
+        return
+    fate = Fate(case)
+    for key in sorted(older - needed - case.files.there):
+        broken, why = fate.of(key)
+        (found.broken if broken else found.pending)(f"an older version of node {key} {why}")
+    found.checked(f"the store knows of {len(told & made)} deletions, and keeps no dead versions")
 
 
 def _copies(case: Case, found: Findings) -> None:
@@ -141,6 +154,10 @@ def _leftovers(case: Case, found: Findings) -> None:
     """No cache, half-written file or stranger."""
     run, store = case.run, case.run.store
     training = _is_trained_now(run.root / ".training.lock")
+    left, _ = sweep(run.root, remove=False)
+    if left:
+        where = " or ".join(map(str, places(run.root)))
+        found.pending(f"{left} temporary runs or copies in {where}, of killed processes: {PURGE}")
     if not training:
         if run.trunk_path.exists():
             count = sum(1 for path in run.trunk_path.rglob("hidden") if path.is_file())
@@ -148,14 +165,12 @@ def _leftovers(case: Case, found: Findings) -> None:
                 f"{run.trunk_path} holds {count} files of hidden states of private rows, and "
                 f"nobody trains: a killed training left it; {PURGE}"
             )
-        for path in _half_written(run.root, store.root):
+        for path in [*half_written(run.root), *sorted(store.root.glob(".*.tmp"))]:
             found.pending(f"{path} is half-written, by a process that was killed: {PURGE}")
-    for path, why in _jobs(run.root / "jobs"):
-        found.pending(f"{path} {why}: s3t serve RUN does it and removes the file")
-    plans = run.plans.others()
-    for path in sorted(run.root.iterdir()):
-        if path.name not in _KNOWN and path not in plans and not path.name.endswith(".tmp"):
-            found.broken(f"{path} is no part of a run, and may hold anything: move it away")
+    for name in case.beside_ledger():
+        found.broken(f"the ledger's database holds {name}, which is no part of it: drop it")
+    for path in strangers(run.root, run.plans.others()):
+        found.broken(f"{path} is no part of a run, and may hold anything: move it away")
     for stray in store.strays():
         found.broken(f"{stray} lies among the nodes and is none: move it away")
     with found.part():
@@ -167,22 +182,22 @@ def _leftovers(case: Case, found: Findings) -> None:
     )
 
 
-def _jobs(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Files of the service that may name samples, and why they are there."""
-    for path in sorted(folder.rglob("*")):
-        if path.name.endswith(".tmp"):
-            yield path, "was half-written by a process that was killed"
-        elif path.suffix == ".json" and path.parent.name == "deletions":
-            with suppress(OSError, ValueError, AttributeError):
-                document = json.loads(path.read_bytes())
-                if not (document.get("sample_ids") or document.get("subjects")):
-                    continue  # cancelled: it names nobody any more
-            yield path, "names samples of a deletion that was accepted and is not done"
-
-
-def _half_written(*folders: Path) -> Iterator[Path]:
-    for folder in folders:
-        yield from sorted(folder.glob(".*.tmp"))
+def _jobs(books: Books, found: Findings) -> None:
+    """What was accepted names samples until it is done, and no longer."""
+    waiting = 0
+    for row in books.jobs:
+        names = f"the deletion {row.request_id!r}, accepted at {row.received},"
+        if row.cancelled is not None:
+            if (row.sample_ids, row.subjects) != ("[]", "[]"):
+                found.broken(f"{names} was cancelled, and still names samples: restore the ledger")
+            continue
+        waiting += 1
+        done = row.request_id in books.requests
+        found.pending(
+            f"{names} {'is done and' if done else 'is not done, and'} names samples in the ledger: "
+            f"{'s3t purge RUN takes them away' if done else 's3t serve RUN does it'}"
+        )
+    found.checked(f"{waiting} accepted deletions name samples until they are done")
 
 
 def _next_plans(case: Case, found: Findings) -> None:

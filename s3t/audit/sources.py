@@ -17,6 +17,7 @@ from s3t.audit.claims import Findings
 from s3t.audit.likeness import judge_prototypes
 from s3t.config import Config
 from s3t.plan import Plan, Sequences
+from s3t.run.contents import LEAST, written, written_files
 from s3t.types import Digest, digest
 
 __all__ = ["judge_sources"]
@@ -25,8 +26,6 @@ _OF_THE_MACHINE = {"engine"}
 """Parts of a recipe that say by which code nodes were trained."""
 
 _WORD = re.compile(r"[\w.@:+-]+")
-_LEAST = 4
-"""Shorter ids, and those of digits alone, cannot be told from words and numbers."""
 
 
 def judge_sources(case: Case, found: Findings, head_too: bool) -> None:
@@ -128,9 +127,8 @@ def _trained_head(config: Config, loaded: LoadedBase) -> Digest:
 
 
 def _names(case: Case, found: Findings) -> None:
-    """No file that trackers or reports wrote names a sample or a person."""
-    folders = [case.run.root / name for name in ("tracking", "reports")]
-    files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+    """No file that trackers, reports or trainers wrote names a sample or a person."""
+    files = written_files(case.run.root)
     if not files:
         return
     texts = {path: path.read_bytes().decode(errors="replace") for path in files}
@@ -141,12 +139,18 @@ def _names(case: Case, found: Findings) -> None:
                 found.broken(
                     f"{path} holds the id of a sample or person: remove the file, or the line"
                 )
+    for path, text in texts.items():
+        if case.purged_among(written(text)):
+            found.broken(
+                f"{path} holds the id of a sample or person that was purged: remove the file, or "
+                "the line"
+            )
     found.checked(f"{len(files)} files of trackers and reports hold no id of a sample or person")
 
 
 def _may_be(name: str, words: set[str]) -> bool:
     parts = _WORD.findall(name)
-    return len(name) >= _LEAST and not name.isdigit() and bool(parts) and words.issuperset(parts)
+    return len(name) >= LEAST and not name.isdigit() and bool(parts) and words.issuperset(parts)
 
 
 def _brief(value: Any) -> str:

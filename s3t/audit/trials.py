@@ -3,19 +3,18 @@
     some living nodes  ──trained again, without the deleted samples──► the same bytes?
     config, data       ──a new run that has never seen them──────────► the same nodes?
 
-Invariant: what is trained lies in a temporary folder, and is gone afterwards.
+Invariant: what is trained lies in a scratch folder of the run, and is gone afterwards.
 """
 
 from __future__ import annotations
 
 import secrets
-import tempfile
 from collections.abc import Collection
-from pathlib import Path
 from typing import Literal
 
 from s3t.audit.case import Case
 from s3t.audit.claims import Findings
+from s3t.scratch import scratch
 from s3t.types import NodeKey
 
 __all__ = ["Count", "retrain_some", "train_from_scratch"]
@@ -33,8 +32,8 @@ def retrain_some(case: Case, count: Count, found: Findings) -> None:
     sound = [node for node in case.living if case.files.sound(node.key) is not None]
     there = [node.key for node in sound if node.environment == case.here]
     keys = _drawn(there, count)
-    with tempfile.TemporaryDirectory(prefix="s3t-audit-") as folder:
-        same = retrain(case.run, keys, Path(folder) / "nodes")
+    with scratch(case.run.root) as folder:
+        same = retrain(case.run, keys, folder / "nodes")
     found.each(
         [
             f"node {key}, trained again without the deleted samples, has other bytes than the file "
@@ -55,8 +54,8 @@ def train_from_scratch(case: Case, found: Findings) -> None:
 
     if _unfinished(case, found):
         return
-    with tempfile.TemporaryDirectory(prefix="s3t-audit-") as folder:
-        compared = from_scratch(case.run, Path(folder) / "run")
+    with scratch(case.run.root) as folder:
+        compared = from_scratch(case.run, folder / "run")
     # what grew on a node of another environment has another key in a run of this one alone
     forest = case.plan.forest
     comparable = {
@@ -72,8 +71,8 @@ def train_from_scratch(case: Case, found: Findings) -> None:
     ]
     different = list(compared.different)
     if over_others:
-        with tempfile.TemporaryDirectory(prefix="s3t-audit-") as folder:
-            again = retrain(case.run, over_others, Path(folder) / "nodes")
+        with scratch(case.run.root) as folder:
+            again = retrain(case.run, over_others, folder / "nodes")
         different += sorted(key for key in over_others if not again[key])
     living = comparable | case.wanted()
     for what, keys in (

@@ -14,10 +14,18 @@ import typer
 
 from s3t.cli.launching import launch
 from s3t.cli.output import print_json, quiet, write
-from s3t.cli.tables import budget_lines, forecast_lines, plan_lines, receipt_lines, status_lines
-from s3t.cli.words import json_row, numbered, points, split_launch, words
-from s3t.errors import InputError, S3TError
+from s3t.cli.tables import (
+    budget_lines,
+    forecast_lines,
+    plan_lines,
+    receipt_lines,
+    shown,
+    status_lines,
+)
+from s3t.cli.words import json_row, names, numbered, points, split_launch
+from s3t.errors import InputError, S3TError, UnavailableError, unavailable
 from s3t.pinned import pin
+from s3t.scratch import sweep
 
 __all__ = ["AsJson", "Overrides", "RunPath", "app", "main"]
 
@@ -54,6 +62,10 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        known = unavailable(error) if isinstance(error, OSError) else None
+        if known is not None:
+            print(f"s3t: {known}", file=sys.stderr)
+            return known.exit_code
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # click's usage errors
             error.show()
             return int(error.exit_code)
@@ -131,6 +143,7 @@ def plan(
     """Show what a config would train: slices, sequences, nodes, costs. Trains nothing."""
     from s3t.config import load_config
 
+    sweep()
     resolved = load_config(config, overrides or [])
     with quiet():
         from s3t.training.preview import preview
@@ -151,6 +164,7 @@ def train(context: typer.Context, config: ConfigPath, as_json: AsJson = False) -
     know, such as --num_processes 2, are passed on to accelerate launch.
     """
     overrides, options = split_launch(context.args)
+    sweep()
     from s3t.config import load_config
 
     resolved = load_config(config, overrides)
@@ -183,9 +197,9 @@ def samples(run: RunPath, as_json: AsJson = False) -> None:
             if as_json:
                 print(json.dumps(asdict(entry), ensure_ascii=False))
             else:
-                subject = "" if entry.subject is None else f"  subject {entry.subject}"
+                subject = "" if entry.subject is None else f"  subject {shown(entry.subject)}"
                 gone = "  deleted" if entry.deleted else ""
-                print(f"{entry.sample_id}  {entry.shard}:{entry.slice}{subject}{gone}")
+                print(f"{shown(entry.sample_id)}  {entry.shard}:{entry.slice}{subject}{gone}")
 
 
 @app.command()
@@ -227,13 +241,16 @@ def forecast(
 def deactivate(
     run: RunPath,
     ids: Annotated[
-        list[str] | None, typer.Option("--ids", help="sample ids, comma-separated or repeated")
+        list[str] | None, typer.Option("--ids", metavar="ID", help="a sample; repeatable")
     ] = None,
     ids_file: Annotated[
-        Path | None, typer.Option("--ids-file", help="file with one sample id per line")
+        Path | None, typer.Option("--ids-file", help="samples, one id or JSON string a line")
     ] = None,
     subjects: Annotated[
-        list[str] | None, typer.Option("--subjects", help="subjects, comma-separated or repeated")
+        list[str] | None, typer.Option("--subjects", metavar="SUBJECT", help="a person; repeatable")
+    ] = None,
+    subjects_file: Annotated[
+        Path | None, typer.Option("--subjects-file", help="persons, one or a JSON string a line")
     ] = None,
     request_id: Annotated[
         str | None, typer.Option("--request-id", help="makes the request idempotent")
@@ -241,20 +258,22 @@ def deactivate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show it, commit nothing")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Forget samples or persons: all that are named or, on any error, none."""
-    listed = [line for _, line in numbered(ids_file)] if ids_file else []
-    sample_ids = [*words(ids), *listed]
+    """Forget samples or persons: all that are named or, on any error, none.
+
+    Names are what the data say, byte for byte: nothing is split or stripped.
+    """
+    sample_ids, people = names(ids, ids_file), names(subjects, subjects_file)
     from s3t.service import S3T
 
     with S3T.load(run) as service:
-        receipt = service.deactivate(
-            sample_ids, words(subjects), request_id=request_id, dry_run=dry_run
-        )
+        receipt = service.deactivate(sample_ids, people, request_id=request_id, dry_run=dry_run)
     if as_json:
         print_json(receipt.to_dict())
     else:
         for line in receipt_lines(receipt):
             print(line)
+    if receipt.untold is not None:  # it was logged why
+        raise typer.Exit(UnavailableError.exit_code)
 
 
 @app.command()

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -17,7 +18,7 @@ from s3t.errors import InputError, S3TError
 
 if TYPE_CHECKING:
     from s3t.exporting import Checked, Export
-    from s3t.syncing import Sync
+    from s3t.syncing import Forgotten, Sync, Told, Watching
 
 __all__: list[str] = []
 
@@ -99,7 +100,10 @@ def sync(
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="that holds the engine's API key")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="seconds for one request")] = 60.0,
+    timeout: Annotated[
+        float,
+        typer.Option(min=1, help="seconds for one request, and for what still runs to end"),
+    ] = 60.0,
     watch: Annotated[
         float | None, typer.Option(min=0.1, help="stay; look at every change, and so many seconds")
     ] = None,
@@ -108,8 +112,9 @@ def sync(
 ) -> None:
     """Have vLLM or SGLang serve what the run serves: forget, export, load, probe, unload.
 
-    A deletion is effective in the engine when this has returned with exit code 0. Adapters that
-    hold deleted data are unloaded first, whatever happens to others; foreign names are left alone.
+    A deletion is effective in the engine when this has returned with exit code 0, or told of every
+    dead adapter that it was forgotten: unloaded, refused, no answer with it running or waiting.
+    That comes first, whatever happens to others; foreign names are left alone.
     """
     from s3t.service import S3T
 
@@ -129,28 +134,65 @@ def sync(
             seen_at=seen_at,
         )
         if watch is not None and not dry_run:
-            engine.watch(watch, lambda found: _followed(found, as_json, out))
-        found = engine.would() if dry_run else engine.sync()
-        _told(found, as_json, out)
+            engine.watch(watch, _Told(as_json, out))
+        told = _Told(False, sys.stderr if as_json else out)  # --json is one document
+        found = engine.would() if dry_run else engine.sync(told)
+        _Told(as_json, out)(found)
     if found.exit_code:
         raise typer.Exit(found.exit_code)
 
 
-def _followed(found: Sync | S3TError, as_json: bool, out: TextIO) -> None:
-    """Print what a sync did or met, if it is worth a line."""
-    if isinstance(found, S3TError):
-        print(f"s3t: {found}", file=sys.stderr, flush=True)
-    elif found.changed or found.problems:
-        _told(found, as_json, out)
+class _Told:
+    """Prints what a sync tells of, each thing as it happens.
 
+    Args:
+        as_json: as a JSON document a line; all but that of a sync has its ``event``.
+        out: where to.
+    """
 
-def _told(found: Sync, as_json: bool, out: TextIO) -> None:
-    """Print what a sync did."""
-    if as_json:
-        print(json.dumps(found.to_dict(), ensure_ascii=False), file=out, flush=True)
-        return
-    for line in _sync_lines(found):
-        print(line, file=out, flush=True)
+    def __init__(self, as_json: bool, out: TextIO) -> None:
+        self._as_json, self._out = as_json, out
+        self._watched = False
+
+    def __call__(self, found: Told) -> None:
+        """Print it, if it is worth a line."""
+        from s3t.syncing import Forgotten, Sync, Watching
+
+        if isinstance(found, S3TError):
+            print(f"s3t: {found}", file=sys.stderr, flush=True)
+        elif isinstance(found, Sync):
+            self._sync(found)
+        elif isinstance(found, Forgotten):
+            self._line(
+                "forgotten",
+                found,
+                f"{found.name} held what was deleted: forgotten after {found.seconds:.2f} s "
+                "(unloaded, refused, no answer with it runs or waits)",
+            )
+        elif isinstance(found, Watching):
+            self._watched = True
+            self._line(
+                "watching",
+                found,
+                f"watching {found.target} at {found.url}: in force from view {found.view} on, at "
+                f"every change of the ledger and every {found.every:g} s",
+            )
+
+    def _sync(self, found: Sync) -> None:
+        if self._watched and not found.changed and not found.problems:
+            return
+        if self._as_json:
+            self._print(json.dumps(found.to_dict(), ensure_ascii=False))
+            return
+        for line in _sync_lines(found):
+            self._print(line)
+
+    def _line(self, event: str, found: Forgotten | Watching, words: str) -> None:
+        document = {"event": event, **asdict(found)}
+        self._print(json.dumps(document, ensure_ascii=False) if self._as_json else words)
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._out, flush=True)
 
 
 def _key(path: Path | None) -> str | None:
@@ -227,8 +269,8 @@ def _check_lines(checked: list[Checked]) -> Iterator[str]:
 def _sync_lines(found: Sync) -> Iterator[str]:
     would = "would be " if found.dry_run else ""
     yield f"{found.target} at {found.url}, view {found.view}"
-    for name in found.forgotten:
-        yield f"  {name}  held what was deleted: {would}unloaded"
+    for name in found.forgotten if found.dry_run else ():  # else each was told as it went
+        yield f"  {name}  held what was deleted: would be unloaded"
     for name in found.loaded:
         yield f"  {name}  {would}loaded{'' if found.dry_run else ', answers as the run'}"
     for name in found.kept:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from s3t.errors import InputError
+from s3t.errors import InputError, is_full, unavailable
 
 __all__ = ["print_json", "quiet", "write"]
 
@@ -48,4 +48,6 @@ def write(path: Path, content: bytes, option: str) -> None:
     try:
         write_durably(path, content)
     except OSError as error:
+        if is_full(error):
+            raise unavailable(error) or error from None
         raise InputError(f"{option} {path} cannot be written ({error})") from None

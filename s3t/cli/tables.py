@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from textwrap import wrap
 from typing import Any
@@ -13,9 +14,17 @@ __all__ = [
     "plan_lines",
     "purge_lines",
     "receipt_lines",
+    "shown",
     "status_lines",
     "stored_receipt_lines",
 ]
+
+
+def shown(name: str) -> str:
+    """An id, subject or request id in a line of text, as ``--ids-file`` reads it: as it stands, or
+    as a JSON string where it would not be seen for what it is."""
+    plain = name.isprintable() and name == name.strip() and not name.startswith('"')
+    return name if plain and name else json.dumps(name)
 
 
 def plan_lines(summary: dict[str, Any]) -> Iterator[str]:
@@ -126,6 +135,12 @@ def status_lines(found: Any) -> Iterator[str]:
     yield "● serves   · intact, does not serve   × holds a deleted sample"
     for one in found.environments:
         yield f"{one.nodes} nodes of {one.name}"
+    for count, what in ((found.jobs, "large deletions"), (found.callbacks, "callbacks")):
+        if count:
+            yield f"{count} {what} wait in the ledger: s3t serve does them"
+    yield f"ledger in {found.database}"
+    if found.untold is not None:
+        yield f"store not told yet of every deletion, so nothing can be purged: {found.untold}"
 
 
 def forecast_lines(found: dict[str, Any]) -> Iterator[str]:
@@ -189,12 +204,19 @@ def _short(number: float | None) -> str:
 def receipt_lines(receipt: Any) -> Iterator[str]:
     verb = "would delete" if receipt.dry_run else "deleted"
     yield (
-        f"request {receipt.request_id}: {verb} {len(receipt.deleted)} samples "
+        f"request {shown(receipt.request_id)}: {verb} {len(receipt.deleted)} samples "
         f"({len(receipt.already_deleted)} were deleted before), view {receipt.view}, "
         f"{receipt.seconds * 1000:.1f} ms"
     )
     if receipt.copies_elsewhere:
         yield f"{receipt.copies_elsewhere} exact copies that other subjects hold stay"
+    if receipt.look_alikes:
+        yield (
+            f"{receipt.look_alikes} samples stay whose id or person looks like one named (case, "
+            "blanks, Unicode): s3t samples lists them"
+        )
+    if receipt.effective_at is None and not receipt.dry_run:
+        yield f"durable, not yet effective: s3t receipt RUN {receipt.request_id} tells when it is"
     yield f"{len(receipt.nodes_dead)} nodes switched off"
     for change in receipt.prefixes:
         if change.before != change.after:
@@ -202,12 +224,17 @@ def receipt_lines(receipt: Any) -> Iterator[str]:
             after = " → ".join(map(str, change.after)) or "nothing"
             yield f"shard {change.shard}: served {before}, now {after}"
     yield f"expected deletions left: {receipt.expected_deletions_left:.1f}"
+    if receipt.untold is not None:
+        yield (
+            "store not told yet, so it is not effective there: the deletion is durable, and the "
+            "next command tells the store; give the same --request-id again to see when it is"
+        )
 
 
 def stored_receipt_lines(found: dict[str, Any]) -> Iterator[str]:
     deleted, before = len(found["deleted"]), len(found["already_deleted"])
     yield (
-        f"request {found['request_id']}: {deleted} samples deleted ({before} were before), "
+        f"request {shown(found['request_id'])}: {deleted} samples deleted ({before} were before), "
         f"view {found['view']}, entry {found['number']} of the log"
     )
     yield f"accepted   {found['accepted_at']}"
@@ -233,9 +260,10 @@ def log_line(entry: Any) -> str:
         "force": lambda: f"generation {body['generation']} in force from view {body['view']}",
         "nodes": lambda: f"{body['nodes']} nodes trained, digest {body['digest'][:12]}…",
         "deletion": lambda: (
-            f"request {body['request_id']}: {len(body['deleted'])} samples, view {body['view']}"
+            f"request {shown(body['request_id'])}: {len(body['deleted'])} samples, "
+            f"view {body['view']}"
         ),
-        "effective": lambda: f"request {body['request_id']}",
+        "effective": lambda: f"request {shown(body['request_id'])}",
         "purge": lambda: f"{len(body['nodes'])} nodes, {body['rows']} rows, view {body['view']}",
     }[entry.kind]()
     return f"{entry.number:5d}  {entry.at}  {entry.kind:9s}  {told}"

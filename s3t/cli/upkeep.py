@@ -108,7 +108,7 @@ def purge(
         from s3t.purging import purge as remove
         from s3t.run import RunDir
 
-        found = remove(RunDir.existing(run), dry_run=dry_run)
+        found = remove(RunDir.existing(run, sweep=False), dry_run=dry_run)
     if as_json:
         print_json(found.to_dict())
     else:
@@ -123,10 +123,17 @@ def receipt(
     as_json: AsJson = False,
 ) -> None:
     """Show the receipt of a deletion, as the log of the run holds it."""
+    from s3t.replica import receipt as stored_receipt
     from s3t.run import RunDir
 
-    with RunDir.existing(run).ledger() as ledger:
-        found = ledger.receipt(request_id)
+    opened = RunDir.existing(run)
+    with opened.ledger() as ledger:
+
+        def untold() -> None:
+            if opened.store.depot is not None:
+                opened.notices().tell(ledger)
+
+        found = stored_receipt(ledger, request_id, untold)
     if as_json:
         print_json(found)
     else:

@@ -6,24 +6,54 @@ import json
 from pathlib import Path
 from typing import Any
 
+from s3t.data.files import once
 from s3t.errors import InputError
 
-__all__ = ["json_row", "numbered", "points", "split_launch", "words"]
+__all__ = ["json_row", "names", "numbered", "points", "split_launch"]
 
 
-def words(values: list[str] | None) -> list[str]:
-    return [word for value in values or [] for word in value.split(",") if word]
+def names(given: list[str] | None, path: Path | None) -> list[str]:
+    """Ids or subjects, byte for byte: those of an option, and those of a file's lines.
+
+    A line that begins with a quote is a JSON string, so that a name may hold any character. Any
+    other line is the name as it stands, blanks included. Empty lines name nothing.
+
+    Raises:
+        InputError: the file cannot be read, or a line begins with a quote and is no JSON string.
+    """
+    lines = [] if path is None else _lines(path)
+    return [*(given or []), *(_name(line, number, path) for number, line in lines if line)]
+
+
+def _name(line: str, number: int, path: Path | None) -> str:
+    if not line.startswith('"'):
+        return line
+    try:
+        return str(json.loads(line))
+    except ValueError as error:
+        raise InputError(
+            f"{path}, line {number} begins with a quote and is no JSON string ({error}): a name "
+            'that holds quotes is written as one, such as "\\"so called\\""'
+        ) from None
 
 
 def numbered(path: Path) -> list[tuple[int, str]]:
-    """The lines that are not blank, with their numbers from 1."""
+    """The lines that are not blank, with their numbers from 1.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    return [(number, line) for number, line in _lines(path) if line.strip()]
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """All lines without their ends (\\n or \\r\\n) and without a byte-order mark."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error})") from None
-    # not splitlines, which also cuts at characters that JSON allows inside a string
-    lines = enumerate(text.split("\n"), 1)
-    return [(number, line.strip()) for number, line in lines if line.strip()]
+        raise InputError(f"{path} cannot be read ({error}): expected text in UTF-8") from None
+    # not splitlines, which also cuts at characters that a name or a JSON string may hold
+    return [(n, line.removesuffix("\r")) for n, line in enumerate(text.split("\n"), 1)]
 
 
 def points(path: str) -> str:
@@ -38,7 +68,7 @@ def points(path: str) -> str:
 
 def json_row(line: str, number: int, path: Path) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}, line {number} is not JSON ({error})") from None
     if not isinstance(row, dict):

@@ -24,7 +24,11 @@ from s3t.errors import ConfigError, named
 __all__ = ["anchored", "dump_config", "load_config"]
 
 _UNKNOWN = "extra_forbidden"
-_PLAIN = {"model_type": "expected keys and values", "tuple_type": "expected a list"}
+_PLAIN = {
+    "model_type": "expected keys and values",
+    "tuple_type": "expected a list",
+    "string_type": "expected text, in quotes where YAML reads it as true or false, null or a date",
+}
 """pydantic's words for kinds of errors, where they speak of Python."""
 _ALTERNATIVE = re.compile(r"\W|^str$|^constrained-")
 """Parts of an error's place that name an alternative of a type, as ``tuple[str, ...]``: no key."""
@@ -97,8 +101,30 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+class _Whole(int):
+    """An integer of YAML, whatever its text: 7, but also 007, 0x10 or 1:30."""
+
+    written: str
+
+    def __str__(self) -> str:
+        return self.written
+
+
+class _Broken(float):
+    """A fraction of YAML, whatever its text, such as 1.10."""
+
+    written: str
+
+    def __str__(self) -> str:
+        return self.written
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML where a key that occurs twice is an error; PyYAML drops the first without a word."""
+    """YAML where a key that occurs twice is an error; PyYAML drops the first without a word.
+
+    A number is still one where a number is asked for, and where text is, the text that is written:
+    a salt of 007 is not 7.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -109,6 +135,22 @@ class _Loader(yaml.SafeLoader):
             )
         return super().construct_mapping(node, deep)
 
+    def whole(self, node: yaml.ScalarNode) -> int:
+        """The integer, which as text is what is written."""
+        found = _Whole(self.construct_yaml_int(node))
+        found.written = node.value
+        return found
+
+    def broken(self, node: yaml.ScalarNode) -> float:
+        """The fraction, which as text is what is written."""
+        found = _Broken(self.construct_yaml_float(node))
+        found.written = node.value
+        return found
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.broken)
+
 
 def _apply(tree: dict[str, Any], override: str, problems: list[str]) -> None:
     key, sep, text = override.partition("=")
@@ -116,9 +158,10 @@ def _apply(tree: dict[str, Any], override: str, problems: list[str]) -> None:
         problems.append(f"override {override!r} is not of the form key=value")
         return
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        problems.append(f"override {override!r}: the value is not YAML")
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        what = " ".join(str(error).split()).partition(" in ")[0]
+        problems.append(f"override {override!r}: the value is not YAML: {what}")
         return
     *parents, last = key.split(".")
     for parent in parents:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from s3t.config.section import Natural, Positive, Section
 
 __all__ = ["ServeConfig"]
 
 _Seconds = Annotated[float, Field(gt=0)]
+_Network = Annotated[str, AfterValidator(lambda text: str(ip_network(text)))]
 _Rate = Annotated[float, Field(gt=0)] | None
 
 
@@ -32,7 +34,22 @@ class ServeConfig(Section):
         0.002, description="seconds that a row waits for others to share a pass with"
     )
     queue_rows: Positive = Field(1024, description="rows waiting; above it 503 and Retry-After")
-    timeout: _Seconds = Field(30.0, description="seconds that a question may take")
+    timeout: _Seconds = Field(
+        30.0, description="seconds that a question may take, and before that its body to arrive"
+    )
+    head_timeout: _Seconds = Field(
+        10.0, description="seconds within which the head of a request has to arrive"
+    )
+    connections: Annotated[int, Field(ge=8, strict=True)] = Field(
+        4096,
+        description="connections at once, fewer where ulimit -n is low; a quarter is kept for "
+        "deletions and probes",
+    )
+    address_connections: Positive = Field(256, description="connections of one address at once")
+    trusted_proxies: tuple[_Network, ...] = Field(
+        ("127.0.0.0/8", "::1/128"),
+        description="addresses and networks that address_connections does not apply to",
+    )
     request_rows: Positive = Field(256, description="rows of one question")
     body_bytes: Positive = Field(2**20, description="bytes of one request's body")
     streams: Positive = Field(16, description="completions under way at once; above it 503")

@@ -19,6 +19,7 @@ from s3t.data.samples import (
     load_all,
     load_private,
     load_public,
+    private_origins,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "load_all",
     "load_private",
     "load_public",
+    "private_origins",
 ]

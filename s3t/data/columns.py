@@ -24,6 +24,11 @@ __all__ = ["Columns", "read_columns"]
 _TEXTS = tuple(f"data.columns.{name}" for name in ("text", "text_pair", "prompt", "completion"))
 """What is read as text; of two that are there the first comes first."""
 
+_EXACT = 2.0**53
+"""Up to here a float is the integer that it was made of."""
+_LONG = 4096
+"""Characters of an id or subject, as the service takes them."""
+
 
 @dataclass
 class Columns:
@@ -37,6 +42,7 @@ class Columns:
         ids: given ids; None where they are to be derived.
         subjects: the person of each row, if any.
         risks: values of the risk column; empty where it is not read.
+        origins: files of each row alone, images for one; empty where there are none.
         problems: one sentence each.
         complete: whether every label could be read.
     """
@@ -48,6 +54,7 @@ class Columns:
     ids: Sequence[str | None] | None = None
     subjects: Sequence[str | None] = ()
     risks: Sequence[float | None] = ()
+    origins: Sequence[tuple[str, ...]] = ()
     problems: list[str] = field(default_factory=list)
     complete: bool = False
 
@@ -200,12 +207,16 @@ def _read(found: Columns, table: Table, present: Mapping[str, str], as_of: date 
         name = present["data.columns.messages"]
         found.inputs = _conversations(values["data.columns.messages"], name, found)
     if "data.columns.image" in values:
-        found.inputs = Images(values["data.columns.image"])
+        images = values["data.columns.image"]
+        found.inputs = Images(images)
+        found.origins = table.origins or [(one,) if isinstance(one, str) else () for one in images]
     for key in ("data.columns.label", "data.columns.id", "partition.subject"):
         if key not in values:
             continue
         name = present[key]
         names = _names(values[key], name, found)
+        if key != "data.columns.label":
+            _nameable(values[key], names, name, found)
         blank = [number for number, value in enumerate(names, 1) if value is None]
         if key == "partition.subject":
             found.subjects = names
@@ -276,6 +287,29 @@ def _names(values: Sequence[Any], column: str, found: Columns) -> list[str | Non
     if odd:
         found.problems.append(f"column {column!r} is not text or a number in {_rows(odd)}")
     return names
+
+
+def _nameable(
+    values: Sequence[Any], names: Sequence[str | None], column: str, found: Columns
+) -> None:
+    """Note ids and subjects that a deletion could not name, or that are not what the data say."""
+    inexact = [
+        number
+        for number, value in enumerate(values, 1)
+        if isinstance(value, bool)
+        or (isinstance(value, float) and (abs(value) > _EXACT or value % 1 > 0))  # not NaN: a gap
+    ]
+    if inexact:
+        found.problems.append(
+            f"column {column!r} holds true, false, or a number that is not exact, in "
+            f"{_rows(inexact)}: give ids and subjects as text or integers"
+        )
+    unsaid = [n for n, name in enumerate(names, 1) if name and ("\0" in name or len(name) > _LONG)]
+    if unsaid:
+        found.problems.append(
+            f"column {column!r} holds NUL, or more than {_LONG:,} characters, in {_rows(unsaid)}: "
+            "no request could name it"
+        )
 
 
 def _risks(

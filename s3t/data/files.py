@@ -1,7 +1,8 @@
 """Files on disk: which ones a config names, and the rows of text files.
 
 Invariants: a csv cell stays the text that it is (``007`` is not 7, ``NA`` is not nothing) and a
-JSON string stays a string; a line that is not wholly understood is a problem, never skipped.
+JSON string stays a string; a line that is not wholly understood, or that says a thing twice, is a
+problem, never skipped.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ __all__ = [
     "csv_rows",
     "json_rows",
     "numbered",
+    "once",
     "one_line",
     "reading",
     "resolve",
@@ -58,7 +60,8 @@ def resolve(files: str | Sequence[str], directories: bool = False) -> list[str]:
         elif not glob.has_magic(pattern):
             problems.append(f"file {pattern!r} does not exist (looked in {Path.cwd()})")
         elif matches := sorted(glob.glob(pattern, recursive=True)):
-            found.extend(match for match in matches if directories or Path(match).is_file())
+            # a link that leads nowhere is kept, for the reader to refuse
+            found.extend(match for match in matches if directories or not Path(match).is_dir())
         else:
             problems.append(f"no file matches {pattern!r} (looked in {Path.cwd()})")
     if problems:
@@ -86,7 +89,7 @@ def reading(file: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError) as error:
+    except (OSError, EOFError, ValueError, RecursionError, csv.Error, lzma.LZMAError) as error:
         raise DataError([f"cannot read {file!r} ({one_line(error)})"]) from None
 
 
@@ -146,11 +149,22 @@ def csv_rows(file: str) -> list[Row]:
     return rows
 
 
+def once(pairs: list[tuple[str, Any]]) -> Row:
+    """An object of JSON, for ``json.loads``: a key that stands there twice is a ValueError."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        raise ValueError(f"keys occur twice: {named(twice)}")
+    return found
+
+
 def json_rows(file: str) -> list[Row]:
     """Rows of a file of JSON lines, or of one JSON list of objects (gz, bz2, xz too).
 
     Raises:
-        DataError: a file that cannot be read, or lines that are not a JSON object.
+        DataError: a file that cannot be read, or lines that are not a JSON object, each key of it
+            once.
     """
     with reading(file), _open(file) as stream:
         text = stream.read()
@@ -158,18 +172,20 @@ def json_rows(file: str) -> list[Row]:
     bad: list[int] = []
     if text.lstrip()[:1] == "[":
         with reading(file):
-            items = list(enumerate(json.loads(text), 1))
+            items = list(enumerate(json.loads(text, object_pairs_hook=once), 1))
     else:
         items = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     for number, item in items:
         try:
-            row = json.loads(item) if isinstance(item, str) else item
-        except ValueError:
+            row = json.loads(item, object_pairs_hook=once) if isinstance(item, str) else item
+        except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict):
             rows.append(row)
         else:
             bad.append(number)
     if bad:
-        raise DataError([f"{file!r}: expected a JSON object in lines {numbered(bad)}"])
+        raise DataError(
+            [f"{file!r}: expected a JSON object, no key of it twice, in lines {numbered(bad)}"]
+        )
     return rows

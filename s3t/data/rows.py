@@ -99,7 +99,7 @@ def decode_image(value: Any) -> NDArray[np.uint8] | NDArray[np.float32]:
     """An array H×W×1 (grey) or H×W×3 (everything else, alpha dropped), upright by its EXIF tag.
 
     Raises:
-        ValueError: a value that is not an image, or one of more than 8 bits a channel.
+        ValueError: a value that is not an image, one of more than 8 bits a channel, or several.
         OSError: a file that is damaged or gone. Damaged files raise other errors of PIL's too.
     """
     import numpy as np
@@ -112,6 +112,9 @@ def decode_image(value: Any) -> NDArray[np.uint8] | NDArray[np.float32]:
     if not isinstance(value, (str, bytes)):
         raise ValueError(f"holds {type(value).__name__}, expected an image")
     with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as opened:
+        frames = getattr(opened, "n_frames", 1)
+        if frames > 1 and opened.format != "MPO":  # a photograph with its previews
+            raise ValueError(f"holds {frames} pictures: save each as a file of its own")
         image = ImageOps.exif_transpose(opened)
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"mode {image.mode} has more than 8 bits a channel: save it as 8-bit")

@@ -20,7 +20,15 @@ from s3t.data.rows import LabelledRows, pick
 from s3t.errors import DataError, named
 from s3t.types import Digest, Sample, SampleId, Subject, digest
 
-__all__ = ["Data", "PrivateData", "label_names", "load_all", "load_private", "load_public"]
+__all__ = [
+    "Data",
+    "PrivateData",
+    "label_names",
+    "load_all",
+    "load_private",
+    "load_public",
+    "private_origins",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +120,22 @@ def load_private(config: Config, labels: Sequence[str]) -> PrivateData:
     _check_ids(found)
     _report([found, *public.values()])
     return _private(found, contents, labels, tiers)
+
+
+def private_origins(config: Config) -> list[tuple[SampleId, tuple[str, ...]]]:
+    """The id of every private row, copies of a sample too, and the files that are of it alone.
+
+    Raises:
+        DataError: with every problem of the source.
+    """
+    found = read_columns(config, config.data.private, "data.private")
+    contents = found.digests() if found.ids is None else [Digest("")] * len(found.ids)
+    _report([found])
+    origins = found.origins or [()] * len(contents)
+    return [
+        (_id_of(found, row, content), origin)
+        for row, (content, origin) in enumerate(zip(contents, origins, strict=True))
+    ]
 
 
 def load_public(
@@ -226,9 +250,8 @@ def _private(
     first: dict[SampleId, tuple[Sample, int]] = {}
     for row, content in enumerate(contents):
         subject = found.subjects[row]
-        given = found.ids[row] if found.ids is not None else None
         sample = Sample(
-            id=SampleId(given if given is not None else digest([subject, content])),
+            id=_id_of(found, row, content),
             subject=Subject(subject) if subject is not None else None,
             content=content,
             tier=tiers[row] if tiers else 0,
@@ -240,6 +263,11 @@ def _private(
         rows=_rows(found, [row for _, row in pairs], labels),
         folded=len(contents) - len(first),
     )
+
+
+def _id_of(found: Columns, row: int, content: Digest) -> SampleId:
+    given = found.ids[row] if found.ids is not None else None
+    return SampleId(given if given is not None else digest([found.subjects[row], content]))
 
 
 def _rows(found: Columns, order: Sequence[int], labels: Sequence[str]) -> LabelledRows:

@@ -8,10 +8,9 @@ left behind. csv cells stay text (``007`` is not 7) and JSON strings stay string
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,16 @@ from s3t.data.files import (
     same_headers,
 )
 from s3t.errors import DataError, named
+from s3t.scratch import scratch
 
 __all__ = ["Table", "read_table"]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"),
+)
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+OF_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
+"""Files that file managers leave in folders of images."""
 DIGITS_SPLITS = {"public": (0, 597), "private": (597, 1397), "test": (1397, 1797)}
 
 
@@ -44,6 +48,7 @@ class Table:
         column: values of a column by name; images are paths, bytes or arrays, decoded later.
         classes: class names of the columns whose type has them.
         ids: ids that the source itself gives its rows (digits).
+        origins: the files that each row comes from, where it has some of its own (image folders).
     """
 
     names: tuple[str, ...]
@@ -51,6 +56,7 @@ class Table:
     column: Callable[[str], Sequence[Any]]
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ids: tuple[str, ...] | None = None
+    origins: Sequence[tuple[str, ...]] | None = None
 
 
 def read_table(source: SourceConfig, columns: ColumnsConfig) -> Table:
@@ -118,12 +124,12 @@ def _hub(source: SourceConfig) -> Table:
     # A data set on this machine may be private, so it is read through a cache that is removed.
     local = Path(source.name or "").is_dir()
     try:
-        with _quiet(), tempfile.TemporaryDirectory() as folder:
+        with _quiet(), scratch() as folder:
             dataset = datasets.load_dataset(
                 source.name,
                 source.subset,
                 split=source.split,
-                cache_dir=folder if local else None,
+                cache_dir=str(folder) if local else None,
                 keep_in_memory=True if local else None,
             )
     except Exception as error:  # whatever the hub, the network or a builder raises
@@ -176,7 +182,8 @@ def _image_folder(source: SourceConfig, columns: ColumnsConfig) -> Table:
     A directory with a sub-directory named as the split (``train``) is read from there. A file
     ``metadata.csv`` or ``metadata.jsonl`` in an image's directory or above gives it more columns
     by ``file_name``, a label among them. Every image that metadata names must exist, and if there
-    is metadata every image must be in it.
+    is metadata every image must be in it, once. A file that is neither is a problem. Links to
+    directories are followed.
     """
     split = re.split(r"[\[+]", source.split)[0]
     named_files = resolve(source.files or (), directories=True)
@@ -184,11 +191,22 @@ def _image_folder(source: SourceConfig, columns: ColumnsConfig) -> Table:
     inner = [file for file in inside if Path(file).is_dir()]
     if not inner and split != "train":
         raise DataError([f"split {split!r} does not exist: no directory {named(inside)}"])
+    if inner and len(inner) < len(named_files):
+        without = [file for file, one in zip(named_files, inside, strict=True) if one not in inner]
+        raise DataError([f"{named(without)}: no directory {split!r}, which the others have"])
     paths = [path for file in inner or named_files for path in _walk(Path(file))]
     images = sorted({path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES})
+    if odd := sorted(str(path) for path in {*paths} - {*images} if path.name not in _NO_IMAGES):
+        raise DataError(
+            [
+                f"files that are no images by their names: {named(odd)}. Give them one of the "
+                f"endings {', '.join(IMAGE_SUFFIXES)}, or move them away"
+            ]
+        )
     roots = {Path(file) for file in inner or named_files}
     labels = {path: path.parent.name for path in images if path.parent not in roots}
-    extra = _metadata(sorted({path for path in paths if path.name in METADATA_FILES}), images)
+    metadata = sorted({path for path in paths if path.name in METADATA_FILES})
+    extra, told_in = _metadata(metadata, images)
     rows: list[Row] = [
         {columns.image: str(path), columns.label: labels.get(path)} | extra.get(path, {})
         for path in images
@@ -197,29 +215,53 @@ def _image_folder(source: SourceConfig, columns: ColumnsConfig) -> Table:
     classes = {columns.label: tuple(sorted(set(labels.values())))}
     if columns.label in labelled:
         classes = {}
-    return _table([rows[i] for i in _split(source.split, split, len(rows))], classes)
+    kept = _split(source.split, split, len(rows))
+    origins = [(str(images[i]), *told_in.get(images[i], ())) for i in kept]
+    return replace(_table([rows[i] for i in kept], classes), origins=origins)
 
 
-def _walk(path: Path) -> list[Path]:
-    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+_NO_IMAGES = {*METADATA_FILES, *OF_SYSTEMS}
 
 
-def _metadata(files: Sequence[Path], images: Sequence[Path]) -> dict[Path, Row]:
-    """Columns that metadata files give to images."""
+def _walk(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """All files below a directory, those of linked ones too; or the path itself, if it is none."""
+    if not path.is_dir():
+        yield path
+        return
+    place = path.resolve()
+    if place in above:
+        raise DataError([f"{str(path)!r} leads back to {str(place)!r}, which holds it: remove it"])
+    with reading(str(path)):
+        held = sorted(path.iterdir())
+    for one in held:
+        yield from _walk(one, (*above, place))
+
+
+def _metadata(
+    files: Sequence[Path], images: Sequence[Path]
+) -> tuple[dict[Path, Row], dict[Path, tuple[str]]]:
+    """Columns that metadata files give to images, and the file of each."""
     found: dict[Path, Row] = {}
+    told_in: dict[Path, tuple[str]] = {}
+    twice: set[str] = set()
     problems: list[str] = []
     for file in files:
         rows = csv_rows(str(file)) if file.suffix == ".csv" else json_rows(str(file))
         for row in rows:
-            found[file.parent / str(row.get("file_name"))] = row
+            image = file.parent / str(row.get("file_name"))
+            if image in found:
+                twice.add(str(image))
+            found[image], told_in[image] = row, (str(file),)
     known = set(images)
     if missing := sorted(str(path) for path in found if path not in known):
         problems.append(f"metadata names images that do not exist (file_name): {named(missing)}")
     if found and (bare := sorted(str(path) for path in images if path not in found)):
         problems.append(f"images without a row in metadata: {named(bare)}")
+    if twice:
+        problems.append(f"metadata names images twice: {named(sorted(twice))}")
     if problems:
         raise DataError(problems)
-    return found
+    return found, told_in
 
 
 def _digits(split: str, columns: ColumnsConfig) -> Table:

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from safetensors.torch import save
+from torch import Tensor
 
 from s3t.ensemble import Member
-from s3t.exporting.probe import HEAD, PROBE, answers, pack_probe
+from s3t.exporting.probe import HEAD, PROBE, answers, pack_probe, probe_rows
+from s3t.exporting.questions import pack_questions
 from s3t.model.base import Base
-from s3t.model.encode import Encoded
 from s3t.model.head import BIAS, WEIGHT
 from s3t.model.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_files
 from s3t.types import NodeKey, digest
@@ -85,10 +86,19 @@ class Adapter:
         found: dict[str, Any] = json.loads(self.files[ADAPTER_CONFIG])
         return found
 
-    def probed(self, base: Base, rows: Encoded) -> dict[str, bytes]:
-        """All files, the probe included."""
-        logits = answers(base, self.member.tensors, self.scale, rows)
-        return {**self.files, PROBE: pack_probe(rows, logits)}
+    def probed(self, base: Base, vocabulary: int) -> dict[str, bytes]:
+        """All files, the probe included.
+
+        Args:
+            base: that it adapts.
+            vocabulary: token ids are below this number; 0 for images.
+        """
+        tensors, more = self.member.tensors, dict[str, Tensor]()
+        rows = probe_rows(base, vocabulary)
+        logits = answers(base, tensors, self.scale, rows)
+        if base.lm_head is not None:
+            more = pack_questions(base, tensors, self.scale, vocabulary)
+        return {**self.files, PROBE: pack_probe(rows, logits, more)}
 
     def entry(self, files: Mapping[str, str]) -> dict[str, Any]:
         """What the manifest says of it.

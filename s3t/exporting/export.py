@@ -21,7 +21,7 @@ from s3t.answering import Answering
 from s3t.errors import InputError, S3TError
 from s3t.exporting.adapter import Adapter, sha256
 from s3t.exporting.assembly import Assembly
-from s3t.exporting.probe import PROBE, probe_rows
+from s3t.exporting.probe import PROBE
 from s3t.exporting.wanted import Export, Merge, Wanted
 from s3t.forgetting import Forgetting
 from s3t.model.encode import TextEncoder
@@ -157,13 +157,12 @@ class Exporter:
     def _write(self, adapters: Sequence[Adapter]) -> tuple[list[dict[str, Any]], list[str]]:
         """Write what is not there; the manifest's entries, and the names that are new."""
         told = {one["name"]: one for one in (self.folder.manifest() or {}).get("adapters", [])}
-        entries, written, rows = [], [], None
+        entries, written = [], []
         for adapter in adapters:
             digests = self._there(adapter, told.get(adapter.name, {}).get("files", {}))
             if digests is None:
                 model = self._model()
-                rows = rows or probe_rows(model.base, _vocabulary(model))
-                files = adapter.probed(model.base, rows)
+                files = adapter.probed(model.base, _vocabulary(model))
                 try:
                     self.folder.put(adapter.name, files)
                 except OSError as error:

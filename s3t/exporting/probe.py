@@ -35,9 +35,11 @@ __all__ = [
     "TOLERANCES",
     "Checked",
     "answers",
+    "bank_of",
     "check_folder",
     "pack_probe",
     "probe_rows",
+    "random_tokens",
     "read_probe",
 ]
 
@@ -82,15 +84,36 @@ def probe_rows(base: Base, vocabulary: int) -> Encoded:
         size = config.image_size
         sides = (size, size) if isinstance(size, int) else tuple(size)
         return Encoded(torch.randn((_ROWS, config.num_channels, *sides), generator=generator), None)
-    length = min(_TOKENS, base.length)
-    special = {getattr(config, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos")}
-    usable = torch.tensor([one for one in range(vocabulary) if one not in special])
-    values = usable[torch.randint(0, len(usable), (_ROWS, length), generator=generator)]
+    values = random_tokens(base, vocabulary, _ROWS)
+    length = values.shape[1]
     mask = torch.ones_like(values)
     for row in range(1, _ROWS):
         mask[row, length - row * length // 4 :] = 0
     padding = getattr(config, "pad_token_id", None) or 0
     return Encoded(torch.where(mask.bool(), values, padding), mask)
+
+
+def random_tokens(base: Base, vocabulary: int, rows: int) -> Tensor:
+    """Random token ids below ``vocabulary``, the same ones each time; [rows, places]."""
+    generator, config = torch.Generator().manual_seed(0), base.model.config
+    assert base.length is not None
+    special = {getattr(config, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos")}
+    usable = torch.tensor([one for one in range(vocabulary) if one not in special])
+    shape = rows, min(_TOKENS, base.length)
+    return usable[torch.randint(0, len(usable), shape, generator=generator)]
+
+
+def bank_of(base: Base, tensors: Mapping[str, Tensor], scale: float) -> Bank:
+    """A bank of one adapter, given by s3t's names; without one it adapts nothing."""
+    pairs = {
+        (target.layer, target.path): (
+            tensors[target.a][None].to(base.device),
+            tensors[target.b][None].to(base.device),
+        )
+        for target in base.targets
+        if target.a in tensors
+    }
+    return Bank(1, pairs, scale)
 
 
 @torch.inference_mode()
@@ -103,15 +126,8 @@ def answers(base: Base, tensors: Mapping[str, Tensor], scale: float, rows: Encod
         scale: alpha / rank.
         rows: n rows.
     """
-    pairs = {
-        (target.layer, target.path): tuple(
-            tensors[half][None].to(base.device) for half in (target.a, target.b)
-        )
-        for target in base.targets
-        if target.a in tensors
-    }
     rows = rows.to(base.device)
-    with adapted(Bank(1, pairs, scale)):  # type: ignore[arg-type]  # tuples of two
+    with adapted(bank_of(base, tensors, scale)):
         hidden = base.start(rows)
         if base.lm_head is None:
             head = {name: tensors[name][None].to(base.device) for name in (WEIGHT, BIAS)}
@@ -123,9 +139,9 @@ def answers(base: Base, tensors: Mapping[str, Tensor], scale: float, rows: Encod
         return language_logits(base, last.unsqueeze(1)).squeeze(1).cpu()
 
 
-def pack_probe(rows: Encoded, logits: Tensor) -> bytes:
-    """The file of a probe."""
-    tensors = {"inputs": rows.values.contiguous(), "logits": logits.contiguous()}
+def pack_probe(rows: Encoded, logits: Tensor, more: Mapping[str, Tensor]) -> bytes:
+    """The file of a probe, and what else is to lie in it."""
+    tensors = {"inputs": rows.values.contiguous(), "logits": logits.contiguous(), **more}
     if rows.mask is not None:
         tensors["mask"] = rows.mask.contiguous()
     content: bytes = save(tensors)

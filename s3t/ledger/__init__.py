@@ -4,6 +4,7 @@ Ledger (ledger) ──► registry     samples: written down once, listed ─┐
                ├──► deletion     one deletion, step by step ─────────┴─► counters   what is left
                ├──► purging      what stays of a purged sample
                ├──► planning     steps of planning and training ──► generations   plans and nodes
+               ├──► outbox       accepted and not done: large deletions, callbacks
                ├──► logstate     what the log says is deleted, in force, hit
                ├──► proof        the tables held against the log
                ├──► evidence     all tables at one moment, for audits
@@ -23,27 +24,38 @@ from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import State, Witnessed, nodes_digest
 from s3t.ledger.ledger import Ledger
 from s3t.ledger.logstate import Generation
-from s3t.ledger.purging import Gone
+from s3t.ledger.outbox import Callback, Claim, Job, Outbox, host_claim, job_claim
+from s3t.ledger.purging import Forgotten, Gone
 from s3t.ledger.registry import Entry
+from s3t.ledger.replicas import Lease, clock
 from s3t.ledger.signing import Signer, Verifier
 
 __all__ = [
     "GENESIS",
+    "Callback",
+    "Claim",
     "Decide",
     "Deleted",
     "Deletion",
     "Entry",
     "Evidence",
+    "Forgotten",
     "Generation",
     "Gone",
+    "Job",
+    "Lease",
     "Ledger",
     "LogEntry",
+    "Outbox",
     "Signer",
     "SlotPersons",
     "State",
     "Verifier",
     "Watch",
     "Witnessed",
+    "clock",
+    "host_claim",
+    "job_claim",
     "link",
     "nodes_digest",
     "without_password",

@@ -16,8 +16,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from s3t.errors import UnknownSampleError
-from s3t.ledger import counters, purging
+from s3t.errors import RequestConflictError, UnknownSampleError
+from s3t.ledger import counters, likeness, purging
 from s3t.ledger.chain import now as moment
 from s3t.ledger.counters import chunks, select_in
 from s3t.ledger.generations import State
@@ -60,10 +60,12 @@ class Named:
     Attributes:
         rows: those that are in the ledger, each once, by id.
         purged: ids that were deleted, and purged since.
+        alike: ids of samples left that look like what is named, and are not.
     """
 
     rows: list[sa.Row[Any]]
     purged: tuple[SampleId, ...]
+    alike: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Deletion:
         deleted: ids that this request deletes, sorted.
         already_deleted: ids asked for that were deleted before, sorted.
         copies_elsewhere: samples left whose content equals that of one deleted now.
+        look_alikes: samples left whose id, or person, looks like one that is named.
         slots: (shard, slice) that it deletes a sample of, sorted.
         state: the ledger's before this deletion, with what is new to who asked.
         dry_run: nothing will be committed.
@@ -86,6 +89,7 @@ class Deletion:
     deleted: tuple[SampleId, ...]
     already_deleted: tuple[SampleId, ...]
     copies_elsewhere: int
+    look_alikes: int
     slots: tuple[Slot, ...]
     state: State
     dry_run: bool
@@ -106,6 +110,7 @@ class Deleted:
     deleted: tuple[SampleId, ...]
     already_deleted: tuple[SampleId, ...]
     copies_elsewhere: int
+    look_alikes: int
     slots: tuple[Slot, ...]
     receipt: dict[str, Any]
     replayed: bool
@@ -134,14 +139,16 @@ def find(
     absent_ids = [one for one in ids if one not in found]
     absent_subjects = [one for one in subjects if one not in known]
     purged: set[str] = set()
+    alike = likeness.living(connection, ids, subjects)
     if absent_ids or absent_subjects:
         purged, gone = purging.known(connection, key, absent_ids, absent_subjects)
         unknown_ids = [one for one in absent_ids if one not in purged]
         unknown_subjects = [one for one in absent_subjects if one not in gone]
         if unknown_ids or unknown_subjects:
-            raise UnknownSampleError(unknown_ids, unknown_subjects, run_name)
+            raise UnknownSampleError(unknown_ids, unknown_subjects, run_name, len(alike))
     found.update((row.sample_id, row) for row in theirs)
-    return Named([found[one] for one in sorted(found)], tuple(map(SampleId, sorted(purged))))
+    rows = [found[one] for one in sorted(found)]
+    return Named(rows, tuple(map(SampleId, sorted(purged))), frozenset(alike))
 
 
 def judge(
@@ -156,6 +163,7 @@ def judge(
         deleted=tuple(row.sample_id for row in fresh),
         already_deleted=tuple(sorted([*before, *named.purged])),
         copies_elsewhere=_copies_elsewhere(connection, fresh),
+        look_alikes=len(named.alike - {row.sample_id for row in fresh}),
         slots=tuple(sorted({(row.shard, row.slice) for row in fresh})),
         state=state,
         dry_run=dry_run,
@@ -172,6 +180,7 @@ def receipt_of(deletion: Deletion, schedule: Mapping[str, Any], secret: bytes) -
         "deleted": sorted(hashed(one, secret) for one in deletion.deleted),
         "already_deleted": sorted(hashed(one, secret) for one in deletion.already_deleted),
         "copies_elsewhere": deletion.copies_elsewhere,
+        "look_alikes": deletion.look_alikes,
         "slots": [list(slot) for slot in deletion.slots],
         "schedule": dict(schedule),
     }
@@ -214,6 +223,7 @@ def told(deletion: Deletion, receipt: dict[str, Any]) -> Deleted:
         deleted=deletion.deleted,
         already_deleted=deletion.already_deleted,
         copies_elsewhere=deletion.copies_elsewhere,
+        look_alikes=deletion.look_alikes,
         slots=deletion.slots,
         receipt=receipt,
         replayed=False,
@@ -225,7 +235,17 @@ def replay(named: Named, receipt: dict[str, Any], secret: bytes, dry_run: bool) 
     """A deletion told again, from its receipt and the samples that its arguments name.
 
     Samples of a subject that were purged since cannot be named any more.
+
+    Raises:
+        RequestConflictError: samples that it names were taken in since, and live.
     """
+    living = sum(row.deleted_view is None for row in named.rows)
+    if living:
+        raise RequestConflictError(
+            f"request id {receipt['request_id']!r} stands for the deletion at view "
+            f"{receipt['view']}, and {living} samples that it names were taken in since: nothing "
+            "was deleted now. Use a new request id for them"
+        )
     then = set(receipt["deleted"])
     ids = sorted([*(row.sample_id for row in named.rows), *named.purged])
     return Deleted(
@@ -234,6 +254,7 @@ def replay(named: Named, receipt: dict[str, Any], secret: bytes, dry_run: bool) 
         deleted=tuple(one for one in ids if hashed(one, secret) in then),
         already_deleted=tuple(one for one in ids if hashed(one, secret) not in then),
         copies_elsewhere=receipt["copies_elsewhere"],
+        look_alikes=receipt["look_alikes"],
         slots=tuple((shard, c) for shard, c in receipt["slots"]),
         receipt=receipt,
         replayed=True,

@@ -1,6 +1,6 @@
 """A ledger as evidence: its tables row by row, in one moment, nothing believed or put together.
 
-    samples, forgotten, log, requests, slots, copies, nodes, run ──► whoever audits
+    samples, forgotten, log, requests, slots, copies, nodes, jobs, run ──► audits
 
 Invariant: it reads and never writes, and all of it in one transaction, so rows of different tables
 can be held against each other while others go on deleting. What is read is given as it lies there:
@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from s3t.ledger import schema
+from s3t.ledger import outbox_tables, schema
 from s3t.ledger.logstate import Secrets
 from s3t.ledger.purging import hashed
 from s3t.ledger.registry import ROWS
@@ -70,10 +70,18 @@ class Evidence:
         """Nodes with the digest of their weights, by key."""
         return self._all(schema.nodes)
 
+    def jobs(self) -> list[Row]:
+        """Large deletions that were accepted and are not done, and cancelled ones."""
+        return self._all(outbox_tables.jobs)
+
     def values(self) -> dict[str, str]:
         """The table ``run`` but for its secrets."""
         rows = self._all(schema.run)
         return {row.key: row.value for row in rows if "secret" not in row.key}
+
+    def strange(self) -> list[str]:
+        """What the database holds and is no part of a ledger: tables, columns, views, triggers."""
+        return schema.strange(self._connection)
 
     def keyed(self, text: str) -> str:
         """How receipts name a sample id."""

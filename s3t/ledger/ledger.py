@@ -29,12 +29,13 @@ from s3t.ledger.deletion import Decide, Deleted
 from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import State
 from s3t.ledger.logstate import HEAD, LogReader, Secrets
+from s3t.ledger.outbox import Outbox, refuse_other
 from s3t.ledger.planning import Planning, seal
-from s3t.ledger.purging import Gone
+from s3t.ledger.purging import Forgotten, Gone
 from s3t.ledger.registry import Entry, Offered
 from s3t.ledger.replicas import Replicas
 from s3t.ledger.signing import Signer
-from s3t.types import Digest, NodeKey, Slot
+from s3t.types import Digest, NodeKey, Slot, digest
 
 __all__ = ["Ledger"]
 
@@ -53,6 +54,7 @@ class Ledger:
     Attributes:
         plans: the plans that were made, and the nodes that were trained for them.
         replicas: who answers, and which deletions are effective on all of them.
+        outbox: large deletions that were accepted and are not done, and callbacks.
     """
 
     def __init__(self, database: Database, signer: Callable[[], Signer | None] = _UNSIGNED) -> None:
@@ -66,6 +68,7 @@ class Ledger:
         self._reader = LogReader(database, secrets)
         self.plans = Planning(self._reader, self._signer)
         self.replicas = Replicas(database, self._signer)
+        self.outbox = Outbox(database)
 
     @classmethod
     def open(
@@ -297,6 +300,7 @@ class Ledger:
         fingerprint = purging.hashed(json.dumps([ids, people]), secret)
         with self._reader.transaction(writes=not dry_run) as (connection, log):
             stored = _stored(connection, request, fingerprint)
+            refuse_other(connection, request, ids, people)
             named = steps.find(connection, ids, people, self._reader.secrets.forgotten, place)
             if stored is not None:
                 return steps.replay(named, stored, secret, dry_run)
@@ -317,6 +321,21 @@ class Ledger:
         """All samples deleted until now, by keyed hashes of their ids."""
         with self._reader.transaction() as (connection, log):
             return purging.gone(connection, self._reader.secrets.forgotten, log.view)
+
+    def forgotten(self, after: int) -> list[Forgotten]:
+        """What was deleted after a view, by view: the same for every reader and at any time."""
+        with self._reader.transaction() as (connection, _):
+            return purging.since(connection, self._reader.secrets.forgotten, after)
+
+    @property
+    def filter_secret(self) -> bytes:
+        """Key of the hashes that ``gone`` and ``forgotten`` give."""
+        return self._reader.secrets.forgotten
+
+    @property
+    def identity(self) -> Digest:
+        """What tells this ledger, and copies of it, from all others: commits to its secret."""
+        return digest(["s3t ledger", self._reader.secrets.receipts.hex()])
 
     def unpurged(self, view: int) -> int:
         """Samples deleted until ``view`` whose ids are still here."""
@@ -480,8 +499,8 @@ def _distinct(values: Iterable[str], name: str) -> list[str]:
     if listed is None or not all(isinstance(value, str) for value in listed):
         raise InputError(f"{name} {values!r:.80}: expected a list of strings")
     for value in listed:
-        if any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise InputError(f"{name}: {value!r} is not valid Unicode, so no run holds it")
+        if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value):
+            raise InputError(f"{name}: {value!r} is not text in UTF-8 without NUL: no run holds it")
     return sorted(set(listed))
 
 

@@ -59,7 +59,11 @@ part of all samples. Every statement of a deletion has its index; what reads all
 
 _SCANS = "; SET LOCAL enable_seqscan = on"
 
-_SETTINGS = "SELECT current_setting('fsync'), current_setting('server_encoding'), current_schema()"
+_SETTINGS = (
+    "SELECT current_setting('fsync'), current_setting('server_encoding'), current_schema(), "
+    "pg_backend_pid()"
+)
+_TRIES = 5
 _IDLE_SECONDS = 60
 """After which the server ends a writing transaction of a process that does nothing."""
 
@@ -73,6 +77,11 @@ _SET_COMPACTED = (
     "INSERT INTO run (key, value) VALUES ('compacted', %s) "
     "ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 )
+_JOBS_SIZE = (
+    "SELECT pg_relation_size(oid) + pg_relation_size(reltoastrelid) FROM pg_class "
+    "WHERE oid = 'jobs'::regclass"
+)
+"""Bytes of the table of jobs, which is empty but for a moment: more than none may be dead rows."""
 _NOW = "SELECT xid(pg_snapshot_xmax(pg_current_snapshot()))::text"
 _OLDER = (
     "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() "
@@ -104,6 +113,7 @@ class Postgres:
         self._read_only = read_only
         given = {key: value for key, value in _CLIENT.items() if key not in url.query}
         self._settings: tuple[str, str, str | None] | None = None
+        self._pooled = False
         self.engine = sa.create_engine(
             url,
             use_native_hstore=False,  # else each connection begins by asking for that type
@@ -116,7 +126,8 @@ class Postgres:
         sa.event.listen(self.engine, "begin", self._begin)
 
     def settle(self) -> None:
-        """Refuse a server that loses what it has committed, or that mangles text."""
+        """Refuse a server that loses what it has committed, that mangles text, or that is behind
+        a pooler which gives each transaction another session."""
         assert self._settings is not None
         fsync, encoding, _ = self._settings
         if (fsync, encoding) != ("on", "UTF8"):
@@ -124,6 +135,36 @@ class Postgres:
                 f"{self.name} cannot keep a ledger: it has fsync {fsync} and encoding {encoding}, "
                 "expected on, so that no deletion is lost, and UTF8"
             )
+        if self._pooled and not self._keeps_sessions():
+            raise InputError(
+                f"{self.name} is behind a pooler in transaction mode, where a lock, a setting and "
+                "LISTEN hold for one transaction only, so two could train or purge at once: name "
+                "the server itself with ledger=URL, or set pool_mode=session for this database"
+            )
+
+    def _keeps_sessions(self) -> bool:
+        """Whether a pooler leaves a session to the connection that began it.
+
+        While a second connection is in a transaction, the first must be where it was, and the
+        second elsewhere. Other clients of the pooler may hide that, so it is tried several times.
+        """
+        pooled = [self.engine.raw_connection() for _ in range(2)]
+        try:
+            first, second = (one.driver_connection for one in pooled)
+            assert isinstance(first, psycopg.Connection) and isinstance(second, psycopg.Connection)
+            for _ in range(_TRIES):
+                own = _session(first)
+                second.execute("BEGIN")
+                try:
+                    if _session(second) == own or _session(first) != own:
+                        return False
+                finally:
+                    second.execute("ROLLBACK")
+            return True
+        finally:
+            for one in pooled:
+                one.invalidate()
+                one.close()
 
     def made(self, connection: sa.Connection) -> None:
         """Order texts by their bytes, as everything else does, and gather no statistics of ids.
@@ -198,16 +239,20 @@ class Postgres:
         if isinstance(cause, errors.LockNotAvailable):
             return UnavailableError(
                 f"{self.name} was locked for {backend.BUSY_SECONDS:g} s, nothing was changed: wait "
-                "for the other s3t process, or end it if it hangs, and repeat"
+                "for the other s3t process, or end it if it hangs, and repeat",
+                "ledger_locked",
             )
         if isinstance(cause, errors.DiskFull):
             return UnavailableError(
                 f"{self.name}: there is no space left on its disk, nothing was changed: make "
-                "some, and repeat"
+                "some, and repeat",
+                "disk_full",
             )
-        if isinstance(cause, errors.ReadOnlySqlTransaction):
-            return S3TError(
-                f"{self.name} was opened or is read-only, perhaps a standby: nothing was changed"
+        if isinstance(cause, (errors.ReadOnlySqlTransaction, errors.InsufficientPrivilege)):
+            return UnavailableError(
+                f"{self.name} was opened or is read-only, perhaps a standby, or lets this user do "
+                f"less than it needs ({said}): nothing was changed",
+                "storage_denied",
             )
         damaged = (errors.DataCorrupted, errors.IndexCorrupted)
         if isinstance(cause, (*damaged, errors.UndefinedTable, errors.UndefinedColumn)):
@@ -222,7 +267,7 @@ class Postgres:
         return S3TError(f"{self.name}: {said}; nothing was changed")
 
     def compact(self) -> bool:
-        """Write the table of samples anew, unless no row has left it since the last time.
+        """Write the tables that name samples again, unless no row has left them since.
 
         Nothing less removes their bytes: a plain VACUUM gives the space of rows free, and leaves
         what is in it until it is used again. Deletions wait meanwhile.
@@ -232,10 +277,11 @@ class Postgres:
             driver = connection.driver_connection
             assert isinstance(driver, psycopg.Connection)
             gone, known = driver.execute(_GONE_ROWS).fetchall()[0]
-            if known == str(gone):
-                return True
-            _wait_for_older(driver)
-            if not _rewritten(driver):
+            stale = [] if known == str(gone) else ["samples"]
+            stale += ["jobs"] if driver.execute(_JOBS_SIZE).fetchall()[0][0] else []
+            if stale:
+                _wait_for_older(driver)
+            if not all(_rewritten(driver, table) for table in stale):
                 return False
             driver.execute(_SET_COMPACTED, [str(gone)])
             return True
@@ -300,7 +346,10 @@ class Postgres:
         cursor = driver.execute(f"{_SERVER}; {_PLANNER}; {_SETTINGS}".encode())
         while cursor.nextset():
             pass
-        self._settings = cursor.fetchall()[0]
+        *settings, process = cursor.fetchall()[0]
+        self._settings = tuple(settings)
+        # a pooler makes up the number that it tells at the start
+        self._pooled = process != driver.info.backend_pid
 
     @property
     def _channel(self) -> str:
@@ -359,6 +408,11 @@ class _ChannelWatch:
                 os.write(self._wake, b"!")
 
 
+def _session(driver: psycopg.Connection[Any]) -> int:
+    """Number of the server's process that serves a connection at this moment."""
+    return int(driver.execute("SELECT pg_backend_pid()").fetchall()[0][0])
+
+
 def _wait_for_older(driver: psycopg.Connection[Any]) -> None:
     """Wait, not for ever, until nobody can still look at rows that are deleted by now."""
     now = driver.execute(_NOW).fetchall()[0]
@@ -367,13 +421,13 @@ def _wait_for_older(driver: psycopg.Connection[Any]) -> None:
         time.sleep(0.05)
 
 
-def _rewritten(driver: psycopg.Connection[Any]) -> bool:
-    """Write the table of samples anew; whether no deleted row was taken along."""
+def _rewritten(driver: psycopg.Connection[Any], table: str) -> bool:
+    """Write a table again; whether no deleted row was taken along."""
     said: list[str] = []
     driver.add_notice_handler(lambda notice: said.append(notice.message_detail or ""))
     driver.execute(f"SET lock_timeout = '{_TAKE_SECONDS}s'".encode())
     try:
-        driver.execute("VACUUM (FULL, VERBOSE) samples")
+        driver.execute(f"VACUUM (FULL, VERBOSE) {table}".encode())
     except psycopg.errors.LockNotAvailable:
         return False
     kept = [int(found[0]) for found in map(re.compile(r"\d+").findall, said) if found]

@@ -11,17 +11,20 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
+from s3t.ledger import likeness
 from s3t.ledger.counters import CHUNK, chunks
 from s3t.ledger.schema import forgotten, samples
-from s3t.types import Digest, Subject
+from s3t.types import Digest, Slot, Subject
 
 __all__ = [
+    "Forgotten",
     "Gone",
     "filter_secret",
     "gone",
@@ -31,6 +34,7 @@ __all__ = [
     "left_behind",
     "move",
     "purged",
+    "since",
     "unmoved",
 ]
 
@@ -67,10 +71,25 @@ class Gone:
         return cls(bytes.fromhex(values["secret"]), frozenset(values["hashes"]), values["view"])
 
 
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """The samples that were deleted at one view.
+
+    Attributes:
+        view: at which.
+        slots: (shard, slice) that held one of them, sorted.
+        hashes: keyed hashes of their ids, sorted.
+    """
+
+    view: int
+    slots: tuple[Slot, ...]
+    hashes: tuple[str, ...]
+
+
 def filter_secret(secret: bytes) -> bytes:
     """Key of the hashes here: another than that of the receipts, since machines that train
-    without the ledger are told this one."""
-    return hmac.digest(secret, b"forgotten", "sha256")
+    without the ledger are told this one. No id can hash to it: no text holds the byte 255."""
+    return hmac.digest(secret, b"\xffforgotten", "sha256")
 
 
 def hashed(text: str, key: bytes) -> str:
@@ -84,6 +103,26 @@ def gone(connection: sa.Connection, key: bytes, view: int) -> Gone:
     there = sa.select(samples.c.sample_id).where(samples.c.deleted_view.is_not(None))
     marked = (hashed(one, key) for one in connection.execute(there).scalars())
     return Gone(key, frozenset([*purged, *marked]), view)
+
+
+def since(connection: sa.Connection, key: bytes, after: int) -> list[Forgotten]:
+    """What was deleted after a view, purged or not, by view."""
+    slots: defaultdict[int, set[Slot]] = defaultdict(set)
+    hashes: defaultdict[int, list[str]] = defaultdict(list)
+
+    def note(view: int, slot: Slot, sample: str) -> None:
+        hashes[view].append(sample)
+        if slot[0] >= 0:  # what was kept out from the start has no place
+            slots[view].add(slot)
+
+    for row in connection.execute(sa.select(samples).where(samples.c.deleted_view > after)):
+        note(row.deleted_view, (row.shard, row.slice), hashed(row.sample_id, key))
+    for row in connection.execute(sa.select(forgotten).where(forgotten.c.view > after)):
+        note(row.view, (row.shard, row.slice), row.sample)
+    return [
+        Forgotten(view, tuple(sorted(slots[view])), tuple(sorted(hashes[view])))
+        for view in sorted(hashes)
+    ]
 
 
 def purged(connection: sa.Connection, key: bytes) -> Gone:
@@ -117,6 +156,7 @@ def move(connection: sa.Connection, key: bytes, view: int) -> int:
         )
         for chunk in chunks([row.sample_id for row in rows]):
             connection.execute(sa.delete(samples).where(samples.c.sample_id.in_(chunk)))
+        likeness.forget(connection, rows)
         moved += len(rows)
     return moved
 

@@ -20,7 +20,7 @@ from itertools import islice
 import sqlalchemy as sa
 
 from s3t.errors import InputError, named
-from s3t.ledger import counters, schema
+from s3t.ledger import counters, likeness, schema
 from s3t.ledger.purging import Gone
 from s3t.ledger.schema import REGISTERED, incoming, run, samples
 from s3t.types import Digest, Place, Sample, SampleId, Slot, Subject
@@ -61,7 +61,7 @@ def registered(connection: sa.Connection) -> bool:
 
 def register(connection: sa.Connection, offered: Offered, purged: Gone) -> tuple[int, Digest]:
     """Write all samples down (``Ledger.register``); returns how many, and their digest."""
-    with _taken_in(connection, offered, purged):
+    with _taken_in(connection, offered, purged, stays=True):
         columns = [incoming.c[name] for name in REGISTERED]
         ordered = sa.select(*columns).order_by(incoming.c.sample_id)  # each lands at the end
         schema.samples_subject.drop(connection)
@@ -85,7 +85,7 @@ def add(connection: sa.Connection, offered: Offered, purged: Gone, name: str) ->
         .where(~sa.exists().where(samples.c.sample_id == incoming.c.sample_id))
         .order_by(incoming.c.sample_id)
     )
-    with _taken_in(connection, offered, purged):
+    with _taken_in(connection, offered, purged, stays=True):
         with _ids_once(connection):
             connection.exec_driver_sql("CREATE UNIQUE INDEX incoming_id ON incoming (sample_id)")
         problems = _differences(connection, new_too=False)
@@ -141,8 +141,13 @@ def _differs(name: str, problems: list[str]) -> str:
 
 
 @contextmanager
-def _taken_in(connection: sa.Connection, offered: Offered, purged: Gone) -> Iterator[None]:
-    """The samples offered in the table ``incoming``; on an error the transaction drops it."""
+def _taken_in(
+    connection: sa.Connection, offered: Offered, purged: Gone, stays: bool = False
+) -> Iterator[None]:
+    """The samples offered in the table ``incoming``; on an error the transaction drops it.
+
+    Those that are to stay have their names noted, too.
+    """
     rows = (
         {
             "sample_id": sample.id,
@@ -158,6 +163,8 @@ def _taken_in(connection: sa.Connection, offered: Offered, purged: Gone) -> Iter
     statement = sa.insert(incoming)
     while chunk := list(islice(rows, ROWS)):
         connection.execute(statement, chunk)
+        if stays:
+            likeness.note(connection, chunk)
     yield
     incoming.drop(connection)
 

@@ -3,6 +3,7 @@
     samples    every private sample with its place; ``deleted_view`` once it is deleted
     forgotten  keyed hashes of those that were deleted and then purged, with their place
     slots      per (shard, slice): samples and persons, registered and left
+    lookalikes names that others may look like, by the form that these have in common
     copies     contents that several samples have, and how many of those are left
     requests   request ids, each with the entries of the log that are its receipt, and that tell
                when it was effective
@@ -11,6 +12,7 @@
     nodes      digest of the weights of every node, as first seen by who trained them, with its
                score and the digest of the public rows that it was scored on
     replicas   who answers, and which view they have all left older ones for
+    jobs, callbacks, claims   see ``outbox_tables``
     run        ``view``, the ``secret`` of the hashes, digest of the samples
 
 Invariant: there is one schema. A ledger of another is refused; tables that are read by their key
@@ -33,6 +35,7 @@ __all__ = [
     "incoming",
     "is_made",
     "log",
+    "lookalikes",
     "make",
     "metadata",
     "nodes",
@@ -44,6 +47,7 @@ __all__ = [
     "schema_version",
     "set_value",
     "slots",
+    "strange",
     "value",
 ]
 
@@ -87,6 +91,14 @@ copies = sa.Table(
     metadata,
     sa.Column("content", sa.Text, primary_key=True),
     sa.Column("samples_left", sa.Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+lookalikes = sa.Table(
+    "lookalikes",
+    metadata,
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("plain", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
     sqlite_with_rowid=False,
 )
 requests = sa.Table(
@@ -228,3 +240,26 @@ def make(connection: sa.Connection) -> None:
     connection.execute(sa.insert(schema_version).values(version=_VERSION))
     values = {"view": "0", "secret": secrets.token_hex(32)}
     connection.execute(sa.insert(run), [{"key": k, "value": v} for k, v in values.items()])
+
+
+_TRIGGERS = {
+    "sqlite": "SELECT name FROM sqlite_master WHERE type = 'trigger'",
+    "postgresql": "SELECT trigger_name FROM information_schema.triggers "
+    "WHERE trigger_schema = current_schema()",
+}
+
+
+def strange(connection: sa.Connection) -> list[str]:
+    """What lies beside the ledger in its database, and may hold or do anything, sorted."""
+    looked = sa.inspect(connection)
+    found = [f"the view {name}" for name in looked.get_view_names()]
+    triggers = connection.exec_driver_sql(_TRIGGERS[connection.dialect.name])
+    found += [f"the trigger {row[0]}" for row in triggers]
+    for name in looked.get_table_names():
+        table = metadata.tables.get(name)
+        if table is None:
+            found.append(f"the table {name}")
+            continue
+        columns = {str(one["name"]) for one in looked.get_columns(name)} - {*table.columns.keys()}
+        found += [f"the column {name}.{column}" for column in columns]
+    return sorted(set(found))

@@ -34,7 +34,7 @@ from typing import IO, Any
 import sqlalchemy as sa
 from sqlalchemy.pool import QueuePool
 
-from s3t.errors import InputError, IntegrityError, S3TError, UnavailableError
+from s3t.errors import InputError, IntegrityError, S3TError, UnavailableError, unavailable
 from s3t.ledger import backend
 from s3t.ledger.backend import ACCESS, Access, Watch
 
@@ -55,6 +55,14 @@ _TOLD = re.compile(rb"(\d{20}) ([0-9a-f]{64})\n")
 """The lock file: number and digest of an entry, of one length, so that it is written over whole."""
 
 _Identity = tuple[int, int]
+
+_UNWRITTEN = (
+    sqlite3.SQLITE_IOERR_WRITE,
+    sqlite3.SQLITE_IOERR_FSYNC,
+    sqlite3.SQLITE_IOERR_TRUNCATE,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+)
+"""What a quota or a limit of file sizes gives, where a full disk gives ``SQLITE_FULL``."""
 
 
 class SQLite:
@@ -170,16 +178,35 @@ class SQLite:
     def explain(self, error: Exception, committing: bool) -> S3TError:
         """The error in our own words. A commit that fails has changed nothing."""
         cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        extended = getattr(cause, "sqlite_errorcode", 0)
+        code = extended & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL):
             return self._locked()
-        if code == sqlite3.SQLITE_FULL:
+        if code == sqlite3.SQLITE_FULL or extended in _UNWRITTEN:
             return UnavailableError(
-                f"{self.name}: there is no space left on its disk, nothing was changed: make "
-                "some, and repeat"
+                f"{self.name}: there is no space left on its disk, or a quota or limit of file "
+                f"sizes keeps it from growing ({cause}), nothing was changed: make some, and "
+                "repeat",
+                "disk_full",
             )
-        if code == sqlite3.SQLITE_READONLY:
-            return S3TError(f"{self.name} was opened or lies read-only: nothing was changed")
+        if extended == sqlite3.SQLITE_READONLY_DBMOVED or (
+            code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and not Path(self.name).exists()
+        ):
+            return UnavailableError(
+                f"{self.name} was moved or removed while it was open, nothing was changed: put "
+                "the run back, and repeat",
+                "run_gone",
+            )
+        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+            return UnavailableError(
+                f"{self.name} was opened or lies read-only, or may not be opened ({cause}), "
+                "nothing was changed: let this process write there, and repeat",
+                "storage_denied",
+            )
+        if code == sqlite3.SQLITE_IOERR:
+            return UnavailableError(
+                f"{self.name}: {cause}, nothing was changed: look at its disk, and repeat"
+            )
         damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
         if damaged or any(words in str(cause) for words in _DAMAGED):
             return IntegrityError(
@@ -273,9 +300,8 @@ class SQLite:
         try:
             return os.fdopen(os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         except OSError as error:
-            raise S3TError(
-                f"{self.name} is read-only or its folder is, {self._lock_path.name} cannot be "
-                f"opened ({error}): nothing was changed"
+            raise unavailable(error) or S3TError(
+                f"{self._lock_path} cannot be opened ({error}): nothing was changed"
             ) from None
 
     def _checkpoint_if_long(self) -> None:
@@ -298,7 +324,8 @@ class SQLite:
     def _locked(self) -> UnavailableError:
         return UnavailableError(
             f"{self.name} was locked for {backend.BUSY_SECONDS:g} s, nothing was changed: wait for "
-            "the other s3t process, or end it if it hangs, and repeat"
+            "the other s3t process, or end it if it hangs, and repeat",
+            "ledger_locked",
         )
 
     def _replaced(self, path: Path, found: _Identity | None) -> UnavailableError:
@@ -306,7 +333,8 @@ class SQLite:
         return UnavailableError(
             f"{path} {what} under this process, so what is deleted since cannot be known, and what "
             "this process would write nobody would read: put back the one that was there, or "
-            "start the process again on the new one"
+            "start the process again on the new one",
+            "run_gone",
         )
 
     def _connect(self) -> sqlite3.Connection:

@@ -14,15 +14,15 @@ export function rehearse(tell) {
   form.addEventListener("reset", clear);
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    const named = { sample_ids: lines(form.elements.samples), subjects: lines(form.elements.subjects) };
-    if (!named.sample_ids.length && !named.subjects.length) {
-      clear();
-      fill(place, make("p", { class: "note" }, "Give at least one sample id or subject."));
-      return;
-    }
     const button = form.querySelector("[type=submit]");
-    button.disabled = true;
     try {
+      const named = { sample_ids: lines(form.elements.samples), subjects: lines(form.elements.subjects) };
+      if (!named.sample_ids.length && !named.subjects.length) {
+        clear();
+        fill(place, make("p", { class: "note" }, "Give at least one sample id or subject."));
+        return;
+      }
+      button.disabled = true;
       const found = await ask("v1/deletions", { ...named, dry_run: true });
       const receipt = found.receipt;
       fill(place, outcome(receipt));
@@ -36,8 +36,10 @@ export function rehearse(tell) {
   });
 }
 
+// Names as they stand; a line that begins with a quote is a JSON string, as in --ids-file.
 function lines(field) {
-  return field.value.split("\n").map((line) => line.trim()).filter(Boolean);
+  const named = field.value.split("\n").filter(Boolean);
+  return named.map((line) => (line.startsWith('"') ? JSON.parse(line) : line));
 }
 
 function outcome(receipt) {
@@ -54,6 +56,9 @@ function outcome(receipt) {
     receipt.copies_elsewhere
       ? make("p", { class: "note" }, `${count(receipt.copies_elsewhere, "exact copy", "exact copies")} `
         + "that other subjects hold would stay.") : null,
+    receipt.look_alikes
+      ? make("p", { class: "note" }, `${count(receipt.look_alikes, "sample")} whose id or person looks `
+        + "like one named would stay.") : null,
     make("p", { class: "note" }, `Expected deletions left, by rule of thumb: `
       + `${short(receipt.expected_deletions_left)}. Nothing was deleted.`));
 }

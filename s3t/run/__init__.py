@@ -1,12 +1,13 @@
 """A run on disk: its directory, the files of its plans, what it tells other machines.
 
-RunDir (directory) ──► plans, notices; exports (copies of nodes elsewhere)
+RunDir (directory) ──► plans, notices, trainers, locks; exports (copies of nodes elsewhere)
 """
 
 from __future__ import annotations
 
 from s3t.run.directory import RunDir
+from s3t.run.locks import prove_locks
 from s3t.run.notices import Notices
 from s3t.run.plans import PlanFiles
 
-__all__ = ["Notices", "PlanFiles", "RunDir"]
+__all__ = ["Notices", "PlanFiles", "RunDir", "prove_locks"]

@@ -6,16 +6,18 @@
       plan.*.json     a plan that is trained before it is served, if there is one
       ledger.db       samples, deletions, plans: the durable truth; unless ``ledger`` of the config
                       names a database
+      ledger.db-readers   empty; locks on it tell of answers under way (``s3t.readers``)
       nodes/          <key>.safetensors, one per trained node; copies if store.url names a place
       base/           the base, if it was made or adapted here; the public head, if there is one
       prototypes.safetensors   of the clusters, if shards are clusters
       exports.json    folders elsewhere that hold adapters of the run, and of which nodes
       .work/          who trains what, while several processes do
+      .scratch/       what audits train again, while they do
 
     URL/              of store.url
       <key>.safetensors
-      run/            config, plans, base, public head, hits, and who is forgotten (as keyed
-                      hashes), for machines that share no folder
+      run/            config, plans, base, public head, whose the store is, and every deletion:
+                      slots hit, and who is forgotten (as keyed hashes)
       work/           who trains what
 
 A machine that shares no folder has a directory of its own. Where the ledger is a file of another
@@ -36,10 +38,12 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
+from s3t import scratch
 from s3t.config import Config, StoreConfig, load_config
-from s3t.errors import InputError, IntegrityError, S3TError
+from s3t.errors import InputError, IntegrityError, S3TError, is_full, unavailable
 from s3t.ledger import Gone, Ledger, Signer
 from s3t.plan import Plan
+from s3t.run.locks import prove_locks
 from s3t.run.notices import Notices
 from s3t.run.plans import PlanFiles, plan_in
 from s3t.store import Depot, NodeStore, Sealer, open_ring
@@ -72,12 +76,17 @@ class RunDir:
         self.joined_path = self.root / "joined"
         self._store = None if kept is None else self._opened(kept)
         self._ours: str | None = None
+        self._notices: Notices | None = None
         self._named: tuple[tuple[int, int], str] | None = None
         self._standing: tuple[int, Ledger] | None = None
 
     @classmethod
-    def existing(cls, root: str | Path) -> RunDir:
-        """A prepared run.
+    def existing(cls, root: str | Path, *, sweep: bool = True) -> RunDir:
+        """A prepared run, without what killed processes have left in scratch folders.
+
+        Args:
+            root: its directory.
+            sweep: remove that.
 
         Raises:
             InputError: there is none.
@@ -88,6 +97,8 @@ class RunDir:
                 f"{run.root} is not a run directory (no plan.json): "
                 "train one with s3t train CONFIG, or give the directory that it wrote"
             )
+        if sweep:
+            scratch.sweep(run.root)
         return run
 
     @property
@@ -238,8 +249,19 @@ class RunDir:
         return self.notices().gone()
 
     def notices(self) -> Notices:
-        """What machines without the ledger are told."""
-        return Notices(str(self.root), self.store.depot)
+        """What those without the ledger are told; all that ask the same object share its memory."""
+        if self._notices is None:
+            self._notices = Notices(str(self.root), self.store.depot, self._ledger_file)
+        return self._notices
+
+    def tell_store(self) -> None:
+        """Tell the store, if there is one, of every deletion; see ``Notices.tell``."""
+        if self.store.depot is not None:
+            with self.ledger() as ledger:
+                self.notices().tell(ledger)
+
+    def _ledger_file(self) -> Path | None:
+        return self.ledger_path if self.ledger_at == str(self.ledger_path) else None
 
     @cached_property
     def joined_plan(self) -> Digest:
@@ -264,10 +286,11 @@ class RunDir:
     def training_lock(self) -> Iterator[None]:
         """Hold the run for one training at a time; the system frees it when a holder dies.
 
-        A training that fails before the run is begun leaves no trace, not even this lock.
+        A training that fails before the run is begun leaves no trace, not even this lock. A
+        directory where no run has begun is tried first: locks must hold there.
 
         Raises:
-            InputError: the directory cannot be written.
+            InputError: the directory cannot be written, or lies where locks do not hold.
             S3TError: another process trains this run.
         """
         path = self.root / _LOCK
@@ -276,6 +299,8 @@ class RunDir:
             self.root.mkdir(parents=True, exist_ok=True)
             file = path.open("w")
         except OSError as error:
+            if is_full(error):
+                raise unavailable(error) or error from None
             raise InputError(
                 f"{self.root} cannot be written ({error}): give another directory with output=DIR"
             ) from None
@@ -291,6 +316,8 @@ class RunDir:
                     "another directory with output=DIR"
                 )
             try:
+                if not self.config_path.exists():
+                    prove_locks(self.root)
                 with self._training_elsewhere():
                     yield
             finally:

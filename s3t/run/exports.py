@@ -1,7 +1,8 @@
 """Copies of nodes that a run has written elsewhere: adapters in folders of the user's own.
 
     RUN/exports.json    whose they are, and
-                        {"/srv/adapters": {"s3t-1f0c…-shard-003-9c0d…": [keys of its nodes], …}, …}
+                        {"/srv/adapters": {"s3t-1f0c…-shard-003-9c0d…": [keys of its nodes], …}, …};
+                        those that left a folder, and the engines that have ended with each
     DIR/                one folder an adapter, and s3t-export.json, which says what each of them is
 
 Invariants: a name is written down here before anything of it lies in a folder, so a purge knows of
@@ -26,7 +27,7 @@ from s3t.ledger import Ledger
 from s3t.store.durable import fresh_beside, held_folder, sync_folder, write_durably
 from s3t.types import NodeKey
 
-__all__ = ["MANIFEST", "ExportFolder", "ExportRecords", "Exported", "export_tag"]
+__all__ = ["MANIFEST", "ExportFolder", "ExportRecords", "Exported", "Left", "export_tag"]
 
 MANIFEST = "s3t-export.json"
 _RECORDS = "exports.json"
@@ -52,6 +53,19 @@ class Exported:
 
     path: Path
     adapters: Mapping[str, Nodes]
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """An adapter that left a folder, and that an engine may still have.
+
+    Attributes:
+        nodes: keys of all nodes whose weights it held; empty if that is not known.
+        ended: URLs of the engines that were seen to refuse it, with no answer of it under way.
+    """
+
+    nodes: Nodes
+    ended: frozenset[str]
 
 
 class ExportRecords:
@@ -92,29 +106,55 @@ class ExportRecords:
 
     def add(self, folder: Path, adapters: Mapping[str, Sequence[NodeKey]]) -> None:
         """Remember adapters, durably, before they are written."""
-        with self._alone() as known:
-            held = known.setdefault(str(folder), {})
+        with self._alone() as document:
+            held = document["exports"].setdefault(str(folder), {})
             held |= {name: list(keys) for name, keys in adapters.items()}
+            for name in adapters:
+                document["left"].get(str(folder), {}).pop(name, None)
 
     def drop(self, folder: Path, names: Collection[str]) -> None:
-        """Forget adapters that are gone from a folder."""
+        """Adapters are gone from a folder: they lie there no more, but an engine may have them."""
         if not names:
             return
-        with self._alone() as known:
-            held = known.get(str(folder), {})
-            known[str(folder)] = {name: keys for name, keys in held.items() if name not in names}
+        with self._alone() as document:
+            held = document["exports"].get(str(folder), {})
+            left = document["left"].setdefault(str(folder), {})
+            for name in {*names} & held.keys():
+                left.setdefault(name, {"nodes": held[name], "ended": []})
+                del held[name]
+
+    def left(self, folder: Path) -> dict[str, Left]:
+        """What an engine that reads a folder may still have, though the folder has it no more."""
+        return {
+            name: Left(tuple(map(NodeKey, one["nodes"])), frozenset(one["ended"]))
+            for name, one in self._document()["left"].get(str(folder), {}).items()
+        }
+
+    def doom(self, folder: Path, adapters: Mapping[str, Sequence[NodeKey]]) -> None:
+        """Remember, durably, that engines have to end with these, before any is asked to."""
+        if not adapters:
+            return
+        with self._alone() as document:
+            left = document["left"].setdefault(str(folder), {})
+            left |= {name: {"nodes": list(keys), "ended": []} for name, keys in adapters.items()}
+
+    def end(self, folder: Path, names: Collection[str], url: str) -> None:
+        """An engine was seen to refuse these, with no answer of them under way."""
+        with self._alone() as document:
+            left = document["left"].get(str(folder), {})
+            for name in {*names} & left.keys():
+                left[name]["ended"] = sorted({*left[name]["ended"], url})
 
     @contextmanager
-    def _alone(self) -> Iterator[dict[str, dict[str, list[str]]]]:
-        """The document, to be changed; written when the block ends well."""
+    def _alone(self) -> Iterator[dict[str, Any]]:
+        """What is known, to be changed; written when the block ends well."""
         with held_folder(self._root):
-            # a copy of a run begins anew: what the other has written is the other's
-            known = self._read() if self.owner() is None else {}
+            # a copy of a run begins empty: what the other has written is the other's
+            known = self._document() if self.owner() is None else {"exports": {}, "left": {}}
             before = json.dumps(known, sort_keys=True)
             yield known
             if json.dumps(known, sort_keys=True) != before:
-                own = str(self._root.resolve())
-                document = {"format": _FORMAT, "run": own, "exports": known}
+                document = {**known, "format": _FORMAT, "run": str(self._root.resolve())}
                 write_durably(self._path, json.dumps(document, indent=1, sort_keys=True).encode())
 
     def _read(self) -> dict[str, dict[str, list[str]]]:
@@ -130,9 +170,19 @@ class ExportRecords:
                 str(path): {str(name): [str(key) for key in keys] for name, keys in held.items()}
                 for path, held in document["exports"].items()
             }
+            document["left"] = {
+                str(path): {
+                    str(name): {
+                        "nodes": [*map(str, one["nodes"])],
+                        "ended": [*map(str, one["ended"])],
+                    }
+                    for name, one in left.items()
+                }
+                for path, left in document.get("left", {}).items()
+            }
             return document
         except FileNotFoundError:
-            return {"exports": {}}
+            return {"exports": {}, "left": {}}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(
                 f"{self._path} cannot be read ({error}), so nobody knows where copies of nodes "

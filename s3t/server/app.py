@@ -32,6 +32,7 @@ from s3t.server.completions import Desk
 from s3t.server.intake import Intake
 from s3t.server.lanes import Lane
 from s3t.server.limits import Limits
+from s3t.server.logs import Causes
 from s3t.server.metrics import Metrics
 from s3t.server.problems import MEDIA_TYPE, ProblemBody, handle_problems, refusals
 from s3t.server.repairs import Repairs
@@ -50,7 +51,7 @@ def create_app(model: Model, config: ServeConfig, *, insecure: bool = False) -> 
         config: limits and waits.
         insecure: requests need no token; the caller makes sure of a loopback address.
     """
-    metrics, desk = Metrics(model), Desk(config.streams)
+    metrics, desk, causes = Metrics(model), Desk(config.streams), Causes()
     metrics.streams.set_function(lambda: desk.taken)
     tokens = TokenFile(token_path(model.root, config))
     service = Service(
@@ -63,6 +64,8 @@ def create_app(model: Model, config: ServeConfig, *, insecure: bool = False) -> 
         Intake(model, config, insecure),
         Repairs(model),
         Lane("lookups", 2, 32),
+        Lane("probes", 1, 4),
+        causes,
     )
     service.reloads.append(service.access.reload)
     app = FastAPI(
@@ -78,7 +81,7 @@ def create_app(model: Model, config: ServeConfig, *, insecure: bool = False) -> 
     for part in (predictions, completions, deletions, repairs, audits, health, page):
         app.include_router(part.router)
     app.add_middleware(Limits, config=config)
-    app.add_middleware(Traffic, metrics=metrics)  # the outermost
+    app.add_middleware(Traffic, metrics=metrics, causes=causes)  # the outermost
     _describe(app)
     return app
 
@@ -97,6 +100,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             service.intake.close,
             service.repairs.close,
             service.lookups.close,
+            service.probes.close,
         ):
             await asyncio.to_thread(end)
 

@@ -57,6 +57,12 @@ class Status(BaseModel):
     slices: int
     shards: list[ShardStatus]
     environments: list[EnvironmentStatus]
+    database: str = Field(description="what the ledger is kept in, and its version")
+    jobs: int = Field(description="large deletions that were accepted and are not done")
+    callbacks: int = Field(description="URLs that are still to be told of a deletion")
+    untold: str | None = Field(
+        None, description="why the store does not know of every deletion yet; null if it does"
+    )
 
 
 class Replica(BaseModel):

@@ -1,12 +1,14 @@
 """Telling others about deletions: signed, durably, and to nobody but whom the config names.
 
-    a deletion has ended ─► RUN/jobs/callbacks/… ─► effective? ─► POST to each URL ─► 2xx: forgotten
+    a deletion has ended ─► the ledger's outbox ─► effective? ─► POST to each URL ─► 2xx: forgotten
                                                       again, later and later, for a day ◄─┘ else
+
+Whichever replica has claimed a host tells it, at least once, in the order in which things ended.
 
 Invariants: a URL is called only if its host stands in ``serve.callback_hosts``, and only at an
 address that is public or stands there itself; the address that was judged is the one that is
 connected to, so a name that is turned elsewhere in between leads nowhere. No redirect is followed.
-What is sent and what lies here holds no id of a sample or subject.
+What is sent and what lies in the outbox holds no id of a sample or subject.
 """
 
 from __future__ import annotations
@@ -22,17 +24,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from s3t.errors import S3TError
-from s3t.ledger import Signer
+from s3t.ledger import Callback, Outbox, Signer, host_claim
 from s3t.server.problems import Problem
-from s3t.server.spool import Spool
+from s3t.server.worker import Worker
 
-__all__ = ["Callbacks", "Delivery", "Hosts", "Seal", "Target"]
+__all__ = ["Callbacks", "Hosts", "Seal", "Target"]
 
 _log = logging.getLogger(__name__)
 
@@ -151,26 +152,11 @@ class Seal:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """What is still to be told of one deletion.
-
-    Attributes:
-        request_id: of the deletion.
-        urls: that have not taken it yet.
-        since: when it was put down, ISO 8601 in UTC.
-    """
-
-    request_id: str
-    urls: tuple[str, ...]
-    since: str
-
-
 class Callbacks:
     """The callbacks of a run, and the thread that makes them.
 
     Args:
-        spool: where they lie until they are made.
+        outbox: where they lie until they are made.
         hosts: which may be called.
         seal: signs them.
         told: gives what is told of a request; None while it has not ended.
@@ -180,31 +166,29 @@ class Callbacks:
 
     def __init__(
         self,
-        spool: Spool,
+        outbox: Outbox,
         hosts: Hosts,
         seal: Seal,
         told: Callable[[str], Told],
         first: float = _FIRST,
         trust: ssl.SSLContext | None = None,
     ) -> None:
-        self._spool, self._hosts, self._seal, self._told = spool, hosts, seal, told
+        self._outbox, self._hosts, self._seal, self._told = outbox, hosts, seal, told
         self._first, self._trust = first, trust
-        self._wake = threading.Event()
-        self._ending = False
-        self._thread = threading.Thread(target=self._work, name="s3t-callbacks", daemon=True)
+        self._worker = Worker("callbacks", outbox, self._work, min(_LOOK, first))
         self._pauses: dict[str, tuple[float, float]] = {}  # host → the pause, and its end
 
     def start(self) -> None:
-        """Begin, with what an earlier process has left."""
-        self._thread.start()
+        """Begin, with what earlier processes have left."""
+        self._worker.start()
 
     def close(self, seconds: float | None = None) -> None:
-        """Finish the call under way; what waits is left to the next start."""
-        self._ending = True
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(seconds)
-        self._spool.leave()
+        """Finish the call under way; what waits is left to other replicas and the next start."""
+        self._worker.close(seconds)
+
+    def wake(self) -> None:
+        """Look now: there is something to tell."""
+        self._worker.wake()
 
     def check(self, urls: Sequence[str]) -> None:
         """Refuse what could not be called, before anything is done.
@@ -225,72 +209,70 @@ class Callbacks:
         """Have a deletion told, durably. More URLs for the same one are added.
 
         Raises:
-            OSError: it cannot be written down.
+            UnavailableError: the ledger takes it not now.
         """
-        if not urls:
-            return
-        with self._spool.alone():
-            held = self._spool.get(request_id)
-            before = () if held is None else tuple(held["urls"])
-            urls = tuple(dict.fromkeys([*before, *urls]))
-            self._spool.put(request_id, asdict(Delivery(request_id, urls, _now())))
-        self._wake.set()
+        if urls:
+            self._outbox.tell(request_id, urls)
+            self.wake()
 
     # ── the thread ───────────────────────────────────────────────────────────────────────────
 
     def _work(self) -> None:
-        while not self._ending:
+        """Tell every host what it can be told now."""
+        if not self._seal.signs:
+            return  # a replica that has the key does it
+        for host in self._outbox.hosts():
+            if self._worker.ending or self._is_paused(host) or self._next(host) is None:
+                continue
+            with self._worker.claim(host_claim(host)) as claim:
+                while claim is not None and claim.left > 0 and self._deliver(host):
+                    pass
+
+    def _next(self, host: str) -> tuple[Callback, Mapping[str, Any]] | None:
+        """What a host is to be told next, and the words; None while there is nothing that has
+        ended. What comes after it waits, so that a host hears of things in their order."""
+        while (callback := self._outbox.callback(host)) is not None:
             try:
-                for document in self._spool.oldest(_log.error) if self._spool.hold() else ():
-                    urls = tuple(document["urls"])
-                    self._deliver(Delivery(document["key"], urls, document["since"]))
-            except Exception as error:  # such as a disk that is gone: it must go on after it
-                _log.error("callbacks pause: %s", type(error).__name__)
-            self._wake.wait(min(_LOOK, self._first))
-            self._wake.clear()
+                told = self._told(callback.request_id)
+            except S3TError:
+                return None  # its records cannot be read now
+            if told is not None:
+                return callback, told
+            if callback.since >= _yesterday():
+                return None
+            self._give_up(host)
+        return None
 
-    def _deliver(self, delivery: Delivery) -> None:
-        """Try what is due of one deletion, and keep what is left of it."""
-        try:
-            told = self._told(delivery.request_id)
-        except S3TError:
-            return  # the ledger cannot be reached now
-        if told is None:
-            return
-        left = tuple(url for url in delivery.urls if not self._call(url, told))
-        if left == delivery.urls and datetime.now(UTC) - _parsed(delivery.since) <= _DAY:
-            return
-        with self._spool.alone():
-            held = self._spool.get(delivery.request_id)
-            more = () if held is None else tuple(u for u in held["urls"] if u not in delivery.urls)
-            late = datetime.now(UTC) - _parsed(delivery.since) > _DAY
-            if late and left:
-                _log.error("%d callbacks were tried for a day, and are given up", len(left))
-            kept = (() if late else left) + more
-            if kept:
-                self._spool.put(delivery.request_id, asdict(replace(delivery, urls=kept)))
-            else:
-                self._spool.remove(delivery.request_id)
-
-    def _call(self, url: str, told: Mapping[str, Any]) -> bool:
-        """Whether a URL has taken it. A host that has not is left in peace for a while."""
-        host, now = urlsplit(url).netloc, time.monotonic()
-        pause, end = self._pauses.get(host, (self._first / 2, now))
-        if now < end or self._ending:
+    def _deliver(self, host: str) -> bool:
+        """Tell a host one thing; whether it took it. If not it is left in peace for a while."""
+        found = self._next(host)
+        if found is None or self._worker.ending:
             return False
-        body = json.dumps({**told, "status_callback_url": url}).encode()
+        callback, told = found
+        body = json.dumps({**told, "status_callback_url": callback.url}).encode()
         try:
-            status = self._post(self._hosts.target(url), body)
-            if 200 <= status < 300:
-                self._pauses.pop(host, None)
-                return True
-            why = f"status {status}"
+            status = self._post(self._hosts.target(callback.url), body)
+            why = "" if 200 <= status < 300 else f"status {status}"
         except (OSError, http.client.HTTPException, Problem, ValueError) as error:
             why = type(error).__name__
-        pause = min(_LAST, pause * 2)
+        if not why:
+            self._pauses.pop(host, None)
+            self._outbox.told(callback)
+            return True
+        pause = min(_LAST, self._pauses.get(host, (self._first / 2, 0.0))[0] * 2)
         self._pauses[host] = pause, time.monotonic() + pause
         _log.warning("a callback was not taken (%s): again in %.0f s", why, pause)
+        if callback.since < _yesterday():
+            self._give_up(host)
         return False
+
+    def _give_up(self, host: str) -> None:
+        count = self._outbox.give_up(host, _yesterday())
+        if count:
+            _log.error("%d callbacks were tried for a day, and are given up", count)
+
+    def _is_paused(self, host: str) -> bool:
+        return time.monotonic() < self._pauses.get(host, (0.0, 0.0))[1]
 
     def _post(self, target: Target, body: bytes) -> int:
         """The status that a POST got."""
@@ -337,9 +319,6 @@ def _refused(why: str) -> Problem:
     return Problem("invalid_body", f"status_callback_urls: a URL {why}")
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _parsed(moment: str) -> datetime:
-    return datetime.fromisoformat(moment)
+def _yesterday() -> str:
+    """Callbacks that were put down before this are given up, ISO 8601 in UTC."""
+    return (datetime.now(UTC) - _DAY).isoformat(timespec="milliseconds")

@@ -2,10 +2,13 @@
 
     stream: false   one thread: model.generate ─► Held answer
     stream: true    one thread: next piece ─► hold its view ─► event ─► next piece …
-                                                 └ hit meanwhile: that piece is written anew
+                                                 └ hit meanwhile: that piece is written again
+                                                   strict: hold the first one's view instead, and
+                                                   end the stream once that is hit
 
-Invariants: a piece leaves only while what wrote it lives; a client that has gone is not written
-for; no more than ``streams`` completions are under way.
+Invariants: a piece leaves only while what wrote it lives, and of a strict stream only while what
+wrote any piece of it does; a client that has gone is not written for; no more than ``streams``
+completions are under way.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from s3t.server.access import Guarded, needs
 from s3t.server.answers import Held, gone, part, send_whole
 from s3t.server.lanes import Lane
 from s3t.server.predictions import VIEW_HEADER
-from s3t.server.problems import Problem, problem_of, refusals
+from s3t.server.problems import Problem, cause_of, problem_of, refusals
 from s3t.server.schemas import COMPLETION_EVENTS, CompletionRequest, Completions
 from s3t.server.state import Piece, Service, Text, service_of
 
@@ -161,14 +164,17 @@ class Streamed(Response):
                     if await self._tell(piece, scope, send):
                         piece = await self._next()
                     else:
-                        piece = await self._anew()
-                last: dict[str, Any] = {"done": True, "views": self._views}
+                        piece = await self._again(piece)
+                while not left() and not await self._end(scope, send):
+                    await self._check_unhit()
             except (Problem, S3TError) as error:
-                last = problem_of(error).body()
+                if (cause := cause_of(error)) is not None:
+                    self._service.causes.tell(cause)
+                if not left():
+                    last = [part(_event(problem_of(error).body())), part(b"", more=False)]
+                    await send_whole(scope, send, last)
             finally:
                 self._pieces = None
-            if not left():
-                await send_whole(scope, send, [part(_event(last)), part(b"", more=False)])
 
     async def _next(self) -> Piece | None:
         count = len(self._told)
@@ -184,16 +190,41 @@ class Streamed(Response):
         pieces = self._pieces
         return await _in_time(self._service, lambda: next(pieces, None))
 
-    async def _anew(self) -> Piece | None:
-        """The piece after what was told, written by what lives now."""
+    async def _again(self, piece: Piece) -> Piece | None:
+        """The piece after what was told, written by what lives now; of a strict stream the same
+        one, if nothing that the text is from has died."""
+        if self._body.strict and self._views:
+            await self._check_unhit()
+            return piece
         self._service.metrics.again.inc()
         self._pieces = None
         return await self._next()
 
+    async def _check_unhit(self) -> None:
+        """Raise a problem if something has died that any piece told is from."""
+        first = self._views[0]
+        if not await _in_time(self._service, lambda: self._service.model.is_sound(first)):
+            raise Problem("text_hit", "drop what has come of the text, and ask for it again")
+
+    async def _end(self, scope: Scope, send: Send) -> bool:
+        """Say that the text is whole; of a strict stream only if all that it is from lives."""
+        last = [
+            part(_event({"done": True, "views": self._views})),
+            part(b"", more=False),
+        ]
+        if not self._body.strict or not self._views:
+            await send_whole(scope, send, last)
+            return True
+        with self._service.model.hold(self._views[0]) as good:
+            if good:
+                await send_whole(scope, send, last)
+        return good
+
     async def _tell(self, piece: Piece, scope: Scope, send: Send) -> bool:
-        """Send a piece if what wrote it lives."""
+        """Send a piece if what wrote it lives; of a strict stream, what wrote the first one."""
         event = _event({"text": piece.text, "view": piece.view})
-        with self._service.model.hold(piece.view) as good:
+        first = self._views[0] if self._body.strict and self._views else piece.view
+        with self._service.model.hold(first) as good:
             if good:
                 await send_whole(scope, send, [part(event), part(b"")])
         if good:

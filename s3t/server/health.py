@@ -1,7 +1,8 @@
 """Whether the process lives and may answer, and what it has counted.
 
 Invariant: none of these can be held up by the model: ``/healthz`` and ``/readyz`` look at what this
-process knows, and what has to ask the ledger does so in a thread.
+process knows; ``/metrics`` asks the ledger in a thread of its own, and goes on without it after
+``_PATIENCE`` seconds.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from s3t.errors import S3TError
 from s3t.server.access import Guarded, needs
 from s3t.server.metrics import CONTENT_TYPE
 from s3t.server.problems import Problem, refusals
-from s3t.server.state import service_of
+from s3t.server.state import Service, service_of
 
 __all__ = ["router"]
 
 router = APIRouter(route_class=Guarded, tags=["operation"])
 
 _AUDIT = needs("audit")
+_PATIENCE = 3.0
+"""Seconds, under the time that Prometheus waits: half of what is told is better than nothing."""
 
 
 class Lives(BaseModel):
@@ -90,8 +94,20 @@ async def metrics(request: Request) -> Response:
     service = service_of(request)
     if not service.config.open_metrics:
         _AUDIT.dependency.admit(request)
-    text = await asyncio.to_thread(service.metrics.render)
+    text = service.metrics.render(await _picture(service), service.model.lease_left)
     return Response(text, headers={"Content-Type": CONTENT_TYPE})
+
+
+async def _picture(service: Service) -> dict[str, Any] | None:
+    """The run as its records tell it; None if they cannot be read in time."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            return await service.probes.run(service.model.picture)
+    except S3TError as error:
+        service.causes.tell(error)
+    except (TimeoutError, Problem):  # it waits for the ledger, or many such wait already
+        pass
+    return None
 
 
 @router.get(

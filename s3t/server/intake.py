@@ -5,8 +5,10 @@
                                   └─ yes ───► JobQueue ─► 202
             ended, and someone to be told ──► Callbacks
 
+Jobs and callbacks lie in the ledger, so any replica answers for them, and does them.
+
 Invariant: what is answered as completed is durable and effective; what is answered as accepted
-outlives the process. Ids come in and never go out, not even in a refusal.
+outlives the process and its machine. Ids come in and never go out, not even in a refusal.
 """
 
 from __future__ import annotations
@@ -15,18 +17,18 @@ import logging
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from s3t.config.serving import ServeConfig
-from s3t.errors import InputError, UnknownSampleError
-from s3t.ledger import Signer
+from s3t.errors import InputError, S3TError, UnknownSampleError
+from s3t.ledger import Job, Signer
 from s3t.server.callbacks import Callbacks, Hosts, Seal
-from s3t.server.jobs import Job, JobQueue, moment
+from s3t.server.jobs import JobQueue, moment
 from s3t.server.lanes import Lane
 from s3t.server.opendsr import Answer, DeletionRequest, Failure, RequestStatus
 from s3t.server.problems import Problem
-from s3t.server.spool import Spool
 from s3t.server.state import Model
 
 if TYPE_CHECKING:
@@ -47,29 +49,29 @@ class Intake:
         model: what forgets.
         config: limits, and whom to call back.
         insecure: http callbacks to this machine are allowed.
+
+    Raises:
+        InputError: an older s3t has left a folder with jobs.
     """
 
     def __init__(self, model: Model, config: ServeConfig, insecure: bool = False) -> None:
+        _refuse_spool(model.root / "jobs")
         self._model, self._config = model, config
         key = model.config.receipts.signing_key
         self.seal = Seal(None if key is None else Signer(key), config.domain or config.host)
-        folder = model.root / "jobs"
-        self.callbacks = Callbacks(
-            Spool(folder / "callbacks"),
-            Hosts(config.callback_hosts, insecure),
-            self.seal,
-            self._told,
-        )
-        self.jobs = JobQueue(model, Spool(folder / "deletions"), self._ended)
+        outbox = model.outbox
+        hosts = Hosts(config.callback_hosts, insecure)
+        self.callbacks = Callbacks(outbox, hosts, self.seal, self._told)
+        self.jobs = JobQueue(model, outbox, self.callbacks.wake)
         self._lane = Lane("deletions", _THREADS, _LIMIT)
 
     def start(self) -> None:
-        """Begin with what an earlier process has left."""
+        """Begin with what earlier processes have left."""
         self.jobs.start()
         self.callbacks.start()
 
     def close(self) -> None:
-        """Finish what is under way; what waits is left to the next start."""
+        """Finish what is under way; what waits is left to other replicas and the next start."""
         self._lane.close()
         self.jobs.close()
         self.callbacks.close()
@@ -173,8 +175,7 @@ class Intake:
         return None if job is None else self._waiting(job)
 
     def _waiting(self, job: Job) -> Answer:
-        running = self.jobs.is_running(job.request_id)
-        status: RequestStatus = "in_progress" if running else "pending"
+        status: RequestStatus = "in_progress" if job.running else "pending"
         return Answer(
             subject_request_id=job.request_id,
             request_status=status if job.cancelled is None else "cancelled",
@@ -210,18 +211,14 @@ class Intake:
     def _note(self, request_id: str, urls: Sequence[str]) -> None:
         try:
             self.callbacks.put(request_id, urls)
-        except OSError as error:
-            _log.error("callbacks cannot be written down: %s", error.strerror)
+        except S3TError as error:
+            _log.error("callbacks cannot be written down: %s", error)
             raise Problem(
                 "unavailable",
                 "the deletion is done, but who is to be told cannot be written down: repeat the "
                 "same request",
                 retry_after=10,
             ) from None
-
-    def _ended(self, job: Job) -> None:
-        """A job is done or cancelled; an error here lets it be tried again."""
-        self.callbacks.put(job.request_id, job.callbacks)
 
     def _told(self, request_id: str) -> dict[str, Any] | None:
         """What others are told of a request, once it has ended."""
@@ -231,6 +228,15 @@ class Intake:
         told = found.model_dump(exclude_none=True)
         told.pop("receipt", None)  # whoever may see it asks at results_url
         return told
+
+
+def _refuse_spool(folder: Path) -> None:
+    if folder.exists():
+        raise InputError(
+            f"{folder} is of an s3t that kept accepted deletions there, and no service of today "
+            "does them: serve once with that s3t until the folder holds no file but .lock, or send "
+            "its requests again, then remove it"
+        )
 
 
 def _named(request: DeletionRequest) -> tuple[list[str], list[str]]:

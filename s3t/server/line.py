@@ -5,8 +5,9 @@
 
 Invariants: nothing that was written waits in this process unseen (the mark above which a write
 waits is 0), so a ``send`` that follows another one tells that the bytes before it have left. A
-request's head and body have to be here within ``timeout``, and its head in ``HEAD_BYTES``: neither
-is limited by uvicorn over httptools.
+request's head has to be here within ``head_seconds`` and ``HEAD_BYTES``, its body within
+``seconds`` after that: none of it is limited by uvicorn over httptools. How many connections there
+may be, and which of them leave for others, is for ``connections``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from s3t.server.answers import LINE
+from s3t.server.connections import Connections
 from s3t.server.problems import Problem
 
 __all__ = ["HEAD_BYTES", "Line", "line_of"]
@@ -33,7 +35,9 @@ _RESET = struct.pack("ii", 1, 0)
 class Line(HttpToolsProtocol):
     """uvicorn's connection, with limits. Made by ``line_of``."""
 
-    seconds = 30.0
+    head_seconds: float
+    seconds: float
+    room: Connections
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has come."""
@@ -42,10 +46,14 @@ class Line(HttpToolsProtocol):
         super().connection_made(cast(asyncio.Transport, self._corked))
         self._head, self._begun = 0, False
         self._deadline: asyncio.TimerHandle | None = None
+        if not self.room.enter(self, self.client[0] if self.client else ""):
+            self.cut()
+            return
         self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone."""
+        self.room.leave(self)
         self._arrived()
         super().connection_lost(exc)
 
@@ -87,15 +95,25 @@ class Line(HttpToolsProtocol):
         self._measure(len(name) + len(value) + 4)
         super().on_header(name, value)
 
+    def on_headers_complete(self) -> None:
+        """The last byte of a head; its body has time of its own."""
+        self._arrived()
+        self._await_request(self.seconds)
+        super().on_headers_complete()
+
     def on_message_complete(self) -> None:
         """The last byte of a request."""
         self._arrived()
+        if not self.cycle.response_complete:  # one may be refused before its body is here
+            self.room.work(self)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """The last message of an answer."""
         self._corked.flush()
         super().on_response_complete()
+        if self.cycle.response_complete or self.cycle.more_body:  # no next request is whole
+            self.room.wait(self)
 
     def _measure(self, length: int) -> None:
         self._head += length
@@ -104,9 +122,10 @@ class Line(HttpToolsProtocol):
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────
 
-    def _await_request(self) -> None:
+    def _await_request(self, seconds: float | None = None) -> None:
         if self._deadline is None:
-            self._deadline = self.loop.call_later(self.seconds, self._late)
+            self._limit = self.head_seconds if seconds is None else seconds
+            self._deadline = self.loop.call_later(self._limit, self._late)
 
     def _arrived(self) -> None:
         if self._deadline is not None:
@@ -118,7 +137,8 @@ class Line(HttpToolsProtocol):
         if not self._begun:
             self.transport.close()  # a connection opened for later: no answer without a question
             return
-        detail = f"a request has to arrive within {self.seconds:g} s"
+        part = "the body" if self._limit == self.seconds else "the head"
+        detail = f"{part} of a request has to arrive within {self._limit:g} s"
         self._refuse(Problem("slow_request", detail))
 
     def _refuse(self, problem: Problem) -> None:
@@ -167,10 +187,13 @@ class _Corked:
         self._transport.close()
 
 
-def line_of(seconds: float) -> type[Line]:
+def line_of(head_seconds: float, seconds: float, room: Connections) -> type[Line]:
     """The protocol for uvicorn.
 
     Args:
-        seconds: within which a request has to arrive.
+        head_seconds: within which the head of a request has to arrive.
+        seconds: within which the rest of it has to, after that.
+        room: who may be connected.
     """
-    return type("Line", (Line,), {"seconds": seconds})
+    values = {"head_seconds": head_seconds, "seconds": seconds, "room": room}
+    return type("Line", (Line,), values)

@@ -1,7 +1,10 @@
 """What is counted, and how it is told: Prometheus' text, and the last minutes for the page.
 
-Invariant: labels are routes, methods, states and shards, all few and known before. No id, subject,
-token or address is ever a label or a value.
+Every sample has the label ``run``, the beginning of the digest of the log's first entry: replicas
+of one run share it wherever their directories lie, and several runs under one Prometheus do not.
+
+Invariant: labels are runs, routes, methods, states and shards, all few and known before. No id,
+subject, token or address is ever a label or a value.
 """
 
 from __future__ import annotations
@@ -9,15 +12,13 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import prometheus_client as prometheus
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from s3t import __version__
-from s3t.errors import S3TError
 from s3t.server.state import Model
 
 __all__ = ["Metrics", "Second"]
@@ -26,6 +27,9 @@ CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _QUESTIONS = frozenset({"/v1/predict", "/v1/completions"})
+_DELETIONS = ("POST", "/v1/deletions")
+_OUTCOMES = (201, 202, 401, 403, 429, 500, 503, 504)
+"""Of deletions, told as 0 from the start: what appears as 1 has not risen for Prometheus."""
 _KEPT = 300
 """Seconds of traffic that are remembered for the page."""
 _SAMPLED = 256
@@ -85,13 +89,27 @@ class Metrics:
         self.dropped = prometheus.Counter(
             "s3t_rows_dropped", "Rows not answered since the client had gone.", **made
         )
+        self.connections = prometheus.Gauge("s3t_connections", "Clients connected.", **made)
+        self.evicted = prometheus.Counter(
+            "s3t_connections_evicted",
+            "Connections closed, while no whole request had come, to let others in.",
+            **made,
+        )
+        self.refused = prometheus.Counter(
+            "s3t_connections_refused",
+            "Connections closed at once, all others being at work.",
+            **made,
+        )
         about = prometheus.Info("s3t", "The software.", **made)
         about.info({"version": __version__, "task": model.task})
-        self.registry.register(_Run(model))
+        self._run = {"run": model.run_id}
         self._children: dict[tuple[str, str, int], Callable[[], None]] = {}
         self._observers: dict[str, Callable[[float], None]] = {}
         self._recent: deque[Second] = deque(maxlen=_KEPT)
         self._name = secrets.token_hex(4)  # tells the processes behind one address apart
+        method, route = _DELETIONS
+        for status in _OUTCOMES:
+            self._requests.labels(route, method, str(status))
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one request that has ended. Called on the event loop."""
@@ -123,9 +141,36 @@ class Metrics:
         seconds = [_shown(second) for second in self._recent if second.at > now - _KEPT]
         return {"replica": self._name, "now": now, "seconds": seconds}
 
-    def render(self) -> bytes:
-        """Prometheus' text. Asks the model, so it blocks: not for the event loop."""
-        return prometheus.generate_latest(self.registry)
+    def render(self, picture: Mapping[str, Any] | None, lease_left: float | None) -> bytes:
+        """Prometheus' text.
+
+        Args:
+            picture: of the run (``S3T.picture``); None if its records cannot be read now.
+            lease_left: seconds (``S3T.lease_left``).
+        """
+        return prometheus.generate_latest(self._labelled(_run_metrics(picture, lease_left)))
+
+    def _labelled(self, more: Iterable[Metric]) -> Any:
+        """What ``generate_latest`` takes: all metrics, each sample with the run's label."""
+        found = [*self.registry.collect(), *more]
+        for metric in found:
+            metric.samples = [one._replace(labels=self._run | one.labels) for one in metric.samples]
+        registry = prometheus.CollectorRegistry()
+        registry.register(_Collected(found))
+        return registry
+
+
+class _Collected:
+    """Metrics that were collected before."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
 
 
 def _shown(second: Second) -> dict[str, Any]:
@@ -139,50 +184,37 @@ def _shown(second: Second) -> dict[str, Any]:
     }
 
 
-class _Run(Collector):
-    """The state of the run, looked up when it is asked for."""
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-
-    def describe(self) -> Iterator[Metric]:
-        """Nothing: so that registering asks nothing of the model."""
-        return iter(())
-
-    def collect(self) -> Iterator[Metric]:
-        """Gauges of the run; only ``s3t_up 0`` where its records cannot be reached."""
-        try:
-            picture = self._model.picture()
-        except S3TError:
-            yield GaugeMetricFamily("s3t_up", "Whether the run's records can be read.", value=0)
-            return
-        yield GaugeMetricFamily("s3t_up", "Whether the run's records can be read.", value=1)
-        for name, what, value in (
-            ("s3t_view", "Version of what is served.", picture["view"]),
-            ("s3t_samples", "Samples held.", picture["samples"]),
-            ("s3t_samples_deleted", "Samples deleted.", picture["deleted"]),
-            ("s3t_exhausted", "Whether no block is left.", picture["exhausted"]),
-            (
-                "s3t_expected_deletions_left",
-                "Random deletions until no block is left, as expected.",
-                picture["expected_deletions_left"],
-            ),
-            (
-                "s3t_shards_alive",
-                "Shards that still serve a prefix.",
-                sum(map(bool, picture["serving"])),
-            ),
-            ("s3t_shards", "Shards in all.", picture["shards"]),
-        ):
-            yield GaugeMetricFamily(name, what, value=float(value))
-        lease = self._model.lease_left
-        if lease is not None:
-            what = "Seconds until this replica stops answering unless it hears from the ledger."
-            yield GaugeMetricFamily("s3t_lease_seconds_left", what, value=float(lease))
-        states = Counter(node["state"] for node in picture["nodes"])
-        nodes = GaugeMetricFamily(
-            "s3t_nodes", "Blocks by what has become of them.", labels=["state"]
-        )
-        for state in ("serving", "alive", "dead", "missing"):
-            nodes.add_metric([state], states[state])
-        yield nodes
+def _run_metrics(picture: Mapping[str, Any] | None, lease_left: float | None) -> Iterator[Metric]:
+    """Gauges of the run; only ``s3t_up 0`` where its records cannot be reached."""
+    up = float(picture is not None)
+    yield GaugeMetricFamily("s3t_up", "Whether the run's records can be read.", value=up)
+    if lease_left is not None:
+        what = "Seconds until this replica stops answering unless it hears from the ledger."
+        yield GaugeMetricFamily("s3t_lease_seconds_left", what, value=float(lease_left))
+    if picture is None:
+        return
+    for name, what, value in (
+        ("s3t_view", "Version of what is served.", picture["view"]),
+        ("s3t_samples", "Samples held.", picture["samples"]),
+        ("s3t_samples_deleted", "Samples deleted.", picture["deleted"]),
+        ("s3t_exhausted", "Whether no block is left.", picture["exhausted"]),
+        (
+            "s3t_expected_deletions_left",
+            "Random deletions until no block is left, as expected.",
+            picture["expected_deletions_left"],
+        ),
+        (
+            "s3t_shards_alive",
+            "Shards that still serve a prefix.",
+            sum(map(bool, picture["serving"])),
+        ),
+        ("s3t_shards", "Shards in all.", picture["shards"]),
+        ("s3t_jobs_waiting", "Deletions accepted and not done.", picture["jobs"]),
+        ("s3t_callbacks_waiting", "Callbacks that no host has taken.", picture["callbacks"]),
+    ):
+        yield GaugeMetricFamily(name, what, value=float(value))
+    states = Counter(node["state"] for node in picture["nodes"])
+    nodes = GaugeMetricFamily("s3t_nodes", "Blocks by what has become of them.", labels=["state"])
+    for state in ("serving", "alive", "dead", "missing"):
+        nodes.add_metric([state], states[state])
+    yield nodes

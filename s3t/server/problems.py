@@ -32,6 +32,7 @@ from s3t.errors import (
     UnavailableError,
     UnknownSampleError,
     named,
+    unavailable,
 )
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Problem",
     "ProblemBody",
     "Refusal",
+    "cause_of",
     "handle_problems",
     "problem_of",
     "refusals",
@@ -79,10 +81,33 @@ CODES: Mapping[str, Refusal] = {
     "overloaded": Refusal(503, "More is waiting than can be answered in time"),
     "exhausted": Refusal(503, "No block is left that may answer"),
     "unavailable": Refusal(503, "The service cannot answer now"),
+    "disk_full": Refusal(503, "There is no room left on a disk of the service"),
+    "ledger_locked": Refusal(503, "Another process keeps the ledger locked"),
+    "run_gone": Refusal(503, "The run is not where it was"),
+    "storage_denied": Refusal(503, "The service may not read or write what it needs"),
+    "store_unreachable": Refusal(503, "The store of the blocks cannot be reached"),
+    "out_of_files": Refusal(503, "The service has no file descriptor left"),
+    "text_hit": Refusal(503, "A deletion hit blocks that wrote a part of the text"),
     "draining": Refusal(503, "The service is about to end"),
     "timeout": Refusal(504, "The answer took too long"),
 }
 """Code → its status and title. Codes are never renamed; new ones may come."""
+
+_UNAVAILABLE: Mapping[str, tuple[str, float]] = {
+    "unavailable": (
+        "the service has lost touch with its records, and says nothing rather than something old: "
+        "repeat the request",
+        1,
+    ),
+    "disk_full": ("nothing was changed: repeat the request once there is room", 30),
+    "ledger_locked": ("nothing was changed: repeat the request", 5),
+    "run_gone": ("nothing was changed: repeat the request once the run is back", 30),
+    "storage_denied": ("nothing was changed: repeat it once the service has its rights again", 30),
+    "store_unreachable": ("nothing was changed: repeat the request", 5),
+    "out_of_files": ("nothing was changed: repeat the request", 5),
+    "text_hit": ("drop what has come of the text, and ask for it again", 1),
+}
+"""Code of an ``UnavailableError`` → what the client is told, and seconds after which to repeat."""
 
 
 class Problem(Exception):
@@ -153,10 +178,22 @@ def problem_of(error: Exception) -> Problem:
             if ids
         ]
         return Problem("unknown_sample", f"unknown {' and '.join(parts)}: nothing was deleted")
+    if isinstance(error, OSError):
+        error = unavailable(error) or error
+    if isinstance(error, UnavailableError):
+        told, wait = _UNAVAILABLE[error.code]
+        return Problem(error.code, told, retry_after=wait)
     for kind, code, detail, retry_after in _ERRORS:
         if isinstance(error, kind):
             return Problem(code, detail or str(error), retry_after=retry_after)
     return Problem("internal", "the service failed; whoever runs it finds the reason in its log")
+
+
+def cause_of(error: Exception) -> S3TError | None:
+    """What of an error the log is told, once while it goes on; None for what is the client's, and
+    for what has no message that is known to hold no id."""
+    known = unavailable(error) if isinstance(error, OSError) else error
+    return known if isinstance(known, _OF_SERVICE) else None
 
 
 _ERRORS: tuple[tuple[type[S3TError], str, str | None, float | None], ...] = (
@@ -168,21 +205,21 @@ _ERRORS: tuple[tuple[type[S3TError], str, str | None, float | None], ...] = (
         "deletions have switched off the last block; answers come again after a repair",
         60,
     ),
-    (
-        UnavailableError,
-        "unavailable",
-        "the service has lost touch with its records, and says nothing rather than something old: "
-        "repeat the request",
-        1,
-    ),
     (IntegrityError, "damaged", "whoever runs the service finds in its log what is damaged", None),
 )
 """Kind, code, detail (None: the error's own message, which is about the request), Retry-After."""
 
+_OF_SERVICE = (ExhaustedError, IntegrityError, UnavailableError)
+
 
 def refusals(*codes: str) -> dict[int | str, dict[str, Any]]:
-    """``responses=`` of a route that may answer with these codes, for the OpenAPI document."""
+    """``responses=`` of a route that may answer with these codes, for the OpenAPI document.
+
+    ``unavailable`` stands for all causes of that kind.
+    """
     found: dict[int | str, dict[str, Any]] = {}
+    if "unavailable" in codes:
+        codes = (*codes, *(one for one in _UNAVAILABLE if one not in (*codes, "text_hit")))
     for code in codes:
         status, title = CODES[code]
         entry = found.setdefault(status, {"description": "", "content": {MEDIA_TYPE: {}}})
@@ -202,7 +239,12 @@ def refusals(*codes: str) -> dict[int | str, dict[str, Any]]:
 def handle_problems(app: FastAPI) -> None:
     """Make every error that a route raises, and the framework's own, a problem."""
 
-    async def refuse(_: Request, error: Exception) -> Response:
+    async def refuse(request: Request, error: Exception) -> Response:
+        cause = cause_of(error)
+        if cause is not None:
+            request.app.state.service.causes.tell(cause)
+        elif isinstance(error, S3TError) and not isinstance(error, InputError):
+            raise error  # unforeseen: logged by its kind and where it came from
         return problem_of(error).response()
 
     async def refuse_http(_: Request, error: Exception) -> Response:

@@ -1,7 +1,10 @@
 """The process: a socket, the app behind it, and what signals do.
 
     TERM, INT   not ready ─► no new connection ─► what is under way ends, within ``drain`` ─► exit
-    HUP         tokens, plan and nodes are looked at anew; questions go on
+    HUP         tokens, plan and nodes are looked at again; questions go on
+
+    of ulimit -n   what is open at the start, and what ledger, store and models take ─► ours
+                   the rest                                                          ─► connections
 
 Invariant: a client that was let in gets its answer before the process ends, unless ``drain`` is
 over first; an insecure service is bound to a loopback address or not at all.
@@ -13,10 +16,12 @@ import asyncio
 import gc
 import ipaddress
 import logging
+import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -25,6 +30,7 @@ from fastapi import FastAPI
 from s3t.config.serving import ServeConfig
 from s3t.errors import InputError, S3TError
 from s3t.server.app import create_app
+from s3t.server.connections import Connections
 from s3t.server.line import line_of
 from s3t.server.state import Model, Service
 
@@ -32,6 +38,17 @@ __all__ = ["check_address", "serve"]
 
 _log = logging.getLogger(__name__)
 
+_BATCH = 1
+"""Connections that are accepted at one go: what one of them has sent is read before many others
+come, so that those that sent nothing are the ones to leave."""
+_COMING = 8
+"""Connections that are coming or going, and in no place."""
+_BACKLOG = 2048
+"""Connections that the system holds for us until then."""
+_OWN = 192
+"""File descriptors that ledger, store and reports may take, where there are plenty."""
+_FEWEST = 8
+"""Connections with which a service makes sense."""
 _IDLE = 75
 """Seconds after which a connection that asks nothing is closed: longer than proxies keep theirs."""
 
@@ -56,16 +73,33 @@ def serve(
     """
     check_address(config, insecure)
     listener = _bound(config)
+    with listener:
+        config = config.model_copy(update={"connections": _places(config)})
+        _serve(listener, model, config, insecure, on_start)
+
+
+def _serve(
+    listener: socket.socket,
+    model: Model,
+    config: ServeConfig,
+    insecure: bool,
+    on_start: Callable[[str], None],
+) -> None:
     app = create_app(model, config, insecure=insecure)
+    service: Service = app.state.service
+    room = Connections(
+        config.connections, config.address_connections, config.trusted_proxies, service.metrics
+    )
     settings = uvicorn.Config(
         app,
-        http=line_of(config.timeout),
+        http=line_of(config.head_timeout, config.timeout, room),
         ws="none",
         lifespan="on",
         access_log=False,
         log_config=None,
         proxy_headers=False,  # an address that a client may name itself is worth nothing
         server_header=False,
+        backlog=_BATCH,
         timeout_keep_alive=_IDLE,
         timeout_graceful_shutdown=max(1, round(config.drain)),
     )
@@ -75,8 +109,37 @@ def serve(
     # while a body is read: a second for one of 1 MiB that holds many lists, a twentieth without.
     gc.collect()
     gc.freeze()
-    with listener:
-        _Server(settings, app, lambda: on_start(url)).run(sockets=[listener])
+    _Server(settings, app, lambda: on_start(url)).run(sockets=[listener])
+
+
+def _places(config: ServeConfig) -> int:
+    """How many connections there may be, as the limit of open files allows.
+
+    Raises:
+        InputError: too few.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:  # as far as we may without asking; many systems begin with 1024
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    if soft == resource.RLIM_INFINITY:
+        return config.connections
+    spare = soft - len(os.listdir("/dev/fd"))
+    places = spare - min(_OWN, spare // 2) - _COMING
+    if places < _FEWEST:
+        raise InputError(
+            f"ulimit -n {soft} leaves room for {max(0, places)} connections: raise it to "
+            f"{soft + 2 * (_FEWEST - places)} at the least"
+        )
+    if places < config.connections:
+        _log.warning(
+            "ulimit -n %d: %d connections at once, not serve.connections=%d",
+            soft,
+            places,
+            config.connections,
+        )
+    return min(places, config.connections)
 
 
 class _Server(uvicorn.Server):
@@ -91,6 +154,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer, and say so."""
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)  # asyncio accepts as many at one go as it was told to hold
         self._begun()
 
     @contextmanager
@@ -157,7 +222,7 @@ def _bound(config: ServeConfig) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(2048)
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise InputError(

@@ -79,6 +79,11 @@ class CompletionRequest(_Closed):
         1.0, description="draw among the likeliest that are that likely together"
     )
     stream: bool = Field(False, description="send each piece as it comes, as server-sent events")
+    strict: bool = Field(
+        False,
+        description="of a stream: end it with the code `text_hit` as soon as a deletion hits what "
+        "any of its pieces came from; a text that is sent whole never outlives such a deletion",
+    )
 
     @property
     def prompts(self) -> list[Any]:

@@ -24,11 +24,13 @@ from starlette.requests import HTTPConnection
 from s3t.config.serving import ServeConfig
 
 if TYPE_CHECKING:
+    from s3t.ledger import Outbox
     from s3t.server.access import Access
     from s3t.server.batching import Batcher
     from s3t.server.completions import Desk
     from s3t.server.intake import Intake
     from s3t.server.lanes import Lane
+    from s3t.server.logs import Causes
     from s3t.server.metrics import Metrics
     from s3t.server.repairs import Repairs
 
@@ -77,6 +79,10 @@ class Model(Protocol):
     def config(self) -> Any: ...
     @property
     def root(self) -> Path: ...
+    @property
+    def outbox(self) -> Outbox: ...
+    @property
+    def run_id(self) -> str: ...
 
     def join(self, name: str | None = None, lease: float | None = None) -> None: ...
     def close(self) -> None: ...
@@ -84,6 +90,7 @@ class Model(Protocol):
     @property
     def lease_left(self) -> float | None: ...
     def hold(self, view: int) -> AbstractContextManager[bool]: ...
+    def is_sound(self, view: int) -> bool: ...
     def predict(self, batch: Sequence[Any]) -> Sequence[Answer]: ...
     def generate(
         self,
@@ -140,6 +147,8 @@ class Service:
         intake: where deletions are taken in.
         repairs: repair, purge and reload.
         lookups: threads for what only looks.
+        probes: a thread for what ``/metrics`` looks at.
+        causes: what the log is told of failures, once each.
         draining: the process is about to end, and takes nothing new.
         reloads: called on SIGHUP, after the model has looked at store and ledger anew.
     """
@@ -153,6 +162,8 @@ class Service:
     intake: Intake
     repairs: Repairs
     lookups: Lane
+    probes: Lane
+    causes: Causes
     draining: bool = False
     reloads: list[Callable[[], None]] = field(default_factory=list)
 

@@ -16,8 +16,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from s3t.server.answers import cut
+from s3t.server.logs import Causes
 from s3t.server.metrics import Metrics
-from s3t.server.problems import problem_of
+from s3t.server.problems import cause_of, problem_of
 
 __all__ = ["Traffic"]
 
@@ -35,10 +36,11 @@ class Traffic:
     Args:
         app: what comes next.
         metrics: where requests are counted.
+        causes: what is told of failures of disk, ledger and store.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, causes: Causes) -> None:
+        self._app, self._metrics, self._causes = app, metrics, causes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -61,14 +63,22 @@ class Traffic:
             self._metrics.cut.inc()
             await cut(scope)
         except Exception as error:
-            number = _logged(error)
+            instance = self._told(error)
             if status:
                 await cut(scope)  # half of an answer must not look like one
             else:
-                response = problem_of(error).response(instance=f"urn:s3t:{number}")
+                response = problem_of(error).response(instance)
                 await response(scope, receive, watched)
         finally:
             self._ended(scope, status, time.perf_counter() - started)
+
+    def _told(self, error: Exception) -> str | None:
+        """Log an error; where the log tells more of this very one, under what name."""
+        cause = cause_of(error)
+        if cause is None:
+            return f"urn:s3t:{_logged(error)}"
+        self._causes.tell(cause)
+        return None
 
     def _ended(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")

@@ -9,20 +9,22 @@ Invariant: a name holds the whole of what was put under it, or nothing. Listings
 
 from __future__ import annotations
 
-import os
 import secrets
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
 from pathlib import Path
 
-from s3t.errors import InputError, S3TError
-from s3t.store.durable import fresh_beside, sync_folder, write_durably
+from s3t.errors import InputError, S3TError, UnavailableError, unavailable
+from s3t.store.durable import create_durably, sync_folder, write_durably
 
 __all__ = ["Depot"]
 
 _WHOLE = {"memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "obs", "r2"}
 """Protocols that show an object only when all of it was sent."""
+
+_TRIES = 5
 
 
 class Depot:
@@ -91,7 +93,7 @@ class Depot:
 
         Raises:
             FileNotFoundError: nothing was.
-            S3TError: the URL cannot be reached.
+            UnavailableError: the URL cannot be reached.
         """
         with self._reached(name):
             content: bytes = self._files.cat_file(self._at(name), start=None, end=first)
@@ -112,17 +114,23 @@ class Depot:
                 self._files.mv(temporary, at)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Put it there unless something is there; returns whether it was put.
+        """Put it there unless something else is there; returns whether it lies there now.
 
-        Where the file system has no such operation two callers may both be told that it was.
+        Asked again after the answer was lost, a store says that something is there already: so what
+        is the very content counts as put, by us or by another who put the same. Where the file
+        system has no such operation two callers may both be told that theirs was.
         """
         at = self._at(name)
-        with self._reached(name), suppress(FileExistsError):
-            if self.folder is not None:
-                _link(Path(at), content)
-            else:
-                self._files.pipe_file(at, content, mode="create")
+        try:
+            with self._reached(name):
+                if self.folder is not None:
+                    create_durably(Path(at), content)
+                else:
+                    self._created(at, content)
             return True
+        except FileExistsError:
+            with suppress(FileNotFoundError):  # it was there, and is gone
+                return self.get(name) == content
         return False
 
     def remove(self, name: str) -> None:
@@ -148,6 +156,104 @@ class Depot:
                 with suppress(OSError):
                     Path(self._at(folder)).rmdir()
 
+    def versions(self) -> dict[str, list[str]] | None:
+        """What lies here and no listing shows: by name, ids of older versions and delete markers.
+
+        Only S3 is asked; None where it does not let us see them.
+        """
+        if not self.is_s3:
+            return {}
+        bucket, _, prefix = self._root.partition("/")
+        prefix = f"{prefix}/" if prefix else ""
+        found: dict[str, list[str]] = {}
+        marker: dict[str, str] = {}
+        with self._reached(""):
+            while True:
+                try:
+                    page = self._files.call_s3(
+                        "list_object_versions",
+                        Bucket=bucket,
+                        Prefix=prefix,
+                        Delimiter="/",
+                        **marker,
+                    )
+                except PermissionError:
+                    return None
+                except Exception as error:
+                    if _code(error) == "NotImplemented":  # so it keeps none
+                        return {}
+                    raise
+                older = [one for one in page.get("Versions", ()) if not one["IsLatest"]]
+                for one in (*older, *page.get("DeleteMarkers", ())):
+                    found.setdefault(one["Key"].removeprefix(prefix), []).append(one["VersionId"])
+                if not page.get("IsTruncated"):
+                    return found
+                marker = {
+                    own: page[theirs]
+                    for own, theirs in (
+                        ("KeyMarker", "NextKeyMarker"),
+                        ("VersionIdMarker", "NextVersionIdMarker"),
+                    )
+                    if page.get(theirs)
+                }
+
+    def remove_versions(self, names: Collection[str]) -> dict[str, str]:
+        """Remove what ``versions`` shows of some names.
+
+        Returns:
+            by name, why something of it is left: the store does not let us, or holds it (a lock).
+        """
+        bucket, _, prefix = self._root.partition("/")
+        left: dict[str, str] = {}
+        for name, ids in sorted((self.versions() or {}).items()):
+            if name not in names:
+                continue
+            key = f"{prefix}/{name}" if prefix else name
+            for version in ids:
+                with self._reached(name):
+                    try:
+                        self._files.call_s3(
+                            "delete_object", Bucket=bucket, Key=key, VersionId=version
+                        )
+                    except PermissionError as error:
+                        left[name] = str(error)
+        return left
+
+    def sweep(self, before: float) -> int:
+        """Remove what killed writers left half-written in this folder; returns how many files.
+
+        Nothing where a store shows an object only when it is whole; elsewhere than on file systems
+        they cannot be told from others.
+
+        Args:
+            before: seconds since the epoch; younger files are left alone, as is what just ended.
+        """
+        swept = 0
+        for path in () if self.folder is None else self.folder.glob(".*.tmp"):
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime <= before:
+                    path.unlink()
+                    swept += 1
+        return swept
+
+    @property
+    def is_s3(self) -> bool:
+        """Whether it speaks S3, of which versions of objects are known."""
+        return hasattr(self._files, "call_s3")
+
+    def _created(self, at: str, content: bytes) -> None:
+        """A conditional put; two at the same moment may both be refused, and are to try again."""
+        for _ in range(_TRIES):
+            try:
+                self._files.pipe_file(at, content, mode="create")
+                return
+            except OSError as error:
+                if _code(error) != "ConditionalRequestConflict":
+                    raise
+                conflict = error
+            time.sleep(secrets.randbelow(200) / 1000)
+        raise conflict
+
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
@@ -159,18 +265,15 @@ class Depot:
         except (FileNotFoundError, FileExistsError, NotADirectoryError, S3TError):
             raise
         except Exception as error:  # botocore, google and others have error trees of their own
-            raise S3TError(
+            known = unavailable(error) if isinstance(error, OSError) else None
+            raise UnavailableError(
                 f"{self.where(name)} cannot be reached ({type(error).__name__}: {error}): see "
-                "store.url and its credentials, then run the same command again"
+                "store.url and its credentials, then run the same command again",
+                "store_unreachable" if known is None else known.code,
             ) from error
 
 
-def _link(path: Path, content: bytes) -> None:
-    """Make a file with all its content at once, if there is none of that name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = fresh_beside(path)
-    try:
-        temporary.write_bytes(content)
-        os.link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _code(error: BaseException) -> str:
+    """S3's own name of an error, however it was translated; empty if it has none."""
+    response = getattr(error.__cause__ or error, "response", None) or {}
+    return str(response.get("Error", {}).get("Code", ""))

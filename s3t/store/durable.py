@@ -11,7 +11,7 @@ from pathlib import Path
 
 from s3t.errors import InputError
 
-__all__ = ["fresh_beside", "held_folder", "sync_folder", "write_durably"]
+__all__ = ["create_durably", "fresh_beside", "held_folder", "sync_folder", "write_durably"]
 
 
 def fresh_beside(path: Path) -> Path:
@@ -27,6 +27,25 @@ def write_durably(path: Path, content: bytes, mode: int = 0o666) -> None:
         content: all of it.
         mode: who may do what with the file, from its first byte on; the process's umask takes away.
     """
+    with _written_beside(path, content, mode) as temporary:
+        os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def create_durably(path: Path, content: bytes) -> None:
+    """Make ``path`` with all its content at once, durably.
+
+    Raises:
+        FileExistsError: there is a file of that name, or NFS has lost the answer to our making it.
+    """
+    with _written_beside(path, content, 0o666) as temporary:
+        os.link(temporary, path)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def _written_beside(path: Path, content: bytes, mode: int) -> Iterator[Path]:
+    """A file of the content in the same folder, on the disk; it is gone when the block ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = fresh_beside(path)
     try:
@@ -34,10 +53,9 @@ def write_durably(path: Path, content: bytes, mode: int = 0o666) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from s3t.errors import DamagedNodeError
+from s3t.errors import DamagedNodeError, UnavailableError, unavailable
 from s3t.plan.lineage import FORMAT, node_key
 from s3t.store.content import MALFORMED, NodeMeta, head_of, meta_of, tensors_digest, tensors_of
 from s3t.store.keyring import MissingKeyError
@@ -100,10 +100,17 @@ class NodeFile:
         except FileNotFoundError:
             raise self._damaged("is missing") from None
         except (OSError, MissingKeyError, *MALFORMED) as error:
-            raise self._damaged(f"cannot be read ({error})") from None
+            # what may not be read now is not damaged: no shorter prefix takes its place
+            raise _unreadable(error) or self._damaged(f"cannot be read ({error})") from None
 
     def _damaged(self, what: str) -> DamagedNodeError:
         return DamagedNodeError(self.key, what, self.where)
+
+
+def _unreadable(error: Exception) -> UnavailableError | None:
+    if not isinstance(error, OSError) or isinstance(error, NotADirectoryError):
+        return None
+    return unavailable(error)
 
 
 def _unsealed(content: bytes) -> bytes:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from s3t.errors import InputError, IntegrityError
+from s3t.errors import InputError, IntegrityError, is_full, unavailable
 from s3t.store.durable import write_durably
 from s3t.types import NodeKey, digest
 
@@ -253,6 +253,8 @@ class FileKeyRing:
                     left.unlink()  # of a writer who was killed: the lock is ours
                 yield
         except OSError as error:
+            if is_full(error):
+                raise unavailable(error) or error from None
             raise InputError(
                 f"key ring {self.path} cannot be written ({error}): name another file with "
                 "store.keys, or let this process write there"

@@ -20,11 +20,11 @@ import re
 import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from s3t.errors import DamagedNodeError, IntegrityError, S3TError
+from s3t.errors import DamagedNodeError, IntegrityError, S3TError, unavailable
 from s3t.store.content import NodeMeta, pack
 from s3t.store.depot import Depot
 from s3t.store.durable import sync_folder, write_durably
@@ -35,13 +35,16 @@ from s3t.types import NodeKey
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["NodeStore", "Removal", "Stamp", "folder_stamp"]
+__all__ = ["STALE", "NodeStore", "Removal", "Stamp", "folder_stamp"]
 
 _SUFFIX = ".safetensors"
 _NODE = re.compile(r"[0-9a-f]{64}\.safetensors")
 _HALF_WRITTEN = ".*.tmp"
-_BESIDE = {"run", "work"}
+_BESIDE = ("run", "run/base", "run/deletions", "run/plans", "work", "work/beats", "work/claims")
 """Folders at the URL that belong to the run (see ``s3t.run``)."""
+
+STALE = 3600.0
+"""Seconds after which no process is at a half-written file, on whatever machine it was begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +55,12 @@ class Removal:
         files: paths and URLs of the files that were there and are gone, sorted.
         unknown: with encryption, the nodes that the key ring holds no data key of and never did, as
             far as it can tell: never trained under it, so it cannot make any backup forget them.
+        left: why the store at the URL still holds older versions of the files of some nodes.
     """
 
     files: tuple[str, ...]
     unknown: frozenset[NodeKey]
+    left: Mapping[NodeKey, str] = field(default_factory=dict)
 
 
 Stamp = tuple[int, int, int, int]
@@ -87,12 +92,8 @@ class NodeStore:
 
     def keys(self) -> frozenset[NodeKey]:
         """Keys of all nodes there, by one listing."""
-        if self.depot is None:
-            return frozenset(NodeKey(path.stem) for path in self.root.glob(f"*{_SUFFIX}"))
-        names = self.depot.names()
-        return frozenset(
-            NodeKey(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX)
-        )
+        names = _names_in(self.root) if self.depot is None else self.depot.names()
+        return frozenset(_key(name) for name in names if name.endswith(_SUFFIX))
 
     def write(self, meta: NodeMeta, tensors: Mapping[str, Tensor]) -> None:
         """Publish a node: it is there whole, durably, or not at all."""
@@ -166,9 +167,20 @@ class NodeStore:
         unknown = frozenset() if self.sealer is None else self.sealer.destroy(keys)
         self._refuse_other_seals(keys if self.sealer is None else unknown)
         gone = self._remove_here(keys)
+        left = {}
         if self.depot is not None:
             gone += self.depot.remove_all(map(_name, sorted(keys)))
-        return Removal(tuple(sorted(gone)), unknown)
+            kept = self.depot.remove_versions({*map(_name, keys)})
+            left = {_key(name): why for name, why in kept.items()}
+        return Removal(tuple(sorted(gone)), unknown, left)
+
+    def versions(self) -> frozenset[NodeKey] | None:
+        """Nodes of which the store at the URL holds older versions, or marks that it was removed.
+
+        No listing of the nodes shows those. None where the store does not let us see them.
+        """
+        found = {} if self.depot is None else self.depot.versions()
+        return None if found is None else frozenset(_key(name) for name in found if _is_node(name))
 
     def copies(self) -> frozenset[NodeKey]:
         """Keys of the copies on this machine of nodes that lie at the URL; none without one."""
@@ -205,7 +217,7 @@ class NodeStore:
         if self.depot is not None:
             shared = self.depot.folder
             half = set() if shared is None else {*shared.glob(_HALF_WRITTEN)}
-            known = _BESIDE | {path.name for path in half}
+            known = {*_BESIDE, *(path.name for path in half)}
             names = (name for name in self.depot.names() if name not in known)
             found |= {self.depot.where(name) for name in names if not _is_node(name)}
         return sorted(found)
@@ -214,16 +226,15 @@ class NodeStore:
         """Remove what killed writers left half-written; returns how many files.
 
         Args:
-            seconds: leave files alone that are younger, since another process may be at them.
+            seconds: leave nodes alone that are younger, since another process may be at them. What
+                lies beside the nodes is others' at any time, and has to be ``STALE``.
         """
-        shared = None if self.depot is None else self.depot.folder
-        limit, swept = time.time() - seconds, 0
-        for folder in {self.root, shared or self.root}:
-            for path in folder.glob(_HALF_WRITTEN):
-                with suppress(FileNotFoundError):  # just finished, by whoever is at it
-                    if path.stat().st_mtime <= limit:
-                        path.unlink()
-                        swept += 1
+        now = time.time()
+        swept = Depot(str(self.root.absolute())).sweep(now - seconds)
+        if self.depot is not None:
+            swept += self.depot.sweep(now - seconds)
+            for folder in _BESIDE:
+                swept += self.depot.under(folder).sweep(now - max(seconds, STALE))
         return swept
 
     def _here(self, key: NodeKey) -> NodeFile:
@@ -283,8 +294,22 @@ def _stamp(path: Path) -> Stamp | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
+def _names_in(folder: Path) -> list[str]:
+    """Names in a folder; none if it is not there. One that may not be read is not empty."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise unavailable(error) or error from None
+
+
 def _name(key: NodeKey) -> str:
     return f"{key}{_SUFFIX}"
+
+
+def _key(name: str) -> NodeKey:
+    return NodeKey(name.removesuffix(_SUFFIX))
 
 
 def _is_node(name: str) -> bool:

@@ -1,13 +1,24 @@
 """Engines that serve a run's adapters, kept to what the run serves: s3t sync.
 
-link (JSON over HTTP) ──► engine (vLLM's and SGLang's endpoints) ──► sync (forget, export, load,
-probe, unload)
+link (JSON over HTTP) ──► engine (vLLM's and SGLang's endpoints; metrics) ──► ending (what is dead)
+and probing (what lives) ──► sync (forget, export, load, probe, unload)
 """
 
 from __future__ import annotations
 
+from s3t.syncing.ending import Forgotten
 from s3t.syncing.engine import ServingEngine, connect
 from s3t.syncing.link import EngineError, Link
-from s3t.syncing.sync import Sync, Synchroniser
+from s3t.syncing.sync import Sync, Synchroniser, Told, Watching
 
-__all__ = ["EngineError", "Link", "ServingEngine", "Sync", "Synchroniser", "connect"]
+__all__ = [
+    "EngineError",
+    "Forgotten",
+    "Link",
+    "ServingEngine",
+    "Sync",
+    "Synchroniser",
+    "Told",
+    "Watching",
+    "connect",
+]

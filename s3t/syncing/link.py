@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import ssl
 import time
 from dataclasses import dataclass
@@ -73,6 +74,10 @@ class Link:
         timeout: seconds for each try.
         tries: of a request that could not be made; the engine's refusals are final.
 
+    Attributes:
+        url: where it is.
+        timeout: as given.
+
     Raises:
         InputError: a URL that is none.
     """
@@ -96,42 +101,44 @@ class Link:
         self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, port
         # many give the root of an OpenAI-compatible API
         self._path = parts.path.rstrip("/").removesuffix("/v1")
-        self._timeout, self._tries = timeout, tries
+        self.timeout, self._tries = timeout, tries
         self._headers = {"Content-Type": "application/json", "User-Agent": "s3t"}
         if key is not None:
             self._headers["Authorization"] = f"Bearer {key}"
 
-    def get(self, path: str) -> Reply:
-        """GET."""
-        return self._asked("GET", path, None)
+    def get(self, path: str, until: float = math.inf) -> Reply:
+        """GET; no try waits past ``until`` (``time.monotonic``)."""
+        return self._asked("GET", path, None, until)
 
-    def post(self, path: str, body: dict[str, Any]) -> Reply:
-        """POST of JSON values."""
-        return self._asked("POST", path, json.dumps(body).encode())
+    def post(self, path: str, body: dict[str, Any], until: float = math.inf) -> Reply:
+        """POST of JSON values; no try waits past ``until``."""
+        return self._asked("POST", path, json.dumps(body).encode(), until)
 
-    def _asked(self, method: str, path: str, body: bytes | None) -> Reply:
-        pause, why = _PAUSE, ""
+    def _asked(self, method: str, path: str, body: bytes | None, until: float) -> Reply:
+        pause, why = _PAUSE, "it is past the time"
         for left in reversed(range(self._tries)):
+            if (seconds := until - time.monotonic()) <= 0:
+                break
             try:
-                reply = self._once(method, path, body)
+                reply = self._once(method, path, body, min(seconds, self.timeout))
                 if reply.status not in _BUSY:
                     return reply
                 why = f"status {reply.status} ({reply.message})"
             except (OSError, http.client.HTTPException) as error:
                 why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             if left:
-                time.sleep(pause)
+                time.sleep(min(pause, max(0.0, until - time.monotonic())))
                 pause *= 2
         raise UnavailableError(f"the engine at {self.url} cannot be reached ({path}: {why})")
 
-    def _once(self, method: str, path: str, body: bytes | None) -> Reply:
+    def _once(self, method: str, path: str, body: bytes | None, seconds: float) -> Reply:
         if self._secure:
             trust = ssl.create_default_context()
             connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=self._timeout, context=trust
+                self._host, self._port, timeout=seconds, context=trust
             )
         else:
-            connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=seconds)
         try:
             connection.request(method, self._path + path, body, self._headers)
             response = connection.getresponse()

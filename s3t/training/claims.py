@@ -20,17 +20,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from s3t.errors import S3TError
+from s3t.run.trainers import MAIN, Trainers, began_at, host
 from s3t.store import Depot
 from s3t.training.place import Place
 from s3t.types import NodeKey
 
 __all__ = ["Alone", "Claims", "Leases"]
 
-_MAIN = "main-"
 _PATIENCE = 15
 """Leases that the other processes wait for a sign of the main one before there is any."""
 
@@ -97,12 +96,12 @@ class Leases:
     def __init__(self, depot: Depot, place: Place, lease: float) -> None:
         self.pause = min(1.0 if depot.folder else 5.0, lease / 4)
         self._depot, self._place, self._lease = depot, place, lease
-        role = _MAIN if place.main else f"{place.rank}-"
+        role = MAIN if place.main else f"{place.rank}-"
         self.name = f"{role}{secrets.token_hex(8)}"
         # Whether a process of this machine lives can be seen at once; other launches on the same
         # host may have process numbers of their own.
         self._machine = f"{socket.gethostname()}/{place.rank - place.local}"
-        self._others = _Others(depot, self._machine, lease)
+        self._others = Trainers(depot, self._machine, lease)
         self._mine: set[NodeKey] = set()
         self._owners: dict[NodeKey, str] = {}
         self._count, self._ready, self._over = 0, False, False
@@ -114,7 +113,7 @@ class Leases:
         self._beat()
         if self._place.main:
             for name in self._depot.names("beats"):
-                if name.startswith(_MAIN) and name != self.name:
+                if name.startswith(MAIN) and name != self.name:
                     self._depot.remove(f"beats/{name}")
         self._thread.start()
 
@@ -159,7 +158,7 @@ class Leases:
             if needless():
                 return True
             self._others.look(anew=True)
-            mains = [name for name in self._others.names if name.startswith(_MAIN)]
+            mains = [name for name in self._others.names if name.startswith(MAIN)]
             moving = [name for name in mains if self._others.moves(name)]
             if any(self._others.said(name).get("ready") for name in moving):
                 return True
@@ -178,7 +177,8 @@ class Leases:
         """Nodes in the hands of others that live."""
         self._others.look()
         claimed = {NodeKey(name) for name in self._depot.names("claims")} - self._mine
-        self._owners = {key: self._owner(key) for key in claimed}
+        owners = {key: self._owner(key) for key in claimed}
+        self._owners = {key: owner for key, owner in owners.items() if owner != self.name}
         return frozenset(key for key, owner in self._owners.items() if self._others.lives(owner))
 
     def idle(self) -> int:
@@ -192,9 +192,10 @@ class Leases:
         return taken
 
     def release(self, keys: Sequence[NodeKey]) -> None:
-        """Give nodes up."""
+        """Give nodes up, but not for another: who was paused for a lease has lost its claims."""
         for key in keys:
-            self._depot.remove(f"claims/{key}")
+            if self._owner(key, anew=True) == self.name:
+                self._depot.remove(f"claims/{key}")
             self._mine.discard(key)
 
     def _taken(self, key: NodeKey) -> bool:
@@ -205,7 +206,8 @@ class Leases:
         self._owners[key] = owner
         if self._others.lives(owner):
             return False
-        self._depot.remove(name)
+        if self._owner(key, anew=True) == owner:  # else another was faster to take it from the dead
+            self._depot.remove(name)
         return self._depot.create(name, self.name.encode())
 
     def _owner(self, key: NodeKey, anew: bool = False) -> str:
@@ -226,76 +228,9 @@ class Leases:
         said = {
             "count": self._count,
             "machine": self._machine,
+            "host": host(),
             "process": os.getpid(),
-            "began": _began(os.getpid()),
+            "began": began_at(os.getpid()),
             "ready": self._ready,
         }
         self._depot.put(f"beats/{self.name}", json.dumps(said).encode())
-
-
-class _Others:
-    """The signs of life of all processes, and when each was seen to change."""
-
-    def __init__(self, depot: Depot, machine: str, lease: float) -> None:
-        self._depot, self._machine, self._lease = depot, machine, lease
-        self._seen: dict[str, tuple[bytes, float, bool]] = {}
-        self._looked = -lease
-
-    @property
-    def names(self) -> list[str]:
-        """Processes that have left a sign, alive or dead."""
-        return list(self._seen)
-
-    def look(self, anew: bool = False) -> None:
-        """Read all signs, if the last look is long enough ago."""
-        now = time.monotonic()
-        if not anew and now - self._looked < min(5.0, self._lease / 8):
-            return
-        self._looked = now
-        seen = {}
-        for name in self._depot.names("beats"):
-            with suppress(FileNotFoundError):
-                said = self._depot.get(f"beats/{name}")
-                before, since, moved = self._seen.get(name, (said, now, False))
-                changed = said != before
-                seen[name] = (said, now if changed else since, moved or changed)
-        self._seen = seen
-
-    def said(self, name: str) -> dict[str, Any]:
-        """What the last sign of a process says."""
-        with suppress(ValueError, KeyError):
-            found = json.loads(self._seen[name][0])
-            return found if isinstance(found, dict) else {}
-        return {}
-
-    def lives(self, name: str) -> bool:
-        """Whether a process may live: it has not been still for a lease."""
-        if name not in self._seen:
-            self.look(anew=True)
-        if name not in self._seen:
-            return False
-        runs = self._runs_here(name)
-        return time.monotonic() - self._seen[name][1] < self._lease if runs is None else runs
-
-    def moves(self, name: str) -> bool:
-        """Whether a process certainly lives."""
-        runs = self._runs_here(name)
-        return (self._seen[name][2] and self.lives(name)) if runs is None else runs
-
-    def _runs_here(self, name: str) -> bool | None:
-        """Whether a process of this machine runs; None if it is of another."""
-        said = self.said(name)
-        process = said.get("process")
-        if said.get("machine") != self._machine or not isinstance(process, int):
-            return None
-        began = said.get("began")
-        return None if began is None else _began(process) == began
-
-
-def _began(process: int) -> str | None:
-    """When a process began, which tells it from a later one of the same number; None if unknown."""
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return fields[19]

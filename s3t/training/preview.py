@@ -43,6 +43,9 @@ def preview(config: Config, horizon: int | None = None) -> dict[str, Any]:
     data, notes = drafted.data, [*_tier_notes(drafted), *_cluster_notes(drafted)]
     if data.private.folded:
         notes.append(f"{data.private.folded} exact copies of the same subject count once")
+    column, bare = config.partition.subject, [one.subject is None for one in data.private.samples]
+    if column is not None and any(bare):
+        notes.append(f"{sum(bare)} samples name no person in {column!r}: only an id deletes them")
     if data.overlap:
         notes.append(
             f"{data.overlap} private samples are in the public data too: deleting them does not "

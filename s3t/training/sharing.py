@@ -1,7 +1,8 @@
 """What machines that share no folder get to know of a run: over the store, beside the nodes.
 
     main process     RUN ──► URL/run/{base/…, base_head.safetensors, prototypes.safetensors,
-                             gone.json, hits.json, plans/…, config.yaml}, then plan.json
+                             ledger.json, deletions/…, training.json, plans/…, config.yaml},
+                             then plan.json
     other machines   URL/run/… ──join───► RUN of their own, marked ``joined``: all but the ledger
                                ──attach─► RUN of their own, complete, if the ledger is a database
 
@@ -27,48 +28,44 @@ from s3t.ledger import without_password
 from s3t.plan import Plan
 from s3t.run import RunDir
 from s3t.store import Depot, write_durably
-from s3t.types import Digest
 
-__all__ = ["attach", "finished", "join", "joined", "publish"]
+__all__ = ["attach", "finished", "join", "joined", "publish", "refuse_other_store"]
 
 _PLAN, _HEAD, _BASE = "run/plan.json", "run/base_head.safetensors", "run/base"
 _PROTOTYPES = "run/prototypes.safetensors"
 _CONFIG = "run/config.yaml"
 
 
+def refuse_other_store(config: Config) -> None:
+    """Refuse a store that belongs to another ledger, before anything is written.
+
+    Raises:
+        InputError: it does.
+    """
+    run = RunDir(config.run_dir, anchored(config).store)
+    if run.store.depot is None:
+        return
+    if run.prepared:
+        with run.ledger() as ledger:
+            run.notices().prove(ledger)
+    elif config.ledger is None:  # else it may hold the run's ledger already
+        run.notices().refuse_owned()
+
+
 def publish(run: RunDir) -> None:
     """Put a prepared run where other machines can join it.
 
     Raises:
-        InputError: another run is kept at this URL.
-        IntegrityError: deletions were told from here that the ledger does not hold.
+        InputError, IntegrityError, UnavailableError: see ``Notices.tell``.
     """
     depot = run.store.depot
     if depot is None:
         return
     found = run.trained_plan()
-    plan, kept, told = found.to_json().encode(), _got(depot, _PLAN), run.notices().told()
+    plan, kept = found.to_json().encode(), _got(depot, _PLAN)
     with run.ledger() as ledger:
-        views = {made.digest: made.view for made in ledger.plans.all()}
-        if kept is not None and _digest_in(kept) not in views:
-            raise InputError(
-                f"{depot.url} keeps the nodes of another run: give an empty place with "
-                "store.url=URL, or the config and data of that run"
-            )
-        hits = (
-            {(shard, part) for shard, part, _ in ledger.hits(views.get(told[0], 0))}
-            if told
-            else set()
-        )
-    forgotten = told[1] - hits if told else set()
-    if forgotten:
-        raise IntegrityError(
-            f"{depot.url} knows of deletions in {len(forgotten)} slices that the ledger of "
-            f"{run.root} does not hold: restore the ledger, or start a new run with another "
-            "store.url"
-        )
-    run.notices().tell_gone(run.gone())
-    run.notices().tell(found.digest, run.hits())
+        run.notices().tell(ledger, anew=True)
+        run.notices().tell_plan(found.digest, ledger.plans.newest().plan_view)
     if kept is None:
         if run.base_path.is_dir():
             for path in sorted(run.base_path.iterdir()):
@@ -186,6 +183,8 @@ def _attach(run: RunDir, root: Path, depot: Depot, config: bytes, overrides: Seq
     assert plan is not None
     write_durably(run.plan_path, plan)
     run.plans.settle(run.plan(), None)
+    with run.ledger() as ledger:
+        run.notices().prove(ledger)
 
 
 def _public(config: Config) -> Config:
@@ -215,10 +214,6 @@ def _fetch_kept(run: RunDir, depot: Depot) -> None:
         found = _got(depot, name)
         if found is not None:
             write_durably(path, found)
-
-
-def _digest_in(plan: bytes) -> Digest:
-    return Plan.from_json(plan.decode(errors="replace")).digest
 
 
 def _got(depot: Depot, name: str) -> bytes | None:

@@ -37,22 +37,20 @@ from s3t.model.arithmetic import one_thread
 from s3t.pinned import call_elsewhere, pin
 from s3t.purging import purge
 from s3t.run import RunDir
+from s3t.store.nodes import STALE
 from s3t.training.claims import Alone, Leases
 from s3t.training.peers import Group
 from s3t.training.place import Place, by_itself
 from s3t.training.pool import Inline, Pool, Workers, worker_count
 from s3t.training.preparation import open_material, prepare
 from s3t.training.renewal import Renewal, renew, take_effect
-from s3t.training.sharing import finished, join, joined, publish
+from s3t.training.sharing import finished, join, joined, publish, refuse_other_store
 from s3t.training.together import Together, follow, with_one_voice
 from s3t.training.walker import Walker, silent
 from s3t.training.workshop import Workshop
 from s3t.types import NodeKey
 
 __all__ = ["Report", "train"]
-
-_STALE = 3600.0
-"""Seconds after which a half-written file belongs to nobody, on whatever machine it was begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +248,7 @@ def _prepared(
 ) -> int:
     """Prepare the run, or plan it anew, as the main process; returns the samples taken in."""
     added = 0
+    refuse_other_store(config)
     if claims is not None:
         claims.open()
     quiet = silent() or config.model.adapt is None
@@ -261,7 +260,7 @@ def _prepared(
     else:
         added = renew(run, device, renewal)
     run = RunDir(config.run_dir)
-    run.store.sweep(0 if claims is None else _STALE)
+    run.store.sweep(0 if claims is None else STALE)
     publish(run)
     if claims is not None:
         claims.ready()

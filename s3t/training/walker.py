@@ -58,7 +58,7 @@ class Walker:
         self._board = Board(self.forest, self._cost, 1)
         self._there: set[NodeKey] = set()
         self._hits: set[Slot] = set()
-        self._told: set[Slot] | None = None
+        self._told: set[Slot] = set()
         self._looked = float("-inf")
         self._away: set[NodeKey] = set()
         self._stages: dict[int, int] = {}
@@ -146,8 +146,8 @@ class Walker:
         """See what is there, what is hit, and what others have in hand."""
         self._away = {*self.claims.away()}
         self._hits = self.run.hits()
-        if self.place.main and self.run.store.depot is not None and self._hits != self._told:
-            self.run.notices().tell(self.plan.digest, self._hits)
+        if self.place.main and self._hits != self._told:  # in case who deleted could not tell it
+            self.run.tell_store()
             self._told = self._hits
         fresh = self.claims.shared or not self._there
         # what goes away meanwhile is met by who builds upon it, as damage

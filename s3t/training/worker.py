@@ -15,7 +15,7 @@ import os
 import sys
 from typing import Any
 
-from s3t.errors import S3TError
+from s3t.errors import S3TError, unavailable
 from s3t.pinned import pin
 
 __all__ = ["main"]
@@ -40,6 +40,10 @@ def main() -> None:
     except S3TError as error:
         tell({"error": str(error), "kind": type(error).__name__})
     except Exception as error:
+        known = unavailable(error) if isinstance(error, OSError) else None
+        if known is not None:
+            tell({"error": str(known), "kind": type(known).__name__})
+            return
         tell({"error": f"{type(error).__name__}: {error}", "kind": "S3TError"})
         raise
 

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import string
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +15,16 @@ import torch
 from torch import Tensor
 
 from s3t.audit import leakage as leakage_module
-from s3t.audit import scratch as scratch_module
 from s3t.audit import snapshots
 from s3t.audit.answers import answers_of, window_of
 from s3t.audit.case import Case
 from s3t.audit.exposure import CHANCE, Leakage, State, lines
 from s3t.audit.leakage import leakage
 from s3t.audit.membership import attack
-from s3t.audit.scratch import scratch
 from s3t.audit.suspects import find_suspects
 from s3t.config import Config
 from s3t.ensemble import Ensemble, Member
-from s3t.errors import InputError, S3TError
+from s3t.errors import InputError
 from s3t.ledger import Gone
 from s3t.ledger.purging import hashed
 from s3t.model.encode import Encoded
@@ -418,79 +411,17 @@ def test_chance_is_half_unless_the_control_says_otherwise() -> None:
 # --- the folder of models that have seen deleted samples
 
 
-def test_scratch_is_removed_by_an_error(temporary: Path) -> None:
-    with pytest.raises(RuntimeError, match="broken"), scratch() as folder:
-        (folder / "deep").mkdir()
-        assert folder.parent == temporary and folder.stat().st_mode & 0o077 == 0
-        raise RuntimeError("broken")
-    assert not [*temporary.iterdir()]
-
-
-KILLED = """
-import sys, time
-from s3t.audit.scratch import scratch
-with scratch() as folder:
-    (folder / "weights").write_text("secret")
-    print(folder, flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.fixture
-def holder() -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A process that has made such a folder and sleeps, and the folder."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True, env={**os.environ}
-    )
-    assert process.stdout is not None
-    yield process, Path(process.stdout.readline().strip())
-    process.kill()
-    process.wait()
-    process.stdout.close()
-
-
-def test_scratch_is_removed_by_signals(holder: tuple[subprocess.Popen[str], Path]) -> None:
-    process, folder = holder
-    assert (folder / "weights").is_file()
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 128 + signal.SIGTERM
-    assert not folder.exists()
-
-
-def test_scratch_of_a_killed_process_is_removed_by_the_next(
-    holder: tuple[subprocess.Popen[str], Path],
-) -> None:
-    process, folder = holder
-    with scratch():
-        assert folder.exists(), "its process lives"
-    process.kill()
-    process.wait()
-    assert (folder / "weights").is_file()
-    with scratch():
-        assert not folder.exists()
-
-
-def test_scratch_that_stays_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*words: Any, **options: Any) -> None:
-        raise PermissionError("no")
-
-    with monkeypatch.context() as patch:
-        told = pytest.raises(S3TError, match="remove it by hand")
-        with told, scratch():
-            patch.setattr(scratch_module.shutil, "rmtree", refuse)
-
-
 def test_a_failing_training_leaves_no_model(
-    language: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+    language: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*words: Any) -> None:
-        assert [*temporary.iterdir()], "it is trained where it is removed"
+        assert [*(language / ".scratch").iterdir()], "it is trained where it is removed"
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(leakage_module.snapshots, "control", fails)
     with pytest.raises(RuntimeError, match="out of memory"):
         leakage(RunDir(language))
-    assert not [*temporary.iterdir()]
+    assert not (language / ".scratch").exists()
 
 
 # --- the command

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from starlette.testclient import TestClient
 from s3t.config import load_config
 from s3t.config.serving import ServeConfig
 from s3t.errors import InputError
+from s3t.ledger import Ledger, Outbox
 from s3t.server.app import create_app
 from tests.conftest import ROOT
 
@@ -50,15 +52,26 @@ class Model:
     passes: list[list[Any]] = field(default_factory=list)
     holds: list[bool] = field(default_factory=list)
     held: list[int] = field(default_factory=list)
+    sound_from: int = 0
     before: Callable[[], object] = lambda: None
     error: Exception | None = None
     text: str = "once upon a time"
     asked: list[Any] = field(default_factory=list)
     lease_left: float | None = None
+    run_id: str = "0123456789ab"
     labels: tuple[str, ...] = LABELS
 
     def __post_init__(self) -> None:
         self.config = load_config(ROOT / "configs" / "digits.yaml")
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """One for all models of a folder, as for replicas with directories of their own."""
+        return Ledger.open(self.root.parent / "ledger.db", create=True)
+
+    @property
+    def outbox(self) -> Outbox:
+        return self.ledger.outbox
 
     def predict(self, batch: Sequence[Any]) -> list[Answer]:
         self.before()
@@ -73,6 +86,9 @@ class Model:
     def hold(self, view: int) -> Iterator[bool]:
         self.held.append(view)
         yield self.holds.pop(0) if self.holds else True
+
+    def is_sound(self, view: int) -> bool:
+        return view >= self.sound_from
 
     def generate(self, prompts: Sequence[Any], **draw: Any) -> list[Any]:
         self.before()
@@ -99,6 +115,8 @@ class Model:
             "deleted": 2,
             "exhausted": False,
             "expected_deletions_left": 3.5,
+            "jobs": 0,
+            "callbacks": 0,
             "shards": 2,
             "serving": [[0, 1], []],
             "nodes": [{"state": "serving"}, {"state": "dead"}, {"state": "dead"}],

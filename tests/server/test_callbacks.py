@@ -24,11 +24,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
 
 from s3t.errors import UnavailableError
-from s3t.ledger import Signer
-from s3t.server import callbacks
+from s3t.ledger import Ledger, Outbox, Signer, chain, host_claim
+from s3t.server import callbacks, worker
 from s3t.server.callbacks import Callbacks, Hosts, Seal, Target
 from s3t.server.problems import Problem
-from s3t.server.spool import Spool
 
 TOLD = {"subject_request_id": "r1", "request_status": "completed"}
 
@@ -85,14 +84,19 @@ def signer(tmp_path: Path) -> Signer:
 
 
 @pytest.fixture
-def make(tmp_path: Path, signer: Signer) -> Iterator[Callable[..., Callbacks]]:
+def outbox(tmp_path: Path) -> Iterator[Outbox]:
+    with Ledger.open(tmp_path / "ledger.db", create=True) as ledger:
+        yield ledger.outbox
+
+
+@pytest.fixture
+def make(outbox: Outbox, signer: Signer) -> Iterator[Callable[..., Callbacks]]:
     made: list[Callbacks] = []
 
     def callbacks_of(*hosts: str, told: Any = lambda _: TOLD, **more: Any) -> Callbacks:
-        spool = Spool(tmp_path / "jobs" / "callbacks")
         given = Hosts(hosts, insecure=True)
         seal = Seal(signer, "forget.example")
-        made.append(Callbacks(spool, given, seal, told, first=0.02, **more))
+        made.append(Callbacks(outbox, given, seal, told, first=0.02, **more))
         return made[-1]
 
     yield callbacks_of
@@ -107,8 +111,8 @@ def until(done: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def left(folder: Path) -> list[Path]:
-    return list((folder / "jobs" / "callbacks").glob("*.json"))
+def left(outbox: Outbox) -> int:
+    return outbox.counts()["callbacks"]
 
 
 # ── which URLs ───────────────────────────────────────────────────────────────────────────────
@@ -256,14 +260,14 @@ def test_the_address_that_was_judged_is_the_one_that_is_called(
 
 
 def test_a_callback_is_signed_and_then_forgotten(
-    make: Callable[..., Callbacks], receiver: Receiver, signer: Signer, tmp_path: Path
+    make: Callable[..., Callbacks], receiver: Receiver, signer: Signer, outbox: Outbox
 ) -> None:
     url = f"http://127.0.0.1:{receiver.server_port}/done?x=1"
     made = make(f"127.0.0.1:{receiver.server_port}")
     made.check([url])
     made.start()
     made.put("r1", [url])
-    until(lambda: bool(receiver.got) and not left(tmp_path))
+    until(lambda: bool(receiver.got) and not left(outbox))
     path, headers, body = receiver.got[0]
     assert path == "/done?x=1" and json.loads(body) == {**TOLD, "status_callback_url": url}
     assert headers["X-OpenDSR-Processor-Domain"] == "forget.example"
@@ -275,29 +279,29 @@ def test_a_callback_is_signed_and_then_forgotten(
 
 
 def test_it_is_tried_again_until_it_is_taken(
-    make: Callable[..., Callbacks], receiver: Receiver, tmp_path: Path
+    make: Callable[..., Callbacks], receiver: Receiver, outbox: Outbox
 ) -> None:
     receiver.status = 500
     made = make(f"127.0.0.1:{receiver.server_port}")
     made.start()
     made.put("r1", [f"http://127.0.0.1:{receiver.server_port}/"])
     until(lambda: len(receiver.got) >= 3)
-    assert left(tmp_path)
+    assert left(outbox)
     receiver.status = 200
-    until(lambda: not left(tmp_path))
+    until(lambda: not left(outbox))
 
 
 def test_one_that_is_killed_is_made_by_the_next_process(
-    make: Callable[..., Callbacks], receiver: Receiver, tmp_path: Path
+    make: Callable[..., Callbacks], receiver: Receiver, outbox: Outbox
 ) -> None:
     host = f"127.0.0.1:{receiver.server_port}"
     make(host).put("r1", [f"http://{host}/"])  # never started: killed before
     make(host).start()
-    until(lambda: len(receiver.got) == 1 and not left(tmp_path))
+    until(lambda: len(receiver.got) == 1 and not left(outbox))
 
 
 def test_no_redirect_is_followed(
-    make: Callable[..., Callbacks], receiver: Receiver, tmp_path: Path
+    make: Callable[..., Callbacks], receiver: Receiver, outbox: Outbox
 ) -> None:
     inside = Receiver()
     receiver.status = 307
@@ -306,13 +310,13 @@ def test_no_redirect_is_followed(
     made.start()
     made.put("r1", [f"http://127.0.0.1:{receiver.server_port}/"])
     until(lambda: len(receiver.got) >= 2)
-    assert inside.got == [] and left(tmp_path)
+    assert inside.got == [] and left(outbox)
     inside.shutdown()
     inside.server_close()
 
 
 def test_nothing_is_told_before_it_has_ended(
-    make: Callable[..., Callbacks], receiver: Receiver, tmp_path: Path
+    make: Callable[..., Callbacks], receiver: Receiver, outbox: Outbox
 ) -> None:
     answers: list[Any] = [None, UnavailableError("not now"), None, TOLD]
 
@@ -325,12 +329,12 @@ def test_nothing_is_told_before_it_has_ended(
     made = make(f"127.0.0.1:{receiver.server_port}", told=told)
     made.start()
     made.put("r1", [f"http://127.0.0.1:{receiver.server_port}/"])
-    until(lambda: not left(tmp_path))
+    until(lambda: not left(outbox))
     assert len(answers) == 1 and len(receiver.got) == 1
 
 
 def test_a_dead_host_holds_up_no_other(
-    make: Callable[..., Callbacks], receiver: Receiver, tmp_path: Path
+    make: Callable[..., Callbacks], receiver: Receiver, outbox: Outbox
 ) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -340,25 +344,73 @@ def test_a_dead_host_holds_up_no_other(
     made.start()
     made.put("r1", [f"http://{dead}/", f"http://{alive}/"])
     until(lambda: len(receiver.got) == 1)
-    until(lambda: alive not in left(tmp_path)[0].read_text())
-    assert dead in left(tmp_path)[0].read_text()
+    until(lambda: outbox.hosts() == [dead])
+
+
+def test_of_several_replicas_one_tells_a_host_in_the_order_of_what_ended(
+    make: Callable[..., Callbacks], receiver: Receiver, outbox: Outbox
+) -> None:
+    host = f"127.0.0.1:{receiver.server_port}"
+    many = [make(host, told=lambda one: {**TOLD, "subject_request_id": one}) for _ in range(3)]
+    for number in range(10):
+        many[number % 3].put(f"r{number}", [f"http://{host}/"])
+    for one in many:
+        one.start()
+    for number in range(10, 20):
+        many[number % 3].put(f"r{number}", [f"http://{host}/"])
+    until(lambda: not left(outbox))
+    got = [json.loads(body)["subject_request_id"] for _, _, body in receiver.got]
+    assert got == [f"r{number}" for number in range(20)]
+
+
+def test_what_a_host_has_not_taken_comes_before_what_ended_later(
+    make: Callable[..., Callbacks], receiver: Receiver, outbox: Outbox
+) -> None:
+    receiver.status = 503
+    host = f"127.0.0.1:{receiver.server_port}"
+    made = make(host, told=lambda one: {**TOLD, "subject_request_id": one})
+    made.start()
+    made.put("r1", [f"http://{host}/a"])
+    until(lambda: len(receiver.got) >= 2)
+    made.put("r2", [f"http://{host}/b"])
+    until(lambda: len(receiver.got) >= 4)
+    assert {path for path, _, _ in receiver.got} == {"/a"}
+    receiver.status = 200
+    until(lambda: not left(outbox))
+    assert [path for path, _, _ in receiver.got][-2:] == ["/a", "/b"]
+
+
+def test_a_silent_replica_loses_the_host_that_it_calls(
+    make: Callable[..., Callbacks],
+    receiver: Receiver,
+    outbox: Outbox,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker, "LEASE", 0.3)
+    host = f"127.0.0.1:{receiver.server_port}"
+    made = make(host)
+    made.put("r1", [f"http://{host}/"])
+    assert outbox.take(host_claim(host), "killed")
+    made.start()
+    until(lambda: not left(outbox))
+    assert len(receiver.got) == 1
 
 
 def test_after_a_day_it_is_given_up(
     make: Callable[..., Callbacks],
     receiver: Receiver,
-    tmp_path: Path,
+    outbox: Outbox,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
     receiver.status = 404
     past = datetime.now(UTC) - timedelta(days=1, minutes=1)
-    monkeypatch.setattr(callbacks, "_now", past.isoformat)
+    monkeypatch.setattr(chain, "now", lambda: past.isoformat(timespec="milliseconds"))
     made = make(f"127.0.0.1:{receiver.server_port}")
     made.start()
     made.put("r1", [f"http://127.0.0.1:{receiver.server_port}/?secret=1"])
-    until(lambda: not left(tmp_path))
+    until(lambda: not left(outbox))
     until(lambda: "given up" in caplog.text)
     assert "secret" not in caplog.text and "r1" not in caplog.text
 
@@ -388,14 +440,27 @@ def test_a_peer_that_drips_is_cut_off(
     assert time.monotonic() - started < 3
 
 
-def test_without_a_key_callbacks_are_refused(tmp_path: Path) -> None:
-    unsigned = Callbacks(
-        Spool(tmp_path), Hosts(["privacy.example"]), Seal(None, "x"), lambda _: TOLD
-    )
+def test_without_a_key_callbacks_are_refused(outbox: Outbox) -> None:
+    unsigned = Callbacks(outbox, Hosts(["privacy.example"]), Seal(None, "x"), lambda _: TOLD)
     with pytest.raises(Problem) as refused:
         unsigned.check(["https://privacy.example/"])
     assert "signing_key" in refused.value.detail
     unsigned.check([])
+
+
+def test_a_replica_without_the_key_leaves_callbacks_to_others(
+    make: Callable[..., Callbacks], receiver: Receiver, outbox: Outbox
+) -> None:
+    host = f"127.0.0.1:{receiver.server_port}"
+    unsigned = Callbacks(outbox, Hosts([host], True), Seal(None, "x"), lambda _: TOLD, first=0.02)
+    unsigned.put("r1", [f"http://{host}/"])
+    unsigned.start()
+    time.sleep(0.2)
+    assert not receiver.got and left(outbox) == 1
+    make(host).start()
+    until(lambda: not left(outbox))
+    unsigned.close()
+    assert len(receiver.got) == 1 and "X-OpenDSR-Signature" in receiver.got[0][1]
 
 
 # ── certificates ─────────────────────────────────────────────────────────────────────────────

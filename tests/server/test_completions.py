@@ -88,6 +88,7 @@ def test_a_text_that_was_hit_is_written_anew(client: TestClient, model: Model) -
         {"prompt": "a", "seed": -1},
         {"prompt": "a", "seed": 2**70},
         {"prompt": "a", "stream": "yes"},
+        {"prompt": "a", "stream": True, "strict": "yes"},
         {"prompt": "a", "n": 2},
         {"prompt": "a", "top_k": -1},
         {"prompt": "a", "top_p": 0},
@@ -151,6 +152,38 @@ def test_a_piece_whose_view_was_hit_is_written_anew_after_what_was_told(
     assert model.asked == [("it was",), ("it was", 0, 1)]
 
 
+def test_a_strict_stream_is_held_to_the_view_of_its_first_piece(
+    client: TestClient, model: Model
+) -> None:
+    views = iter([3, 3, 5, 5])
+    model.before = lambda: setattr(model, "view", next(views))
+    assert events(complete(client, "once", stream=True, strict=True))[-1] == {
+        "done": True,
+        "views": [3, 5],
+    }
+    assert model.held == [3, 3, 3, 3, 3]  # the last one for its end
+
+
+@pytest.mark.parametrize("told", [1, 3, 4])
+def test_a_strict_stream_that_is_hit_ends_with_its_code(
+    client: TestClient, model: Model, told: int
+) -> None:
+    model.holds, model.sound_from = [True] * told + [False], 1
+    *pieces, last = events(complete(client, "once", stream=True, strict=True))
+    assert [piece["text"] for piece in pieces] == [" once", " upon", " a", " time"][:told]
+    assert last["code"] == "text_hit" and "done" not in last
+
+
+@pytest.mark.parametrize("told", [0, 2, 4])
+def test_a_strict_stream_goes_on_if_the_deletion_was_of_others(
+    client: TestClient, model: Model, told: int
+) -> None:
+    model.holds = [True] * told + [False]
+    *pieces, last = events(complete(client, "once", stream=True, strict=True))
+    assert [piece["text"] for piece in pieces] == [" once", " upon", " a", " time"]
+    assert last["done"] and len(model.asked) == (2 if told == 0 else 1)
+
+
 def test_an_error_before_the_first_piece_has_its_status(client: TestClient, model: Model) -> None:
     def fail() -> None:
         raise ExhaustedError("nothing is left")
@@ -206,6 +239,27 @@ def test_a_text_that_takes_too_long_is_told(model: Model) -> None:
         refused(complete(client), "timeout")
         refused(complete(client), "overloaded")  # its thread is still at work
         gate.open()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_deletion_in_the_middle_ends_a_strict_stream_alone(text_run: Path, strict: bool) -> None:
+    class Hit(S3T):
+        def stream(self, prompt: Any, **how: Any) -> Iterator[Any]:
+            for number, piece in enumerate(super().stream(prompt, **how)):
+                if number == 2:
+                    self.deactivate(["t05"])
+                yield piece
+
+    with Hit.load(text_run) as run:
+        run.join()
+        with served(run) as client:
+            answer = complete(client, "private line", max_new_tokens=6, stream=True, strict=strict)
+    *pieces, last = events(answer)
+    if strict:
+        assert [piece["view"] for piece in pieces] == [0, 0] and last["code"] == "text_hit"
+    else:
+        assert [piece["view"] for piece in pieces[:3]] == [0, 0, 1] and last["views"] == [0, 1]
 
 
 @pytest.mark.slow

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import http.server
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from s3t import S3T
-from s3t.errors import UnavailableError
+from s3t.errors import InputError, UnavailableError
 from s3t.ledger import Signer
 from s3t.run import RunDir
 from tests.server.asked import Asked, asked
@@ -305,7 +307,7 @@ def test_a_large_one_is_a_job_and_done_in_one(small_run: RunDir) -> None:
         assert len(calls) == 1 and site.model.status().deleted == 9
         found = site.ask("GET", body["results_url"], "audit").json()
         assert found["receipt"] == site.model.receipt("large")
-        assert not list((small_run.root / "jobs").rglob("*.json"))
+        assert site.model.outbox.counts() == {"jobs": 0, "callbacks": 0}
         again = site.delete(sample_ids=MANY, subject_request_id="large")
         assert again.status_code == 201 and again.json()["request_status"] == "completed"
         refused(site, 409, "request_conflict", sample_ids=MANY[:6], subject_request_id="large")
@@ -321,15 +323,13 @@ def test_one_that_was_accepted_is_done_after_a_kill(small_run: RunDir) -> None:
     with asked(small_run.root, model=stuck, job_samples=5) as site:
         assert site.delete(sample_ids=MANY, subject_request_id="large").status_code == 202
         assert status_of(site, "large") in ("pending", "in_progress")
-        files = list((small_run.root / "jobs").rglob("*.json"))
-        assert len(files) == 1 and files[0].stat().st_mode & 0o777 == 0o600
+        assert site.ask("GET", "/v1/status", "audit").json()["jobs"] == 1
         refused(site, 409, "request_conflict", sample_ids=["s000"], subject_request_id="large")
         same = site.delete(sample_ids=MANY, subject_request_id="large")
         assert same.status_code == 202
     with asked(small_run.root, job_samples=5) as site:
         until(lambda: status_of(site, "large") == "completed")
-        assert site.model.status().deleted == 9
-    assert not list((small_run.root / "jobs").rglob("*.json"))
+        assert site.model.status().deleted == 9 and site.model.status().jobs == 0
 
 
 def test_one_that_cannot_be_done_is_cancelled_whole(small_run: RunDir) -> None:
@@ -340,13 +340,13 @@ def test_one_that_cannot_be_done_is_cancelled_whole(small_run: RunDir) -> None:
         found = site.ask("GET", "/v1/deletions/large", "delete")
         assert found.json()["problem"]["code"] == "unknown_sample"
         assert site.model.status().deleted == 0
-        left = b"".join(p.read_bytes() for p in (small_run.root / "jobs").rglob("*.json"))
-        assert b"secret" not in left and b"s020" not in left and "secret" not in found.text
+        job = site.model.outbox.job("large")
+        assert job is not None and job.sample_ids == () and "secret" not in found.text
         assert site.delete(sample_ids=MANY, subject_request_id="large").status_code == 202
         until(lambda: status_of(site, "large") == "completed")
 
 
-def test_an_audit_tells_of_jobs_that_wait_and_of_no_others(small_run: RunDir) -> None:
+def test_audit_and_purge_tell_of_jobs_that_wait_and_of_no_others(small_run: RunDir) -> None:
     from s3t.audit.audit import audit
 
     def stuck(model: S3T) -> Any:
@@ -355,16 +355,57 @@ def test_an_audit_tells_of_jobs_that_wait_and_of_no_others(small_run: RunDir) ->
 
         return Wrapped(model, deactivate=deactivate)
 
+    def accepted(model: Any) -> tuple[int, int]:
+        stores = {one.name: one for one in model.purge().stores}
+        return stores["accepted deletions"].found, stores["accepted deletions"].purged
+
     with asked(small_run.root, model=stuck, job_samples=5) as site:
         site.delete(sample_ids=MANY, subject_request_id="large")
+        assert accepted(site.model) == (1, 0), "a purge takes no request away"
     found = {claim.name: claim for claim in audit(small_run.root).claims}
     assert found["E7"].status == "pending"
-    assert "not done" in found["E7"].problems[0]
+    assert "'large'" in found["E7"].problems[0] and "not done" in found["E7"].problems[0]
     with asked(small_run.root, job_samples=5) as site:
         until(lambda: status_of(site, "large") == "completed")
-        site.model.purge()
+        assert accepted(site.model) == (0, 0)
     found = {claim.name: claim for claim in audit(small_run.root).claims}
     assert found["E7"].status == "holds", found["E7"].problems
+    files = [path for path in small_run.root.rglob("*") if path.is_file()]
+    assert not [path for path in files if b"s020" in path.read_bytes()]
+
+
+def test_an_audit_finds_a_cancelled_job_that_still_names_samples(small_run: RunDir) -> None:
+    from s3t.audit.audit import audit
+
+    with asked(small_run.root, job_samples=5) as site:
+        site.delete(sample_ids=[*MANY, "secret-a"], subject_request_id="large")
+        until(lambda: status_of(site, "large") == "cancelled")
+    assert {one.name: one.status for one in audit(small_run.root).claims}["E7"] == "holds"
+    with closing(sqlite3.connect(small_run.ledger_path)) as ledger, ledger:
+        ledger.execute("UPDATE jobs SET sample_ids = '[\"s020\"]'")
+    found = {claim.name: claim for claim in audit(small_run.root).claims}
+    assert found["E7"].status == "broken" and "still names samples" in found["E7"].problems[0]
+
+
+def test_a_ledger_that_takes_no_more_accepts_nothing(
+    small_run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with asked(small_run.root, job_samples=5) as site:
+        with monkeypatch.context() as patch:
+
+            def full(*_: Any, **__: Any) -> Any:
+                raise UnavailableError("there is no space left on its disk")
+
+            patch.setattr(site.model.outbox, "accept", full)
+            refused(site, 503, "unavailable", sample_ids=MANY, subject_request_id="large")
+        assert site.ask("GET", "/v1/deletions/large", "delete").status_code == 404
+        assert site.delete(sample_ids=MANY, subject_request_id="large").status_code == 202
+
+
+def test_a_folder_of_jobs_of_an_older_s3t_is_refused(small_run: RunDir) -> None:
+    (small_run.root / "jobs" / "deletions").mkdir(parents=True)
+    with pytest.raises(InputError, match="remove it"), asked(small_run.root):
+        pass
 
 
 # ── replicas, load ───────────────────────────────────────────────────────────────────────────
@@ -536,7 +577,7 @@ def test_whoever_asked_is_called_back(signed_run: Path, receiver: Receiver, larg
         assert body["subject_request_id"] == "r-1" and body["request_status"] == "completed"
         assert body["status_callback_url"] == url and body["results_url"] == "/v1/deletions/r-1"
         assert verified(headers, content, signed_run) and b"s020" not in content
-        until(lambda: not list((signed_run / "jobs").rglob("*.json")))
+        until(lambda: site.model.outbox.counts() == {"jobs": 0, "callbacks": 0})
 
 
 def test_a_cancelled_job_is_told_too(signed_run: Path, receiver: Receiver) -> None:
@@ -558,7 +599,7 @@ def test_a_deletion_whose_callback_cannot_be_kept_says_so(
     with asked(signed_run, insecure=True, callback_hosts=[receiver.host]) as site:
 
         def full(*_: Any) -> None:
-            raise OSError(28, "No space left on device")
+            raise UnavailableError("there is no space left on its disk")
 
         body = {
             "sample_ids": ["s000"],

@@ -12,7 +12,7 @@ from s3t.errors import UnavailableError
 from s3t.server.app import create_app
 from s3t.server.state import Service
 from s3t.server.tokens import TokenFile
-from tests.server.fake import URL, Model, config, served
+from tests.server.fake import URL, Gate, Model, config, served
 from tests.server.test_predictions import predict, refused
 
 
@@ -57,21 +57,22 @@ def test_metrics_count_requests_by_route_and_status(client: TestClient, model: M
     client.request("SECRET", "/healthz")
     text = client.get("/metrics").text
     for line in (
-        's3t_requests_total{method="POST",route="/v1/predict",status="200"} 1.0',
-        's3t_requests_total{method="POST",route="/v1/predict",status="422"} 1.0',
-        's3t_request_seconds_count{route="/v1/predict"} 2.0',
-        "s3t_batch_rows_sum 2.0",
-        "s3t_batch_rows_count 1.0",
-        's3t_nodes{state="serving"} 1.0',
-        's3t_nodes{state="dead"} 2.0',
-        "s3t_shards_alive 1.0",
-        "s3t_shards 2.0",
-        "s3t_samples_deleted 2.0",
-        "s3t_expected_deletions_left 3.5",
-        "s3t_lease_seconds_left 2.5",
-        "s3t_up 1.0",
+        's3t_requests_total{method="POST",route="/v1/predict",run=RUN,status="200"} 1.0',
+        's3t_requests_total{method="POST",route="/v1/predict",run=RUN,status="422"} 1.0',
+        's3t_requests_total{method="POST",route="/v1/deletions",run=RUN,status="503"} 0.0',
+        's3t_request_seconds_count{route="/v1/predict",run=RUN} 2.0',
+        "s3t_batch_rows_sum{run=RUN} 2.0",
+        "s3t_batch_rows_count{run=RUN} 1.0",
+        's3t_nodes{run=RUN,state="serving"} 1.0',
+        's3t_nodes{run=RUN,state="dead"} 2.0',
+        "s3t_shards_alive{run=RUN} 1.0",
+        "s3t_shards{run=RUN} 2.0",
+        "s3t_samples_deleted{run=RUN} 2.0",
+        "s3t_expected_deletions_left{run=RUN} 3.5",
+        "s3t_lease_seconds_left{run=RUN} 2.5",
+        "s3t_up{run=RUN} 1.0",
     ):
-        assert line in text.splitlines()
+        assert line.replace("run=RUN", f'run="{model.run_id}"') in text.splitlines()
     assert "ecret" not in text.replace("SECRET", "secret") and "SECRET" not in text
 
 
@@ -83,7 +84,20 @@ def test_metrics_are_told_while_the_records_cannot_be_reached(
 
     monkeypatch.setattr(model, "picture", fail)
     text = client.get("/metrics").text
-    assert "s3t_up 0.0" in text and "s3t_view" not in text
+    assert f's3t_up{{run="{model.run_id}"}} 0.0' in text and "s3t_view" not in text
+
+
+def test_metrics_do_not_wait_for_a_ledger_that_hangs(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s3t.server.health._PATIENCE", 0.1)
+    hangs = Gate()
+    monkeypatch.setattr(model, "picture", hangs)
+    with served(model) as client:
+        for _ in range(6):  # the first waits for the ledger, those after the fourth for no thread
+            assert f's3t_up{{run="{model.run_id}"}} 0.0' in client.get("/metrics").text
+            assert client.get("/readyz").status_code == 200
+        hangs.open()
 
 
 def test_metrics_take_a_token_unless_they_are_open(model: Model) -> None:

@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 
 from s3t.server.app import create_app
+from s3t.server.connections import Connections
 from s3t.server.line import HEAD_BYTES, line_of
 from tests.server.fake import Gate, Model, config
 
@@ -30,9 +31,17 @@ def model(tmp_path: Path) -> Model:
 @contextmanager
 def listening(model: Model, **serve: object) -> Iterator[int]:
     """The app on a port, by uvicorn in a thread."""
-    app = create_app(model, config(**serve), insecure=True)
+    values = config(**serve)
+    app = create_app(model, values, insecure=True)
+    room = Connections(
+        values.connections,
+        values.address_connections,
+        values.trusted_proxies,
+        app.state.service.metrics,
+    )
+    line = line_of(SECONDS, SECONDS, room)
     settings = uvicorn.Config(
-        app, http=line_of(SECONDS), access_log=False, log_config=None, port=0, lifespan="on"
+        app, http=line, access_log=False, log_config=None, port=0, lifespan="on"
     )
     server = uvicorn.Server(settings)
     thread = threading.Thread(target=server.run)
@@ -220,7 +229,7 @@ def test_a_client_that_takes_nothing_is_cut_off_and_holds_up_nobody(
                 everything(slow)
         with call(port) as other:
             other.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert b"s3t_answers_cut_total 1.0" in other.recv(2**20)
+            assert b's3t_answers_cut_total{run="0123456789ab"} 1.0' in other.recv(2**20)
 
 
 def test_cutting_twice_is_harmless() -> None:

@@ -226,7 +226,8 @@ def test_an_answer_whose_view_was_hit_is_computed_anew(client: TestClient, model
     answer = predict(client, ["a"])
     assert answer.json()["view"] == 3
     assert model.held == [1, 2, 3]
-    assert "s3t_answers_again_total 2.0" in client.get("/metrics").text
+    said = client.get("/metrics").text
+    assert f's3t_answers_again_total{{run="{model.run_id}"}} 2.0' in said
 
 
 def test_what_there_is_not_is_refused_in_the_same_shape(client: TestClient) -> None:

@@ -1,7 +1,9 @@
 """A stand-in for vLLM and SGLang: their documented endpoints, and answers from peft.
 
 It really loads what it is given: config and weights are read, judged as the engines judge them, and
-kept in memory, so that an adapter goes on being served when its folder has gone.
+kept in memory, so that an adapter goes on being served when its folder has gone. Answers that are
+under way are names in lists; as in the engines, unloading leaves vLLM's there and waits for
+SGLang's, and metrics are written at a step alone, vLLM's a line for each set of adapters ever.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,6 +38,8 @@ class StandIn:
         calls: (method, route, name) of each request, in order.
         fault: asked first, with route and body; gives an answer to give instead, or None.
         runtime: whether adapters may be loaded while it serves.
+        at_work, queued: the adapter of each answer that runs, or waits; "" is the base.
+        tells: which metrics it has: "adapters" (vLLM alone), "counts", "".
     """
 
     def __init__(
@@ -42,6 +47,11 @@ class StandIn:
     ) -> None:
         self.target, self.key, self.max_rank = target, key, max_rank
         self.runtime = True
+        self.at_work: list[str] = []
+        self.queued: list[str] = []
+        self.tells = "adapters" if target == "vllm" else "counts"
+        self._written: dict[tuple[str, str], float] = {}
+        self._counted = (0, 0)
         self.loaded: dict[str, tuple[str, Any]] = {}
         self.calls: list[tuple[str, str, str]] = []
         self.fault: Fault = lambda route, body: None
@@ -99,6 +109,8 @@ class StandIn:
         routes: dict[tuple[str, str], Callable[[dict[str, Any]], Answer]] = {
             ("GET", "/v1/models"): self._models
         }
+        if self.tells:
+            routes["GET", "/metrics"] = self._metrics
         if self.runtime:
             routes["POST", f"{prefix}/load_lora_adapter"] = self._load
             routes["POST", f"{prefix}/unload_lora_adapter"] = self._unload
@@ -154,23 +166,65 @@ class StandIn:
             status = 404 if self.target == "vllm" else 400
             return self._no(status, f"The lora adapter '{name}' cannot be found.")
         del self.loaded[name]
+        while self.target == "sglang" and name in (*self.at_work, *self.queued):
+            time.sleep(0.01)
         return self._yes(f"Success: LoRA adapter '{name}' removed successfully.")
 
     def _complete(self, body: dict[str, Any]) -> Answer:
-        name = body["model"] if self.target == "vllm" else body["lora_path"]
-        if name not in self.loaded:
-            return self._no(404, f"The model `{name}` does not exist.")
-        tokens = body["prompt"] if self.target == "vllm" else body["input_ids"]
-        with torch.inference_mode():
-            logits = self.loaded[name][1](input_ids=torch.tensor([tokens])).logits[0, -1]
-        logs = logits.log_softmax(dim=0)
-        token = int(logs.argmax())
+        name = body.get("model" if self.target == "vllm" else "lora_path")
+        if name not in (None, "base", *self.loaded):
+            status = 404 if self.target == "vllm" else 400
+            return self._no(status, f"The model `{name}` does not exist.")
+        model = self.loaded[name][1] if name in self.loaded else self._base
+        self._step()
+        prompts = body.get("prompt", body.get("input_ids", body.get("text")))
+        if isinstance(prompts, str):
+            prompts = [[1]]
+        if isinstance(prompts[0], int):
+            prompts = [prompts]
+        found = [self._next(model, prompt) for prompt in prompts]
         if self.target == "vllm":
             assert body["return_tokens_as_token_ids"] and body["temperature"] == 0
-            found = {"tokens": [f"token_id:{token}"], "token_logprobs": [float(logs[token])]}
-            return 200, {"choices": [{"text": "?", "logprobs": found}]}
+            logs = [
+                {"tokens": [f"token_id:{token}"], "token_logprobs": [log]} for token, log in found
+            ]
+            choices = [{"index": at, "text": "?", "logprobs": one} for at, one in enumerate(logs)]
+            return 200, {"choices": choices[::-1]}
         assert body["return_logprob"] and body["sampling_params"]["temperature"] == 0
-        return 200, {"meta_info": {"output_token_logprobs": [[float(logs[token]), token, None]]}}
+        all_ = [
+            {"meta_info": {"output_token_logprobs": [[log, token, None]]}} for token, log in found
+        ]
+        return 200, all_ if "input_ids" in body else all_[0]
+
+    def _next(self, model: Any, prompt: list[int]) -> tuple[int, float]:
+        with torch.inference_mode():
+            logs = model(input_ids=torch.tensor([prompt])).logits[0, -1].log_softmax(dim=0)
+        token = int(logs.argmax())
+        return token, float(logs[token])
+
+    def _step(self) -> None:
+        """What an engine writes down when it has computed something."""
+        running, waiting = (
+            ",".join(sorted({*names} - {""})) for names in (self.at_work, self.queued)
+        )
+        self._written[running, waiting] = time.time()
+        self._counted = len(self.at_work), len(self.queued)
+
+    def _metrics(self, _: dict[str, Any]) -> Answer:
+        running, waiting = self._counted
+        if self.target == "sglang":
+            counts = {"sglang:num_running_reqs": running, "sglang:num_queue_reqs": waiting}
+        else:
+            counts = {"vllm:num_requests_running": running, "vllm:num_requests_waiting": waiting}
+        lines = ["# TYPE everything gauge"]
+        lines += [f'{name}{{engine="0"}} {float(count)}' for name, count in counts.items()]
+        if self.tells == "adapters":
+            lines += [
+                f'vllm:lora_requests_info{{max_lora="4",running_lora_adapters="{one}",'
+                f'waiting_lora_adapters="{other}"}} {at!r}'
+                for (one, other), at in self._written.items()
+            ]
+        return 200, "\n".join(lines) + "\n"
 
     def _yes(self, message: str) -> Answer:
         if self.target == "vllm":

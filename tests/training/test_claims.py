@@ -142,6 +142,43 @@ def test_a_store_out_of_reach_for_a_while_ends_no_training(
     one.close()
 
 
+# ── lost answers, and processes that were paused ─────────────────────────────────────────────
+
+
+def test_a_lost_answer_to_a_claim_is_no_other_claim(
+    depot: Depot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, create = on_machine(depot, 0, SHORT), depot.create
+
+    def lost(name: str, content: bytes) -> bool:
+        create(name, content)
+        return create(name, content)
+
+    monkeypatch.setattr(depot, "create", lost)
+    assert one.take([A]) == [A]
+    one._mine.clear()  # the same claim, made before an error that it does not remember
+    assert one.away() == frozenset() and one.take([A]) == [A]
+    one.close()
+    assert depot.names("claims") == []
+
+
+def test_a_process_that_wakes_after_its_lease_leaves_the_claims_of_its_successor(
+    depot: Depot,
+) -> None:
+    one, two = on_machine(depot, 0, SHORT), on_machine(depot, 1, SHORT)
+    one.take([A, B])
+    two.away()
+    silence(one)
+    limit = time.monotonic() + 20 * SHORT
+    while not two.take([A]):
+        assert time.monotonic() < limit
+        time.sleep(SHORT / 10)
+    one.release([A, B])
+    assert depot.names("claims") == ["a"], "its own it gives up"
+    assert depot.get("claims/a").decode() == two.name
+    two.close()
+
+
 # ── waiting for the main process ─────────────────────────────────────────────────────────────
 
 

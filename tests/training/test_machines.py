@@ -287,10 +287,10 @@ def test_hits_are_told_and_are_proved(make: Make, memory: str) -> None:
         depot.remove(f"{key}.safetensors")
     report = train(config)
     assert report.skipped > 0 and report.trained + report.skipped == 8
-    assert run.notices().told_hits(run.plan().digest) == run.hits() != set()
+    assert run.notices().hits_of(run.plan().digest) == run.hits() != set()
     with pytest.raises(S3TError, match="another plan by now"):
-        run.notices().told_hits(digest("another"))
-    depot.put("run/hits.json", depot.get("run/hits.json").replace(b"[[", b"[[0, 0], [", 1))
+        run.notices().hits_of(digest("another"))
+    depot.put(name := "run/deletions/1.json", depot.get(name).replace(b"[[", b"[[0, 0], [", 1))
     with pytest.raises(IntegrityError, match="its digest differs"):
         train(config)
 
@@ -301,8 +301,11 @@ def test_a_ledger_that_forgot_deletions_is_refused(make: Make, memory: str) -> N
     forget(config, "p03")
     train(config)
     fresh = make("fresh", store={"url": memory})
-    with pytest.raises(IntegrityError, match="restore the ledger"):
+    before = {path: file.getvalue() for path, file in MemoryFileSystem.store.items()}
+    with pytest.raises(InputError, match="with a ledger of its own, so nothing was done"):
         train(fresh)
+    assert not fresh.run_dir.exists()
+    assert {path: file.getvalue() for path, file in MemoryFileSystem.store.items()} == before
 
 
 def test_the_store_of_another_run_is_refused(make: Make, memory: str) -> None:
