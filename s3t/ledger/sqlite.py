@@ -150,7 +150,9 @@ class SQLite:
                 self._wait_for(file.fileno(), fcntl.LOCK_SH, limit)
                 return self._told(file)
         except OSError as error:
-            raise S3TError(f"{self._lock_path} cannot be read ({error}): let it be read") from None
+            raise unavailable(error) or S3TError(
+                f"{self._lock_path} cannot be read ({error}): let it be read"
+            ) from None
 
     def check(self) -> None:
         """See that file and write-ahead log are those that were opened."""
@@ -278,10 +280,12 @@ class SQLite:
                 os.pwrite(file.fileno(), _LAST % (last[0], last[1].encode()), 0)
                 os.fdatasync(file.fileno())
             except OSError as error:
+                cause = unavailable(error)
                 raise UnavailableError(
                     f"{self._lock_path} cannot be written ({error}), so it is not known whether "
                     "what was done will last: repeat it, with the same request id if it was a "
-                    "deletion; what was done is not done twice"
+                    "deletion; what was done is not done twice",
+                    UnavailableError.code if cause is None else cause.code,
                 ) from None
 
     def _told(self, file: IO[bytes]) -> tuple[int, str] | None:
