@@ -16,6 +16,7 @@ A message names the value, what was expected, and the next step.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Sequence
 
 __all__ = [
@@ -167,7 +168,9 @@ def unavailable(error: OSError) -> UnavailableError | None:
         return None
     code, step = cause
     where = f"{error.filename}: " if error.filename else ""
-    return UnavailableError(f"{where}{error.strerror or error}: {step}, and repeat", code)
+    # in the system's words: those of a library may name what a client sent
+    said = os.strerror(error.errno) if error.errno else "not allowed"
+    return UnavailableError(f"{where}{said}: {step}, and repeat", code)
 
 
 def is_full(error: OSError) -> bool:

@@ -755,7 +755,8 @@ def test_forecast(digits_run: Path, s3t: Run) -> None:
     assert lines[-2].split()[2:] == ["dead"]
     assert lines[-4].split()[3:] == ["0", "2", "3"]
 
-    assert s3t("deactivate", digits_run, "--ids", ",".join(first.values())).code == 0
+    options = [word for one in first.values() for word in ("--ids", one)]
+    assert s3t("deactivate", digits_run, *options).code == 0
     said = s3t("forecast", digits_run)
     assert (said.code, said.err) == (0, "")
     state = "view 6: 784 persons left, 0 first slices left in 0 of 4 shards"

@@ -138,7 +138,8 @@ def test_a_kill_before_it_was_told_as_effective_is_made_good_by_the_next(
             patched.setattr(Replicas, "settle", die)
             with pytest.raises(KeyboardInterrupt):
                 service.deactivate(subjects=["p03"], request_id="one")
-        assert service.receipt("one")["effective_at"] is None
+        with run.ledger() as ledger:
+            assert ledger.receipt("one")["effective_at"] is None
         service.deactivate(subjects=["p03"], request_id="one")
         assert service.receipt("one")["effective_at"] is not None
 

@@ -114,6 +114,7 @@ def test_a_proxy_that_is_no_network_is_refused(text: str) -> None:
 
 
 def test_as_many_connections_as_there_are_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running.os, "listdir", lambda _: ["0", "1", "2", *"abcdefg"])
     for limits, places in (
         ((100, 100), None),
         ((65536, 65536), 4096),
