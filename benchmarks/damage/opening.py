@@ -167,6 +167,8 @@ class Opening:
             forgetting.prove_ledger()
         forgetting.prove()
         _, ends, _ = forgetting.catch_up()
+        if not any(ends):
+            forgetting.prove_exhausted()
         served = {}
         for end in ends:
             for node in () if end is None else plan.forest.lineage(end.key):

@@ -136,7 +136,7 @@ def alone(name: str, tmp_path: Path) -> dict[str, Any]:
 def test_killed_writers_lose_no_deletion(tmp_path: Path) -> None:
     found = alone("kills", tmp_path)
     assert found["what_did_not_hold"] == []
-    assert min(found[what] for what in ("deletions acknowledged", "plans", "purges")) > 0
+    assert found["deletions acknowledged"] > 0
     assert found["kills"] == found["deleters"] + found["keepers"] + found["readers"] >= 40
 
 
