@@ -148,7 +148,15 @@ def test_an_index_that_lacks_what_its_table_has(path: Path, index: str, statemen
         ("UPDATE forgotten SET subject = NULL", "hashes of purged samples"),
         ("DELETE FROM requests WHERE request_id = 'first'", "1 requests have no receipt"),
         ("UPDATE requests SET number = 99 WHERE request_id = 'first'", "2 requests"),
+        ("UPDATE requests SET request_id = 'x' WHERE request_id = 'first'", "2 requests"),
+        ("UPDATE requests SET view = 9 WHERE request_id = 'first'", "2 requests"),
         ("UPDATE slots SET samples_left = samples_left + 1 WHERE shard = 0", "are counted as"),
+        ("UPDATE samples SET slice = 1 - slice WHERE sample_id = 's02'", "samples are not those"),
+        ("UPDATE samples SET shard = 1 - shard WHERE sample_id = 's01'", "samples are not those"),
+        ("UPDATE samples SET subject = 'p1' WHERE sample_id = 's02'", "samples are not those"),
+        ("UPDATE samples SET content = 'c' WHERE sample_id = 's02'", "samples are not those"),
+        ("UPDATE samples SET sample_id = 's' WHERE sample_id = 's02'", "samples are not those"),
+        ("DELETE FROM samples WHERE sample_id = 's02'", "samples are not those"),
     ],
 )
 def test_a_table_that_contradicts_the_log(path: Path, statement: str, said: str) -> None:
@@ -201,6 +209,132 @@ def test_receipts_name_their_own_entries(path: Path) -> None:
     by_hand(path, f"UPDATE requests SET effective = {number} WHERE request_id = 'first'")
     with Ledger.open(path) as ledger, pytest.raises(IntegrityError, match="not a deletion and"):
         ledger.receipt("first")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE samples SET content = x'ff' WHERE sample_id = 's02'",
+        "UPDATE samples SET sample_id = x'ff' WHERE sample_id = 's01'",
+        "UPDATE samples SET content = CAST(x'ff' AS TEXT) WHERE sample_id = 's02'",
+        "UPDATE forgotten SET subject = x'ff'",
+        "UPDATE requests SET request_id = x'ff' WHERE request_id = 'first'",
+        "UPDATE log SET body = x'ff' WHERE number = 2",
+        "UPDATE log SET kind = CAST(x'ff' AS TEXT) WHERE number = 2",
+        "UPDATE run SET value = 'no digits' WHERE key = 'secret'",
+        "UPDATE run SET value = x'ff' WHERE key = 'secret'",
+        "UPDATE run SET value = x'ff' WHERE key = 'view'",
+        "UPDATE schema_version SET version = 'x'",
+    ],
+)
+def test_a_value_of_another_type_is_damage(path: Path, statement: str) -> None:
+    by_hand(path, statement)
+    with pytest.raises(IntegrityError), Ledger.open(path) as ledger:
+        ledger.prove()
+
+
+# ── what was acknowledged ────────────────────────────────────────────────────────────────────
+
+
+def killed(path: Path) -> None:
+    """Leave the ledger as a kill -9 does: with a last deletion in its write-ahead log alone."""
+    copy = path.with_name("copy")
+    copy.mkdir()
+    with Ledger.open(path) as ledger:
+        ledger.delete(["s11"], [], decide=agree, request_id="third")
+        for file in path.parent.glob("ledger.db*"):
+            shutil.copy(file, copy)
+    for file in path.parent.glob("ledger.db*"):
+        file.unlink()
+    for file in copy.iterdir():
+        if file.suffix != ".db-shm":
+            shutil.copy(file, path.parent)
+
+
+def test_a_killed_process_has_lost_nothing(path: Path) -> None:
+    killed(path)
+    with Ledger.open(path) as ledger:
+        ledger.prove()
+        assert ledger.view() == 3
+
+
+@pytest.mark.parametrize("at", [0, 9, 17, 25, 32 + 9, 32 + 17, 32 + 2000, -5])
+def test_a_bit_of_the_write_ahead_log_loses_no_deletion_in_silence(path: Path, at: int) -> None:
+    killed(path)
+    log = path.with_name("ledger.db-wal")
+    content = bytearray(log.read_bytes())
+    content[at] ^= 1
+    log.write_bytes(content)
+    with Ledger.open(path) as ledger:
+        for call in (ledger.view, ledger.state, ledger.prove, ledger.gone):
+            with pytest.raises(IntegrityError, match="was acknowledged, and is not there"):
+                call()
+
+
+def test_an_older_copy_is_refused_until_somebody_decides(path: Path) -> None:
+    older, lock = path.read_bytes(), path.with_name("ledger.db-lock")
+    with Ledger.open(path) as ledger:
+        ledger.delete(["s11"], [], decide=agree)
+    path.write_bytes(older)
+    for _ in range(2):
+        with Ledger.open(path) as ledger, pytest.raises(IntegrityError, match="acknowledged"):
+            ledger.delete(["s05"], [], decide=agree)
+    lock.unlink()
+    with Ledger.open(path) as ledger:
+        assert ledger.view() == 2
+        ledger.delete(["s11"], [], decide=agree)
+    assert lock.stat().st_size
+
+
+def test_another_entry_in_the_place_of_the_last(path: Path) -> None:
+    def change(body: dict[str, Any]) -> None:
+        body["copies_elsewhere"] = 7
+
+    rewritten(path, "deletion", change)
+    with Ledger.open(path) as ledger, pytest.raises(IntegrityError, match="was acknowledged"):
+        ledger.view()
+
+
+@pytest.mark.parametrize("content", ["", "7\n", "x" * 86, f"{7:020} {'g' * 64}\n"])
+def test_what_is_told_beside_the_ledger_is_understood_or_refused(path: Path, content: str) -> None:
+    path.with_name("ledger.db-lock").write_text(content)
+    if content:
+        with pytest.raises(IntegrityError, match="does not hold the last entry"):
+            Ledger.open(path)
+    else:
+        with Ledger.open(path) as ledger:
+            assert ledger.view() == 2
+
+
+def test_what_is_told_beside_the_ledger_has_to_be_read(path: Path) -> None:
+    lock = path.with_name("ledger.db-lock")
+    lock.unlink()
+    lock.mkdir()
+    for read_only in (False, True):
+        with pytest.raises(S3TError, match=r"ledger\.db-lock"):
+            Ledger.open(path, read_only=read_only)
+
+
+def test_a_new_ledger_owes_nothing_to_one_that_was_there(path: Path) -> None:
+    path.unlink()
+    with Ledger.open(path, create=True) as ledger:
+        ledger.register(offered())
+        assert ledger.view() == 0
+    with Ledger.open(path) as ledger:
+        ledger.prove()
+
+
+def test_a_disk_that_fails_at_the_last_moment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with Ledger.open(path) as ledger:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", fail)
+            with pytest.raises(UnavailableError, match="not known whether"):
+                ledger.delete(["s11"], [], decide=agree, request_id="third")
+        assert ledger.delete(["s11"], [], decide=agree, request_id="third").deleted == ("s11",)
+        ledger.prove()
 
 
 # ── one writer, one checkpoint ───────────────────────────────────────────────────────────────

@@ -168,9 +168,8 @@ def _(victim: Victim) -> str:
     return "no entry of the log is signed"
 
 
-@kind("an old ledger put back, with the nodes of its time", "ledger",
-      asks=lambda victim: {"receipts": [victim.receipt]})  # fmt: skip
-def _(victim: Victim) -> str:
+def _older_ledger(victim: Victim) -> int:
+    """The ledger of a moment ago, with the nodes of its time; the entry that it lacks."""
     shutil.copy(victim.aside / "ledger.db", victim.run.ledger_path)
     for path in victim.dead:
         shutil.copy(path, victim.run.store.root)
@@ -181,6 +180,20 @@ def _(victim: Victim) -> str:
     victim.sql("UPDATE slots SET samples_left = samples_left + 1, persons_left = persons_left + 1 "
                "WHERE shard = ? AND slice = ?", *HIT)  # fmt: skip
     victim.sql("UPDATE run SET value = '1' WHERE key = 'view'")
+    return number
+
+
+@kind("an old ledger put back, with the nodes of its time", "ledger")
+def _(victim: Victim) -> str:
+    _older_ledger(victim)
+    return "was acknowledged and is not there"
+
+
+@kind("the same, with the last entry told beside it removed", "ledger",
+      asks=lambda victim: {"receipts": [victim.receipt]})  # fmt: skip
+def _(victim: Victim) -> str:
+    number = _older_ledger(victim)
+    (victim.root / "ledger.db-lock").unlink()
     return f"entry {number}, which the log no longer has"
 
 

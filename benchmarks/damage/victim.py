@@ -170,6 +170,12 @@ class Victim:
                 at,
             )
             previous = own
+        self.acknowledge(at, own)
+
+    def acknowledge(self, number: int, digest: str) -> None:
+        """Tell an entry of the log as the last one, beside the ledger."""
+        path = self.run.ledger_path
+        path.with_name(f"{path.name}-lock").write_text(f"{number:020} {digest}\n")
 
     def delete(self, request: str) -> str:
         """Delete one more sample in the slot that is hit; returns its id."""

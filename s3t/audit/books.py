@@ -94,6 +94,7 @@ class Books:
         commitments: of the secrets that lie there.
         left_behind: digest of what lies there of purged samples.
         log: by number.
+        acknowledged: number and digest of its last entry, as told beside the database, if it is.
         requests: rows by request id.
         slots, nodes: tables, by slot and by key.
         jobs: rows of large deletions that were accepted.
@@ -106,7 +107,7 @@ class Books:
             by view.
         struck: slots in which each view deleted a sample.
         purged: number of purged samples.
-        samples_digest: over all samples; None once rows were purged.
+        samples_digest: over the rows of all samples that are there.
     """
 
     database: str
@@ -127,7 +128,8 @@ class Books:
     struck: dict[int, set[Slot]] = field(default_factory=lambda: defaultdict(set))
     purged: int = 0
     left_behind: Digest | None = None
-    samples_digest: Digest | None = None
+    acknowledged: tuple[int, str] | None = None
+    samples_digest: Digest = Digest("")
 
     @property
     def view(self) -> int:

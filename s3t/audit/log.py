@@ -55,6 +55,8 @@ def judge_ledger(
     with found.part():
         _chain(books.log, found)
     with found.part():
+        _acknowledged(books, found)
+    with found.part():
         _signatures(books.log, verifiers, found)
     for name, receipt in receipts.items():
         with found.part():
@@ -85,6 +87,18 @@ def _chain(log: Sequence[LogEntry], found: Findings) -> None:
         found.broken(f"the log is empty: {_RESTORE}")
     head = f", the last {short(log[-1].digest)}" if log else ""
     found.checked(f"{len(log)} entries, each with the digest of the one before{head}")
+
+
+def _acknowledged(books: Books, found: Findings) -> None:
+    """What a writer was through with is there: a file, or its log of writes, may have lost it."""
+    if books.acknowledged is None:
+        return
+    number, digest = books.acknowledged
+    if not any((entry.number, entry.digest) == (number, digest) for entry in books.log):
+        found.broken(
+            f"entry {number} of the log was acknowledged and is not there, so deletions were lost: "
+            f"{_RESTORE}"
+        )
 
 
 def _signatures(log: Sequence[LogEntry], verifiers: Sequence[Verifier], found: Findings) -> None:
@@ -194,21 +208,20 @@ def _commitments(books: Books, found: Findings) -> None:
 
 
 def _samples(books: Books, found: Findings) -> None:
-    """As many samples as were registered, and the very ones where that can be told."""
-    entries = list(books.of_kind("samples"))
-    told = sum(int(entry.body["registered"]) for entry in entries)
+    """As many samples as were registered, and the very ones."""
+    told = sum(int(entry.body["registered"]) for entry in books.of_kind("samples"))
     there = sum(slot.samples for slot in books.reckoned.values())
-    if not entries:  # of an older s3t, which wrote a digest and no entry
-        digest = books.values.get("samples_digest")
-    else:
-        digest = entries[0].body["digest"] if len(entries) == 1 else None
-        if told != there:
-            found.broken(
-                f"the log tells of {told} samples, and the ledger has {there} with those purged: "
-                f"rows were removed or put in; {_RESTORE}"
-            )
-    if digest is not None and books.samples_digest not in (None, digest):
-        found.broken(f"the samples are not those that were registered: {_RESTORE}")
+    if told != there:
+        found.broken(
+            f"the log tells of {told} samples, and the ledger has {there} with those purged: rows "
+            f"were removed or put in; {_RESTORE}"
+        )
+    last = next((entry for entry in reversed(books.log) if "all" in entry.body), None)
+    if last is not None and books.samples_digest != last.body["all"]:
+        found.broken(
+            f"the rows of samples are not those that entry {last.number} of the log commits to: "
+            f"{_RESTORE}"
+        )
     found.checked(f"{there} samples as registered, {books.purged} of them purged")
 
 

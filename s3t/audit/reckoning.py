@@ -28,7 +28,7 @@ __all__ = ["read_books"]
 _ITEM = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 """Items of a slice's digest, see ``types.digest``."""
 _LINE = json.JSONEncoder()
-"""Lines of the digest of all samples, see ``ledger.registry``."""
+"""Rows of the digests of all samples and of purged ones, see ``ledger.registry``, ``purging``."""
 
 
 def read_books(ledger: Ledger, shape: PartitionConfig | None) -> Books:
@@ -49,6 +49,7 @@ def _read(ledger: Ledger, faults: list[str], evidence: Evidence) -> Books:
     return Books(
         database=ledger.database,
         faults=faults,
+        acknowledged=ledger.acknowledged,
         commitments=evidence.secrets.commitments(),
         values=evidence.values(),
         log=[_entry(row) for row in evidence.log()],
@@ -108,8 +109,7 @@ class _Pass:
             book.planned_digest = None if slot in gone_since else self._planned[slot].digest()
             book.persons += len(self._people[slot])
             book.persons_left += len(self._people_left[slot])
-        if not books.purged:
-            books.samples_digest = Digest(self._all.hexdigest())
+        books.samples_digest = Digest(self._all.hexdigest())
         several = dict(self.evidence.repeated())
         for content in sorted({*several, *self._copies}):
             left = several.get(content, self._counted[content])
@@ -137,8 +137,7 @@ class _Pass:
         slot, view = (row.shard, row.slice), row.deleted_view
         book, text = self.books.reckoned[slot], _ITEM.encode([row.sample_id, row.content])
         book.samples += 1
-        if not self.books.purged:
-            self._all.update((_LINE.encode(list(row)[:5]) + "\n").encode())
+        self._all.update(f"{_LINE.encode(list(row)[:5])}, ".encode())
         subject = row.subject
         if subject is not None and self.books.purged:  # of whom persons are known by hashes
             subject = self.evidence.hashed(subject)

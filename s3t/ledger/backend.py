@@ -100,6 +100,10 @@ class Backend(Protocol):
         """Hold what a writer needs besides the lock that its transaction takes."""
         ...
 
+    def acknowledged(self) -> tuple[int, str] | None:
+        """The last entry of our log as it is told beside the database; None where that is not."""
+        ...
+
     def check(self) -> None:
         """See that the database is the one that was opened.
 

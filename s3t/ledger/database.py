@@ -20,7 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.pool import PoolProxiedConnection
 
-from s3t.errors import InputError, S3TError
+from s3t.errors import InputError, IntegrityError, S3TError
 from s3t.ledger import schema
 from s3t.ledger.backend import ACCESS, Access, Backend, Watch, shown
 from s3t.ledger.sqlite import SQLite
@@ -130,6 +130,16 @@ class Database:
         with self._explained():
             return self._backend.compact()
 
+    def acknowledged(self) -> tuple[int, str] | None:
+        """Number and digest of the last entry of the log that a writer was through with, as it is
+        told beside the database; None where that is not.
+
+        Raises:
+            IntegrityError: what is told cannot be understood.
+        """
+        with self._explained():
+            return self._backend.acknowledged()
+
     def check(self) -> None:
         """See that the database is the one that was opened; of a file, by device and inode.
 
@@ -238,6 +248,11 @@ class Database:
             yield
         except (sa.exc.DBAPIError, sqlite3.Error, self._driver_error) as error:
             raise self._backend.explain(error, committing) from error
+        except UnicodeDecodeError as error:  # of a text, or of a message that names a damaged one
+            raise IntegrityError(
+                f"{self.name} is damaged, a text of it is not UTF-8 ({error}): restore it from a "
+                "copy"
+            ) from error
 
     @property
     def _driver_error(self) -> Any:

@@ -60,7 +60,7 @@ class Ledger:
     def __init__(self, database: Database, signer: Callable[[], Signer | None] = _UNSIGNED) -> None:
         self._database, self._signer = database, cache(signer)  # the key is read once
         with database.transaction() as connection:
-            secrets, view = _secrets(connection), schema.value(connection, "view")
+            secrets, view = _secrets(connection, database.name), schema.value(connection, "view")
         if secrets is None or view is None:
             raise IntegrityError(
                 f"{database.name} has lost its secret or its view: restore it from a copy"
@@ -148,6 +148,7 @@ class Ledger:
             body = {
                 "registered": count,
                 "digest": found,
+                "all": found,
                 "secrets": self._reader.secrets.commitments(),
                 "forgotten": purging.left_behind(connection),
             }
@@ -169,7 +170,8 @@ class Ledger:
             purged = self._purged(connection)
             count, found = registry.add(connection, samples, purged, self._database.name)
             if count:
-                body = {"registered": count, "digest": found}
+                every = registry.digest_of_all(connection)
+                body = {"registered": count, "digest": found, "all": every}
                 chain.append(connection, "samples", chain.now(), body, self._signer())
         return count
 
@@ -356,7 +358,15 @@ class Ledger:
             rows = purging.move(connection, self._reader.secrets.forgotten, view)
             generations.forget_nodes(connection, keys)
             left = purging.left_behind(connection)
-            body = {"view": view, "nodes": keys, "rows": rows, "forgotten": left, **told}
+            every = registry.digest_of_all(connection)
+            body = {
+                "view": view,
+                "nodes": keys,
+                "rows": rows,
+                "forgotten": left,
+                "all": every,
+                **told,
+            }
             chain.append(connection, "purge", chain.now(), body, self._signer())
             seal(connection, log, self._signer())
         return self.compact()
@@ -392,6 +402,11 @@ class Ledger:
     def faults(self) -> list[str]:
         """What the database finds wrong with its own pages and indexes, a few of it."""
         return self._database.faults()
+
+    @property
+    def acknowledged(self) -> tuple[int, str] | None:
+        """Number and digest of the last entry of the log, as told beside the database, if it is."""
+        return self._database.acknowledged()
 
     @property
     def database(self) -> str:
@@ -461,13 +476,21 @@ class Ledger:
         return purging.purged(connection, self._reader.secrets.forgotten)
 
 
-def _secrets(connection: sa.Connection) -> Secrets | None:
-    """The secrets as they lie in the table; the log commits to them."""
+def _secrets(connection: sa.Connection, name: str) -> Secrets | None:
+    """The secrets as they lie in the table; the log commits to them.
+
+    Raises:
+        IntegrityError: one is no number in hexadecimal digits.
+    """
     own, given = schema.value(connection, "secret"), schema.value(connection, "filter_secret")
     if own is None:
         return None
-    secret = bytes.fromhex(own)
-    return Secrets(secret, purging.filter_secret(secret) if given is None else bytes.fromhex(given))
+    try:
+        secret = bytes.fromhex(own)
+        other = purging.filter_secret(secret) if given is None else bytes.fromhex(given)
+    except (TypeError, ValueError):
+        raise IntegrityError(f"{name}: a secret of it is damaged: restore it from a copy") from None
+    return Secrets(secret, other)
 
 
 def _distinct(values: Iterable[str], name: str) -> list[str]:

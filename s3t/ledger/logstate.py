@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import sqlalchemy as sa
 
@@ -79,6 +79,7 @@ class LogState:
         sealed: the last entry with a digest over all nodes.
         purges: number, moment, and view of each purge.
         forgotten: digest of what stays of purged samples, as of the last entry that tells it.
+        samples: digest over the rows of all samples, as of the last entry that tells it.
         committed: of the secrets; empty until samples are registered.
     """
 
@@ -91,6 +92,7 @@ class LogState:
     sealed: Mapping[str, Any] | None = None
     purges: tuple[tuple[int, str, int], ...] = ()
     forgotten: Digest | None = None
+    samples: Digest | None = None
     committed: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -150,6 +152,7 @@ class LogReader:
 
     def __init__(self, database: Database, secrets: Secrets) -> None:
         self._database, self.secrets = database, secrets
+        self._acknowledged = database.acknowledged()
         self._lock = threading.Lock()
         self._known = LogState()
 
@@ -165,11 +168,12 @@ class LogReader:
         """A transaction (``Database.transaction``), and what the log says in it.
 
         Raises:
-            IntegrityError: see ``fold``; or the secrets are not those that the log commits to.
+            IntegrityError: see ``fold``; or the log has lost entries that were acknowledged, or the
+                secrets are not those that it commits to.
         """
         known = self._known  # before the transaction begins, so that it cannot be ahead of it
         with self._database.transaction(writes, **how) as connection:
-            state = fold(connection, known, self._database.name)
+            state = fold(connection, known, self._database.name, self._meet)
             self._prove(state)
             with self._lock:
                 if state.number > self._known.number:
@@ -180,7 +184,22 @@ class LogReader:
         """Wake up all who watch the ledger, once this transaction is committed."""
         self._database.tell(connection)
 
+    def _meet(self, entry: Entry) -> None:
+        told = self._acknowledged
+        if told is not None and entry.number == told[0] and entry.digest != told[1]:
+            self._lost(entry.number)
+
+    def _lost(self, number: int) -> NoReturn:
+        raise IntegrityError(
+            f"{self._database.name}: entry {number} of the log was acknowledged, and is not there: "
+            "deletions were lost, by damage to its file or write-ahead log, or since an older copy "
+            "was put back. Restore the newest copy; or, to go on from this one, remove "
+            f"{self._database.name}-lock and repeat the deletions since"
+        )
+
     def _prove(self, state: LogState) -> None:
+        if self._acknowledged is not None and state.number < self._acknowledged[0]:
+            self._lost(self._acknowledged[0])
         if state.committed and dict(state.committed) != self.secrets.commitments():
             raise IntegrityError(
                 f"{self._database.name}: a secret of the ledger is not the one that the first "
@@ -195,11 +214,14 @@ def _linked(row: sa.Row[Any], before: LogState, name: str) -> Entry:
             f"{name}: entry {row.number} of the log does not follow entry {before.number}: "
             f"entries were lost or changed; {_RESTORE}"
         )
-    if chain.link(row.number, row.kind, row.at, row.body, row.previous) != row.digest:
-        raise IntegrityError(
-            f"{name}: entry {row.number} of the log was changed after it was written: {_RESTORE}"
-        )
-    return chain.entry(row)
+    try:
+        if chain.link(row.number, row.kind, row.at, row.body, row.previous) == row.digest:
+            return chain.entry(row)
+    except (AttributeError, TypeError, ValueError):
+        pass  # one of them is no text any more
+    raise IntegrityError(
+        f"{name}: entry {row.number} of the log was changed after it was written: {_RESTORE}"
+    )
 
 
 def _next(state: LogState, entry: Entry, hits: dict[Slot, int], name: str) -> LogState:
@@ -210,6 +232,7 @@ def _next(state: LogState, entry: Entry, hits: dict[Slot, int], name: str) -> Lo
         if kind == "samples":
             told["committed"] = body.get("secrets", state.committed)
             told["forgotten"] = body.get("forgotten", state.forgotten)
+            told["samples"] = body["all"]
         elif kind == "plan":
             made = Generation(body["generation"], Digest(body["digest"]), body["view"], None)
             told["generations"] = (*state.generations, made)
@@ -228,7 +251,7 @@ def _next(state: LogState, entry: Entry, hits: dict[Slot, int], name: str) -> Lo
             told["sealed"] = body
         elif kind == "purge":
             told["purges"] = (*state.purges, (entry.number, entry.at, body["view"]))
-            told["forgotten"] = body["forgotten"]
+            told["forgotten"], told["samples"] = body["forgotten"], body["all"]
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(
             f"{name}: entry {entry.number} of the log ({kind}) cannot be understood ({error!r}): "

@@ -189,6 +189,9 @@ class Postgres:
         """Nothing: a writer's transaction holds a lock of the server."""
         return nullcontext()
 
+    def acknowledged(self) -> None:
+        """Nothing is told elsewhere: what a server does not find again, it refuses itself."""
+
     def check(self) -> None:
         """Nothing: a server's database is reached by its connection, or not at all."""
 

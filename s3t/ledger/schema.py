@@ -226,8 +226,8 @@ def is_made(connection: sa.Connection, name: str, create: bool) -> bool:
             )
         return False
     versions = connection.execute(sa.select(schema_version.c.version)).scalars().all()
-    if len(versions) != 1:
-        raise IntegrityError(f"{name} has {len(versions)} schema versions: restore it from a copy")
+    if len(versions) != 1 or not isinstance(versions[0], int):
+        raise IntegrityError(f"{name} has schema versions {versions}: restore it from a copy")
     if versions[0] != _VERSION:
         which = "upgrade s3t" if versions[0] > _VERSION else "an older s3t made it: train a new run"
         raise IntegrityError(f"{name} has schema {versions[0]}, this s3t needs {_VERSION}: {which}")

@@ -1,6 +1,7 @@
 """SQLite as a ledger: one file, for processes of one machine.
 
-    write    our lock file ─► BEGIN IMMEDIATE … COMMIT ─► checkpoint, if the log has grown ─► free
+    write    our lock file ─► BEGIN IMMEDIATE … COMMIT ─► the lock file holds the last entry of our
+             log ─► checkpoint, if the log of writes has grown ─► free
     compact  our lock file ─► checkpoint ─► free
     read     a snapshot; waits for no writer
 
@@ -8,6 +9,10 @@ Before 3.51.3 (3.50.7, 3.44.6) a checkpoint that runs while another connection c
 committed pages (https://www.sqlite.org/wal.html#walresetbug). Here that never happens, on any
 version: SQLite starts no checkpoint by itself (``wal_autocheckpoint = 0``), and ours hold the lock
 file that every writer holds. The last connection that closes makes one too, when no other is there.
+
+A write-ahead log of which a bit has changed ends there for SQLite, without a word: deletions would
+be undone. So the last entry that a writer was through with is told in the lock file too, synced
+before it is acknowledged, and a log that lacks it is refused.
 
 Invariant: a writer takes the lock at its start; write-ahead log, synchronous FULL. The file that
 was opened is the file at its path, looked at before and after everything that is done.
@@ -17,6 +22,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -42,6 +48,11 @@ _TURN_SECONDS = 0.002
 
 _LOG_BYTES = 4 * 2**20
 """Of the write-ahead log, from which on its pages are moved into the file."""
+
+_DAMAGED = ("no such table", "no such column", "Could not decode to UTF-8")
+_LAST = b"%020d %s\n"
+_TOLD = re.compile(rb"(\d{20}) ([0-9a-f]{64})\n")
+"""The lock file: number and digest of an entry, of one length, so that it is written over whole."""
 
 _Identity = tuple[int, int]
 
@@ -90,7 +101,7 @@ class SQLite:
 
     def settle(self) -> None:
         """Write-ahead log: readers never wait for a writer. It stays with the file."""
-        with self.turn():
+        with self._alone():
             connection = self.engine.raw_connection()
             try:
                 connection.cursor().execute("PRAGMA journal_mode = WAL")
@@ -107,7 +118,8 @@ class SQLite:
         self._anchor = self._log = None
 
     def made(self, connection: sa.Connection) -> None:
-        """Nothing."""
+        """Forget the last entry of another ledger that was here."""
+        os.truncate(self._lock_path, 0)
 
     @property
     def version(self) -> str:
@@ -116,20 +128,31 @@ class SQLite:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Keep out all other writers and checkpoints, of all processes; then a checkpoint."""
+        """Keep out all other writers and checkpoints, of all processes; then acknowledge what was
+        written, and make a checkpoint."""
+        with self._alone() as file:
+            yield
+            self._acknowledge(file)
+            self._checkpoint_if_long()
+
+    def acknowledged(self) -> tuple[int, str] | None:
+        """Number and digest of the last entry of our log that a writer was through with.
+
+        Raises:
+            IntegrityError: the lock file holds something else.
+            UnavailableError: a writer did not finish in 30 s.
+        """
+        if not self._lock_path.exists():
+            return None
         limit = time.monotonic() + backend.BUSY_SECONDS
-        if not self._mine.acquire(timeout=backend.BUSY_SECONDS):
-            raise self._locked()
         try:
-            with self._lock_file() as file:
-                while not _locks(file.fileno()):
-                    if time.monotonic() > limit:
-                        raise self._locked()
-                    time.sleep(_TURN_SECONDS)
-                yield
-                self._checkpoint_if_long()
-        finally:
-            self._mine.release()
+            with self._lock_path.open("rb") as file:
+                self._wait_for(file.fileno(), fcntl.LOCK_SH, limit)
+                return self._told(file)
+        except OSError as error:
+            raise unavailable(error) or S3TError(
+                f"{self._lock_path} cannot be read ({error}): let it be read"
+            ) from None
 
     def check(self) -> None:
         """See that file and write-ahead log are those that were opened."""
@@ -187,7 +210,7 @@ class SQLite:
                 f"{self.name}: {cause}, nothing was changed: look at its disk, and repeat"
             )
         damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-        if damaged or "no such table" in str(cause) or "no such column" in str(cause):
+        if damaged or any(words in str(cause) for words in _DAMAGED):
             return IntegrityError(
                 f"{self.name} is damaged or no ledger ({cause}): restore it from a copy"
             )
@@ -195,7 +218,7 @@ class SQLite:
 
     def compact(self) -> bool:
         """Empty the write-ahead log; what is freed in the file is overwritten anyhow."""
-        with self.turn():
+        with self._alone():
             return self._checkpoint(backend.BUSY_SECONDS)
 
     @contextmanager
@@ -223,9 +246,63 @@ class SQLite:
     def _log_path(self) -> Path:
         return self._path.with_name(f"{self._path.name}-wal")
 
-    def _lock_file(self) -> IO[str]:
+    @contextmanager
+    def _alone(self) -> Iterator[IO[bytes]]:
+        """Hold the lock file, for this thread of this process."""
+        limit = time.monotonic() + backend.BUSY_SECONDS
+        if not self._mine.acquire(timeout=backend.BUSY_SECONDS):
+            raise self._locked()
         try:
-            return self._lock_path.open("w")
+            with self._lock_file() as file:
+                self._wait_for(file.fileno(), fcntl.LOCK_EX, limit)
+                yield file
+        finally:
+            self._mine.release()
+
+    def _wait_for(self, file: int, how: int, limit: float) -> None:
+        while not _locks(file, how):
+            if time.monotonic() > limit:
+                raise self._locked()
+            time.sleep(_TURN_SECONDS)
+
+    def _acknowledge(self, file: IO[bytes]) -> None:
+        """Write the last entry of our log down, durably; never an earlier one than is told."""
+        connection = self.engine.raw_connection()
+        try:
+            cursor = connection.cursor()
+            cursor.execute("SELECT number, digest FROM log ORDER BY number DESC LIMIT 1")
+            last = cursor.fetchone()
+        finally:
+            connection.close()
+        told = self._told(file)
+        if last is not None and (told is None or last[0] > told[0]):
+            try:
+                os.pwrite(file.fileno(), _LAST % (last[0], last[1].encode()), 0)
+                os.fdatasync(file.fileno())
+            except OSError as error:
+                cause = unavailable(error)
+                raise UnavailableError(
+                    f"{self._lock_path} cannot be written ({error}), so it is not known whether "
+                    "what was done will last: repeat it, with the same request id if it was a "
+                    "deletion; what was done is not done twice",
+                    UnavailableError.code if cause is None else cause.code,
+                ) from None
+
+    def _told(self, file: IO[bytes]) -> tuple[int, str] | None:
+        content = os.pread(file.fileno(), 99, 0)
+        if not content:
+            return None
+        found = _TOLD.fullmatch(content)
+        if found is None:
+            raise IntegrityError(
+                f"{self._lock_path} does not hold the last entry of the ledger's log: if it is "
+                f"known that {self.name} is the newest, remove it, and start again"
+            )
+        return int(found[1]), found[2].decode()
+
+    def _lock_file(self) -> IO[bytes]:
+        try:
+            return os.fdopen(os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         except OSError as error:
             raise unavailable(error) or S3TError(
                 f"{self._lock_path} cannot be opened ({error}): nothing was changed"
@@ -331,9 +408,9 @@ def _identity(path: Path) -> _Identity | None:
     return found.st_dev, found.st_ino
 
 
-def _locks(file: int) -> bool:
+def _locks(file: int, how: int) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
