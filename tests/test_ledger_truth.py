@@ -337,6 +337,25 @@ def test_a_disk_that_fails_at_the_last_moment(path: Path, monkeypatch: pytest.Mo
         ledger.prove()
 
 
+def test_what_a_power_cut_may_take_is_not_missed(path: Path) -> None:
+    """The moment at which a deletion was effective waits for no disk, so its entry may be lost."""
+    kept = [path.with_name(f"ledger.db{end}") for end in ("", "-wal")]
+    with Ledger.open(path) as ledger:
+        ledger.delete(["s05"], [], decide=agree, request_id="third")
+        before = [one.read_bytes() for one in kept]
+        assert ledger.replicas.settle("third") is not None
+        after = ledger.acknowledged
+    for one, content in zip(kept, before, strict=True):
+        one.write_bytes(content)
+    with Ledger.open(path) as ledger:
+        assert ledger.receipt("third")["effective_at"] is None
+        ledger.prove()
+        assert ledger.replicas.settle("third") is not None
+        ledger.delete(["s03"], [], decide=agree)
+        assert after is not None and ledger.acknowledged is not None
+        assert ledger.acknowledged[0] == after[0] + 2
+
+
 # ── one writer, one checkpoint ───────────────────────────────────────────────────────────────
 
 

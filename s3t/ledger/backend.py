@@ -96,8 +96,12 @@ class Backend(Protocol):
         """Give tables that have just been made what this kind of database needs."""
         ...
 
-    def turn(self) -> AbstractContextManager[None]:
-        """Hold what a writer needs besides the lock that its transaction takes."""
+    def turn(self, synced: bool) -> AbstractContextManager[None]:
+        """Hold what a writer needs besides the lock that its transaction takes.
+
+        Args:
+            synced: its commit waits for the disk.
+        """
         ...
 
     def acknowledged(self) -> tuple[int, str] | None:

@@ -86,7 +86,7 @@ class Database:
         """
         self._check_process()
         access = Access(writes, alone, synced, scratch)
-        turn = self._backend.turn() if writes else nullcontext()
+        turn = self._backend.turn(synced) if writes else nullcontext()
         with self._explained(), turn, self._begun(access) as (connection, begun):
             self._backend.check()
             try:

@@ -185,7 +185,7 @@ class Postgres:
     def close(self) -> None:
         """Nothing."""
 
-    def turn(self) -> AbstractContextManager[None]:
+    def turn(self, synced: bool) -> AbstractContextManager[None]:
         """Nothing: a writer's transaction holds a lock of the server."""
         return nullcontext()
 

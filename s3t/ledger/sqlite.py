@@ -127,12 +127,16 @@ class SQLite:
         return f"SQLite {sqlite3.sqlite_version}"
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self, synced: bool) -> Iterator[None]:
         """Keep out all other writers and checkpoints, of all processes; then acknowledge what was
-        written, and make a checkpoint."""
+        written, and make a checkpoint.
+
+        What a power cut may take is not acknowledged, or it would be missed afterwards.
+        """
         with self._alone() as file:
             yield
-            self._acknowledge(file)
+            if synced:
+                self._acknowledge(file)
             self._checkpoint_if_long()
 
     def acknowledged(self) -> tuple[int, str] | None:
@@ -147,6 +151,8 @@ class SQLite:
         limit = time.monotonic() + backend.BUSY_SECONDS
         try:
             with self._lock_path.open("rb") as file:
+                with suppress(IntegrityError):  # perhaps half written: then who writes is waited for
+                    return self._told(file)
                 self._wait_for(file.fileno(), fcntl.LOCK_SH, limit)
                 return self._told(file)
         except OSError as error:
