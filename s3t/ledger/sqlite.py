@@ -151,7 +151,7 @@ class SQLite:
         limit = time.monotonic() + backend.BUSY_SECONDS
         try:
             with self._lock_path.open("rb") as file:
-                with suppress(IntegrityError):  # perhaps half written: then who writes is waited for
+                with suppress(IntegrityError):  # else half written: a writer is waited for
                     return self._told(file)
                 self._wait_for(file.fileno(), fcntl.LOCK_SH, limit)
                 return self._told(file)
