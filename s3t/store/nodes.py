@@ -108,8 +108,15 @@ class NodeStore:
         """What changes when a node's file is replaced or written to; None where there is none.
 
         Of nodes that lie at a URL nothing is told: what is here are copies, fetched again at need.
+        Nor of a file that may not be looked at: it is neither gone nor another.
         """
-        return {} if self.depot is not None else {key: _stamp(self.path(key)) for key in keys}
+        if self.depot is not None:
+            return {}
+        found = {}
+        for key in keys:
+            with suppress(PermissionError):
+                found[key] = _stamp(self.path(key))
+        return found
 
     def meta(self, key: NodeKey) -> NodeMeta:
         """The node's metadata; proves the lineage, not the tensors.
@@ -289,7 +296,7 @@ def folder_stamp(path: Path) -> tuple[int, int] | None:
 def _stamp(path: Path) -> Stamp | None:
     try:
         found = os.stat(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
