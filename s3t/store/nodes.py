@@ -288,8 +288,15 @@ class NodeStore:
 
 
 def folder_stamp(path: Path) -> tuple[int, int] | None:
-    """Device and inode of a folder; None if there is none."""
-    found = _stamp(path)
+    """Device and inode of a folder; None if there is none.
+
+    Raises:
+        UnavailableError: it may not be looked at.
+    """
+    try:
+        found = _stamp(path)
+    except OSError as error:
+        raise unavailable(error) or error from None
     return None if found is None else found[:2]
 
 
