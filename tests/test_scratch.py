@@ -54,8 +54,9 @@ def test_that_of_a_run_lies_in_it_and_leaves_no_trace(temporary: Path, tmp_path:
 
 
 KILLED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
 from s3t.scratch import scratch
 with scratch(*map(Path, sys.argv[1:])) as folder:
     (folder / "weights").write_text("secret")
