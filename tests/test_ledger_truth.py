@@ -132,8 +132,10 @@ def test_a_sound_ledger_proves_itself(path: Path) -> None:
 )
 def test_an_index_that_lacks_what_its_table_has(path: Path, index: str, statement: str) -> None:
     without_index(path, index, statement)
-    with Ledger.open(path) as ledger, pytest.raises(IntegrityError, match=index):
-        ledger.prove()
+    with Ledger.open(path) as ledger:
+        for call in (ledger.prove, lambda: ledger.add(offered()), lambda: register_again(ledger)):
+            with pytest.raises(IntegrityError, match=index):
+                call()
 
 
 @pytest.mark.parametrize(

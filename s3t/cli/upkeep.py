@@ -128,12 +128,7 @@ def receipt(
 
     opened = RunDir.existing(run)
     with opened.ledger() as ledger:
-
-        def untold() -> None:
-            if opened.store.depot is not None:
-                opened.notices().tell(ledger)
-
-        found = stored_receipt(ledger, request_id, untold)
+        found = stored_receipt(ledger, request_id, opened.tell_store)
     if as_json:
         print_json(found)
     else:

@@ -1,7 +1,7 @@
 """What a database has to offer to be a ledger; ``sqlite`` and ``postgres`` are the two that do.
 
 Database ──► Backend: SQLite │ PostgreSQL
-               begin, check, explain, prove, compact, watch, tell
+               begin, turn, check, explain, faults, compact, watch, tell
 """
 
 from __future__ import annotations

@@ -130,6 +130,7 @@ class Ledger:
             IntegrityError: see ``prove``.
         """
         name = self._database.name
+        self._refuse_faults()
         with self._reader.transaction(scratch=True) as (connection, _):
             if registry.registered(connection):
                 proof.prove(connection, self._reader.secrets, name)
@@ -165,6 +166,7 @@ class Ledger:
             InputError: a sample that was registered has changed or is absent.
             IntegrityError: see ``prove``.
         """
+        self._refuse_faults()
         with self._reader.transaction(writes=True, scratch=True) as (connection, _):
             proof.prove(connection, self._reader.secrets, self._database.name)
             purged = self._purged(connection)
@@ -391,11 +393,7 @@ class Ledger:
         Raises:
             IntegrityError: damage, or a contradiction about who was deleted.
         """
-        if faults := self.faults():
-            raise IntegrityError(
-                f"{self.name} is damaged, its database finds: {'; '.join(faults)}: restore it from "
-                "a copy"
-            )
+        self._refuse_faults()
         with self._reader.transaction(scratch=True) as (connection, _):
             proof.prove(connection, self._reader.secrets, self._database.name)
 
@@ -471,6 +469,13 @@ class Ledger:
     def keyed(self, sample_id: str) -> str:
         """How receipts name a sample id or subject."""
         return purging.hashed(sample_id, self._reader.secrets.receipts)
+
+    def _refuse_faults(self) -> None:
+        if faults := self.faults():
+            raise IntegrityError(
+                f"{self.name} is damaged, its database finds: {'; '.join(faults)}: restore it from "
+                "a copy"
+            )
 
     def _purged(self, connection: sa.Connection) -> Gone:
         return purging.purged(connection, self._reader.secrets.forgotten)

@@ -51,6 +51,7 @@ class Notices:
         self._root, self._where, self._place = root, depot, place
         self._lock = threading.Lock()
         self._last: int | None = None
+        self._looked: int | None = None
         self._read: dict[int, dict[str, Any]] = {}
 
     # ── with the ledger ──────────────────────────────────────────────────────────────────────
@@ -77,15 +78,19 @@ class Notices:
             UnavailableError: it cannot be reached; what was told by then is told.
         """
         with self._lock:
+            view = ledger.view()
             if anew or self._last is None:
-                self._last = None
+                self._last = self._looked = None
                 self._claim(ledger)
                 self._last = self._agreed(ledger)
+            if view == self._looked:
+                return  # who was deleted is looked up among all samples
             for made in ledger.forgotten(self._last):
                 name, content = _name(made.view), _packed(_body(made, self._last))
                 if not self._depot.create(name, content):
                     raise self._forked(name)
                 self._last = made.view
+            self._looked = view
 
     def prove(self, ledger: Ledger) -> None:
         """Refuse a store that is another ledger's; writes nothing.
