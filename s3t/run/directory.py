@@ -78,7 +78,7 @@ class RunDir:
         self._ours: str | None = None
         self._notices: Notices | None = None
         self._named: tuple[tuple[int, int], str] | None = None
-        self._standing: tuple[int, Ledger] | None = None
+        self._standing: tuple[tuple[int, str], Ledger] | None = None
 
     @classmethod
     def existing(cls, root: str | Path, *, sweep: bool = True) -> RunDir:
@@ -191,10 +191,11 @@ class RunDir:
         return self._ledger(self.ledger_at, create)
 
     def _kept_open(self) -> Ledger:
-        """The ledger for looks as often as nodes are trained: a connection takes its time."""
-        process = os.getpid()
-        if self._standing is None or self._standing[0] != process:
-            self._standing = process, self.ledger()
+        """The ledger for looks as often as nodes are trained: to open one takes its time, and a
+        new one reads the whole log."""
+        of = os.getpid(), self.ledger_at
+        if self._standing is None or self._standing[0] != of:
+            self._standing = of, self.ledger()
         return self._standing[1]
 
     def prove_ledger(self, url: str | None) -> None:
@@ -236,10 +237,7 @@ class RunDir:
         """
         if self.joined:
             return self.notices().hits_of(self.joined_plan)
-        if self.ledger_at != str(self.ledger_path):
-            return set(self._kept_open().plans.newest().hits)
-        with self.ledger() as ledger:
-            return set(ledger.plans.newest().hits)
+        return set(self._kept_open().plans.newest().hits)
 
     def gone(self) -> Gone:
         """The deleted samples, as keyed hashes; see ``hits`` for other machines."""
