@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from accelerate import PartialState
 
 from s3t.config import Config
-from s3t.model.arithmetic import one_thread
+from s3t.model.determinism import one_thread
 from s3t.run import RunDir
-from s3t.training.preparation import prepare
-from s3t.training.walk import train
+from s3t.training.prepare.prepare import prepare
+from s3t.training.work.train import train
 
 __all__ = ["Trained", "on_base_of", "trained"]
 

@@ -38,9 +38,9 @@ from s3t import S3T, load_config
 from s3t.audit.audit import audit
 from s3t.config import Config
 from s3t.data import load_public
-from s3t.purging import purge
 from s3t.run import RunDir
-from s3t.training.retraining import retrain
+from s3t.run.purge import purge
+from s3t.training.retrain import retrain
 from s3t.types import NodeKey
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "digits.yaml"

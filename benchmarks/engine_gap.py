@@ -49,7 +49,7 @@ def run(output: Path, quick: bool) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         from s3t import S3T
-        from s3t.training.walk import train
+        from s3t.training.work.train import train
 
         config = _config(Path(folder))
         train(config)

@@ -86,7 +86,7 @@ def _tasks(quick: bool) -> Iterator[Task]:
 
 def _measured(task: Task, place: Path, quick: bool) -> dict[str, Any]:
     from s3t import S3T
-    from s3t.training.walk import train
+    from s3t.training.work.train import train
 
     config = _config(task, place, quick)
     train(config)

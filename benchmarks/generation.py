@@ -2,7 +2,7 @@
 
     python -m benchmarks.generation [--output DIR] [--quick]
 
-    kept         s3t: keys and values are kept, a set per shard above the trunk (``s3t.decoding``)
+    kept         s3t: keys and values are kept, a set per shard above the trunk
     anew         s3t as it was before, ``Ensemble.next_token`` on the whole text for each token
     sequential   peft: ``generate`` with a cache, shard after shard: as many texts, no mixture
     single       peft: ``generate`` of one shard, its adapter merged into the base
@@ -35,11 +35,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from benchmarks.environment import table
 from benchmarks.reports import Report, main, spread
-from s3t.ensemble import Ensemble, Member
-from s3t.model.arithmetic import one_thread
+from s3t.model.adapters.peft import to_peft
 from s3t.model.base import Base
-from s3t.model.encode import Encoded
-from s3t.model.peft import to_peft
+from s3t.model.determinism import one_thread
+from s3t.model.inputs.encoders import Encoded
+from s3t.serving.ensemble.ensemble import Ensemble, Member
 
 __all__ = ["run"]
 

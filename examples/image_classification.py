@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 import s3t
 from s3t.audit.audit import audit
-from s3t.training.walk import train
+from s3t.training.work.train import train
 
 place = tempfile.TemporaryDirectory()
 run = Path(os.environ.get("RUN", place.name)) / "digits"

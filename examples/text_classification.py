@@ -16,7 +16,7 @@ os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS"
 
 import s3t
 from s3t.audit.audit import audit
-from s3t.training.walk import train
+from s3t.training.work.train import train
 
 place = tempfile.TemporaryDirectory()
 folder = Path(os.environ.get("RUN", place.name))

@@ -23,22 +23,22 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from s3t.errors import InputError, UnavailableError
-from s3t.forgetting import Forgetting, Receipt, Status
-from s3t.overview import overview
 from s3t.run import RunDir
-from s3t.serving import Serving
+from s3t.run.deletion import Forgetting, Receipt, Status
+from s3t.run.overview import overview
+from s3t.serving.live import Serving
 from s3t.types import Draw
 
 if TYPE_CHECKING:
-    from s3t.answering import Evaluation, Prediction
     from s3t.config import Config
-    from s3t.exporting import Export
+    from s3t.export import Export
+    from s3t.export.sync import Synchroniser
     from s3t.ledger import Outbox
-    from s3t.pipelines import Pipeline
     from s3t.plan.forecast import Forecast
-    from s3t.purging import Purge
-    from s3t.syncing import Synchroniser
-    from s3t.writing import Completion, Piece
+    from s3t.run.purge import Purge
+    from s3t.serving.generation.completion import Completion, Piece
+    from s3t.serving.pipelines import Pipeline
+    from s3t.serving.predictor import Evaluation, Prediction
 
 __all__ = ["S3T", "pipeline"]
 
@@ -182,7 +182,7 @@ class S3T:
         Raises:
             S3TError: what the repair ended with; the run serves what it did.
         """
-        from s3t.repairing import repair_apart
+        from s3t.run.repair import repair_apart
 
         return repair_apart(self._forgetting.run.root, launch)
 
@@ -192,7 +192,7 @@ class S3T:
         Raises:
             S3TError: see ``purging.purge``.
         """
-        from s3t.purging import purge
+        from s3t.run.purge import purge
 
         found = purge(self._forgetting.run, dry_run=dry_run)
         if not dry_run:
@@ -221,7 +221,7 @@ class S3T:
         Raises:
             S3TError: see ``exporting.Exporter.export``.
         """
-        from s3t.exporting import Exporter, Wanted
+        from s3t.export import Exporter, Wanted
 
         wanted = Wanted(merge, rank, target, max_loss, prune)
         return Exporter(self._forgetting, self._serving.model, folder).export(wanted)
@@ -251,8 +251,8 @@ class S3T:
         Raises:
             InputError: an engine, URL or folder that cannot be used.
         """
-        from s3t.exporting import Exporter, Wanted
-        from s3t.syncing import Link, Synchroniser, connect
+        from s3t.export import Exporter, Wanted
+        from s3t.export.sync import Link, Synchroniser, connect
 
         engine = connect(target, Link(url, key, timeout))
         exporter = Exporter(self._forgetting, self._serving.model, folder)
@@ -274,7 +274,7 @@ class S3T:
         Raises:
             InputError: no such request.
         """
-        from s3t.replica import receipt
+        from s3t.serving.replica import receipt
 
         return receipt(self._forgetting.ledger, request_id, self._forgetting.untold)
 
@@ -332,7 +332,7 @@ class S3T:
         Raises:
             InputError: no trials, or a negative seed.
         """
-        from s3t.forecasting import run_forecast  # numpy and scipy take their time
+        from s3t.run.forecast import run_forecast  # numpy and scipy take their time
 
         now = now or datetime.now(UTC)
         return run_forecast(self._forgetting, now=now, trials=trials, seed=seed)
@@ -465,7 +465,7 @@ class S3T:
         Raises:
             InputError, IntegrityError: the base cannot be loaded, or is not the run's.
         """
-        from s3t.pipelines import pipeline_of
+        from s3t.serving.pipelines import pipeline_of
 
         return pipeline_of(self._serving, self.config, self.labels, **options)
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from s3t.config import load_config
 from s3t.errors import InputError, S3TError
-from s3t.pinned import pin
 from s3t.run import RunDir
-from s3t.training.place import Place
+from s3t.system.pinned import pin
+from s3t.training.rank import Place
 
 __all__ = ["EXIT_CODE", "RENEWALS", "main"]
 
@@ -38,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except S3TError as error:
         return _failed(error, speak=first)
     pin(config.training.arithmetic)  # before torch is loaded
-    from s3t.training.peers import depart
-    from s3t.training.renewal import Renewal
-    from s3t.training.walk import train
+    from s3t.training.node.process_group import depart
+    from s3t.training.prepare.replan import Renewal
+    from s3t.training.work.train import train
 
     renewal = Renewal(words[0] == "add", tuple(words[2:])) if renews else None
     code = 0

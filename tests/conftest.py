@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from s3t.pinned import pin
+from s3t.system.pinned import pin
 
 if TYPE_CHECKING:
     from s3t.run import RunDir
@@ -164,7 +164,7 @@ training: {{workers: 1}}
         encoding="utf-8",
     )
     from s3t.config import load_config
-    from s3t.training.walk import train
+    from s3t.training.work.train import train
 
     train(load_config(folder / "tiny.yaml"))
     return folder / "run"
@@ -173,7 +173,7 @@ training: {{workers: 1}}
 @pytest.fixture(scope="session")
 def small_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run on texts of persons (``tests/small_runs.py``)."""
-    from s3t.training.walk import train
+    from s3t.training.work.train import train
     from tests.small_runs import small_configs
 
     config = small_configs(tmp_path_factory.mktemp("small"))()
@@ -192,7 +192,7 @@ def small_run(small_training: Path, tmp_path: Path) -> RunDir:
 @pytest.fixture(scope="session")
 def postgres_training(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small run, its ledger a database that can be copied."""
-    from s3t.training.walk import train
+    from s3t.training.work.train import train
     from tests.small_runs import small_configs
 
     config = small_configs(tmp_path_factory.mktemp("replicas"))(ledger=postgres.create_database())
@@ -221,7 +221,7 @@ def either_run(request: pytest.FixtureRequest, tmp_path: Path) -> RunDir:
 @pytest.fixture(scope="session")
 def language_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama's run on texts of persons (``tests/language_run.py``)."""
-    from s3t.training.walk import train
+    from s3t.training.work.train import train
     from tests.language_run import language_config
 
     config = language_config(tmp_path_factory.mktemp("language"))

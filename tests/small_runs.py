@@ -119,7 +119,7 @@ def wait_until(done: Callable[[], bool], process: subprocess.Popen[str]) -> None
 
 def forget(config: Config, subject: str) -> None:
     """Delete a person as the service does: in the ledger, durably."""
-    from s3t.forgetting import Forgetting
+    from s3t.run.deletion import Forgetting
 
     forgetting = Forgetting(RunDir(config.run_dir))
     forgetting.delete([], [subject], None, dry_run=False)

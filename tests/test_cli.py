@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from s3t.cli.words import split_launch
+from s3t.cli.parsing import split_launch
 from s3t.run import RunDir
-from s3t.training.walk import train
+from s3t.training.work.train import train
 from tests.conftest import Run, Said
 from tests.small_runs import person_rows, small_configs, write_csv
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from s3t.run import RunDir
-from s3t.server.tokens import TokenFile
+from s3t.server.security.tokens import TokenFile
 from tests.conftest import Run
 
 pytestmark = pytest.mark.slow

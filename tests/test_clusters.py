@@ -13,9 +13,13 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file, save_file
 
-from s3t import clusters
 from s3t.audit.audit import audit
-from s3t.clusters import (
+from s3t.config import Config, load_config
+from s3t.data.partition import partition, place
+from s3t.errors import ConfigError, DataError, InputError, IntegrityError
+from s3t.model import prototypes as clusters
+from s3t.model.inputs.encoders import Encoded
+from s3t.model.prototypes import (
     Prototypes,
     clusters_of,
     find_prototypes,
@@ -23,20 +27,16 @@ from s3t.clusters import (
     read_prototypes,
     write_prototypes,
 )
-from s3t.config import Config, load_config
-from s3t.errors import ConfigError, DataError, InputError, IntegrityError
-from s3t.model.encode import Encoded
-from s3t.partition import partition, place
-from s3t.purging import purge
 from s3t.run import RunDir
+from s3t.run.purge import purge
 from s3t.service import S3T
-from s3t.training.draft import draft
-from s3t.training.place import MACHINE, MACHINES
-from s3t.training.preparation import open_material
-from s3t.training.preview import preview
-from s3t.training.renewal import Renewal
-from s3t.training.retraining import from_scratch
-from s3t.training.walk import train
+from s3t.training.prepare.checks import draft
+from s3t.training.prepare.prepare import open_material
+from s3t.training.prepare.preview import preview
+from s3t.training.prepare.replan import Renewal
+from s3t.training.rank import MACHINE, MACHINES
+from s3t.training.retrain import from_scratch
+from s3t.training.work.train import train
 from s3t.types import Digest, Sample, SampleId, Subject, digest
 from tests.small_runs import Make, forget, nodes, person_rows, small_configs, write_csv
 from tests.tiny import tiny_base, tiny_rows

@@ -277,10 +277,10 @@ def test_exit_1_on_anything_else(digits_run: Path, command: Command) -> None:
 @pytest.fixture
 def noise(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Libraries that print: from Python, from C, from a process that they start."""
-    from s3t import answering
-    from s3t.training import draft, preparation
+    from s3t.serving import predictor
+    from s3t.training.prepare import checks, prepare
 
-    places = ((draft, "load_all"), (preparation, "load_all"), (answering, "load_model"))
+    places = ((checks, "load_all"), (prepare, "load_all"), (predictor, "load_model"))
     for module, name in places:
         plain = getattr(module, name)
 

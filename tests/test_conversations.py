@@ -13,7 +13,7 @@ from s3t.data import Conversation, load_all, load_private
 from s3t.data.conversations import Turn, conversation_of
 from s3t.data.rows import content_digest
 from s3t.errors import ConfigError
-from s3t.training.draft import draft
+from s3t.training.prepare.checks import draft
 from s3t.types import digest
 from tests.test_data import problems, write
 

@@ -840,7 +840,7 @@ def test_private_files_leave_no_copy_and_load_fast(path: str, monkeypatch: pytes
 
 def test_importing_is_light():
     code = (
-        "import sys, s3t.data, s3t.partition;"
+        "import sys, s3t.data, s3t.data.partition;"
         "print([m for m in ('torch', 'datasets', 'sklearn', 'PIL', 'numpy') if m in sys.modules])"
     )
     told = subprocess.run(

@@ -16,13 +16,13 @@ import transformers as hf
 from torch import Tensor
 
 from s3t import S3T
-from s3t.clusters import Prototypes
-from s3t.ensemble import Ensemble, Member
 from s3t.errors import InputError, UnavailableError
 from s3t.model.base import Base
-from s3t.model.encode import Encoded
+from s3t.model.inputs.encoders import Encoded
+from s3t.model.prototypes import Prototypes
+from s3t.serving.ensemble.ensemble import Ensemble, Member
+from s3t.serving.generation.completion import Writer, _cut
 from s3t.types import Draw
-from s3t.writing import Writer, _cut
 from tests.test_routing import prototypes_near
 from tests.tiny import DECODERS, VOCABULARY, from_config, random_adapter, tiny_base, tiny_model
 
@@ -118,7 +118,7 @@ def test_a_text_goes_on_in_the_member_that_its_prompt_leads_to(family: str) -> N
 def test_prompts_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     ensemble = gather(tiny_base("llama", DEPTH, language_model=True, length=LENGTH))
     monkeypatch.setattr(Ensemble, "_budget", lambda self: 1)
-    monkeypatch.setattr("s3t.decoding._LOGITS_BYTES", 1)
+    monkeypatch.setattr("s3t.serving.generation.kv_decoding._LOGITS_BYTES", 1)
     assert far(ensemble, prompts(5)) < TOLERANCE
 
 
@@ -172,7 +172,7 @@ def test_rows_at_once_are_those_that_fit(monkeypatch: pytest.MonkeyPatch) -> Non
     ensemble = gather(tiny_base("gpt2", DEPTH, language_model=True, length=LENGTH))
     decoding = begun(ensemble, prompts(1), 5)
     assert decoding is not None
-    monkeypatch.setattr("s3t.ensemble._KEPT_BYTES", 3 * decoding.nbytes)
+    monkeypatch.setattr("s3t.serving.ensemble.ensemble._KEPT_BYTES", 3 * decoding.nbytes)
     assert ensemble.rows_at_once(7 + 5) == 3
     assert ensemble.rows_at_once(7 + 6) == 2
     assert ensemble.rows_at_once(10**6) == 1

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from s3t.ensemble import Ensemble, Member, aggregate, averaged
+from s3t.model.adapters.peft import to_peft
 from s3t.model.base import Base
-from s3t.model.encode import Encoded
-from s3t.model.peft import to_peft
-from s3t.training.stage import StageTrainer
+from s3t.model.inputs.encoders import Encoded
+from s3t.serving.ensemble.ensemble import Ensemble, Member, aggregate, averaged
+from s3t.training.node.trainer import StageTrainer
 from tests.tiny import (
     CLASSES,
     inputs_of,
@@ -433,7 +433,7 @@ def test_merged_or_beside_the_base_the_answer_is_the_same(
     base, rows = tiny_base("vit", DEPTH), tiny_rows("vit", count)
     members = members_of(base)
     found = gather(base, members).probabilities(rows)
-    monkeypatch.setattr("s3t.branches._MERGED_NUMBERS", 0)
+    monkeypatch.setattr("s3t.serving.ensemble.stack._MERGED_NUMBERS", 0)
     members = [
         Member(m.shard, m.lowest, {n: _first_rank(n, t) for n, t in m.tensors.items()}, 1)
         for m in members

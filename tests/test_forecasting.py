@@ -13,10 +13,10 @@ import pytest
 
 from s3t import S3T
 from s3t.errors import InputError, IntegrityError
-from s3t.forecasting import run_forecast
-from s3t.forgetting import Forgetting
 from s3t.plan.forecast import Observed, State, forecast
 from s3t.run import RunDir
+from s3t.run.deletion import Forgetting
+from s3t.run.forecast import run_forecast
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 

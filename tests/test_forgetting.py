@@ -14,10 +14,10 @@ import pytest
 import sqlalchemy
 
 from s3t.errors import InputError, RequestConflictError, UnknownSampleError
-from s3t.forecasting import run_forecast
-from s3t.forgetting import Forgetting, Receipt
 from s3t.plan.trie import Node
 from s3t.run import RunDir
+from s3t.run.deletion import Forgetting, Receipt
+from s3t.run.forecast import run_forecast
 
 TIME = "seconds"
 

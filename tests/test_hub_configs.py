@@ -22,7 +22,7 @@ from s3t.audit.audit import audit
 from s3t.config import Config, load_config
 from s3t.model.made import byte_tokenizer
 from s3t.run import RunDir
-from s3t.training.walk import train
+from s3t.training.work.train import train
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs/hub").glob("*.yaml"))
 CHAT = (

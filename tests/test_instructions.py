@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from s3t.audit.answers import answers_of, window_of
+from s3t.audit.leakage.scores import answers_of, window_of
 from s3t.config import Config, anchored
 from s3t.data.conversations import Conversation
-from s3t.ensemble import Ensemble, Member
 from s3t.errors import DataError, InputError, IntegrityError
-from s3t.model.chat import Chat
-from s3t.model.encode import Encoded, TextEncoder
+from s3t.model.inputs.chat import Chat
+from s3t.model.inputs.encoders import Encoded, TextEncoder
 from s3t.model.made import byte_tokenizer
 from s3t.run import RunDir
 from s3t.service import S3T
-from s3t.training.material import LabelledSet
-from s3t.training.renewal import Renewal
-from s3t.training.walk import train
+from s3t.serving.ensemble.ensemble import Ensemble, Member
+from s3t.training.node.rows import LabelledSet
+from s3t.training.prepare.replan import Renewal
+from s3t.training.work.train import train
 from tests.conftest import write_lines
 from tests.small_runs import nodes
 from tests.tiny import random_adapter, tiny_base

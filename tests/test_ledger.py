@@ -27,7 +27,8 @@ from s3t.errors import (
     S3TError,
     UnknownSampleError,
 )
-from s3t.ledger import Deletion, Ledger, SlotPersons, State, backend, database, schema
+from s3t.ledger import Deletion, Ledger, SlotPersons, State
+from s3t.ledger.database import backend, database, schema
 from s3t.types import Digest, Place, Sample, SampleId, Subject
 
 Rows = list[tuple[Sample, Place]]

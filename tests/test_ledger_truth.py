@@ -19,8 +19,9 @@ import pytest
 from s3t import S3T
 from s3t.audit.audit import audit
 from s3t.errors import IntegrityError, S3TError, UnavailableError
-from s3t.ledger import Deletion, Ledger, backend
-from s3t.ledger.chain import canonical, link
+from s3t.ledger import Deletion, Ledger
+from s3t.ledger.database import backend
+from s3t.ledger.log.chain import canonical, link
 from s3t.types import Digest, Place, Sample, SampleId, Subject
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -471,7 +472,7 @@ class TestService:
 
     @pytest.fixture(autouse=True)
     def looks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("s3t.serving._LOOK_SECONDS", 0.0)
+        monkeypatch.setattr("s3t.serving.live._LOOK_SECONDS", 0.0)
 
     def refused(self, service: S3T, error: type[S3TError], said: str) -> None:
         with pytest.raises(error, match=said):

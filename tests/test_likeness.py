@@ -18,8 +18,8 @@ from s3t.ledger import Ledger
 from s3t.ledger.likeness import plain
 from s3t.run import RunDir
 from s3t.service import S3T
-from s3t.training.renewal import Renewal
-from s3t.training.walk import train
+from s3t.training.prepare.replan import Renewal
+from s3t.training.work.train import train
 from s3t.types import Digest, Place, Sample, SampleId, Subject
 from tests.conftest import Run
 from tests.small_runs import person_rows, small_configs, write_csv

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from s3t.errors import InputError
-from s3t.run import RunDir, locks, prove_locks
+from s3t.run import RunDir, prove_locks
 from s3t.service import S3T
-from s3t.training.walk import train
+from s3t.system import locks
+from s3t.training.work.train import train
 from tests.small_runs import small_configs
 
 _GRANTS_ALL = """

@@ -15,12 +15,12 @@ from s3t.audit.audit import audit
 from s3t.config import Config, dump_config
 from s3t.errors import InputError
 from s3t.ledger import GENESIS, LogEntry, Signer, Verifier, link
-from s3t.ledger.chain import canonical
-from s3t.purging import purge
+from s3t.ledger.log.chain import canonical
 from s3t.run import RunDir
+from s3t.run.purge import purge
 from s3t.service import S3T
-from s3t.training.renewal import Renewal
-from s3t.training.walk import train
+from s3t.training.prepare.replan import Renewal
+from s3t.training.work.train import train
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3t.config import PartitionConfig
+from s3t.data.partition import partition, place, slice_rates, tier_slices
 from s3t.errors import DataError
-from s3t.partition import partition, place, slice_rates, tier_slices
 from s3t.plan.lineage import slice_digest
 from s3t.types import Digest, Place, Sample, SampleId, Subject, digest
 
@@ -94,7 +94,7 @@ def test_places_without_tiers_are_those_of_the_first_version(
 
 def test_places_are_the_same_in_another_process():
     code = (
-        "from s3t.partition import place; from s3t.types import Sample;"
+        "from s3t.data.partition import place; from s3t.types import Sample;"
         "print([place(Sample('i', f'p{n}', 'c'), 4, 5, 'x') for n in range(20)])"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

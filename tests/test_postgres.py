@@ -14,7 +14,8 @@ import pytest
 import sqlalchemy as sa
 
 from s3t.errors import InputError, IntegrityError, S3TError, UnavailableError
-from s3t.ledger import Deletion, Ledger, backend, schema, without_password
+from s3t.ledger import Deletion, Ledger, without_password
+from s3t.ledger.database import backend, schema
 from s3t.types import Digest, Place, Sample, SampleId, Subject
 from tests.postgres import Proxy, Server
 
@@ -285,7 +286,7 @@ class TestPurge:
         self, ledger: Ledger, database_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(backend, "BUSY_SECONDS", 0.3)
-        monkeypatch.setattr("s3t.ledger.postgres._TAKE_SECONDS", 0.2)
+        monkeypatch.setattr("s3t.ledger.database.postgres._TAKE_SECONDS", 0.2)
         ledger.delete(["s00003"], [], decide=agree)
         with Ledger.open(database_url) as other, other.evidence() as evidence:
             evidence.values()  # its moment is before the purge; it has not looked at samples yet

@@ -18,10 +18,10 @@ from s3t.data import private_origins
 from s3t.errors import DamagedNodeError, InputError, S3TError
 from s3t.ledger import Gone, Ledger
 from s3t.ledger.purging import hashed
-from s3t.purging import _own_files, purge
 from s3t.run import RunDir
+from s3t.run.purge import _own_files, purge
 from s3t.service import S3T
-from s3t.training.walk import train
+from s3t.training.work.train import train
 from s3t.types import NodeKey
 from tests.conftest import Run
 from tests.small_runs import Make, dead_keys, forget, nodes, person_rows, small_configs, write_csv
@@ -326,7 +326,7 @@ def test_killed_between_two_steps_it_is_finished_by_the_next(
 
     with monkeypatch.context() as patched:
         if step == "nodes":
-            patched.setattr("s3t.purging._caches", die)
+            patched.setattr("s3t.run.purge._caches", die)
         else:
             patched.setattr(Ledger, "purge", die)
         with pytest.raises(S3TError, match="killed"):
@@ -379,7 +379,7 @@ def test_the_ledger_is_smaller_by_the_rows(run: RunDir) -> None:
 def test_a_deletion_meanwhile_is_left_to_the_next_purge(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from s3t import purging
+    from s3t.run import purge as purging
 
     delete(run, "p03", request_id="before")
     dead = purging._dead

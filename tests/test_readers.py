@@ -18,11 +18,11 @@ import pytest
 
 from s3t.audit.audit import audit
 from s3t.errors import UnavailableError
-from s3t.purging import purge
-from s3t.readers import Readers
 from s3t.run import RunDir
+from s3t.run.purge import purge
 from s3t.service import S3T
-from s3t.writing import Completion, Writer
+from s3t.serving.generation.completion import Completion, Writer
+from s3t.serving.readers import Readers
 from tests.conftest import Command
 from tests.small_runs import start, wait_until
 
@@ -31,7 +31,7 @@ PATIENCE = 60.0
 
 _READER = """
 import sys
-from s3t.answering import Answering
+from s3t.serving.predictor import Answering
 from s3t.service import S3T
 
 run, what = sys.argv[1:]

@@ -13,11 +13,11 @@ import pytest
 
 from s3t.config import Config, dump_config
 from s3t.errors import InputError
-from s3t.forgetting import Forgetting
-from s3t.repairing import reason, repair_apart
 from s3t.run import RunDir
+from s3t.run.deletion import Forgetting
+from s3t.run.repair import reason, repair_apart
 from s3t.service import S3T
-from s3t.training.retraining import from_scratch
+from s3t.training.retrain import from_scratch
 from tests.conftest import Run
 from tests.small_runs import nodes, start
 

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from s3t.errors import IntegrityError, UnavailableError
-from s3t.ledger import Ledger, chain, generations
+from s3t.ledger import Ledger, generations
 from s3t.ledger import replicas as table
+from s3t.ledger.log import chain
 from s3t.ledger.replicas import Lease, Observer, Replica
 from s3t.run import RunDir
 from s3t.service import S3T
@@ -350,7 +351,7 @@ class TestStreams:
         self, texts: S3T, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A text on a view that is hit is begun anew at its next token."""
-        from s3t.writing import Writer
+        from s3t.serving.generation.completion import Writer
 
         seen, original = [], Writer._next
 

@@ -17,8 +17,8 @@ import pytest
 
 from s3t import S3T
 from s3t.errors import S3TError
-from s3t.report import page_files, report, snapshot
 from s3t.run import RunDir
+from s3t.server.report import page_files, report, snapshot
 from tests.conftest import Run
 
 AT = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
@@ -158,7 +158,7 @@ def test_the_page_names_files_that_are_there(repo_root: Path) -> None:
     names = set(re.findall(r'(?:href|src)="page/([\w.]+)"', page_files()["index.html"].text))
     for name, file in page_files().items():
         names |= set(re.findall(r'from "\./([\w.]+)"', file.text))
-        assert (repo_root / "s3t" / "page" / name).read_bytes() == file.content
+        assert (repo_root / "s3t" / "server" / "page" / name).read_bytes() == file.content
     assert names == page_files().keys() - {"index.html"}
     setup = configparser.ConfigParser()
     setup.read(repo_root / "setup.cfg", encoding="utf-8")

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from s3t.clusters import Prototypes, clusters_of, features_of
 from s3t.config import Config
-from s3t.ensemble import Ensemble, Member
 from s3t.errors import ExhaustedError
 from s3t.model.base import Base
-from s3t.model.encode import Encoded
+from s3t.model.inputs.encoders import Encoded
+from s3t.model.prototypes import Prototypes, clusters_of, features_of
 from s3t.run import RunDir
 from s3t.service import S3T
-from s3t.training.walk import train
+from s3t.serving.ensemble.ensemble import Ensemble, Member
+from s3t.training.work.train import train
 from tests.small_runs import small_configs
 from tests.tiny import random_head, tiny_base, tiny_members, tiny_rows
 

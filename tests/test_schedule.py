@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from s3t.errors import IntegrityError
 from s3t.plan import Forest, Node, cyclic, prefixes
-from s3t.schedule import Outcome, Schedule, ShardChange
+from s3t.plan.schedule import Outcome, Schedule, ShardChange
 from s3t.types import NodeKey, Slot
 
 SLICES = 4

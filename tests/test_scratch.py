@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from s3t import scratch as scratch_module
 from s3t.audit.audit import audit
 from s3t.errors import S3TError
-from s3t.purging import purge
 from s3t.run import RunDir
-from s3t.scratch import FOLDER, scratch, sweep
+from s3t.run.purge import purge
+from s3t.system import scratch as scratch_module
+from s3t.system.scratch import FOLDER, scratch, sweep
 from tests.conftest import ROOT, Run
 
 
@@ -57,7 +57,7 @@ KILLED = """
 import signal, sys, time
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
-from s3t.scratch import scratch
+from s3t.system.scratch import scratch
 with scratch(*map(Path, sys.argv[1:])) as folder:
     (folder / "weights").write_text("secret")
     print(folder, flush=True)

@@ -26,12 +26,12 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from s3t import S3T
-from s3t.answering import Answering, Prediction
 from s3t.config import load_config
 from s3t.data import load_public
 from s3t.errors import DamagedNodeError, ExhaustedError, InputError, IntegrityError
-from s3t.forgetting import Forgetting
 from s3t.run import RunDir
+from s3t.run.deletion import Forgetting
+from s3t.serving.predictor import Answering, Prediction
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 60.0
@@ -536,7 +536,7 @@ def averaged_run(run: Path) -> None:
 def test_averaged_adapters_are_those_of_the_view(
     digits_run: Path, images: list[np.ndarray]
 ) -> None:
-    from s3t.ensemble import Ensemble
+    from s3t.serving.ensemble.ensemble import Ensemble
 
     averaged_run(digits_run)
     with S3T.load(digits_run) as service:

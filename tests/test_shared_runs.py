@@ -11,12 +11,12 @@ import pytest
 from s3t.audit.audit import audit
 from s3t.config import Config, dump_config
 from s3t.errors import InputError, IntegrityError, S3TError, UnavailableError
-from s3t.purging import purge
 from s3t.run import RunDir
+from s3t.run.purge import purge
 from s3t.service import S3T
-from s3t.training.renewal import Renewal
-from s3t.training.sharing import attach
-from s3t.training.walk import train
+from s3t.training.prepare.replan import Renewal
+from s3t.training.work.remote_run import attach
+from s3t.training.work.train import train
 from tests.conftest import Run
 from tests.postgres import Server
 from tests.small_runs import Make, dead_keys, nodes, small_configs

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from s3t.serving.views import View, Views
 from s3t.types import NodeKey
-from s3t.views import View, Views
 
 
 def view(version: int, *keys: str) -> View:

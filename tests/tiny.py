@@ -14,13 +14,13 @@ import transformers as hf
 from torch import Tensor
 
 from s3t.config import LoraConfig, StageConfig
-from s3t.members import Member
+from s3t.model.adapters.lora import Bank, Target
 from s3t.model.base import Base
-from s3t.model.encode import Encoded
-from s3t.model.lora import Bank, Target
-from s3t.training.material import LabelledSet
-from s3t.training.shelf import Shelf
-from s3t.training.stage import Assignment, StageTrainer
+from s3t.model.inputs.encoders import Encoded
+from s3t.serving.ensemble.members import Member
+from s3t.training.node.rows import LabelledSet
+from s3t.training.node.shared_cache import Shelf
+from s3t.training.node.trainer import Assignment, StageTrainer
 from s3t.types import NodeKey, digest
 
 LENGTH = 16

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from benchmarks.deletion_budget.along import Scorer, Served
 from benchmarks.environment import median
-from s3t.answering import Answering
-from s3t.clusters import Prototypes, features_of, read_prototypes
 from s3t.config import Config
 from s3t.data import load_public
-from s3t.ensemble import Ensemble, aggregate
-from s3t.model.encode import Encoded
+from s3t.model.inputs.encoders import Encoded
+from s3t.model.prototypes import Prototypes, features_of, read_prototypes
 from s3t.run import RunDir
+from s3t.serving.ensemble.ensemble import Ensemble, aggregate
+from s3t.serving.predictor import Answering
 from s3t.types import NodeKey
 
 __all__ = ["WAYS", "Answers"]

@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from benchmarks.damage.made import seen_by
-from s3t.audit.case import Case
-from s3t.audit.claims import Claim, Findings, judged
-from s3t.audit.lineage import judge_lineage
-from s3t.audit.log import judge_ledger
-from s3t.audit.receipts import judge_receipts
-from s3t.audit.remains import judge_remains
-from s3t.audit.serving import judge_deleted, judge_served
-from s3t.forgetting import Forgetting
+from s3t.audit.claim import Claim, Findings, judged
+from s3t.audit.claims.lineage import judge_lineage
+from s3t.audit.claims.log import judge_ledger
+from s3t.audit.claims.receipts import judge_receipts
+from s3t.audit.claims.remains import judge_remains
+from s3t.audit.claims.served import judge_deleted, judge_served
+from s3t.audit.evidence import Case
 from s3t.run import RunDir
+from s3t.run.deletion import Forgetting
 
 __all__ = ["audited", "in_a_process", "served_dead", "unheld"]
 

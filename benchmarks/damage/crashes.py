@@ -33,9 +33,9 @@ from benchmarks.damage.shim import COMPILER, Disk, Watched, compiled
 from benchmarks.environment import table
 from benchmarks.reports import Report
 from s3t.errors import S3TError
-from s3t.forgetting import Forgetting
-from s3t.purging import purge
 from s3t.run import RunDir
+from s3t.run.deletion import Forgetting
+from s3t.run.purge import purge
 
 __all__ = ["run"]
 

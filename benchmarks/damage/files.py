@@ -261,7 +261,7 @@ def _(victim: Victim) -> str:
     one = victim.sql(
         "SELECT sample_id FROM samples WHERE shard = 1 AND slice = 0 AND deleted_view IS NULL"
     )[0][0]
-    from s3t.forgetting import Forgetting
+    from s3t.run.deletion import Forgetting
 
     forgetting = Forgetting(victim.run)
     dead = forgetting.delete([one], [], "third", dry_run=False).nodes_dead

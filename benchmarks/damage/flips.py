@@ -31,8 +31,8 @@ from benchmarks.damage.opening import Opening, State
 from benchmarks.damage.victim import HIT, Victim, make_victim
 from benchmarks.environment import table
 from benchmarks.reports import Report
-from s3t.forgetting import Forgetting
 from s3t.run import RunDir
+from s3t.run.deletion import Forgetting
 
 __all__ = ["Flip", "chosen", "flipped", "run", "states_of"]
 

@@ -30,9 +30,9 @@ from benchmarks.damage.made import make_run, train_again
 from benchmarks.environment import table
 from benchmarks.reports import Report
 from s3t.errors import IntegrityError, S3TError
-from s3t.forgetting import Forgetting
-from s3t.purging import purge
 from s3t.run import RunDir
+from s3t.run.deletion import Forgetting
+from s3t.run.purge import purge
 
 __all__ = ["run"]
 

@@ -18,9 +18,9 @@ import torch
 
 from s3t.config import Config, dump_config
 from s3t.data import label_names, load_private
+from s3t.data.partition import Partition, partition
 from s3t.errors import S3TError
 from s3t.ledger import Gone, Witnessed
-from s3t.partition import Partition, partition
 from s3t.plan import Plan, make_plan
 from s3t.plan.sequences import cyclic
 from s3t.run import RunDir

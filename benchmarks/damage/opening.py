@@ -16,21 +16,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from s3t.answering import Answering
-from s3t.audit.case import Case
-from s3t.audit.claims import Findings, judged
-from s3t.audit.lineage import judge_lineage, judge_places
-from s3t.audit.log import judge_ledger
-from s3t.audit.receipts import judge_receipts
-from s3t.audit.serving import judge_deleted, judge_served
-from s3t.audit.weights import judge_weights
+from s3t.audit.claim import Findings, judged
+from s3t.audit.claims.lineage import judge_lineage, judge_places
+from s3t.audit.claims.log import judge_ledger
+from s3t.audit.claims.receipts import judge_receipts
+from s3t.audit.claims.served import judge_deleted, judge_served
+from s3t.audit.claims.weights import judge_weights
+from s3t.audit.evidence import Case
 from s3t.config import Config
 from s3t.errors import S3TError
-from s3t.forgetting import Forgetting
 from s3t.ledger import Ledger
 from s3t.model.head import read_public_head
 from s3t.run import RunDir
+from s3t.run.deletion import Forgetting
 from s3t.run.plans import plan_in
+from s3t.serving.predictor import Answering
 from s3t.store import tensors_digest
 
 __all__ = ["LEDGER_FILES", "Opening", "Seen", "State"]

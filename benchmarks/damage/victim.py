@@ -19,13 +19,13 @@ from typing import Any
 from torch import Tensor
 
 from s3t.config import load_config
-from s3t.forgetting import Forgetting
 from s3t.ledger import link
-from s3t.ledger.chain import canonical
+from s3t.ledger.log.chain import canonical
 from s3t.plan import Plan
-from s3t.purging import purge
 from s3t.run import RunDir
-from s3t.training.walk import train
+from s3t.run.deletion import Forgetting
+from s3t.run.purge import purge
+from s3t.training.work.train import train
 from s3t.types import NodeKey, Slot
 
 __all__ = ["HIT", "Victim", "make_victim"]

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from s3t import S3T
-from s3t.answering import Answering
 from s3t.data import load_public
-from s3t.ensemble import aggregate
+from s3t.plan.schedule import Schedule
 from s3t.plan.trie import Node
 from s3t.run import RunDir
-from s3t.schedule import Schedule
+from s3t.serving.ensemble.ensemble import aggregate
+from s3t.serving.predictor import Answering
 from s3t.types import NodeKey, Slot
 
 __all__ = ["Request", "Scorer", "Served", "Trace", "checked", "requests", "trace"]

@@ -31,13 +31,13 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from benchmarks.engine.runs import fresh_base
-from s3t.model.arithmetic import one_thread
+from s3t.model.determinism import one_thread
 from s3t.plan.trie import Node
 from s3t.run import RunDir
-from s3t.training.material import LabelledSet
-from s3t.training.preparation import Material, open_material
-from s3t.training.slots import learning_rate
-from s3t.training.workshop import steps_of
+from s3t.training.node.optimizer import learning_rate
+from s3t.training.node.rows import LabelledSet
+from s3t.training.prepare.prepare import Material, open_material
+from s3t.training.work.worker_state import steps_of
 from s3t.types import NodeKey
 
 __all__ = ["Baseline", "TrainedChains", "chains", "opened"]

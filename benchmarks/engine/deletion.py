@@ -104,7 +104,7 @@ def _say(what: str) -> None:
 
 def _train(run_dir: Path) -> Any:
     """Train the digits, or what is missing of them."""
-    from s3t.training.walk import train
+    from s3t.training.work.train import train
 
     _say(f"training {run_dir.name}")
     os.chdir(ROOT)

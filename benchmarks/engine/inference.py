@@ -53,7 +53,7 @@ from s3t import S3T
 from s3t.config import Config
 from s3t.data import load_public
 from s3t.run import RunDir
-from s3t.training.walk import train
+from s3t.training.work.train import train
 
 __all__ = ["run"]
 

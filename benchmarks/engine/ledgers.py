@@ -18,8 +18,8 @@ from typing import Any
 
 from s3t import S3T, load_config
 from s3t.config import PartitionConfig
+from s3t.data.partition import place
 from s3t.ledger import Ledger
-from s3t.partition import place
 from s3t.types import Digest, Place, Sample, SampleId, Subject
 
 __all__ = ["alone", "build", "images", "made_id", "opened"]

@@ -30,8 +30,8 @@ from benchmarks.engine.tasks import NAMES, each_task, options
 from benchmarks.environment import table
 from benchmarks.reports import Report, shown, spread
 from s3t.config import Config
-from s3t.model.arithmetic import one_thread
-from s3t.training.preparation import Material, open_material
+from s3t.model.determinism import one_thread
+from s3t.training.prepare.prepare import Material, open_material
 
 __all__ = ["main", "run"]
 

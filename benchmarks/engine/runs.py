@@ -24,11 +24,11 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 
 from s3t.config import Config
-from s3t.model.arithmetic import one_thread
+from s3t.model.determinism import one_thread
 from s3t.run import RunDir
-from s3t.training.pool import Inline, Workers
-from s3t.training.preparation import Material, prepare
-from s3t.training.walk import train
+from s3t.training.prepare.prepare import Material, prepare
+from s3t.training.work.train import train
+from s3t.training.work.workers import Inline, Workers
 
 __all__ = [
     "CORES",

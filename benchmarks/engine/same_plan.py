@@ -58,7 +58,7 @@ RATIOS = {
 }
 IMPORTS = {
     "peft": "import torch, peft; from transformers import AutoModel, Trainer, TrainingArguments",
-    "engine": "from s3t.config import load_config; from s3t.training.walk import train",
+    "engine": "from s3t.config import load_config; from s3t.training.work.train import train",
 }
 
 

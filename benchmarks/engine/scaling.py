@@ -32,7 +32,7 @@ from benchmarks.environment import load_average, table
 from benchmarks.reports import Report, main, shown, spread
 from s3t.config import Config, dump_config
 from s3t.run import RunDir
-from s3t.training.walk import train
+from s3t.training.work.train import train
 
 TASKS = ("vit", "bert")
 SHARDS, MORE = 4, 8

@@ -30,7 +30,7 @@ from typing import Any
 from benchmarks.engine import OUTPUT
 from benchmarks.prepared_data import ROOT, shared_data
 from s3t.config import Config, load_config
-from s3t.partition import place
+from s3t.data.partition import place
 from s3t.types import Digest, Sample, SampleId, Subject
 
 __all__ = ["NAMES", "Unavailable", "each_task", "options", "task_config"]

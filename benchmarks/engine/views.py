@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.engine.ways import Shards
 from benchmarks.reports import spread
-from s3t.ensemble import Ensemble, Member
+from s3t.serving.ensemble.ensemble import Ensemble, Member
 
 __all__ = ["next_view"]
 

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from s3t.config import Config
-from s3t.ensemble import Ensemble, Member
+from s3t.model.adapters.peft import adapter_config
 from s3t.model.base import Base
-from s3t.model.encode import Encoded
 from s3t.model.head import BIAS, WEIGHT
+from s3t.model.inputs.encoders import Encoded
 from s3t.model.loading import build_base, load_model
-from s3t.model.peft import adapter_config
+from s3t.serving.ensemble.ensemble import Ensemble, Member
 
 __all__ = ["SIDES", "Shards", "Way"]
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from s3t.pinned import Arithmetic, pin
+from s3t.system.pinned import Arithmetic, pin
 
 WIDTHS = (10, 12, 16, 30, 32, 36, 48, 64, 96, 100, 256, 384)
 CLASSES = (2, 3, 10, 77)
@@ -102,11 +102,11 @@ def judged(cell: Cell) -> dict[str, Any]:
     import torch
 
     from s3t.config import LoraConfig, StageConfig
-    from s3t.model.arithmetic import draws
     from s3t.model.base import Base
-    from s3t.model.encode import Encoded
-    from s3t.training.material import LabelledSet
-    from s3t.training.stage import Assignment, StageTrainer
+    from s3t.model.determinism import draws
+    from s3t.model.inputs.encoders import Encoded
+    from s3t.training.node.rows import LabelledSet
+    from s3t.training.node.trainer import Assignment, StageTrainer
     from s3t.types import NodeKey, digest
 
     drawn, count = draws(5), 3 * cell.batch + 8
@@ -178,7 +178,7 @@ def main(arithmetic: Arithmetic, quick: bool) -> None:
         raise SystemExit("torch is loaded already")
     import torch
 
-    from s3t.model.arithmetic import one_thread
+    from s3t.model.determinism import one_thread
 
     total: Counter[str] = Counter()
     wrong: list[str] = []

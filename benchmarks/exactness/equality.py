@@ -22,9 +22,9 @@ from benchmarks.exactness.runs import delete, digits, stream
 from benchmarks.reports import Report, main
 from s3t.config import dump_config
 from s3t.run import RunDir
-from s3t.training.renewal import Renewal
-from s3t.training.retraining import Compared, compare, from_scratch
-from s3t.training.walk import train
+from s3t.training.prepare.replan import Renewal
+from s3t.training.retrain import Compared, compare, from_scratch
+from s3t.training.work.train import train
 
 SALTS, DELETIONS = ("digits", "second", "third"), 20
 WAYS = {
@@ -85,7 +85,7 @@ def _processes(folder: Path, salt: str, existing: RunDir) -> int:
     """From scratch by two processes of accelerate, started as a user would."""
     import subprocess
 
-    from s3t.training.preparation import prepare
+    from s3t.training.prepare.prepare import prepare
 
     other = folder / f"{salt}-processes"
     config = existing.config().model_copy(update={"output": str(other)})

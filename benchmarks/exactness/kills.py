@@ -36,8 +36,8 @@ from benchmarks.exactness.runs import PERSONS, small
 from benchmarks.reports import Report, main
 from s3t.audit.audit import audit
 from s3t.config import dump_config
-from s3t.forgetting import Forgetting
 from s3t.run import RunDir
+from s3t.run.deletion import Forgetting
 
 KILLS, QUICK = 250, 20
 OPERATIONS = ("train", "deactivate", "repair", "purge")

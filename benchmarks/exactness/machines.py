@@ -32,8 +32,8 @@ from benchmarks.environment import table
 from benchmarks.exactness import OUTPUT
 from benchmarks.exactness.runs import TINY, stream
 from benchmarks.reports import Report, main
-from s3t.pinned import switches
 from s3t.run import RunDir
+from s3t.system.pinned import switches
 
 __all__ = ["run"]
 

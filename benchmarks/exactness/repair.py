@@ -25,9 +25,9 @@ from benchmarks.exactness.runs import delete, digits, stream
 from benchmarks.reports import Report, interval, main
 from s3t.plan import Plan
 from s3t.run import RunDir
-from s3t.training.renewal import Renewal
-from s3t.training.retraining import from_scratch
-from s3t.training.walk import train
+from s3t.training.prepare.replan import Renewal
+from s3t.training.retrain import from_scratch
+from s3t.training.work.train import train
 
 DELETIONS = (1, 5, 20)
 STREAMS = 200

@@ -20,9 +20,9 @@ def main() -> None:
     """Serve until the input ends."""
     import torch
 
-    import s3t.answering
-    import s3t.purging
-    import s3t.training.walk
+    import s3t.run.purge
+    import s3t.serving.predictor
+    import s3t.training.work.train
     from s3t.cli import main as s3t
 
     torch.set_num_threads(1)

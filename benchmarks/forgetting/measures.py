@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.forgetting.learner import Logits, row_losses
 from benchmarks.forgetting.rows import Rows, Task
-from s3t.audit.extraction import Rate, rate, verbatim
-from s3t.audit.membership import Attack, attack, loss_scores, reference_scores
+from s3t.audit.leakage.extraction import Rate, rate, verbatim
+from s3t.audit.leakage.membership import Attack, attack, loss_scores, reference_scores
 
 __all__ = ["Figures", "Reference", "extracted", "measured", "reference_of"]
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from s3t.model.encode import TextEncoder
-from s3t.partition import place
+from s3t.data.partition import place
+from s3t.model.inputs.encoders import TextEncoder
 from s3t.types import Digest, Sample, SampleId, Subject
 
 __all__ = [

@@ -6,7 +6,7 @@
     ROUGE-L       longest common subsequence of what is written and the answer, in its words
 
 Source of the first two and of the last: Maini et al. 2024, arXiv 2401.06121; greedy decoding is
-measured in one pass (``s3t.audit.extraction``).
+measured in one pass (``s3t.audit.leakage.extraction``).
 
 Invariant: all models are asked through what their run serves at that moment.
 """
@@ -26,14 +26,14 @@ from scipy.stats import ks_2samp
 
 from benchmarks.language.questions import Choice, Question
 from s3t import S3T
-from s3t.audit import snapshots
-from s3t.audit.answers import answers_of
-from s3t.audit.case import Case
+from s3t.audit.evidence import Case
+from s3t.audit.leakage import snapshots
+from s3t.audit.leakage.scores import answers_of
 from s3t.data import Conversation
-from s3t.ensemble import Ensemble
-from s3t.model.encode import Encoded, TextEncoder
+from s3t.model.inputs.encoders import Encoded, TextEncoder
 from s3t.run import RunDir
-from s3t.training.material import LabelledSet
+from s3t.serving.ensemble.ensemble import Ensemble
+from s3t.training.node.rows import LabelledSet
 
 __all__ = ["Model", "Pair", "forget_quality", "rouge_recall"]
 

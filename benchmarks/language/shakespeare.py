@@ -28,8 +28,8 @@ from s3t import S3T
 from s3t.config import Config, load_config
 from s3t.data import load_private
 from s3t.run import RunDir
-from s3t.training.renewal import Renewal
-from s3t.training.walk import train
+from s3t.training.prepare.replan import Renewal
+from s3t.training.work.train import train
 
 __all__ = ["run"]
 

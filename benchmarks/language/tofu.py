@@ -33,8 +33,8 @@ from s3t.config import Config
 from s3t.data import Conversation
 from s3t.ledger import Gone
 from s3t.run import RunDir
-from s3t.training.renewal import Renewal
-from s3t.training.walk import train
+from s3t.training.prepare.replan import Renewal
+from s3t.training.work.train import train
 
 __all__ = ["run"]
 

@@ -20,16 +20,16 @@ from typing import Any
 from benchmarks.environment import table
 from benchmarks.reports import Report
 from s3t import S3T
-from s3t.audit.case import Case
-from s3t.audit.exposure import Leakage, State
-from s3t.audit.leakage import leakage
-from s3t.audit.membership import Attack
-from s3t.audit.snapshots import dead_nodes
+from s3t.audit.evidence import Case
+from s3t.audit.leakage.leakage import leakage
+from s3t.audit.leakage.membership import Attack
+from s3t.audit.leakage.report import Leakage, State
+from s3t.audit.leakage.snapshots import dead_nodes
 from s3t.config import Config
-from s3t.purging import purge
 from s3t.run import RunDir
-from s3t.training.renewal import Renewal
-from s3t.training.walk import train
+from s3t.run.purge import purge
+from s3t.training.prepare.replan import Renewal
+from s3t.training.work.train import train
 
 __all__ = ["Course", "follow"]
 

@@ -22,7 +22,7 @@ from benchmarks.lmeraser.picture import draw, show
 from benchmarks.reports import Report
 from s3t import load_config
 from s3t.run import RunDir
-from s3t.training.walk import train
+from s3t.training.work.train import train
 
 __all__ = ["METHODS", "run"]
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from s3t import S3T
 from s3t.plan import Plan
 from s3t.run import RunDir
-from s3t.training.renewal import Renewal
-from s3t.training.walk import Report, train
+from s3t.training.prepare.replan import Renewal
+from s3t.training.work.train import Report, train
 from s3t.types import SampleId
 
 __all__ = ["Burden", "Course", "burden", "course", "everyone", "mean", "passes_of", "streams"]

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3t.server.tokens import ROLES, TokenFile
+from s3t.server.security.tokens import ROLES, TokenFile
 
 __all__ = ["Besieged", "told", "trained"]
 

@@ -20,12 +20,12 @@ import torch
 from peft import get_peft_model
 from torch.nn import functional
 
-from s3t.answering import Prediction
 from s3t.cli.output import quiet
+from s3t.model.adapters.peft import adapter_config
 from s3t.model.loading import build_base, load_model
-from s3t.model.peft import adapter_config
 from s3t.run import RunDir
-from s3t.server.running import serve
+from s3t.server.process import serve
+from s3t.serving.predictor import Prediction
 
 __all__ = ["Plain"]
 

@@ -14,21 +14,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3t.audit.case import Case
-from s3t.audit.claims import Audit, Findings, judged
-from s3t.audit.likeness import judge_clusters
-from s3t.audit.lineage import judge_lineage, judge_places
-from s3t.audit.log import judge_ledger
-from s3t.audit.receipts import judge_receipts
-from s3t.audit.remains import judge_remains
-from s3t.audit.serving import judge_deleted, judge_served
-from s3t.audit.sources import judge_sources
-from s3t.audit.trials import Count, retrain_some, train_from_scratch
-from s3t.audit.weights import judge_blocks, judge_heads, judge_weights
+from s3t.audit.claim import Audit, Findings, judged
+from s3t.audit.claims.clusters import judge_clusters
+from s3t.audit.claims.lineage import judge_lineage, judge_places
+from s3t.audit.claims.log import judge_ledger
+from s3t.audit.claims.receipts import judge_receipts
+from s3t.audit.claims.remains import judge_remains
+from s3t.audit.claims.served import judge_deleted, judge_served
+from s3t.audit.claims.sources import judge_sources
+from s3t.audit.claims.weights import judge_blocks, judge_heads, judge_weights
+from s3t.audit.evidence import Case
+from s3t.audit.retrain import Count, retrain_some, train_from_scratch
 from s3t.errors import InputError, S3TError
 from s3t.ledger import Verifier
-from s3t.pinned import Arithmetic, call_elsewhere, pin
 from s3t.run import RunDir
+from s3t.system.pinned import Arithmetic, call_elsewhere, pin
 
 __all__ = ["audit"]
 

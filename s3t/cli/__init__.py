@@ -6,7 +6,7 @@
 Invariants: with ``--json`` standard output holds one JSON document (``samples``: JSON lines) and
 nothing else; every error is one message on standard error and the exit code of its class.
 
-commands, upkeep, auditing, reporting, serving, exporting, tokens ──► words (what was said), tables
+commands, upkeep, auditing, reporting, serve, exporting, tokens ──► parsing (what was said), tables
 (lines for people), output (where answers go)
 """
 
@@ -16,7 +16,7 @@ from s3t.cli import (  # noqa: F401  (their commands)
     auditing,
     exporting,
     reporting,
-    serving,
+    serve,
     tokens,
     upkeep,
 )

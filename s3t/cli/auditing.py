@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from s3t.audit.exposure import lines as leakage_lines
+from s3t.audit.leakage.report import lines as leakage_lines
 from s3t.cli.commands import AsJson, RunPath, app
 from s3t.cli.output import print_json, quiet
 from s3t.errors import InputError, IntegrityError
 
 if TYPE_CHECKING:
-    from s3t.audit.claims import Audit
-    from s3t.audit.exposure import Leakage
-    from s3t.audit.trials import Count
+    from s3t.audit.claim import Audit
+    from s3t.audit.leakage.report import Leakage
+    from s3t.audit.retrain import Count
 
 __all__: list[str] = []
 
@@ -78,7 +78,7 @@ def audit(
 def _leakage(run: Path, samples: int | None) -> Leakage:
     """Attack it, telling on standard error what takes so long."""
     with quiet():
-        from s3t.audit.leakage import leakage
+        from s3t.audit.leakage.leakage import leakage
         from s3t.run import RunDir
 
         return leakage(

@@ -14,6 +14,7 @@ import typer
 
 from s3t.cli.launching import launch
 from s3t.cli.output import print_json, quiet, write
+from s3t.cli.parsing import json_row, names, numbered, points, split_launch
 from s3t.cli.tables import (
     budget_lines,
     forecast_lines,
@@ -22,10 +23,9 @@ from s3t.cli.tables import (
     shown,
     status_lines,
 )
-from s3t.cli.words import json_row, names, numbered, points, split_launch
 from s3t.errors import InputError, S3TError, UnavailableError, unavailable
-from s3t.pinned import pin
-from s3t.scratch import sweep
+from s3t.system.pinned import pin
+from s3t.system.scratch import sweep
 
 __all__ = ["AsJson", "Overrides", "RunPath", "app", "main"]
 
@@ -121,7 +121,7 @@ def budget(
     )
     found = advise(question)
     if picture is not None:
-        from s3t.picture import picture_of
+        from s3t.cli.budget_picture import picture_of
 
         write(picture, picture_of(found, picture.suffix.removeprefix(".")), "--picture")
     if as_json:
@@ -146,7 +146,7 @@ def plan(
     sweep()
     resolved = load_config(config, overrides or [])
     with quiet():
-        from s3t.training.preview import preview
+        from s3t.training.prepare.preview import preview
 
         summary = preview(resolved, horizon)
     if as_json:
@@ -178,7 +178,7 @@ def train(context: typer.Context, config: ConfigPath, as_json: AsJson = False) -
         return
     pin(resolved.training.arithmetic)  # before torch is loaded
     with quiet():
-        from s3t.training.walk import train as walk
+        from s3t.training.work.train import train as walk
 
         report = walk(resolved)
     if as_json:

@@ -17,8 +17,8 @@ from s3t.cli.output import print_json, quiet
 from s3t.errors import InputError, S3TError
 
 if TYPE_CHECKING:
-    from s3t.exporting import Checked, Export
-    from s3t.syncing import Forgotten, Sync, Told, Watching
+    from s3t.export import Checked, Export
+    from s3t.export.sync import Forgotten, Sync, Told, Watching
 
 __all__: list[str] = []
 
@@ -63,7 +63,7 @@ def export(
         raise InputError("give a folder: s3t export RUN DIR, or s3t export DIR --check")
     done: Export | None = None
     with quiet():
-        from s3t.exporting import check_folder
+        from s3t.export import check_folder
         from s3t.service import S3T
 
         if folder is not None:
@@ -156,7 +156,7 @@ class _Told:
 
     def __call__(self, found: Told) -> None:
         """Print it, if it is worth a line."""
-        from s3t.syncing import Forgotten, Sync, Watching
+        from s3t.export.sync import Forgotten, Sync, Watching
 
         if isinstance(found, S3TError):
             print(f"s3t: {found}", file=sys.stderr, flush=True)

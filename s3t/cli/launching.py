@@ -15,7 +15,7 @@ __all__ = ["launch"]
 def launch(arguments: list[str], options: list[str]) -> int:
     """Run ``accelerate launch OPTIONS -m s3t.train ARGUMENTS``; returns its exit code."""
     from s3t.train import EXIT_CODE
-    from s3t.training.launching import launch_command
+    from s3t.training.work.launch import launch_command
 
     command, environment = launch_command(arguments, options)
     with tempfile.TemporaryDirectory() as folder:

@@ -27,8 +27,8 @@ def report(
 
     It shows the moment at which it was made. Samples appear by keyed hashes alone.
     """
-    from s3t.report import report as page_of
-    from s3t.report import snapshot
+    from s3t.server.report import report as page_of
+    from s3t.server.report import snapshot
     from s3t.service import S3T
 
     with S3T.load(run) as service:

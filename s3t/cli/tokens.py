@@ -12,7 +12,7 @@ import typer
 from s3t.cli.commands import AsJson, RunPath, app
 from s3t.cli.output import print_json
 from s3t.errors import InputError
-from s3t.server.tokens import ROLES, TokenFile, token_path
+from s3t.server.security.tokens import ROLES, TokenFile, token_path
 
 __all__: list[str] = []
 

@@ -13,10 +13,10 @@ import typer
 from s3t.cli.commands import AsJson, Overrides, RunPath, app
 from s3t.cli.launching import launch
 from s3t.cli.output import print_json, quiet
+from s3t.cli.parsing import split_launch
 from s3t.cli.tables import log_line, purge_lines, stored_receipt_lines
-from s3t.cli.words import split_launch
 from s3t.errors import InputError
-from s3t.pinned import pin
+from s3t.system.pinned import pin
 
 __all__: list[str] = []
 
@@ -88,7 +88,7 @@ def attach(
     the store. Train or repair on one machine at a time.
     """
     with quiet():
-        from s3t.training.sharing import attach as make
+        from s3t.training.work.remote_run import attach as make
 
         made = make(run, url, overrides or [])
     if as_json:
@@ -105,8 +105,8 @@ def purge(
 ) -> None:
     """Remove dead nodes, caches and the rows of deleted samples; report what is out of reach."""
     with quiet():
-        from s3t.purging import purge as remove
         from s3t.run import RunDir
+        from s3t.run.purge import purge as remove
 
         found = remove(RunDir.existing(run, sweep=False), dry_run=dry_run)
     if as_json:
@@ -123,8 +123,8 @@ def receipt(
     as_json: AsJson = False,
 ) -> None:
     """Show the receipt of a deletion, as the log of the run holds it."""
-    from s3t.replica import receipt as stored_receipt
     from s3t.run import RunDir
+    from s3t.serving.replica import receipt as stored_receipt
 
     opened = RunDir.existing(run)
     with opened.ledger() as ledger:
@@ -151,9 +151,9 @@ def log(run: RunPath, as_json: AsJson = False) -> None:
 
 def _due(run: Path) -> str | None:
     """Why a run is due for repair."""
-    from s3t.forgetting import Forgetting
-    from s3t.repairing import reason
     from s3t.run import RunDir
+    from s3t.run.deletion import Forgetting
+    from s3t.run.repair import reason
 
     forgetting = Forgetting(RunDir.existing(run))
     try:
@@ -176,8 +176,8 @@ def _renew(what: str, run: Path, files: list[str], options: list[str], as_json: 
         return
     pin(config.training.arithmetic)  # before torch is loaded
     with quiet():
-        from s3t.training.renewal import Renewal
-        from s3t.training.walk import train
+        from s3t.training.prepare.replan import Renewal
+        from s3t.training.work.train import train
 
         report: Any = train(config, renewal=Renewal(what == "add", tuple(files)))
     if as_json:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from s3t.config.section import Fraction, Natural, Positive, Section
-from s3t.pinned import Arithmetic
+from s3t.system.pinned import Arithmetic
 
 __all__ = [
     "StageConfig",

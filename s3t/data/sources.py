@@ -25,7 +25,7 @@ from s3t.data.files import (
     same_headers,
 )
 from s3t.errors import DataError, named
-from s3t.scratch import scratch
+from s3t.system.scratch import scratch
 
 __all__ = ["Table", "read_table"]
 

@@ -15,20 +15,20 @@ Ledger (ledger) ──► registry     samples: written down once, listed ─┐
 
 from __future__ import annotations
 
-from s3t.ledger.chain import GENESIS, link
-from s3t.ledger.chain import Entry as LogEntry
 from s3t.ledger.counters import SlotPersons
-from s3t.ledger.database import Watch, without_password
+from s3t.ledger.database.database import Watch, without_password
 from s3t.ledger.deletion import Decide, Deleted, Deletion
 from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import State, Witnessed, nodes_digest
 from s3t.ledger.ledger import Ledger
-from s3t.ledger.logstate import Generation
+from s3t.ledger.log.chain import GENESIS, link
+from s3t.ledger.log.chain import Entry as LogEntry
+from s3t.ledger.log.signing import Signer, Verifier
+from s3t.ledger.log.state import Generation
 from s3t.ledger.outbox import Callback, Claim, Job, Outbox, host_claim, job_claim
 from s3t.ledger.purging import Forgotten, Gone
 from s3t.ledger.registry import Entry
 from s3t.ledger.replicas import Lease, clock
-from s3t.ledger.signing import Signer, Verifier
 
 __all__ = [
     "GENESIS",

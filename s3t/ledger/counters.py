@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from s3t.ledger.schema import copies, samples, slots
+from s3t.ledger.database.schema import copies, samples, slots
 from s3t.types import Slot
 
 __all__ = [

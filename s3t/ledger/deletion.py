@@ -18,11 +18,11 @@ import sqlalchemy as sa
 
 from s3t.errors import RequestConflictError, UnknownSampleError
 from s3t.ledger import counters, likeness, purging
-from s3t.ledger.chain import now as moment
 from s3t.ledger.counters import chunks, select_in
+from s3t.ledger.database.schema import TOOK, requests, run, samples
 from s3t.ledger.generations import State
+from s3t.ledger.log.chain import now as moment
 from s3t.ledger.purging import hashed
-from s3t.ledger.schema import TOOK, requests, run, samples
 from s3t.types import SampleId, Slot
 
 __all__ = [

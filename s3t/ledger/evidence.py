@@ -14,8 +14,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from s3t.ledger import outbox_tables, schema
-from s3t.ledger.logstate import Secrets
+from s3t.ledger.database import outbox_tables, schema
+from s3t.ledger.log.state import Secrets
 from s3t.ledger.purging import hashed
 from s3t.ledger.registry import ROWS
 

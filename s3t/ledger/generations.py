@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 
 import sqlalchemy as sa
 
-from s3t.ledger import schema
-from s3t.ledger.logstate import Generation, LogState
-from s3t.ledger.schema import nodes
+from s3t.ledger.database import schema
+from s3t.ledger.database.schema import nodes
+from s3t.ledger.log.state import Generation, LogState
 from s3t.types import Digest, NodeKey, Slot, digest
 
 __all__ = [

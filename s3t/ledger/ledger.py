@@ -21,20 +21,22 @@ from typing import Any
 import sqlalchemy as sa
 
 from s3t.errors import InputError, IntegrityError, RequestConflictError
-from s3t.ledger import chain, counters, generations, proof, purging, registry, schema
+from s3t.ledger import counters, generations, purging, registry
 from s3t.ledger import deletion as steps
 from s3t.ledger.counters import SlotPersons
-from s3t.ledger.database import Database, Watch
+from s3t.ledger.database import schema
+from s3t.ledger.database.database import Database, Watch
 from s3t.ledger.deletion import Decide, Deleted
 from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import State
-from s3t.ledger.logstate import HEAD, LogReader, Secrets
+from s3t.ledger.log import chain, proof
+from s3t.ledger.log.signing import Signer
+from s3t.ledger.log.state import HEAD, LogReader, Secrets
 from s3t.ledger.outbox import Outbox, refuse_other
 from s3t.ledger.planning import Planning, seal
 from s3t.ledger.purging import Forgotten, Gone
 from s3t.ledger.registry import Entry, Offered
 from s3t.ledger.replicas import Replicas
-from s3t.ledger.signing import Signer
 from s3t.types import Digest, NodeKey, Slot, digest
 
 __all__ = ["Ledger"]

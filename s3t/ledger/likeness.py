@@ -16,7 +16,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from s3t.ledger.counters import chunks, select_in
-from s3t.ledger.schema import lookalikes, samples
+from s3t.ledger.database.schema import lookalikes, samples
 
 __all__ = ["forget", "living", "note", "plain"]
 

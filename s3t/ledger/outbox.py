@@ -27,9 +27,10 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 
 from s3t.errors import IntegrityError, RequestConflictError
-from s3t.ledger import chain, schema
-from s3t.ledger.database import Database
-from s3t.ledger.outbox_tables import callbacks, claims, jobs
+from s3t.ledger.database import schema
+from s3t.ledger.database.database import Database
+from s3t.ledger.database.outbox_tables import callbacks, claims, jobs
+from s3t.ledger.log import chain
 
 __all__ = ["Callback", "Claim", "Job", "Outbox", "host_claim", "job_claim", "refuse_other"]
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 
 import sqlalchemy as sa
 
-from s3t.ledger import chain, generations
+from s3t.ledger import generations
 from s3t.ledger.generations import State, Witnessed
-from s3t.ledger.logstate import Generation, LogReader, LogState
-from s3t.ledger.signing import Signer
+from s3t.ledger.log import chain
+from s3t.ledger.log.signing import Signer
+from s3t.ledger.log.state import Generation, LogReader, LogState
 from s3t.types import Digest, NodeKey
 
 __all__ = ["Planning", "seal"]

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from s3t.ledger import likeness
 from s3t.ledger.counters import CHUNK, chunks
-from s3t.ledger.schema import forgotten, samples
+from s3t.ledger.database.schema import forgotten, samples
 from s3t.types import Digest, Slot, Subject
 
 __all__ = [

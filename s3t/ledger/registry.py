@@ -20,9 +20,10 @@ from itertools import islice
 import sqlalchemy as sa
 
 from s3t.errors import InputError, named
-from s3t.ledger import counters, likeness, schema
+from s3t.ledger import counters, likeness
+from s3t.ledger.database import schema
+from s3t.ledger.database.schema import REGISTERED, incoming, run, samples
 from s3t.ledger.purging import Gone
-from s3t.ledger.schema import REGISTERED, incoming, run, samples
 from s3t.types import Digest, Place, Sample, SampleId, Slot, Subject
 
 __all__ = [

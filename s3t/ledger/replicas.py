@@ -21,10 +21,11 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from s3t.ledger import chain, schema
-from s3t.ledger.database import Database
-from s3t.ledger.schema import replicas, requests
-from s3t.ledger.signing import Signer
+from s3t.ledger.database import schema
+from s3t.ledger.database.database import Database
+from s3t.ledger.database.schema import replicas, requests
+from s3t.ledger.log import chain
+from s3t.ledger.log.signing import Signer
 
 __all__ = ["Lease", "Observer", "Replica", "Replicas", "clock"]
 

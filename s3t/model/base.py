@@ -26,17 +26,25 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from s3t.errors import InputError, IntegrityError
-from s3t.model.arithmetic import even
-from s3t.model.encode import Encoded
-from s3t.model.fused import FusedLayer
+from s3t.model.adapters.lora import (
+    Bank,
+    Target,
+    adapted,
+    bank_in_force,
+    find_targets,
+    merge,
+    wrap_targets,
+)
+from s3t.model.determinism import even
+from s3t.model.fused.inference import JoinedLayer, ServedLayer
+from s3t.model.fused.layer import FusedLayer
+from s3t.model.fused.matching import fused
 from s3t.model.gates import Gate, find_layers, watched
-from s3t.model.lora import Bank, Target, adapted, bank_in_force, find_targets, merge, wrap_targets
+from s3t.model.inputs.encoders import Encoded
 from s3t.model.quantized import has_quantized
-from s3t.model.recognition import fused
-from s3t.model.served import JoinedLayer, ServedLayer
-from s3t.model.spread import Gathered, local, spread
-from s3t.model.steps import Steps, find_steps
-from s3t.model.whole import PROBE_ROWS, Whole, function_of
+from s3t.model.reference import PROBE_ROWS, Whole, function_of
+from s3t.model.sharded import Gathered, local, spread
+from s3t.serving.generation.kv_steps import Steps, find_steps
 from s3t.store import tensors_digest
 from s3t.types import Digest, digest
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from s3t.errors import IntegrityError
-from s3t.model.arithmetic import at_least, up_to_multiple
 from s3t.model.base import Base
+from s3t.model.determinism import at_least, up_to_multiple
 from s3t.store import tensors_digest, write_durably
 from s3t.types import Digest, digest
 

@@ -26,11 +26,11 @@ from transformers import (
 
 from s3t.config import Config
 from s3t.errors import InputError, named
+from s3t.model.adapters.prompt import check_room
 from s3t.model.base import Base
-from s3t.model.chat import chat_of
-from s3t.model.encode import ImageEncoder, TextEncoder
+from s3t.model.inputs.chat import chat_of
+from s3t.model.inputs.encoders import ImageEncoder, TextEncoder
 from s3t.model.made import byte_tokenizer, make_model
-from s3t.model.prompt import check_room
 from s3t.model.quantized import quantizer_version, replace_quantized
 
 __all__ = ["LoadedModel", "build_base", "load_model", "save_model"]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from s3t.scratch import FOLDER
+from s3t.system.scratch import FOLDER
 
 __all__ = ["LEAST", "half_written", "strangers", "written", "written_files"]
 

@@ -6,7 +6,7 @@
       plan.*.json     a plan that is trained before it is served, if there is one
       ledger.db       samples, deletions, plans: the durable truth; unless ``ledger`` of the config
                       names a database
-      ledger.db-readers   empty; locks on it tell of answers under way (``s3t.readers``)
+      ledger.db-readers   empty; locks on it tell of answers under way (``s3t.serving.readers``)
       nodes/          <key>.safetensors, one per trained node; copies if store.url names a place
       base/           the base, if it was made or adapted here; the public head, if there is one
       prototypes.safetensors   of the clusters, if shards are clusters
@@ -38,15 +38,15 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
-from s3t import scratch
 from s3t.config import Config, StoreConfig, load_config
 from s3t.errors import InputError, IntegrityError, S3TError, is_full, unavailable
 from s3t.ledger import Gone, Ledger, Signer
 from s3t.plan import Plan
-from s3t.run.locks import prove_locks
-from s3t.run.notices import Notices
 from s3t.run.plans import PlanFiles, plan_in
+from s3t.run.published import Notices
 from s3t.store import Depot, NodeStore, Sealer, open_ring
+from s3t.system import scratch
+from s3t.system.locks import prove_locks
 from s3t.types import Digest, Slot
 
 __all__ = ["RunDir"]

@@ -24,7 +24,7 @@ from typing import Any
 
 from s3t.errors import InputError, IntegrityError
 from s3t.ledger import Ledger
-from s3t.store.durable import fresh_beside, held_folder, sync_folder, write_durably
+from s3t.system.durable import fresh_beside, held_folder, sync_folder, write_durably
 from s3t.types import NodeKey
 
 __all__ = ["MANIFEST", "ExportFolder", "ExportRecords", "Exported", "Left", "export_tag"]

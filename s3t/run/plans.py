@@ -16,7 +16,7 @@ from pathlib import Path
 from s3t.errors import IntegrityError
 from s3t.plan import Plan
 from s3t.store import Depot, write_durably
-from s3t.store.durable import sync_folder
+from s3t.system.durable import sync_folder
 from s3t.types import Digest
 
 __all__ = ["PlanFiles", "plan_in"]

@@ -24,21 +24,21 @@ from typing import Any
 from fastapi import FastAPI
 
 from s3t import __version__
-from s3t.config.serving import ServeConfig
-from s3t.server import audits, completions, deletions, health, page, predictions, repairs
-from s3t.server.access import Access
-from s3t.server.batching import Batcher
-from s3t.server.completions import Desk
-from s3t.server.intake import Intake
-from s3t.server.lanes import Lane
-from s3t.server.limits import Limits
+from s3t.config.aggregation import ServeConfig
+from s3t.server.deletions.service import Intake
+from s3t.server.http.middleware import Traffic
+from s3t.server.http.problems import MEDIA_TYPE, ProblemBody, handle_problems, refusals
 from s3t.server.logs import Causes
 from s3t.server.metrics import Metrics
-from s3t.server.problems import MEDIA_TYPE, ProblemBody, handle_problems, refusals
-from s3t.server.repairs import Repairs
-from s3t.server.state import Model, Service
-from s3t.server.tokens import TokenFile, token_path
-from s3t.server.traffic import Traffic
+from s3t.server.model import Model, Service
+from s3t.server.routes import completions, deletions, health, page, predict, repair, status
+from s3t.server.routes.completions import Desk
+from s3t.server.routes.repair import Repairs
+from s3t.server.security.access import Access
+from s3t.server.security.limits import Limits
+from s3t.server.security.tokens import TokenFile, token_path
+from s3t.server.work.batcher import Batcher
+from s3t.server.work.threads import Lane
 
 __all__ = ["create_app"]
 
@@ -78,7 +78,7 @@ def create_app(model: Model, config: ServeConfig, *, insecure: bool = False) -> 
     )
     app.state.service = service
     handle_problems(app)
-    for part in (predictions, completions, deletions, repairs, audits, health, page):
+    for part in (predict, completions, deletions, repair, status, health, page):
         app.include_router(part.router)
     app.add_middleware(Limits, config=config)
     app.add_middleware(Traffic, metrics=metrics, causes=causes)  # the outermost

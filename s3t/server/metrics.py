@@ -19,7 +19,7 @@ import prometheus_client as prometheus
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from s3t import __version__
-from s3t.server.state import Model
+from s3t.server.model import Model
 
 __all__ = ["Metrics", "Second"]
 

@@ -7,10 +7,10 @@ content ──► seal ──► files ──► nodes      plain bytes, sealed 
 
 from s3t.store.content import NodeMeta, tensors_digest
 from s3t.store.depot import Depot
-from s3t.store.durable import held_folder, sync_folder, write_durably
 from s3t.store.keyring import FileKeyRing, KeyRing, MissingKeyError, open_ring
 from s3t.store.nodes import NodeStore, Removal, Stamp, folder_stamp
 from s3t.store.seal import Sealer
+from s3t.system.durable import held_folder, sync_folder, write_durably
 
 __all__ = [
     "Depot",

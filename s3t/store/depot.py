@@ -17,7 +17,7 @@ from copy import copy
 from pathlib import Path
 
 from s3t.errors import InputError, S3TError, UnavailableError, unavailable
-from s3t.store.durable import create_durably, sync_folder, write_durably
+from s3t.system.durable import create_durably, sync_folder, write_durably
 
 __all__ = ["Depot"]
 

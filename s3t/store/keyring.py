@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from s3t.errors import InputError, IntegrityError, is_full, unavailable
-from s3t.store.durable import write_durably
+from s3t.system.durable import write_durably
 from s3t.types import NodeKey, digest
 
 __all__ = ["DATA_KEY_BYTES", "FileKeyRing", "KeyRing", "MissingKeyError", "open_ring"]

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING
 from s3t.errors import DamagedNodeError, IntegrityError, S3TError, unavailable
 from s3t.store.content import NodeMeta, pack
 from s3t.store.depot import Depot
-from s3t.store.durable import sync_folder, write_durably
 from s3t.store.files import NodeFile
 from s3t.store.seal import Sealer, is_sealed
+from s3t.system.durable import sync_folder, write_durably
 from s3t.types import NodeKey
 
 if TYPE_CHECKING:

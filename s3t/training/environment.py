@@ -26,14 +26,14 @@ from torch import Tensor
 
 from s3t.config import Config
 from s3t.errors import InputError
-from s3t.model.arithmetic import draws, processor_flags
 from s3t.model.base import Base
-from s3t.model.encode import Encoded
-from s3t.pinned import arithmetic_here, switches
+from s3t.model.determinism import draws, processor_flags
+from s3t.model.inputs.encoders import Encoded
 from s3t.store import tensors_digest
-from s3t.training.material import LabelledSet
-from s3t.training.recipe import blocks_of
-from s3t.training.stage import StageTrainer
+from s3t.system.pinned import arithmetic_here, switches
+from s3t.training.node.rows import LabelledSet
+from s3t.training.node.trainer import StageTrainer
+from s3t.training.prepare.recipe import blocks_of
 from s3t.types import Digest, digest
 
 __all__ = ["environment_of"]

@@ -14,19 +14,19 @@ from safetensors.torch import load_file
 
 from benchmarks.damage.victim import HIT, Victim
 from s3t.audit.audit import audit
-from s3t.audit.case import Case
-from s3t.audit.claims import MOST_NAMED, Audit, Claim, Findings, judged
+from s3t.audit.claim import MOST_NAMED, Audit, Claim, Findings, judged
+from s3t.audit.evidence import Case
 from s3t.cli import main
+from s3t.data.partition import partition
 from s3t.errors import InputError, IntegrityError
 from s3t.ledger import Ledger
 from s3t.model.head import write_public_head
-from s3t.partition import partition
 from s3t.plan import slice_digest
-from s3t.purging import purge
 from s3t.run import RunDir
+from s3t.run.purge import purge
 from s3t.store import FileKeyRing
-from s3t.training.renewal import Renewal, renew
-from s3t.training.walk import train
+from s3t.training.prepare.replan import Renewal, renew
+from s3t.training.work.train import train
 from s3t.types import Digest, NodeKey, Sample, SampleId, Subject
 from tests.small_runs import forget, person_rows, small_configs, write_csv
 

@@ -20,7 +20,7 @@ from benchmarks.damage.opening import Opening
 from benchmarks.damage.table import KINDS
 from benchmarks.damage.victim import Victim
 from s3t.audit.audit import audit
-from s3t.audit.claims import TITLES
+from s3t.audit.claim import TITLES
 
 ROOT = Path(__file__).resolve().parents[2]
 

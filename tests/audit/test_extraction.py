@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 from torch import Tensor
 
-from s3t.audit import extraction
-from s3t.audit.extraction import (
+from s3t.audit.leakage import extraction
+from s3t.audit.leakage.extraction import (
     Logits,
     Rate,
     contrast,
@@ -25,10 +25,10 @@ from s3t.audit.extraction import (
     token_statistics,
     verbatim,
 )
-from s3t.audit.membership import attack, loss_scores, min_k, min_k_plus_plus
-from s3t.ensemble import Ensemble, Member
+from s3t.audit.leakage.membership import attack, loss_scores, min_k, min_k_plus_plus
 from s3t.errors import InputError
-from s3t.model.encode import Encoded
+from s3t.model.inputs.encoders import Encoded
+from s3t.serving.ensemble.ensemble import Ensemble, Member
 from tests.tiny import VOCABULARY, random_adapter, tiny_base, tiny_model
 
 Row = list[int]
@@ -378,6 +378,7 @@ def test_what_cannot_be_measured_is_refused(measure: Callable[[], object], messa
 
 def test_torch_is_loaded_only_when_a_row_is_measured(run_python: Callable[[str], str]) -> None:
     code = (
-        "import sys, s3t.audit.extraction as e\nprint('torch' in sys.modules, e.rate([True]).hits)"
+        "import sys, s3t.audit.leakage.extraction as e\n"
+        "print('torch' in sys.modules, e.rate([True]).hits)"
     )
     assert run_python(code) == "False 1"

@@ -14,26 +14,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from s3t.audit import leakage as leakage_module
-from s3t.audit import snapshots
-from s3t.audit.answers import answers_of, window_of
-from s3t.audit.case import Case
-from s3t.audit.exposure import CHANCE, Leakage, State, lines
-from s3t.audit.leakage import leakage
-from s3t.audit.membership import attack
-from s3t.audit.suspects import find_suspects
+from s3t.audit.evidence import Case
+from s3t.audit.leakage import leakage as leakage_module
+from s3t.audit.leakage import snapshots
+from s3t.audit.leakage.leakage import leakage
+from s3t.audit.leakage.membership import attack
+from s3t.audit.leakage.report import CHANCE, Leakage, State, lines
+from s3t.audit.leakage.rows import find_suspects
+from s3t.audit.leakage.scores import answers_of, window_of
 from s3t.config import Config
-from s3t.ensemble import Ensemble, Member
 from s3t.errors import InputError
 from s3t.ledger import Gone
 from s3t.ledger.purging import hashed
-from s3t.model.encode import Encoded
 from s3t.model.head import read_public_head
+from s3t.model.inputs.encoders import Encoded
 from s3t.run import RunDir
 from s3t.service import S3T
-from s3t.training.material import LabelledSet
-from s3t.training.renewal import Renewal
-from s3t.training.walk import train
+from s3t.serving.ensemble.ensemble import Ensemble, Member
+from s3t.training.node.rows import LabelledSet
+from s3t.training.prepare.replan import Renewal
+from s3t.training.work.train import train
 from tests.conftest import Command, write_lines
 from tests.small_runs import everything
 from tests.tiny import VOCABULARY, random_adapter, tiny_base, tiny_rows

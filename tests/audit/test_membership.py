@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 from sklearn.metrics import roc_auc_score
 
-from s3t.audit.membership import (
+from s3t.audit.leakage.membership import (
     Attack,
     attack,
     loss_scores,
@@ -330,5 +330,5 @@ def test_the_package_is_light_and_membership_needs_no_torch(
 ) -> None:
     code = "import sys, {}\nprint(*sorted({{'numpy', 'torch', 'scipy'}} & set(sys.modules)))"
     assert run_python(code.format("s3t.audit")) == ""
-    weighed = "s3t.audit.membership as m\nm.attack('a', [1, 2], [0, 1])\nimport sys"
+    weighed = "s3t.audit.leakage.membership as m\nm.attack('a', [1, 2], [0, 1])\nimport sys"
     assert "torch" not in run_python(code.format(weighed)).split()

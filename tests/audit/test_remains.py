@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from s3t.audit.audit import audit
-from s3t.purging import Store, purge
 from s3t.run import RunDir
+from s3t.run.purge import Store, purge
 from s3t.service import S3T
 
 OLD = time.time() - 3600

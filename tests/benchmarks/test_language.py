@@ -12,7 +12,7 @@ from benchmarks.language.model import Model, forget_quality, rouge_recall
 from benchmarks.language.questions import Choice, Question, authors, choices, holdout
 from s3t.data import Conversation
 from s3t.run import RunDir
-from s3t.training.walk import train
+from s3t.training.work.train import train
 from tests.test_instructions import config_of
 
 

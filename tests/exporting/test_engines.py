@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from s3t.errors import InputError
-from s3t.exporting.engines import ENGINES, engine_named
+from s3t.export.engine_limits import ENGINES, engine_named
 
 PLAIN: dict[str, Any] = {
     "r": 8,

@@ -14,13 +14,13 @@ import torch
 from safetensors import safe_open
 
 from s3t.errors import DamagedNodeError, InputError, S3TError
-from s3t.exporting import Exporter, Wanted, check_folder
-from s3t.exporting.probe import read_probe
-from s3t.model.encode import Encoded
+from s3t.export import Exporter, Wanted, check_folder
+from s3t.export.probe import read_probe
+from s3t.model.inputs.encoders import Encoded
 from s3t.run import RunDir
 from s3t.run.exports import ExportFolder, ExportRecords
 from s3t.service import S3T
-from s3t.training.walk import train
+from s3t.training.work.train import train
 from tests.conftest import Run
 from tests.exporting.deletions import emptied, shortened
 from tests.small_runs import small_configs

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from s3t.audit.audit import audit
-from s3t.purging import Store, purge
 from s3t.run import RunDir
 from s3t.run.exports import ExportFolder
+from s3t.run.purge import Store, purge
 from s3t.service import S3T
 from tests.conftest import Run
 from tests.exporting.deletions import emptied, shortened
@@ -66,7 +66,7 @@ def test_purge_finds_what_a_killed_export_has_left(
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
         patched.setattr(
-            "s3t.exporting.export.Exporter._close", lambda *_: (_ for _ in ()).throw(KeyError)
+            "s3t.export.export.Exporter._close", lambda *_: (_ for _ in ()).throw(KeyError)
         )
         with pytest.raises(KeyError):
             service.export(out)
@@ -163,8 +163,8 @@ def test_a_repair_leaves_no_dead_adapter(
     out = tmp_path / "out"
     names = service.export(out).names
     emptied(service, 0)
-    from s3t.training.renewal import Renewal
-    from s3t.training.walk import train
+    from s3t.training.prepare.replan import Renewal
+    from s3t.training.work.train import train
 
     train(language_run.here(), renewal=Renewal(False, ()))
     assert names[0] not in lying(out, names[0]), "a repair ends with a purge"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from s3t.ensemble import Member
-from s3t.exporting.merging import merge_members
-from s3t.model.lora import Target
+from s3t.export.merging import merge_members
+from s3t.model.adapters.lora import Target
+from s3t.serving.ensemble.ensemble import Member
 
 TARGETS = [Target(layer, "map", 6, 8) for layer in range(3)]
 

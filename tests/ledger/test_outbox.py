@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from s3t.errors import IntegrityError, RequestConflictError
-from s3t.ledger import Claim, Deletion, Ledger, Outbox, chain, job_claim
+from s3t.ledger import Claim, Deletion, Ledger, Outbox, job_claim
+from s3t.ledger.log import chain
 from s3t.types import Digest, Place, Sample, SampleId, Subject
 from tests.postgres import Server
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from s3t.model.arithmetic import (
+from s3t.model.determinism import (
     LEAST_ROWS,
     RowByRow,
     at_least,
@@ -23,8 +23,8 @@ from s3t.model.arithmetic import (
     up_to_multiple,
     without_tail,
 )
-from s3t.model.encode import Encoded
-from s3t.pinned import strict
+from s3t.model.inputs.encoders import Encoded
+from s3t.system.pinned import strict
 
 CPU = torch.device("cpu")
 

@@ -13,10 +13,10 @@ import transformers as hf
 from torch import nn
 
 from s3t.errors import InputError, IntegrityError
+from s3t.model.adapters.lora import adapted
 from s3t.model.base import Base
-from s3t.model.encode import Encoded
-from s3t.model.lora import adapted
-from s3t.model.whole import function_of
+from s3t.model.inputs.encoders import Encoded
+from s3t.model.reference import function_of
 from tests.tiny import (
     DECODERS,
     FAMILIES,

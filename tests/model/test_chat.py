@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from s3t.config import Config
 from s3t.data.conversations import Conversation, Turn
 from s3t.errors import DataError, InputError
-from s3t.model.chat import Chat, chat_of
-from s3t.model.encode import TextEncoder
+from s3t.model.inputs.chat import Chat, chat_of
+from s3t.model.inputs.encoders import TextEncoder
 from s3t.model.made import byte_tokenizer
 
 CHATML = (

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from s3t.errors import DataError
-from s3t.model.encode import ImageEncoder, TextEncoder
+from s3t.model.inputs.encoders import ImageEncoder, TextEncoder
 from s3t.model.made import byte_tokenizer
 
 PAD, START, END = 0, 1, 2

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from s3t.errors import IntegrityError
+from s3t.model.adapters.lora import Bank, adapted
 from s3t.model.base import Base
-from s3t.model.lora import Bank, adapted
 from tests.tiny import ENCODERS, FAMILIES, IMAGES, real, tiny_base, tiny_rows
 
 WRITTEN = {**IMAGES, **ENCODERS}
@@ -122,7 +122,7 @@ def test_long_rows_keep_the_layers_own_code(monkeypatch: pytest.MonkeyPatch) -> 
     base = tiny_base("bert", pooling="mean")
     rows = tiny_rows("bert", SLOTS * ROWS)
     bank, hidden = random_bank(base), base.start(rows)
-    monkeypatch.setattr("s3t.model.fused._LONGEST", hidden.shape[1] - 1)
+    monkeypatch.setattr("s3t.model.fused.layer._LONGEST", hidden.shape[1] - 1)
     features, _ = slopes(base, bank, hidden, rows.mask)
     with own_code(base):
         assert torch.equal(features, slopes(base, bank, hidden, rows.mask)[0])

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Generator, Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from s3t.model.lora import Bank, StackedLinear, Target, adapted, find_targets, wrap_targets
+from s3t.model.adapters.lora import Bank, StackedLinear, Target, adapted, find_targets, wrap_targets
 
 INPUTS, OUTPUTS, RANK, ALPHA = 12, 20, 3, 6.0
 PLACE = (0, "map")

@@ -11,8 +11,8 @@ import torch
 from peft import PeftModel
 
 from s3t.errors import InputError
-from s3t.model.lora import adapted
-from s3t.model.peft import (
+from s3t.model.adapters.lora import adapted
+from s3t.model.adapters.peft import (
     ADAPTER_CONFIG,
     adapter_config,
     adapter_files,

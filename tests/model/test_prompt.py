@@ -13,11 +13,7 @@ import transformers as hf
 from torch import Tensor
 
 from s3t.errors import InputError
-from s3t.model.arithmetic import draws
-from s3t.model.base import Base
-from s3t.model.encode import Encoded
-from s3t.model.head import language_logits
-from s3t.model.prompt import (
+from s3t.model.adapters.prompt import (
     beside,
     check_room,
     features,
@@ -27,6 +23,10 @@ from s3t.model.prompt import (
     stacked,
     states,
 )
+from s3t.model.base import Base
+from s3t.model.determinism import draws
+from s3t.model.head import language_logits
+from s3t.model.inputs.encoders import Encoded
 from tests.tiny import (
     LENGTH,
     from_config,

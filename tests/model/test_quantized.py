@@ -18,8 +18,8 @@ from s3t.model.made import byte_tokenizer
 from s3t.model.quantized import QuantizedLinear
 from s3t.run import RunDir
 from s3t.service import S3T
-from s3t.training.retraining import retrain
-from s3t.training.walk import train
+from s3t.training.retrain import retrain
+from s3t.training.work.train import train
 from tests.model.test_base import parts
 from tests.model.test_loading import config
 from tests.small_runs import Make, saved, small_configs

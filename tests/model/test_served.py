@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from s3t.model import base as module
+from s3t.model.adapters.lora import Bank, adapted
 from s3t.model.base import Base
-from s3t.model.lora import Bank, adapted
 from tests.tiny import random_adapter, tiny_base, tiny_rows
 
 SLOTS = 3

@@ -19,8 +19,8 @@ from typing import Any
 
 from s3t import S3T
 from s3t.ledger import Outbox
-from s3t.server.callbacks import Callbacks
-from s3t.server.jobs import JobQueue
+from s3t.server.deletions.callbacks import Callbacks
+from s3t.server.deletions.jobs import JobQueue
 from tests.server.asked import asked
 
 MANY = [f"s{person:02d}{number}" for person in range(2, 5) for number in range(3)]

@@ -13,9 +13,9 @@ import pytest
 from fastapi.routing import APIRoute
 
 from s3t.run import RunDir
-from s3t.server import tokens
-from s3t.server.access import Guarded, Needs
-from s3t.server.tokens import ROLES, TokenFile
+from s3t.server.security import tokens
+from s3t.server.security.access import Guarded, Needs
+from s3t.server.security.tokens import ROLES, TokenFile
 from tests.server.asked import Asked, asked
 
 pytestmark = pytest.mark.slow
@@ -227,8 +227,8 @@ def test_a_route_of_another_class_is_judged_all_the_same(site: Asked) -> None:
     from fastapi import FastAPI
     from starlette.testclient import TestClient
 
-    from s3t.server.access import needs
-    from s3t.server.problems import handle_problems
+    from s3t.server.http.problems import handle_problems
+    from s3t.server.security.access import needs
 
     app = FastAPI()
     app.state.service = site.service
@@ -247,9 +247,9 @@ def test_a_route_of_another_class_is_judged_all_the_same(site: Asked) -> None:
 
 
 def test_routes_that_need_a_role_judge_before_they_read(site: Asked) -> None:
-    from s3t.server import audits, deletions, repairs
+    from s3t.server.routes import deletions, repair, status
 
-    for router in (audits.router, deletions.router, repairs.router):
+    for router in (status.router, deletions.router, repair.router):
         routes = [route for route in router.routes if isinstance(route, APIRoute)]
         assert routes
         for route in routes:

@@ -12,9 +12,9 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from s3t.errors import ExhaustedError, InputError
-from s3t.server.batching import Batcher
+from s3t.server.http.problems import Problem
 from s3t.server.metrics import Metrics
-from s3t.server.problems import Problem
+from s3t.server.work.batcher import Batcher
 from tests.server.fake import Gate, Model, config
 
 

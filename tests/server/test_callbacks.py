@@ -24,10 +24,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
 
 from s3t.errors import UnavailableError
-from s3t.ledger import Ledger, Outbox, Signer, chain, host_claim
-from s3t.server import callbacks, worker
-from s3t.server.callbacks import Callbacks, Hosts, Seal, Target
-from s3t.server.problems import Problem
+from s3t.ledger import Ledger, Outbox, Signer, host_claim
+from s3t.ledger.log import chain
+from s3t.server import worker
+from s3t.server.deletions import callbacks
+from s3t.server.deletions.callbacks import Callbacks, Hosts, Seal, Target
+from s3t.server.http.problems import Problem
 
 TOLD = {"subject_request_id": "r1", "request_status": "completed"}
 

@@ -24,7 +24,7 @@ import pytest
 
 from s3t.cli.output import write
 from s3t.errors import IntegrityError, S3TError, UnavailableError, unavailable
-from s3t.ledger import backend
+from s3t.ledger.database import backend
 from s3t.run import RunDir
 from s3t.server.logs import Causes
 from s3t.store.depot import Depot

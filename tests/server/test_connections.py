@@ -21,8 +21,8 @@ from pydantic import ValidationError
 
 from s3t.errors import InputError
 from s3t.run import RunDir
-from s3t.server import running
-from s3t.server.connections import Connections
+from s3t.server import process as running
+from s3t.server.http.connections import Connections
 from s3t.server.metrics import Metrics
 from tests.conftest import ROOT
 from tests.server.fake import Gate, Model, config

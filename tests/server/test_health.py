@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 
 from s3t.errors import UnavailableError
 from s3t.server.app import create_app
-from s3t.server.state import Service
-from s3t.server.tokens import TokenFile
+from s3t.server.model import Service
+from s3t.server.security.tokens import TokenFile
 from tests.server.fake import URL, Gate, Model, config, served
 from tests.server.test_predictions import predict, refused
 
@@ -90,7 +90,7 @@ def test_metrics_are_told_while_the_records_cannot_be_reached(
 def test_metrics_do_not_wait_for_a_ledger_that_hangs(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("s3t.server.health._PATIENCE", 0.1)
+    monkeypatch.setattr("s3t.server.routes.health._PATIENCE", 0.1)
     hangs = Gate()
     monkeypatch.setattr(model, "picture", hangs)
     with served(model) as client:

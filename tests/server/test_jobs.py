@@ -12,9 +12,10 @@ import pytest
 
 from s3t.errors import RequestConflictError, S3TError, UnavailableError, UnknownSampleError
 from s3t.ledger import Ledger, Outbox, job_claim
-from s3t.server import jobs, worker
-from s3t.server.jobs import JobQueue
-from s3t.server.problems import Problem
+from s3t.server import worker
+from s3t.server.deletions import jobs
+from s3t.server.deletions.jobs import JobQueue
+from s3t.server.http.problems import Problem
 
 IDS = [f"secret-{number}" for number in range(30)]
 URL = "https://a.example/"

@@ -15,8 +15,8 @@ import pytest
 import uvicorn
 
 from s3t.server.app import create_app
-from s3t.server.connections import Connections
-from s3t.server.line import HEAD_BYTES, line_of
+from s3t.server.http.connection import HEAD_BYTES, line_of
+from s3t.server.http.connections import Connections
 from tests.server.fake import Gate, Model, config
 
 BODY = b'{"rows": ["a"]}'
@@ -201,7 +201,7 @@ def test_rows_of_a_client_that_hangs_up_are_not_computed(model: Model) -> None:
 def test_a_client_that_takes_nothing_is_cut_off_and_holds_up_nobody(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("s3t.server.answers.SECONDS", 0.3)
+    monkeypatch.setattr("s3t.server.http.held_response.SECONDS", 0.3)
     large = json.dumps({"rows": ["a"] * 200}).encode()
     letting_go = threading.Event()
 
@@ -234,7 +234,7 @@ def test_a_client_that_takes_nothing_is_cut_off_and_holds_up_nobody(
 
 def test_cutting_twice_is_harmless() -> None:
     async def twice() -> None:
-        from s3t.server.answers import cut
+        from s3t.server.http.held_response import cut
 
         await cut({"type": "http"})
         await cut({"type": "http", "extensions": {}})

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from s3t import S3T
-from s3t.server.tokens import ROLES, TokenFile
+from s3t.server.security.tokens import ROLES, TokenFile
 from tests.server.test_access import OPEN, ROUTES
 from tests.server.test_deletions import Wrapped
 

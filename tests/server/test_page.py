@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from s3t import S3T
-from s3t.report import page_files
 from s3t.run import RunDir
+from s3t.server.report import page_files
 from tests.browser import PHONE, Tab, chromium, expected_grid, expected_tree, tab
 from tests.conftest import Run
 

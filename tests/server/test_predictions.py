@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from s3t import S3T
 from s3t.errors import ExhaustedError, IntegrityError, UnavailableError
-from s3t.server.problems import CODES, MEDIA_TYPE
+from s3t.server.http.problems import CODES, MEDIA_TYPE
 from tests.server.fake import Model, served
 
 IMAGES = "image-classification"

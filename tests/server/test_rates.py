@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from s3t.server import rates
-from s3t.server.rates import Buckets, Refusals, network
+from s3t.server.security import rates
+from s3t.server.security.rates import Buckets, Refusals, network
 
 
 class Clock:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from s3t.run import RunDir
-from s3t.server.tokens import TokenFile
+from s3t.server.security.tokens import TokenFile
 from tests.conftest import ROOT, Run
 
 ROWS = json.dumps({"rows": ["what a day"]})

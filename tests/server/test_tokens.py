@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from s3t.errors import InputError, UnavailableError
-from s3t.server import tokens
-from s3t.server.tokens import ROLES, TokenFile
+from s3t.server.security import tokens
+from s3t.server.security.tokens import ROLES, TokenFile
 
 
 @pytest.fixture

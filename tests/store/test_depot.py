@@ -14,11 +14,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from s3t.audit.audit import audit
 from s3t.errors import UnavailableError
-from s3t.purging import purge
 from s3t.run import RunDir
+from s3t.run.purge import purge
 from s3t.store import Depot, NodeStore
 from s3t.store.nodes import STALE
-from s3t.training.walk import train
+from s3t.training.work.train import train
 from tests.small_nodes import META, OTHER, TENSORS
 from tests.small_runs import dead_keys, forget, small_configs
 

@@ -14,10 +14,10 @@ from s3t.config import Config, anchored, load_config
 from s3t.errors import ConfigError, DamagedNodeError, InputError, IntegrityError
 from s3t.run import RunDir
 from s3t.service import S3T
-from s3t.training.preparation import open_material, prepare
-from s3t.training.retraining import retrain
-from s3t.training.walk import train
-from s3t.training.workshop import Workshop
+from s3t.training.prepare.prepare import open_material, prepare
+from s3t.training.retrain import retrain
+from s3t.training.work.train import train
+from s3t.training.work.worker_state import Workshop
 from tests.small_runs import Make, dead_keys, forget, saved, small_configs
 
 TEXTS = [f"person {person} says {person}" for person in range(6)]

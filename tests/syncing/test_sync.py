@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from s3t.errors import InputError, UnavailableError
+from s3t.export.sync import EngineError, Forgotten, Link, Sync, Synchroniser, Watching, connect
+from s3t.export.sync import http as link_module
 from s3t.run import RunDir
 from s3t.service import S3T
-from s3t.syncing import EngineError, Forgotten, Link, Sync, Synchroniser, Watching, connect
-from s3t.syncing import link as link_module
 from tests.conftest import Run
 from tests.exporting.deletions import emptied, shortened
 from tests.syncing.stand_in import StandIn
@@ -492,13 +492,13 @@ def test_the_new_name_that_answers_as_the_dead_one_is_a_problem(
 def test_an_adapter_that_nothing_tells_apart_is_refused(
     service: S3T, vllm: StandIn, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from s3t.exporting.questions import choose, read_questions
+    from s3t.export.questions import choose, read_questions
 
     first, second = kept(service, vllm, out).sync().loaded
     found = read_questions(out / first)
     one = choose(found, {second: read_questions(out / second)})
     assert one.apart > 0.01 and len(one.prompts) == 8
-    monkeypatch.setattr("s3t.syncing.probing.read_questions", lambda _: found)
+    monkeypatch.setattr("s3t.export.sync.probing.read_questions", lambda _: found)
     done = kept(service, vllm, out).sync()
     assert done.exit_code == 1 and f"no probe tells {first} from {second}" in done.problems[0]
 

@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.vllm_server import VllmServer, find_vllm
 from s3t.config import Config
+from s3t.export.sync import Forgotten
 from s3t.service import S3T
-from s3t.syncing import Forgotten
 from tests.exporting.deletions import shortened
 from tests.language_run import language_config
 
@@ -22,7 +22,7 @@ def test_a_dead_adapter_is_forgotten_after_its_last_answer(tmp_path: Path) -> No
     program = find_vllm()
     if program is None:
         pytest.skip("there is no vllm here: name its program in S3T_VLLM")
-    from s3t.training.walk import train
+    from s3t.training.work.train import train
 
     make = {"hidden": 128, "layers": 3, "heads": 2, "init_scale": 3}  # heads as vLLM takes them
     document = language_config(tmp_path, make=make).model_dump(mode="json", exclude_unset=True)

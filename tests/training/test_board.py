@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3t.plan.trie import Forest, Node, prefixes
-from s3t.training.board import Board
+from s3t.training.work.ready_nodes import Board
 from s3t.types import NodeKey
 
 

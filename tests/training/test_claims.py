@@ -14,8 +14,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from s3t.errors import S3TError
 from s3t.store import Depot
-from s3t.training.claims import Alone, Leases
-from s3t.training.place import MACHINE, MACHINES, Place, by_itself
+from s3t.training.rank import MACHINE, MACHINES, Place, by_itself
+from s3t.training.work.claims import Alone, Leases
 from s3t.types import NodeKey
 
 A, B, C = (NodeKey(name) for name in "abc")

@@ -14,9 +14,9 @@ from s3t.model.base import Base
 from s3t.model.made import byte_tokenizer
 from s3t.run import RunDir
 from s3t.service import S3T
-from s3t.training.retraining import retrain
-from s3t.training.stage import Trained
-from s3t.training.walk import train
+from s3t.training.node.trainer import Trained
+from s3t.training.retrain import retrain
+from s3t.training.work.train import train
 from tests.small_runs import Make
 from tests.tiny import DECODERS, LENGTH, from_config, tiny_group, tiny_model, tiny_trainer
 

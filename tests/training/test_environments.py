@@ -22,16 +22,16 @@ import torch
 from s3t.audit.audit import audit
 from s3t.config import Config, load_config
 from s3t.errors import ConfigError, IntegrityError, S3TError
-from s3t.pinned import arithmetic_here, pinned_environment, switches
 from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.store import tensors_digest
+from s3t.system.pinned import arithmetic_here, pinned_environment, switches
 from s3t.training.environment import environment_of
-from s3t.training.preparation import open_material
-from s3t.training.preview import preview
-from s3t.training.retraining import from_scratch, retrain
-from s3t.training.walk import train
-from s3t.training.workshop import Workshop
+from s3t.training.prepare.prepare import open_material
+from s3t.training.prepare.preview import preview
+from s3t.training.retrain import from_scratch, retrain
+from s3t.training.work.train import train
+from s3t.training.work.worker_state import Workshop
 from s3t.types import digest
 from tests.small_runs import (
     Make,
@@ -96,17 +96,17 @@ def test_the_tests_themselves_are_pinned() -> None:
 
 def test_importing_it_loads_nothing_and_what_the_user_has_set_stays() -> None:
     show = "; print(pin('native'), os.environ['MKL_CBWR'], 'torch' in sys.modules)"
-    code = "import os, sys; from s3t.pinned import pin" + show
+    code = "import os, sys; from s3t.system.pinned import pin" + show
     assert python(code) == "True AUTO,STRICT False"
     assert python(code, **COMPATIBLE) == "True COMPATIBLE False"
     assert python(code, MKL_CBWR="AVX2") == "True AVX2,STRICT False", "its branch, made strict"
-    late = "import os, sys, torch; from s3t.pinned import pin; print(pin('native'))"
+    late = "import os, sys, torch; from s3t.system.pinned import pin; print(pin('native'))"
     assert python(late) == "False", "torch has read its switches"
 
 
 def test_a_process_is_pinned_once_and_portable_overrides_every_switch() -> None:
     code = (
-        "import json, os; from s3t.pinned import *\n"
+        "import json, os; from s3t.system.pinned import *\n"
         "first = pin('portable'); print(json.dumps([first, pin('native'), switches()]))"
     )
     said = json.loads(
@@ -152,11 +152,11 @@ import json, torch
 from s3t.audit.audit import audit
 from s3t.config import load_config
 from s3t.errors import InputError
-from s3t.pinned import arithmetic_here
+from s3t.system.pinned import arithmetic_here
 from s3t.run import RunDir
-from s3t.training.retraining import from_scratch, retrain
-from s3t.training.walk import train
-from s3t.training.workshop import Workshop
+from s3t.training.retrain import from_scratch, retrain
+from s3t.training.work.train import train
+from s3t.training.work.worker_state import Workshop
 from s3t.types import digest
 
 config = load_config({path!r})
@@ -300,9 +300,9 @@ def test_a_node_over_a_parent_of_another_environment_is_compared_and_judged(
     s3t("train", saved(config, tmp_path), **COMPATIBLE)
     over = [n.key for n in run.plan().forest if n.parent is not None]
     code = (
-        "from s3t.pinned import pin; pin('native')\n"
+        "from s3t.system.pinned import pin; pin('native')\n"
         "from s3t.audit.audit import audit; from s3t.run import RunDir\n"
-        "from s3t.training.retraining import retrain\n"
+        "from s3t.training.retrain import retrain\n"
         f"run = RunDir({str(run.root)!r})\n"
         f"found = retrain(run, {over!r}, __import__('pathlib').Path({str(tmp_path / 'again')!r}))\n"
         "print(len(found), all(found.values()), audit(run.root, from_scratch=True)['E3'])"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from s3t.errors import InputError
-from s3t.training.launching import launch_command
-from s3t.training.place import MACHINE, MACHINES
+from s3t.training.rank import MACHINE, MACHINES
+from s3t.training.work.launch import launch_command
 
 TWO = "--num_machines 2 --machine_rank 1 --main_process_ip 10.0.0.1 --main_process_port=29500"
 

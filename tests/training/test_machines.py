@@ -27,11 +27,11 @@ from s3t.errors import InputError, IntegrityError, S3TError
 from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.store import NodeStore
-from s3t.training.place import MACHINE, MACHINES
-from s3t.training.preparation import open_material
-from s3t.training.renewal import Renewal
-from s3t.training.walk import train
-from s3t.training.workshop import Workshop
+from s3t.training.prepare.prepare import open_material
+from s3t.training.prepare.replan import Renewal
+from s3t.training.rank import MACHINE, MACHINES
+from s3t.training.work.train import train
+from s3t.training.work.worker_state import Workshop
 from s3t.types import digest
 from tests.small_runs import Make, forget, nodes, saved, start, wait_until
 

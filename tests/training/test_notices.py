@@ -19,15 +19,15 @@ from fsspec.implementations.memory import MemoryFileSystem
 from s3t.audit.audit import audit
 from s3t.config import Config
 from s3t.errors import InputError, IntegrityError, UnavailableError
-from s3t.purging import purge
 from s3t.run import RunDir
+from s3t.run.purge import purge
 from s3t.service import S3T
 from s3t.store import Depot
-from s3t.training.claims import Leases
-from s3t.training.place import MACHINE, MACHINES, Place
-from s3t.training.preparation import open_material
-from s3t.training.walk import train
-from s3t.training.workshop import Workshop
+from s3t.training.prepare.prepare import open_material
+from s3t.training.rank import MACHINE, MACHINES, Place
+from s3t.training.work.claims import Leases
+from s3t.training.work.train import train
+from s3t.training.work.worker_state import Workshop
 from tests.conftest import Run
 from tests.small_runs import Make, dead_keys, forget, small_configs
 
@@ -85,7 +85,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Cut:
 
     @contextmanager
     def broken() -> Iterator[None]:
-        monkeypatch.setattr("s3t.forgetting._PATIENCE", 0.0)
+        monkeypatch.setattr("s3t.run.deletion._PATIENCE", 0.0)
         with monkeypatch.context() as context:
             context.setattr(MemoryFileSystem, "pipe_file", refused)
             yield

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from s3t.model.encode import Encoded
-from s3t.model.lora import Bank, adapted
-from s3t.training.material import Batches, LabelledSet
-from s3t.training.objective import Objective
-from s3t.training.stage import StageTrainer, Trained
+from s3t.model.adapters.lora import Bank, adapted
+from s3t.model.inputs.encoders import Encoded
+from s3t.training.node.objective import Objective
+from s3t.training.node.rows import Batches, LabelledSet
+from s3t.training.node.trainer import StageTrainer, Trained
 from tests.tiny import (
     DECODERS,
     bank_of,

@@ -18,11 +18,11 @@ import torch
 from s3t.config import Config, load_config
 from s3t.errors import ConfigError, InputError
 from s3t.run import RunDir
-from s3t.training.peers import InTurn
-from s3t.training.place import Place
-from s3t.training.retraining import from_scratch, retrain
-from s3t.training.stage import StageTrainer, Trained
-from s3t.training.walk import train
+from s3t.training.node.process_group import InTurn
+from s3t.training.node.trainer import StageTrainer, Trained
+from s3t.training.rank import Place
+from s3t.training.retrain import from_scratch, retrain
+from s3t.training.work.train import train
 from s3t.types import Share
 from tests.small_runs import Make, children, forget, nodes, saved, start, wait_until
 from tests.tiny import tiny_group, tiny_trainer
@@ -239,8 +239,8 @@ MEETING = """
 import sys, torch
 import torch.distributed as dist
 from s3t.errors import IntegrityError
-from s3t.training.peers import Group, depart
-from s3t.training.place import Place
+from s3t.training.node.process_group import Group, depart
+from s3t.training.rank import Place
 from s3t.types import digest
 from tests.tiny import tiny_base, tiny_rows
 

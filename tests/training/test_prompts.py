@@ -11,25 +11,25 @@ import torch
 from torch import Tensor
 
 from s3t.audit.audit import audit
-from s3t.clusters import Prototypes, clusters_of, pooled
 from s3t.config import Config, LoraConfig, PromptConfig, StageConfig, load_config
-from s3t.ensemble import Ensemble, Member
 from s3t.errors import ConfigError, IntegrityError
-from s3t.model.arithmetic import rounds_alike
+from s3t.model.adapters.prompt import features, prompt_name, prompts_of, states
 from s3t.model.base import Base
-from s3t.model.encode import Encoded
+from s3t.model.determinism import rounds_alike
 from s3t.model.head import classify, language_logits
+from s3t.model.inputs.encoders import Encoded
 from s3t.model.loading import load_model, save_model
-from s3t.model.prompt import features, prompt_name, prompts_of, states
+from s3t.model.prototypes import Prototypes, clusters_of, pooled
 from s3t.run import RunDir
 from s3t.service import S3T
-from s3t.training.preparation import open_material
-from s3t.training.recipe import blocks_of, recipe_of, stage_bytes
-from s3t.training.renewal import Renewal
-from s3t.training.retraining import from_scratch
-from s3t.training.stage import Assignment, StageTrainer, Trained
-from s3t.training.walk import train
-from s3t.training.workshop import Workshop
+from s3t.serving.ensemble.ensemble import Ensemble, Member
+from s3t.training.node.trainer import Assignment, StageTrainer, Trained
+from s3t.training.prepare.prepare import open_material
+from s3t.training.prepare.recipe import blocks_of, recipe_of, stage_bytes
+from s3t.training.prepare.replan import Renewal
+from s3t.training.retrain import from_scratch
+from s3t.training.work.train import train
+from s3t.training.work.worker_state import Workshop
 from tests.small_runs import Make, dead_keys, nodes
 from tests.tiny import (
     CLASSES,

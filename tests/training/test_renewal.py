@@ -15,12 +15,12 @@ from s3t.errors import InputError, S3TError
 from s3t.ledger import Ledger, Witnessed
 from s3t.ledger.planning import Planning
 from s3t.plan import Plan
-from s3t.purging import purge
 from s3t.run import RunDir
+from s3t.run.purge import purge
 from s3t.service import S3T
-from s3t.training.renewal import Renewal
-from s3t.training.retraining import from_scratch, retrain
-from s3t.training.walk import Report, train
+from s3t.training.prepare.replan import Renewal
+from s3t.training.retrain import from_scratch, retrain
+from s3t.training.work.train import Report, train
 from tests.small_runs import (
     Make,
     dead_keys,
@@ -179,7 +179,7 @@ def dead_of(service: S3T) -> set[str]:
 def test_a_deletion_while_it_is_repaired_is_kept_out(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from s3t.training import walk
+    from s3t.training.work import train as walk
 
     config = make()
     train(config)
@@ -240,7 +240,7 @@ def test_between_any_two_steps_of_a_new_plan_the_run_is_whole(
 
     with monkeypatch.context() as patched:
         if step == "settle":
-            patched.setattr("s3t.training.renewal.put_in_force", put_in_force_and_die)
+            patched.setattr("s3t.training.prepare.replan.put_in_force", put_in_force_and_die)
         else:
             patched.setattr(Planning, step, die)
         with pytest.raises(S3TError, match="killed"):
@@ -331,7 +331,7 @@ def test_changed_rows_are_no_addition(make: Make, tmp_path: Path) -> None:
 def test_until_it_is_trained_the_run_serves_what_it_did(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from s3t.training import walk
+    from s3t.training.work import train as walk
 
     config = make()
     train(config)

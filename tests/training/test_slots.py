@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from s3t.config import StageConfig
-from s3t.training.slots import Slots, learning_rate
+from s3t.training.node.optimizer import Slots, learning_rate
 
 CPU = torch.device("cpu")
 STEPS = 12

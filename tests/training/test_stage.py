@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from s3t.errors import IntegrityError, S3TError
-from s3t.model.arithmetic import rounds_alike
-from s3t.model.peft import from_peft, to_peft
-from s3t.training.material import Batches, LabelledSet
-from s3t.training.objective import Pass
-from s3t.training.slots import learning_rate
-from s3t.training.stage import Assignment, StageTrainer, Trained, _Run
+from s3t.model.adapters.peft import from_peft, to_peft
+from s3t.model.determinism import rounds_alike
+from s3t.training.node.objective import Pass
+from s3t.training.node.optimizer import learning_rate
+from s3t.training.node.rows import Batches, LabelledSet
+from s3t.training.node.trainer import Assignment, StageTrainer, Trained, _Run
 from tests.tiny import (
     FAMILIES,
     inputs_of,

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from s3t.errors import S3TError
 from s3t.model.base import Base
-from s3t.training import shelf as shelves
-from s3t.training.shelf import Shelf
-from s3t.training.trunk import Trunk
+from s3t.training.node import shared_cache as shelves
+from s3t.training.node.shared_cache import Shelf
+from s3t.training.node.trunk_cache import Trunk
 from s3t.types import Digest, digest
 from tests.tiny import (
     ENCODERS,

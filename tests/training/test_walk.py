@@ -15,12 +15,12 @@ from s3t.config import Config
 from s3t.errors import ConfigError, DamagedNodeError, DataError, InputError, S3TError
 from s3t.run import RunDir
 from s3t.service import S3T
-from s3t.training.draft import draft
-from s3t.training.preparation import open_material
-from s3t.training.preview import preview
-from s3t.training.retraining import retrain
-from s3t.training.walk import train
-from s3t.training.workshop import Workshop
+from s3t.training.prepare.checks import draft
+from s3t.training.prepare.prepare import open_material
+from s3t.training.prepare.preview import preview
+from s3t.training.retrain import retrain
+from s3t.training.work.train import train
+from s3t.training.work.worker_state import Workshop
 from s3t.types import NodeKey
 from tests.small_runs import (
     Make,
@@ -507,7 +507,7 @@ def test_the_nodes_of_a_worker_that_dies_are_taken_up(make: Make, tmp_path: Path
     whole, config = make("whole", stage=stage), make("hit", stage=stage, training={"workers": 2})
     process, store = start("train", saved(config, tmp_path)), RunDir(config.run_dir).store
     wait_until(lambda: bool(store.keys()), process)  # both are at work
-    workers = children(process.pid, b"s3t.training.worker")
+    workers = children(process.pid, b"s3t.training.work.worker")
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
     out, err = process.communicate(timeout=120)
@@ -525,7 +525,7 @@ def test_when_all_workers_die_there_is_one_error_with_the_next_step(
     config = make(stage={"epochs": 400, "learning_rate": 1e-4}, training={"workers": 2})
     process = start("train", saved(config, tmp_path))
     wait_until(RunDir(config.run_dir).plan_path.exists, process)
-    for worker in children(process.pid, b"s3t.training.worker"):
+    for worker in children(process.pid, b"s3t.training.work.worker"):
         os.kill(worker, signal.SIGKILL)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1

@@ -1,0 +1,198 @@
+"""Claim ``receipts``: each receipt is of a deletion that is in force, and says what it did.
+
+    receipt n ◄──► row of requests            names, number, view, time
+        │     ◄──► rows of deleted samples    as many, with these keyed hashes; in these slots
+        └─────◄──► replay over the plan       what died, what serves before and after
+
+Only receipts of the plan in force are replayed: older plans are not kept. A node that was not there
+when a receipt was made was not switched off by it; that is told from one left out of the receipt
+only after a training of the plan has come to its end.
+
+Invariant: a replay starts from rows and plan, and takes nothing from the tables of hits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from s3t.audit.claim import Findings
+from s3t.audit.evidence import Case
+from s3t.audit.ledger_facts import Books, LogEntry
+from s3t.plan import Plan, expected_deletions
+from s3t.plan.schedule import Schedule
+from s3t.types import Slot
+
+__all__ = ["judge_receipts"]
+
+_RESTORE = "restore the ledger from a copy"
+
+
+def judge_receipts(case: Case, found: Findings) -> None:
+    """Judge it."""
+    books = case.books
+    entries = list(books.of_kind("deletion"))
+    with found.part():
+        _requests(books, entries, found)
+    with found.part():
+        _samples(books, entries, found)
+    found.checked(
+        f"{len(entries)} receipts of {sum(len(e.body['deleted']) for e in entries)} samples"
+    )
+    with found.part():
+        plan, row = case.plan, books.plan
+        if row is not None:
+            replayed = _Replay(books, plan, row.view, row.generation).judge(found)
+            older = len(entries) - replayed
+            found.checked(
+                f"{replayed} replayed"
+                + (f", {older} of older plans, which are not kept" if older else "")
+            )
+
+
+def _requests(books: Books, entries: list[LogEntry], found: Findings) -> None:
+    by_number = {row.number: row for row in books.requests.values()}
+    wrong = []
+    for entry in entries:
+        body, row = entry.body, by_number.pop(entry.number, None)
+        name = f"request {body['request_id']!r} (entry {entry.number} of the log)"
+        if row is None:
+            wrong.append(f"{name} is not in the table requests: {_RESTORE}")
+        elif (row.request_id, row.view, row.created_at) != (
+            body["request_id"],
+            body["view"],
+            entry.at,
+        ):
+            wrong.append(f"{name} is another one in the table requests: {_RESTORE}")
+        elif body["created_at"] != entry.at:
+            wrong.append(f"{name} says another moment than the log: {_RESTORE}")
+        elif bool(row.persons) != bool(body["deleted"]):
+            wrong.append(f"{name} deleted {len(body['deleted'])} samples of {row.persons} persons")
+    for number, row in sorted(by_number.items()):
+        wrong.append(
+            f"request {row.request_id!r} has no receipt, entry {number} of the log is none: "
+            f"{_RESTORE}"
+        )
+    found.each(wrong, "requests")
+
+
+def _samples(books: Books, entries: list[LogEntry], found: Findings) -> None:
+    """Receipts and the rows of deleted samples."""
+    number_of = {name: e.number for e in entries for name in e.body["deleted"]}
+    found.each(
+        [
+            f"a sample of shard {shard} slice {part} stands as not deleted, and entry "
+            f"{number_of[name]} of the log deletes it (keyed hash {name}): {_RESTORE}, and serve "
+            "nothing of it until then"
+            for name, (shard, part) in books.restored
+        ],
+        "samples",
+    )
+    found.each(
+        [
+            f"a sample of shard {shard} slice {part} is marked as deleted at view {view}, and no "
+            f"receipt of that view names it: {_RESTORE}"
+            for (shard, part), view in books.unreceipted
+        ],
+        "samples",
+    )
+    wrong = []
+    for entry in entries:
+        told, names = books.told[entry.body["view"]], entry.body["deleted"]
+        back = sum(name in names for name, _ in books.restored)
+        if names and told + back != len(names):
+            wrong.append(
+                f"entry {entry.number} of the log deleted {len(names)} samples, and the ledger "
+                f"has {told} deleted at view {entry.body['view']}: rows were removed or put in; "
+                f"{_RESTORE}"
+            )
+    views = {entry.body["view"] for entry in entries if entry.body["deleted"]}
+    wrong += [
+        f"{count} samples are deleted at view {view}, of which the log has no receipt: {_RESTORE}"
+        for view, count in sorted(books.told.items())
+        if view not in views
+    ]
+    found.each(wrong, "receipts")
+
+
+class _Replay:
+    """The deletions since a plan was in force, once more, over that plan."""
+
+    def __init__(self, books: Books, plan: Plan, view: int, generation: int) -> None:
+        self.books, self.plan, self._generation = books, plan, generation
+        keys = {node.key for node in plan.forest}
+        self._schedule = Schedule(plan.forest, plan.shards, keys, {})
+        self._complete = False
+        """Whether a training of this plan had come to its end, so all living nodes were there."""
+        self._applied = view
+
+    def judge(self, found: Findings) -> int:
+        """Judge the receipts that were made while the plan was in force; returns how many."""
+        wrong: list[str] = []
+        count, before, newest = 0, "", 0
+        for entry in self.books.log:
+            if entry.kind == "plan":
+                newest = entry.body["generation"]
+            elif entry.kind == "nodes":  # of a training, or of the purge just before it
+                self._complete |= newest == self._generation and before != "purge"
+            elif entry.kind == "deletion" and entry.body.get("generation") == self._generation:
+                count += 1
+                name = f"receipt {entry.body['request_id']!r} (entry {entry.number} of the log)"
+                wrong += [f"{name} {problem}: {_RESTORE}" for problem in self._receipt(entry)]
+            before = entry.kind
+        found.each(wrong, "problems of receipts")
+        return count
+
+    def _receipt(self, entry: LogEntry) -> Iterator[str]:
+        body, schedule = entry.body, self._schedule
+        self._catch_up(body["view"] - bool(body["deleted"]))
+        struck = self.books.struck.get(body["view"], set()) if body["deleted"] else set()
+        places = [list(slot) for slot in sorted(struck)]
+        if places != body["slots"]:
+            yield f"names slots {body['slots']}, and its samples lie in {places}"
+        outcome = schedule.outcome(struck)
+        died, told = set(outcome.died), set(body["schedule"]["nodes_dead"])
+        for key in sorted(told - died):
+            yield f"says that node {key} died, which holds nothing that it deleted"
+        if self._complete:
+            for key in sorted(died - told):
+                yield f"leaves out node {key}, which holds a sample that it deleted"
+        before = {shard: schedule.alive(shard) for shard in range(self.plan.shards)}
+        schedule.apply(outcome)
+        self._applied = body["view"]
+        left = expected_deletions(self.plan.shards * self.plan.slices, schedule.first_slices_left)
+        if self._complete and body["schedule"]["expected_deletions_left"] != left:
+            yield f"says that {body['schedule']['expected_deletions_left']} deletions are left"
+        listed = [shard for shard, _, _ in body["schedule"]["prefixes"]]
+        if listed != list(range(self.plan.shards)):
+            yield f"tells prefixes of shards {listed}"
+            return
+        for shard, old, new in body["schedule"]["prefixes"]:
+            for word, prefix, alive in (
+                ("before", old, before[shard]),
+                ("after", new, schedule.alive(shard)),
+            ):
+                yield from self._prefix(shard, word, tuple(prefix), alive)
+
+    def _prefix(
+        self, shard: int, word: str, prefix: tuple[int, ...], alive: frozenset[str]
+    ) -> Iterator[str]:
+        """A prefix that a receipt tells is one that could serve and, once all are there, the
+        longest that could."""
+        nodes = [node for node in self.plan.forest.of_shard(shard) if node.key in alive]
+        longest = max((node.stage for node in nodes), default=0)
+        there = not prefix or any(node.prefix == prefix for node in nodes)
+        if not there:
+            yield f"says that shard {shard} served {list(prefix)} {word}, which could not serve"
+        elif self._complete and len(prefix) < longest:
+            yield (
+                f"says that shard {shard} served {list(prefix)} {word}, where {longest} slices "
+                "could serve"
+            )
+
+    def _catch_up(self, view: int) -> None:
+        """Apply what views up to this one have hit, also those of receipts of an older plan."""
+        slots: set[Slot] = set()
+        for at in range(self._applied + 1, view + 1):
+            slots |= self.books.struck.get(at, set())
+        self._schedule.apply(self._schedule.outcome(slots))
+        self._applied = max(self._applied, view)

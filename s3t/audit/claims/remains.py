@@ -1,0 +1,226 @@
+"""Claim E7: nothing dead lies on disk.
+
+    living          a node of the plan in force or to come, none of its slices hit since
+    died since      waits for the next purge: pending
+    died before     a purge that is in the log: came back, or was never taken away: broken
+    anything else   no trainer told of it, no plan names it: broken
+
+Invariant: whether a node is dead is told from the rows of deleted samples, and what a purge has
+taken away from its entry in the log.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from contextlib import suppress
+from pathlib import Path
+
+from s3t.audit.claim import Findings
+from s3t.audit.claims.dead_nodes import PURGE, Fate
+from s3t.audit.claims.exports import judge_exports
+from s3t.audit.evidence import Case
+from s3t.audit.ledger_facts import Books
+from s3t.errors import DamagedNodeError, IntegrityError
+from s3t.plan import Plan
+from s3t.run.contents import half_written, strangers
+from s3t.store import MissingKeyError, open_ring
+from s3t.system.scratch import places, sweep
+
+__all__ = ["judge_remains"]
+
+
+def judge_remains(case: Case, found: Findings) -> None:
+    """Judge it."""
+    with found.part():
+        _nodes(case, found)
+    with found.part():
+        _store(case, found)
+    with found.part():
+        _copies(case, found)
+    with found.part():
+        judge_exports(case, found)
+    with found.part():
+        _data_keys(case, found)
+    with found.part():
+        _rows(case.books, found)
+    with found.part():
+        _jobs(case.books, found)
+    with found.part():
+        _leftovers(case, found)
+
+
+def _nodes(case: Case, found: Findings) -> None:
+    """No file of a node that neither plan needs."""
+    files = case.files
+    needed = {node.key for node in case.living} | case.wanted()
+    fate = Fate(case)
+    for key in sorted((files.there | files.copies) - needed):
+        what = "the copy of node" if key not in files.there else "node"
+        broken, why = fate.of(key)
+        if broken and key not in files.there and case.elsewhere:
+            found.pending(f"{what} {key} is of before another machine purged it: {PURGE}")
+            continue
+        (found.broken if broken else found.pending)(f"{what} {key} {why}")
+    found.checked(f"{len(files.there)} node files, {len(needed)} nodes needed")
+
+
+def _store(case: Case, found: Findings) -> None:
+    """The store knows of every deletion, and keeps no older version of a dead node."""
+    store = case.run.store
+    if store.depot is None or case.run.joined:
+        return
+    made = {view for view, slots in case.books.struck.items() if slots}
+    told = set(case.run.notices().views())
+    if strange := told - made - {0}:
+        found.broken(
+            f"{store.depot.url} was told of deletions at views {sorted(strange)} that the ledger "
+            "does not hold: it is an older copy, or another run's; restore the newest"
+        )
+    if untold := made - told:
+        found.pending(
+            f"{store.depot.url} was not told of the deletions at views {sorted(untold)}, so who "
+            "trains there may still build on them: run s3t status RUN, which tells it"
+        )
+    older, needed = store.versions(), {node.key for node in case.living} | case.wanted()
+    if older is None:
+        found.broken(
+            f"{store.depot.url} does not let us see older versions of its objects, which may be "
+            "dead nodes: allow s3:ListBucketVersions and s3:DeleteObjectVersion"
+        )
+        return
+    fate = Fate(case)
+    for key in sorted(older - needed - case.files.there):
+        broken, why = fate.of(key)
+        (found.broken if broken else found.pending)(f"an older version of node {key} {why}")
+    found.checked(f"the store knows of {len(told & made)} deletions, and keeps no dead versions")
+
+
+def _copies(case: Case, found: Findings) -> None:
+    """Copies on this machine are what lies at the URL."""
+    files = case.files
+    living = {node.key for node in case.living}
+    count = 0
+    for key in sorted(files.copies & living):
+        original = files.sound(key)
+        try:
+            same = original is None or files.copy(key).weights == original.weights
+            why = "is not what lies at store.url"
+        except DamagedNodeError:
+            same, why = False, "is damaged"
+        if not same:
+            found.broken(f"the copy of node {key} on this machine {why}: remove it")
+        count += same
+    if files.copies:
+        found.checked(f"{count} copies are what lies at store.url")
+
+
+def _data_keys(case: Case, found: Findings) -> None:
+    """Of sealed nodes that were purged no data key is left, so that backups forget them too."""
+    kept = case.config.store
+    if not kept.keys:
+        return
+    ring = open_ring(kept.keys, kept.url or str(case.run.root.absolute()), ())
+    purged = {key for entry in case.books.of_kind("purge") for key in entry.body["nodes"]}
+    gone = purged - {node.key for node in case.living} - case.wanted()
+    for key in sorted(gone):
+        with suppress(MissingKeyError):
+            ring.get(key)
+            found.broken(
+                f"key ring {kept.keys} still gives the data key of node {key}, which was purged: "
+                f"an old ring was put back; {PURGE} again"
+            )
+    found.checked(f"{len(gone)} data keys of purged nodes destroyed")
+
+
+def _rows(books: Books, found: Findings) -> None:
+    """Rows of deleted samples have made room for hashes."""
+    purges = [int(entry.body["view"]) for entry in books.of_kind("purge")]
+    last = max(purges, default=-1)
+    count = 0
+    for (shard, part), book in sorted(books.reckoned.items()):
+        for view, rows in sorted(book.marked.items()):
+            count += rows
+            name = f"{rows} rows of samples of shard {shard} slice {part} deleted at view {view}"
+            if view <= last:
+                found.broken(
+                    f"{name} are in the ledger after the purge of view {last}: {PURGE} again"
+                )
+            else:
+                found.pending(f"{name} await a purge: {PURGE}")
+    found.checked(f"{books.purged} samples are hashes, {count} deleted ones are rows")
+
+
+def _leftovers(case: Case, found: Findings) -> None:
+    """No cache, half-written file or stranger."""
+    run, store = case.run, case.run.store
+    training = _is_trained_now(run.root / ".training.lock")
+    left, _ = sweep(run.root, remove=False)
+    if left:
+        where = " or ".join(map(str, places(run.root)))
+        found.pending(f"{left} temporary runs or copies in {where}, of killed processes: {PURGE}")
+    if not training:
+        if run.trunk_path.exists():
+            count = sum(1 for path in run.trunk_path.rglob("hidden") if path.is_file())
+            found.pending(
+                f"{run.trunk_path} holds {count} files of hidden states of private rows, and "
+                f"nobody trains: a killed training left it; {PURGE}"
+            )
+        for path in [*half_written(run.root), *sorted(store.root.glob(".*.tmp"))]:
+            found.pending(f"{path} is half-written, by a process that was killed: {PURGE}")
+    for name in case.beside_ledger():
+        found.broken(f"the ledger's database holds {name}, which is no part of it: drop it")
+    for path in strangers(run.root, run.plans.others()):
+        found.broken(f"{path} is no part of a run, and may hold anything: move it away")
+    for stray in store.strays():
+        found.broken(f"{stray} lies among the nodes and is none: move it away")
+    with found.part():
+        _next_plans(case, found)
+    found.checked(
+        "a training is under way, so what it has in hand is left out"
+        if training
+        else "no hidden states, no half-written files, no strangers"
+    )
+
+
+def _jobs(books: Books, found: Findings) -> None:
+    """What was accepted names samples until it is done, and no longer."""
+    waiting = 0
+    for row in books.jobs:
+        names = f"the deletion {row.request_id!r}, accepted at {row.received},"
+        if row.cancelled is not None:
+            if (row.sample_ids, row.subjects) != ("[]", "[]"):
+                found.broken(f"{names} was cancelled, and still names samples: restore the ledger")
+            continue
+        waiting += 1
+        done = row.request_id in books.requests
+        found.pending(
+            f"{names} {'is done and' if done else 'is not done, and'} names samples in the ledger: "
+            f"{'s3t purge RUN takes them away' if done else 's3t serve RUN does it'}"
+        )
+    found.checked(f"{waiting} accepted deletions name samples until they are done")
+
+
+def _next_plans(case: Case, found: Findings) -> None:
+    known = {row.digest for row in (case.books.pending, case.books.plan) if row is not None}
+    for path in case.run.plans.others():
+        try:
+            digest = Plan.from_json(path.read_text(encoding="utf-8")).digest
+        except (IntegrityError, UnicodeDecodeError) as error:
+            found.broken(
+                f"{path} cannot be used ({error}): remove it, and run s3t repair RUN again"
+            )
+            continue
+        if digest not in known:
+            found.pending(f"{path} is no plan that the ledger names: run s3t repair RUN again")
+
+
+def _is_trained_now(lock: Path) -> bool:
+    """Whether another process holds the training lock; looks at it without taking it for long."""
+    if not lock.is_file():
+        return False
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False

@@ -1,0 +1,275 @@
+"""The endpoints by which engines load and unload adapters while they serve.
+
+                 vLLM                                           SGLang
+    list         GET  /v1/models                                the same
+    load         POST /v1/load_lora_adapter {lora_name,         POST /load_lora_adapter, the same
+                 lora_path}
+    unload       POST /v1/unload_lora_adapter {lora_name}       POST /unload_lora_adapter, the same
+    ask          POST /v1/completions {model: its name}         POST /generate {lora_path: its name}
+    under way    GET  /metrics                                  the same, if --enable-metrics
+
+Without a name both ask the base. vLLM loads and unloads only if VLLM_ALLOW_RUNTIME_LORA_UPDATING is
+set and one API server runs; SGLang needs --enable-lora, and for adapters it did not start with
+--max-lora-rank and --lora-target-modules. Both answer 400 for a name that is loaded already, vLLM
+404 and SGLang 400 for one that is not there. Unloading waits in SGLang until answers under way with
+the adapter have ended; vLLM lets them end later, those in its queue too.
+
+Invariants: what is loaded is what the engine lists; no answer to a load or an unload is believed
+without looking at the list. What is under way is looked up after the engine has answered for its
+base twice, in a row, since then: its metrics are of its last step, and a request that was accepted
+before may not have been counted yet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from s3t.errors import S3TError, UnavailableError
+from s3t.export import engine_named
+from s3t.export.sync.http import EngineError, Link, Reply
+from s3t.export.sync.metrics import Sample, read_metrics, seen_at_work, under_way, written_at
+
+__all__ = ["Answered", "Served", "ServingEngine", "connect"]
+
+Prompts = str | list[list[int]]
+"""One text, or token ids."""
+
+_REFUSED = (400, 404, 422)
+"""What engines answer for an adapter that they do not have; others say nothing of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The token that an engine took, and its log probability."""
+
+    token: int
+    log_probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model that an engine lists: its name, and the path that it says it is from, if any."""
+
+    name: str
+    root: str | None
+
+
+class _Dialect(Protocol):
+    """What differs between engines."""
+
+    prefix: str
+    hint: str
+    counts: Sequence[str]
+    visible: str
+    waits: bool
+
+    def question(self, name: str | None, prompts: Prompts) -> tuple[str, dict[str, Any]]:
+        """Route and body that ask an adapter, or the base, for one token after each prompt."""
+        ...
+
+    def answers(self, body: Any) -> list[Answered]:
+        """What the engine's answer says, prompt by prompt."""
+        ...
+
+
+class _Vllm:
+    prefix = "/v1"
+    counts: Sequence[str] = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+    visible = "start vLLM without --disable-log-stats"
+    waits = False
+    hint = (
+        "start one API server of vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+    )
+
+    def question(self, name: str | None, prompts: Prompts) -> tuple[str, dict[str, Any]]:
+        return "/v1/completions", {
+            **({} if name is None else {"model": name}),
+            "prompt": prompts,
+            "max_tokens": 1,
+            "temperature": 0,
+            "logprobs": 1,
+            "return_tokens_as_token_ids": True,
+        }
+
+    def answers(self, body: Any) -> list[Answered]:
+        choices = sorted(body["choices"], key=lambda one: int(one["index"]))
+        return [self._answer(one["logprobs"]) for one in choices]
+
+    def _answer(self, found: Any) -> Answered:
+        token = str(found["tokens"][0]).removeprefix("token_id:")
+        return Answered(int(token), float(found["token_logprobs"][0]))
+
+
+class _Sglang:
+    prefix = ""
+    counts: Sequence[str] = ("sglang:num_running_reqs", "sglang:num_queue_reqs")
+    visible = "start SGLang with --enable-metrics"
+    waits = True
+    hint = "start SGLang with --enable-lora, --max-lora-rank and --lora-target-modules"
+
+    def question(self, name: str | None, prompts: Prompts) -> tuple[str, dict[str, Any]]:
+        return "/generate", {
+            ("text" if isinstance(prompts, str) else "input_ids"): prompts,
+            **({} if name is None else {"lora_path": name}),
+            "sampling_params": {"temperature": 0, "max_new_tokens": 1},
+            "return_logprob": True,
+        }
+
+    def answers(self, body: Any) -> list[Answered]:
+        return [self._answer(one["meta_info"]["output_token_logprobs"][0]) for one in body]
+
+    def _answer(self, found: Any) -> Answered:
+        return Answered(int(found[1]), float(found[0]))
+
+
+_DIALECTS: dict[str, _Dialect] = {"vllm": _Vllm(), "sglang": _Sglang()}
+
+
+class ServingEngine:
+    """An engine that serves adapters.
+
+    Args:
+        target: ``vllm`` or ``sglang``.
+        link: to it.
+    """
+
+    def __init__(self, target: str, link: Link) -> None:
+        self.target, self.link = target, link
+        self._dialect = _DIALECTS[target]
+        self._written = 0.0
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return self.link.url
+
+    def served(self, until: float = math.inf) -> list[Served]:
+        """All that it lists.
+
+        Raises:
+            UnavailableError: it cannot be reached.
+            EngineError: it gives no list.
+        """
+        reply = self.link.get("/v1/models", until)
+        try:
+            if reply.status == 200:
+                return [Served(str(one["id"]), one.get("root")) for one in reply.body["data"]]
+        except (KeyError, TypeError, AttributeError):
+            pass
+        raise EngineError(f"{self.url} does not list its models", reply.status, reply.message)
+
+    def load(self, name: str, path: str) -> None:
+        """Have an adapter loaded; one that is loaded already stays so.
+
+        Raises:
+            UnavailableError: it cannot be reached.
+            EngineError: it refused, with its reason.
+        """
+        route = f"{self._dialect.prefix}/load_lora_adapter"
+        reply = self.link.post(route, {"lora_name": name, "lora_path": path})
+        if name not in {one.name for one in self.served()}:
+            raise self._refused(f"{name} was not loaded", reply)
+
+    def unload(self, name: str, until: float = math.inf) -> bool:
+        """Have an adapter unloaded; one that is not there is fine.
+
+        Args:
+            name: of the adapter.
+            until: when to give up (``time.monotonic``).
+
+        Returns:
+            whether the engine itself has waited for the answers that were under way with it.
+
+        Raises:
+            UnavailableError: it cannot be reached.
+            EngineError: it is still listed.
+        """
+        route = f"{self._dialect.prefix}/unload_lora_adapter"
+        reply = self.link.post(route, {"lora_name": name}, until)
+        if name in {one.name for one in self.served(until)}:
+            raise self._refused(f"{name} was not unloaded", reply)
+        return self._dialect.waits and reply.status == 200
+
+    def refuse(self, name: str, until: float = math.inf) -> None:
+        """See that an adapter is refused.
+
+        Raises:
+            UnavailableError: the engine cannot be reached.
+            S3TError: it has answered, or it is not clear why it has not.
+        """
+        reply = self.link.post(*self._dialect.question(name, [[1]]), until)
+        if reply.status == 200:
+            raise S3TError(f"{name} ANSWERS, though it is not listed")
+        if reply.status not in _REFUSED:
+            raise EngineError(f"{name} may still answer", reply.status, reply.message)
+
+    def under_way(self, names: Collection[str], until: float) -> set[str]:
+        """Those of some unloaded adapters with which answers still run or wait.
+
+        Raises:
+            UnavailableError: the engine cannot be reached, or does not answer in time.
+            S3TError: it does not tell.
+        """
+        try:
+            before = self._metrics(until)
+            written, self._written = self._written, written_at(before)
+            if self._written > written and seen_at_work(before, names) == {*names}:
+                return {*names}  # it is at them: to ask the base would wait behind all
+            for _ in range(2):  # the first may have passed one that was being taken in
+                route, body = self._dialect.question(None, ".")
+                reply = self.link.post(route, body, until)
+                if reply.status != 200:
+                    raise EngineError("its base does not answer", reply.status, reply.message)
+            return under_way(before, self._metrics(until), names, self._dialect.counts)
+        except UnavailableError:
+            raise
+        except S3TError as error:
+            raise S3TError(f"{error}: {self._dialect.visible}") from None
+
+    def ask(self, name: str | None, prompts: list[list[int]]) -> list[Answered]:
+        """The likeliest token after each of some prompts, under an adapter; None: the base alone.
+
+        Raises:
+            UnavailableError: it cannot be reached.
+            EngineError: it refused.
+            S3TError: its answer cannot be understood.
+        """
+        route, body = self._dialect.question(name, prompts)
+        reply, called = self.link.post(route, body), name or "the base"
+        if reply.status != 200:
+            raise EngineError(f"{called} does not answer", reply.status, reply.message)
+        try:
+            found = self._dialect.answers(reply.body)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            found = []
+        if len(found) != len(prompts) or not all(math.isfinite(x.log_probability) for x in found):
+            raise S3TError(
+                f"{called} answers without a token and its log probability for each prompt "
+                f"({reply.message}): is this {self.target}?"
+            )
+        return found
+
+    def _metrics(self, until: float) -> dict[str, list[Sample]]:
+        reply = self.link.get("/metrics", until)
+        if reply.status != 200 or not isinstance(reply.body, str):
+            raise EngineError("it has no /metrics", reply.status, reply.message)
+        return read_metrics(reply.body)
+
+    def _refused(self, what: str, reply: Reply) -> EngineError:
+        words = reply.message
+        if reply.status in (404, 405) and not reply.names_error:
+            words = f"{words}; it has no such route: {self._dialect.hint}"
+        return EngineError(what, reply.status, words)
+
+
+def connect(target: str, link: Link) -> ServingEngine:
+    """An engine.
+
+    Raises:
+        InputError: a target that is not known.
+    """
+    engine_named(target)
+    return ServingEngine(target, link)

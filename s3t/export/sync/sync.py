@@ -1,0 +1,435 @@
+"""An engine brought to what the run serves now. Forgetting comes first.
+
+    dead adapters     their folders go, they are unloaded, they must be refused, and nothing of them
+                      may run or wait: told one by one, even if all that follows fails
+    living ones       exported ─► loaded under new names ─► probed, at every sync
+    replaced ones     unloaded, if every new one answers; then their folders go
+
+Invariants: state is what the engine lists and what the run remembers of adapters that left, so a
+sync that was killed anywhere is finished by the next, and one of a finished state changes nothing.
+Dead is what holds a dead node, and what bears a name of this run and is not known. No other name is
+ever unloaded. An adapter is forgotten only when the engine was seen to have ended with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, NoReturn
+
+from s3t.errors import S3TError, UnavailableError
+from s3t.export import Export, Exporter, Wanted
+from s3t.export.sync.ending import Forgotten, end_with
+from s3t.export.sync.engine import Answered, Served, ServingEngine
+from s3t.export.sync.http import EngineError
+from s3t.export.sync.probing import Probing
+from s3t.run.deletion import Forgetting
+from s3t.run.purge import is_dead, kept_nodes
+from s3t.types import NodeKey
+
+__all__ = ["Sync", "Synchroniser", "Told", "Watching"]
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """A watch is in force: it has done a sync without a problem, and sees every change from now on.
+
+    Attributes:
+        target, url: of the engine.
+        view: of the ledger that the engine serves.
+        every: seconds between two looks at the engine.
+    """
+
+    target: str
+    url: str
+    view: int
+    every: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """What a sync did, or would do.
+
+    Attributes:
+        target, url: of the engine.
+        view: the ledger's view that it has been brought to; −1 if nothing could be exported.
+        forgotten: names that held dead nodes, and with which the engine has ended: unloaded,
+            refused, nothing under way; in a dry run those that it lists.
+        loaded: names loaded, and probed.
+        kept: names that were there already.
+        replaced: names unloaded since others have taken their place.
+        without: shards that have no prefix left.
+        difference: greatest difference of log probabilities that a probe has shown.
+        problems: what went wrong; empty if the engine serves what the run does.
+        exit_code: 0, or that of the first problem; 3 if no shard has a prefix left.
+        dry_run: whether nothing was done.
+        seconds: time it took.
+    """
+
+    target: str
+    url: str
+    view: int
+    forgotten: tuple[str, ...]
+    loaded: tuple[str, ...]
+    kept: tuple[str, ...]
+    replaced: tuple[str, ...]
+    without: tuple[int, ...]
+    difference: float
+    problems: tuple[str, ...]
+    exit_code: int
+    dry_run: bool
+    seconds: float
+
+    @property
+    def changed(self) -> bool:
+        """Whether it did anything."""
+        return bool(self.forgotten or self.loaded or self.replaced)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+_LOOK = 0.05
+"""Seconds between two looks at the ledger while an engine has not answered."""
+
+Told = Forgotten | Watching | Sync | S3TError
+"""What a watch tells of as it happens."""
+
+
+class Synchroniser:
+    """Keeps one engine to one run.
+
+    Args:
+        forgetting: the run.
+        exporter: of its adapters, to a folder that the engine can read.
+        engine: the engine.
+        wanted: what to export.
+        seen_at: the folder's path as the engine sees it; default: as it is here.
+    """
+
+    def __init__(
+        self,
+        forgetting: Forgetting,
+        exporter: Exporter,
+        engine: ServingEngine,
+        wanted: Wanted,
+        seen_at: str | None = None,
+    ) -> None:
+        self._forgetting, self._exporter, self._engine = forgetting, exporter, engine
+        self._wanted, self._seen_at = wanted, seen_at or str(exporter.folder.path)
+        self._latest: Export | None = None
+        self._probing = Probing(exporter.folder)
+
+    def sync(self, told: Callable[[Forgotten], None] = lambda _: None) -> Sync:
+        """Bring the engine to the run's present view.
+
+        Args:
+            told: gets each dead adapter as soon as the engine has ended with it, before anything
+                is loaded or probed.
+
+        Raises:
+            UnavailableError: the engine cannot be reached; the message tells what it may still
+                serve. All else that goes wrong is told in the answer.
+        """
+        round_ = _Round(time.perf_counter())
+        while True:
+            view = self._forgetting.ledger.view()
+            self._forget(round_, told, view)
+            if self._changed(view):
+                continue
+            export = self._export(round_)
+            try:
+                if export is not None and self._load(round_, export):
+                    self._replace(round_, export)
+            except _OvertakenError:
+                continue
+            if export is None or round_.problems:
+                return round_.report(self._engine, export)
+            if not self._changed(export.view):
+                return round_.report(self._engine, export)
+
+    def would(self) -> Sync:
+        """What ``sync`` would do now; nothing is changed, in the folder or in the engine.
+
+        Raises:
+            UnavailableError, S3TError: as ``sync``.
+        """
+        round_ = _Round(time.perf_counter())
+        listed, alive = self._ours(), self._alive()
+        view, names, without = self._exporter.planned(self._wanted)
+        round_.forgotten = [name for name in listed if not alive(name)]
+        round_.loaded = [name for name in names if name not in listed]
+        round_.kept = [name for name in names if name in listed]
+        gone = {*round_.forgotten, *names}  # a living name that was dropped is loaded again
+        round_.replaced = [name for name in listed if name not in gone]
+        return round_.report(self._engine, None, view, without, dry_run=True)
+
+    def watch(self, seconds: float, told: Callable[[Told], None]) -> NoReturn:
+        """Sync again at every change of the ledger, and every so many seconds; never ends.
+
+        Args:
+            seconds: between two looks at an engine that may have been started again.
+            told: gets each outcome, and before it what was forgotten; and once the watch is in
+                force, also after the ledger was away.
+        """
+        while True:
+            try:
+                with self._forgetting.ledger.watch() as watching:
+                    in_force = False
+                    while True:
+                        try:
+                            told(found := self.sync(told))
+                            if not in_force and not found.problems:
+                                engine, in_force = self._engine, True
+                                told(Watching(engine.target, engine.url, found.view, seconds))
+                        except S3TError as error:
+                            told(error)
+                        watching.wait(seconds)
+            except UnavailableError as error:  # the ledger is gone: look for it again
+                told(error)
+                time.sleep(seconds)
+
+    # ── the steps ────────────────────────────────────────────────────────────────────────────
+
+    def _forget(self, round_: _Round, told: Callable[[Forgotten], None], view: int) -> None:
+        """Have the engine end with what is dead, whatever else goes wrong.
+
+        Returns early if there is another view: what that kills must be unloaded first.
+        """
+        started = time.perf_counter()
+        folder, records, url = self._exporter.folder, self._exporter.records, self._engine.url
+        known, alive, left = self._known(), self._alive(), records.left(folder.path)
+        gone = {name for name in left if not alive(name)}
+        ended = {name for name in gone if url in left[name].ended}
+        lying = {name for name in (*folder.told(), *records.of(folder.path)) if not alive(name)}
+        self._doom(round_, {name: known[name] for name in lying - gone})
+        try:
+            self._exporter.remove_dead()  # an engine may read a folder again at any time
+        except S3TError as error:
+            round_.failed(error)
+        dead = (gone | lying) - ended
+        try:
+            listed = {name for name in self._ours() if not alive(name)}
+        except UnavailableError as error:
+            served = f": it may still serve {', '.join(sorted(dead))}, which hold what was deleted"
+            raise UnavailableError(f"{error}{served if dead else ''}") from None
+        self._doom(round_, {name: known.get(name, ()) for name in listed - dead})
+        dead, ended = dead | listed, ended - listed
+        until = time.monotonic() + self._engine.link.timeout
+        outcomes = end_with(self._engine, listed, dead, ended, until, lambda: self._changed(view))
+        for name, problem in outcomes:
+            if problem is not None:
+                round_.failed(problem, "IT MAY STILL BE SERVED, and holds what was deleted")
+                if name in ended:  # from now on it has to be seen to end again
+                    self._doom(round_, {name: known.get(name, ())})
+                continue
+            records.end(folder.path, [name], url)
+            round_.forget(name)
+            seconds = round(time.perf_counter() - started, 3)
+            told(Forgotten(name, self._engine.target, url, seconds))
+
+    def _doom(self, round_: _Round, adapters: Mapping[str, tuple[NodeKey, ...]]) -> None:
+        """Remember, also beyond this process, that the engine has to end with some."""
+        try:
+            self._exporter.records.doom(self._exporter.folder.path, adapters)
+        except OSError as error:  # the disk may be full: what is dead goes all the same
+            round_.failed(S3TError(f"{self._forgetting.run.root} cannot be written ({error})"))
+
+    def _export(self, round_: _Round) -> Export | None:
+        """The adapters of the present view, in the folder; None if there is a problem."""
+        latest = self._latest
+        if latest is not None and latest.view == self._forgetting.ledger.view():
+            places = [self._exporter.folder.path / name for name in latest.names]
+            if all(place.is_dir() for place in places):
+                return latest
+        try:
+            self._latest = self._exporter.export(self._wanted)
+        except S3TError as error:
+            self._latest = None
+            round_.failed(error)
+        return self._latest
+
+    def _load(self, round_: _Round, export: Export) -> bool:
+        """Load what is not there or answers otherwise, and probe all; whether all is well."""
+        listed, well = self._ours(), True
+        for name in export.names:
+            there = listed.get(name)
+            try:
+                if there is not None:
+                    wrong = self._wrong(there, round_, export.view)
+                    if wrong is None:
+                        round_.kept.append(name)
+                        continue
+                    well = False
+                    if isinstance(wrong, EngineError) and wrong.status >= 500:
+                        round_.failed(wrong)  # the engine is at fault, not what it has loaded
+                        continue
+                    round_.failed(wrong, "it is loaded again")
+                    self._engine.unload(name)
+                self._engine.load(name, f"{self._seen_at.rstrip('/')}/{name}")
+                round_.difference = max(round_.difference, self._probe(name, export.view))
+                round_.loaded.append(name)
+            except S3TError as error:
+                well = False
+                needs = f"it needs --max-lora-rank {export.engine_rank}, or more"
+                round_.failed(error, needs if isinstance(error, EngineError) else "")
+                self._take_back(round_, name)
+        return well
+
+    def _wrong(self, there: Served, round_: _Round, view: int) -> S3TError | None:
+        """What is wrong with an adapter that is loaded; a problem though it is put right.
+
+        Raises:
+            UnavailableError: the engine cannot be reached.
+        """
+        try:
+            if there.root is not None and PurePosixPath(there.root).name != there.name:
+                return S3TError(f"{there.name} is served from {there.root}")
+            round_.difference = max(round_.difference, self._probe(there.name, view))
+        except UnavailableError:
+            raise
+        except S3TError as error:
+            return error
+        return None
+
+    def _take_back(self, round_: _Round, name: str) -> None:
+        """Unload what was loaded and does not answer as it should."""
+        try:
+            if name in self._ours():
+                self._engine.unload(name)
+        except S3TError as error:
+            round_.failed(error)
+
+    def _replace(self, round_: _Round, export: Export) -> None:
+        """Unload what others have taken the place of; all of those answer."""
+        names = {*export.names}
+        for name in self._ours():
+            if name not in names:
+                try:
+                    self._engine.unload(name)
+                    round_.replaced.append(name)
+                except S3TError as error:
+                    round_.failed(error)
+        left = {*self._ours()} | names
+        folder = self._exporter.folder
+        self._exporter.remove([name for name in folder.names() if name not in left])
+
+    def _probe(self, name: str, view: int) -> float:
+        """See that an adapter answers as it should; left off when there is another view.
+
+        An engine with a long queue answers late, and forgetting must not wait for that.
+        """
+
+        def ask(asked: str | None, prompts: list[list[int]]) -> list[Answered]:
+            answers: SimpleQueue[list[Answered] | BaseException] = SimpleQueue()
+
+            def work() -> None:
+                try:
+                    answers.put(self._engine.ask(asked, prompts))
+                except BaseException as error:
+                    answers.put(error)
+
+            Thread(target=work, daemon=True).start()
+            while True:
+                try:
+                    found = answers.get(timeout=_LOOK)
+                except Empty:
+                    if self._changed(view):
+                        raise _OvertakenError from None
+                    continue
+                if isinstance(found, BaseException):
+                    raise found
+                return found
+
+        return self._probing.probe(name, ask)
+
+    # ── what there is ────────────────────────────────────────────────────────────────────────
+
+    def _changed(self, view: int) -> bool:
+        return self._forgetting.ledger.view() != view
+
+    def _ours(self) -> dict[str, Served]:
+        """What the engine lists under names of this run."""
+        folder = self._exporter.folder
+        return {one.name: one for one in self._engine.served() if folder.is_ours(one.name)}
+
+    def _known(self) -> dict[str, tuple[NodeKey, ...]]:
+        """All adapters that the run remembers, or the folder tells of, and their nodes."""
+        folder, records = self._exporter.folder, self._exporter.records
+        known = {name: one.nodes for name, one in records.left(folder.path).items()}
+        known |= folder.told()
+        for exported in records.all():
+            known |= exported.adapters
+        return known
+
+    def _alive(self) -> Callable[[str], bool]:
+        """Tells of a name whether all of its nodes are known, and live."""
+        known = self._known()
+        kept = kept_nodes(self._forgetting.run, self._forgetting.ledger)
+        return lambda name: not is_dead(known.get(name), kept)
+
+
+class _OvertakenError(Exception):
+    """There is another view: what it kills must be forgotten first."""
+
+
+class _Round:
+    """What one sync has done so far."""
+
+    def __init__(self, started: float) -> None:
+        self._started = started
+        self.forgotten: list[str] = []
+        self.loaded: list[str] = []
+        self.kept: list[str] = []
+        self.replaced: list[str] = []
+        self.problems: list[str] = []
+        self.difference = 0.0
+        self.exit_code = 0
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return round(time.perf_counter() - self._started, 3)
+
+    def forget(self, name: str) -> None:
+        """Write down that the engine has ended with an adapter, whatever it did with it before."""
+        self.forgotten.append(name)
+        self.loaded, self.kept = (
+            [one for one in names if one != name] for names in (self.loaded, self.kept)
+        )
+
+    def failed(self, error: S3TError, more: str = "") -> None:
+        """Write a problem down."""
+        self.problems.append(f"{error}: {more}" if more else str(error))
+        self.exit_code = self.exit_code or error.exit_code
+
+    def report(
+        self,
+        engine: ServingEngine,
+        export: Export | None,
+        view: int = -1,
+        without: tuple[int, ...] = (),
+        dry_run: bool = False,
+    ) -> Sync:
+        """All of it."""
+        served = self.loaded or self.kept or self.problems
+        return Sync(
+            target=engine.target,
+            url=engine.url,
+            view=view if export is None else export.view,
+            forgotten=tuple(self.forgotten),
+            loaded=tuple(self.loaded),
+            kept=tuple(dict.fromkeys(self.kept)),
+            replaced=tuple(self.replaced),
+            without=without if export is None else export.without,
+            difference=self.difference,
+            problems=tuple(self.problems),
+            exit_code=self.exit_code or (0 if served else 3),
+            dry_run=dry_run,
+            seconds=self.seconds,
+        )

@@ -1,0 +1,257 @@
+"""Stacked LoRA: the adapters of G slots over one frozen base, in one forward pass.
+
+    rows of slot 0 ┐                       ┌ A[0] B[0]
+    rows of slot 1 ├─ one base product  +  ├ A[1] B[1]   bmm, a slot sees its own rows alone
+    rows of slot 2 ┘                       └ A[2] B[2]
+
+Invariant: what a slot computes does not depend on the other slots, nor on how many there are; a
+group of one runs the same code. The bank in force belongs to the thread that set it, so that
+concurrent predictions of different views share the base without a lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Generator, Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from s3t.model.determinism import at_least, up_to_multiple
+from s3t.model.quantized import QuantizedLinear
+from s3t.types import Share
+
+__all__ = [
+    "Bank",
+    "StackedLinear",
+    "Target",
+    "adapted",
+    "bank_in_force",
+    "dropout_mask",
+    "find_targets",
+    "merge",
+    "wrap_targets",
+]
+
+_AUTO = (("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"), ("c_attn",),
+         ("query_key_value",), ("Wqkv",), ("qkv_proj",))  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Target:
+    """One adapted linear map: ``layer`` by number, ``path`` inside it, its widths."""
+
+    layer: int
+    path: str
+    inputs: int
+    outputs: int
+
+    @property
+    def a(self) -> str:
+        """Name of the tensor A, [rank, inputs]."""
+        return f"layers.{self.layer:03d}.{self.path}.lora_A"
+
+    @property
+    def b(self) -> str:
+        """Name of the tensor B, [outputs, rank]."""
+        return f"layers.{self.layer:03d}.{self.path}.lora_B"
+
+
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """The adapters of G slots.
+
+    Attributes:
+        slots: G.
+        pairs: (layer, path) → A [G, rank, inputs] and B [G, outputs, rank].
+        scale: alpha / rank.
+        dropout: probability with which an adapter's input is dropped, in training.
+        generators: one source of dropout per slot; empty outside training.
+        merged: (layer, path) → base weight and adapter in one, [G, inputs, outputs].
+        share: which rows of the whole batch of each slot these are, for what is drawn by row.
+        recompute: whether a layer keeps its input alone and is run again in the backward pass.
+        served: layer → the whole of it with these adapters, for answers (see ``ServedLayer``).
+        prompts: of each slot, [G, p, H], beside the tokens of its rows (see ``prompt``).
+    """
+
+    slots: int
+    pairs: Mapping[tuple[int, str], tuple[Tensor, Tensor]]
+    scale: float
+    dropout: float = 0.0
+    generators: Sequence[Generator] = field(default=())
+    merged: Mapping[tuple[int, str], Tensor] = field(default_factory=dict)
+    share: Share = field(default_factory=Share)
+    recompute: bool = False
+    served: Mapping[int, Callable[[Tensor, Tensor | None, Tensor | None], Tensor]] = field(
+        default_factory=dict
+    )
+    prompts: Tensor | None = None
+
+    def first(self, slots: int) -> Bank:
+        """The same without the slots from ``slots`` on."""
+        return replace(
+            self,
+            slots=slots,
+            pairs={place: (a[:slots], b[:slots]) for place, (a, b) in self.pairs.items()},
+            generators=self.generators[:slots],
+            merged={place: weight[:slots] for place, weight in self.merged.items()},
+            prompts=None if self.prompts is None else self.prompts[:slots],
+        )
+
+    def only(self, slots: Sequence[int]) -> Bank:
+        """The same with these slots alone, in this order."""
+        chosen = [*slots]
+        return replace(
+            self,
+            slots=len(chosen),
+            pairs={place: (a[chosen], b[chosen]) for place, (a, b) in self.pairs.items()},
+            generators=[self.generators[slot] for slot in chosen] if self.generators else (),
+            merged={place: weight[chosen] for place, weight in self.merged.items()},
+            prompts=None if self.prompts is None else self.prompts[chosen],
+        )
+
+
+class _InForce(threading.local):
+    bank: Bank | None = None
+
+
+_IN_FORCE = _InForce()
+
+
+@contextmanager
+def adapted(bank: Bank | None) -> Iterator[None]:
+    """Let ``bank`` adapt every wrapped linear map that this thread runs."""
+    before = _IN_FORCE.bank
+    _IN_FORCE.bank = bank
+    try:
+        yield
+    finally:
+        _IN_FORCE.bank = before
+
+
+def bank_in_force() -> Bank | None:
+    """The bank that adapts what this thread runs."""
+    return _IN_FORCE.bank
+
+
+class StackedLinear(nn.Module):
+    """A frozen linear map and, when a bank holds it, each slot's low-rank addition.
+
+    Input [G · rows, …, inputs], output [G · rows, …, outputs].
+    """
+
+    def __init__(self, inner: nn.Module, target: Target) -> None:
+        super().__init__()
+        self.inner = inner
+        self.place = (target.layer, target.path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bank = _IN_FORCE.bank
+        if bank is not None and (merged := bank.merged.get(self.place)) is not None:
+            return self._merged(x, merged, bank.slots)
+        out: Tensor = self.inner(x)
+        pair = bank.pairs.get(self.place) if bank is not None else None
+        if bank is None or pair is None:
+            return out
+        a = up_to_multiple(pair[0].to(x.dtype), 1).transpose(1, 2)
+        b = up_to_multiple(pair[1].to(x.dtype), 2).transpose(1, 2)
+        rows = x.reshape(bank.slots, -1, x.shape[-1])
+        count = rows.shape[1]
+        if bank.generators and bank.dropout:
+            rows = rows * dropout_mask(rows, bank)
+        low = torch.bmm(at_least(rows), a)
+        stacked = at_least(out.view(bank.slots, -1, out.shape[-1]))
+        return torch.baddbmm(stacked, low, b, alpha=bank.scale)[:, :count].reshape(out.shape)
+
+    def _merged(self, x: Tensor, merged: Tensor, slots: int) -> Tensor:
+        rows = x.reshape(slots, -1, x.shape[-1])
+        count, rows = rows.shape[1], at_least(rows)
+        bias = getattr(self.inner, "bias", None)
+        out = torch.bmm(rows, merged) if bias is None else torch.baddbmm(bias, rows, merged)
+        return out[:, :count].reshape(*x.shape[:-1], merged.shape[-1])
+
+
+def find_targets(layers: Sequence[nn.Module], names: Sequence[str] | None) -> list[Target]:
+    """Linear maps to adapt, in the order of the layers.
+
+    Args:
+        layers: the transformer's layers, bottom first.
+        names: last parts of module paths, such as ``q_proj``; None for query and value.
+
+    Raises:
+        LookupError: with the names that are no linear map of the layers.
+    """
+    linear = {
+        path: module
+        for path, module in layers[0].named_modules()
+        if isinstance(module, nn.Linear | Conv1D | QuantizedLinear)
+    }
+    ends = {path.rsplit(".", 1)[-1] for path in linear}
+    if names is None:
+        names = next((choice for choice in _AUTO if set(choice) <= ends), ())
+    missing = [name for name in names if name not in ends and name not in linear]
+    if missing or not names:
+        raise LookupError(f"{missing or 'auto'}: the layers have {sorted(ends)}")
+    chosen = [path for path in linear if path in names or path.rsplit(".", 1)[-1] in names]
+    targets = []
+    for number, layer in enumerate(layers):
+        for path in chosen:
+            targets.append(_target(number, path, layer.get_submodule(path)))
+    return targets
+
+
+def wrap_targets(layers: Sequence[nn.Module], targets: Sequence[Target]) -> None:
+    """Replace each target by a ``StackedLinear`` around it, in place."""
+    for target in targets:
+        layer = layers[target.layer]
+        parent, _, name = target.path.rpartition(".")
+        inner = layer.get_submodule(target.path)
+        setattr(layer.get_submodule(parent), name, StackedLinear(inner, target))
+
+
+def merge(
+    layers: Sequence[nn.Module], target: Target, a: Tensor, b: Tensor, scale: float
+) -> Tensor:
+    """The target's weight with each slot's adapter added, [G, inputs, outputs].
+
+    Args:
+        layers: wrapped layers.
+        a, b: [G, rank, inputs] and [G, outputs, rank].
+        scale: alpha / rank.
+    """
+    module = layers[target.layer].get_submodule(target.path)
+    assert isinstance(module, StackedLinear)
+    weight = module.inner.weight
+    assert isinstance(weight, Tensor)
+    turned = weight if isinstance(module.inner, Conv1D) else weight.t()
+    left = up_to_multiple(a.to(weight.dtype), 1).transpose(1, 2)
+    right = up_to_multiple(b.to(weight.dtype), 2).transpose(1, 2)
+    # one at a time: a stack of one may be rounded otherwise than a stack of several
+    each = [torch.addmm(turned, *pair, alpha=scale) for pair in zip(left, right, strict=True)]
+    return torch.stack(each)
+
+
+def _target(layer: int, path: str, module: nn.Module) -> Target:
+    if isinstance(module, Conv1D):
+        inputs, outputs = module.weight.shape
+        return Target(layer, path, int(inputs), int(outputs))
+    assert isinstance(module, nn.Linear | QuantizedLinear)
+    return Target(layer, path, module.in_features, module.out_features)
+
+
+def dropout_mask(rows: Tensor, bank: Bank) -> Tensor:
+    """Each slot draws from its own generator, so a group does not change what it draws.
+
+    Nor does it matter how many processes a batch is divided among: each draws for all of it.
+    """
+    keep, (count, width) = 1.0 - bank.dropout, rows.shape[1:]
+    whole = count * bank.share.size
+    draws = [
+        torch.rand((whole, width), generator=generator, device=rows.device, dtype=torch.float32)
+        for generator in bank.generators
+    ]
+    draws = [draw[bank.share.of(whole)] for draw in draws]
+    return (torch.stack(draws) < keep).to(rows.dtype) / keep

@@ -1,0 +1,275 @@
+"""Where deletions are taken in: at once if they are small, as jobs if they are not.
+
+    POST ─► job of this id? ─► large? ─ no ─► threads of their own: deactivate ─► 201, or 202 while
+                                  │            a replica has not been seen to follow
+                                  └─ yes ───► JobQueue ─► 202
+            ended, and someone to be told ──► Callbacks
+
+Jobs and callbacks lie in the ledger, so any replica answers for them, and does them.
+
+Invariant: what is answered as completed is durable and effective; what is answered as accepted
+outlives the process and its machine. Ids come in and never go out, not even in a refusal.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from s3t.config.aggregation import ServeConfig
+from s3t.errors import InputError, S3TError, UnknownSampleError
+from s3t.ledger import Job, Signer
+from s3t.server.deletions.callbacks import Callbacks, Hosts, Seal
+from s3t.server.deletions.jobs import JobQueue, moment
+from s3t.server.deletions.opendsr import Answer, DeletionRequest, Failure, RequestStatus
+from s3t.server.http.problems import Problem
+from s3t.server.model import Model
+from s3t.server.work.threads import Lane
+
+if TYPE_CHECKING:
+    from s3t.run.deletion import Receipt
+
+__all__ = ["Intake"]
+
+_log = logging.getLogger(__name__)
+
+_THREADS, _LIMIT = 4, 32
+"""Deletions that are under way at once, and with those that wait for them."""
+
+
+class Intake:
+    """Takes deletions, and tells what became of them.
+
+    Args:
+        model: what forgets.
+        config: limits, and whom to call back.
+        insecure: http callbacks to this machine are allowed.
+
+    Raises:
+        InputError: an older s3t has left a folder with jobs.
+    """
+
+    def __init__(self, model: Model, config: ServeConfig, insecure: bool = False) -> None:
+        _refuse_spool(model.root / "jobs")
+        self._model, self._config = model, config
+        key = model.config.receipts.signing_key
+        self.seal = Seal(None if key is None else Signer(key), config.domain or config.host)
+        outbox = model.outbox
+        hosts = Hosts(config.callback_hosts, insecure)
+        self.callbacks = Callbacks(outbox, hosts, self.seal, self._told)
+        self.jobs = JobQueue(model, outbox, self.callbacks.wake)
+        self._lane = Lane("deletions", _THREADS, _LIMIT)
+
+    def start(self) -> None:
+        """Begin with what earlier processes have left."""
+        self.jobs.start()
+        self.callbacks.start()
+
+    def close(self) -> None:
+        """Finish what is under way; what waits is left to other replicas and the next start."""
+        self._lane.close()
+        self.jobs.close()
+        self.callbacks.close()
+
+    async def preview(self, request: DeletionRequest) -> dict[str, Any]:
+        """The receipt that a deletion would have."""
+        ids, persons = _named(request)
+        receipt = await self._lane.run(
+            lambda: _located(lambda: self._deactivate(ids, persons, None, True), request)
+        )
+        return dict(receipt.to_dict())
+
+    async def take(
+        self, request: DeletionRequest, request_id: str | None, controller: str | None
+    ) -> tuple[int, Answer]:
+        """Delete, or accept to; returns the status and the answer.
+
+        Raises:
+            Problem: refused; nothing was changed.
+            S3TError: see ``S3T.deactivate``.
+        """
+        ids, persons = _named(request)
+        urls = request.status_callback_urls
+        self.callbacks.check(urls)
+        name = request_id or str(uuid.uuid4())
+        received = datetime.now(UTC)
+
+        def work() -> tuple[int, Answer]:
+            job = self.jobs.find(name)
+            if job is not None and job.cancelled is None:
+                return 202, self._waiting(self.jobs.agreed(job, ids, persons))
+            if len(ids) + len(persons) > self._config.job_samples and not self._known(name):
+                return 202, self._waiting(self.jobs.put(name, ids, persons, urls, controller))
+            receipt = _located(lambda: self._deactivate(ids, persons, name, False), request)
+            self._note(name, urls)
+            status: RequestStatus = "in_progress" if receipt.effective_at is None else "completed"
+            return (202 if receipt.effective_at is None else 201), Answer(
+                subject_request_id=name,
+                request_status=status,
+                received_time=moment(received),
+                expected_completion_time=receipt.effective_at,
+                results_url=self.results_url(name),
+                controller_id=controller,
+                receipt=receipt.to_dict(),
+            )
+
+        return await self._lane.run(work)
+
+    async def find(self, request_id: str) -> Answer:
+        """What became of a request.
+
+        Raises:
+            Problem: ``not_found``.
+        """
+        found = await self._lane.run(lambda: self._find(request_id))
+        if found is None:
+            raise Problem("not_found", "there is no deletion of this id")
+        return found
+
+    async def recent(self, limit: int, before: int | None) -> tuple[list[Answer], int | None]:
+        """Deletions that were made, the latest first, and where the next page begins.
+
+        Args:
+            limit: how many at the most.
+            before: only those whose entry of the log has a smaller number.
+        """
+        return await self._lane.run(lambda: self._recent(limit, before))
+
+    def results_url(self, request_id: str) -> str:
+        """Where the outcome can be asked for. Its host is the config's, never the request's."""
+        path = f"/v1/deletions/{quote(request_id, safe='')}"
+        return path if self._config.domain is None else f"https://{self._config.domain}{path}"
+
+    # ── in threads ───────────────────────────────────────────────────────────────────────────
+
+    def _deactivate(
+        self, ids: Sequence[str], persons: Sequence[str], name: str | None, dry_run: bool
+    ) -> Receipt:
+        receipt: Receipt = self._model.deactivate(ids, persons, request_id=name, dry_run=dry_run)
+        return receipt
+
+    def _known(self, request_id: str) -> bool:
+        """Whether the ledger has a deletion of this id: then the request is told its outcome."""
+        return self._stored(request_id) is not None
+
+    def _stored(self, request_id: str) -> dict[str, Any] | None:
+        if "\0" in request_id:
+            return None  # no ledger holds one
+        try:
+            return self._model.receipt(request_id)
+        except InputError:
+            return None
+
+    def _find(self, request_id: str) -> Answer | None:
+        job = self.jobs.find(request_id)
+        if job is not None and job.cancelled is None:
+            return self._waiting(job)
+        stored = self._stored(request_id)
+        if stored is not None:
+            return self._done(stored)
+        return None if job is None else self._waiting(job)
+
+    def _waiting(self, job: Job) -> Answer:
+        status: RequestStatus = "in_progress" if job.running else "pending"
+        return Answer(
+            subject_request_id=job.request_id,
+            request_status=status if job.cancelled is None else "cancelled",
+            received_time=job.received,
+            expected_completion_time=job.expected if job.cancelled is None else None,
+            results_url=self.results_url(job.request_id),
+            controller_id=job.controller,
+            problem=None
+            if job.problem is None
+            else Failure(code=job.problem[0], title=job.problem[1]),
+        )
+
+    def _done(self, receipt: dict[str, Any]) -> Answer:
+        """A deletion that the ledger holds."""
+        effective = receipt["effective_at"]
+        return Answer(
+            subject_request_id=receipt["request_id"],
+            request_status="in_progress" if effective is None else "completed",
+            received_time=receipt["accepted_at"],
+            expected_completion_time=effective,
+            results_url=self.results_url(receipt["request_id"]),
+            receipt=receipt,
+        )
+
+    def _recent(self, limit: int, before: int | None) -> tuple[list[Answer], int | None]:
+        found = self._model.receipts(limit + 1, before)
+        more = len(found) > limit
+        answers = [self._done(receipt) for receipt in found[:limit]]
+        return answers, found[limit - 1]["number"] if more else None
+
+    # ── telling others ───────────────────────────────────────────────────────────────────────
+
+    def _note(self, request_id: str, urls: Sequence[str]) -> None:
+        try:
+            self.callbacks.put(request_id, urls)
+        except S3TError as error:
+            _log.error("callbacks cannot be written down: %s", error)
+            raise Problem(
+                "unavailable",
+                "the deletion is done, but who is to be told cannot be written down: repeat the "
+                "same request",
+                retry_after=10,
+            ) from None
+
+    def _told(self, request_id: str) -> dict[str, Any] | None:
+        """What others are told of a request, once it has ended."""
+        found = self._find(request_id)
+        if found is None or found.request_status in ("pending", "in_progress"):
+            return None
+        told = found.model_dump(exclude_none=True)
+        told.pop("receipt", None)  # whoever may see it asks at results_url
+        return told
+
+
+def _refuse_spool(folder: Path) -> None:
+    if folder.exists():
+        raise InputError(
+            f"{folder} is of an s3t that kept accepted deletions there, and no service of today "
+            "does them: serve once with that s3t until the folder holds no file but .lock, or send "
+            "its requests again, then remove it"
+        )
+
+
+def _named(request: DeletionRequest) -> tuple[list[str], list[str]]:
+    """Ids and persons, each once, in the order in which they were named."""
+    ids = list(dict.fromkeys(request.sample_ids))
+    persons = list(dict.fromkeys(request.persons()))
+    if not ids and not persons:
+        raise Problem("invalid_body", "nothing to delete: name at least one sample id or subject")
+    return ids, persons
+
+
+def _located(call: Callable[[], Receipt], request: DeletionRequest) -> Receipt:
+    """The call's result; what the run does not hold is named by its place, not by its id.
+
+    Raises:
+        Problem: ``unknown_sample``.
+    """
+    try:
+        return call()
+    except UnknownSampleError as error:
+        persons = set(error.subjects)
+        named = (
+            ("sample_ids", request.sample_ids, set(error.sample_ids)),
+            ("subjects", request.subjects, persons),
+            ("subject_identities", [p.identity_value for p in request.subject_identities], persons),
+        )
+        places = [
+            f"{name}[{place}]"
+            for name, values, unknown in named
+            for place, value in enumerate(values)
+            if value in unknown
+        ]
+        rest = f" and {len(places) - 10} more" if len(places) > 10 else ""
+        raise Problem(
+            "unknown_sample", f"unknown: {', '.join(places[:10])}{rest}; nothing was deleted"
+        ) from None

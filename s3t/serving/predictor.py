@@ -1,0 +1,344 @@
+"""Questions in, answers out: the loaded base, the tensors of living nodes, and their ensembles.
+
+Invariant: a node's tensors are read through the store, which proves them, and are dropped from
+memory with the first view in which the node is dead. Stacks of them belong to the ensemble of a
+view: the next one takes over what has not changed, the rest goes with the old one's last reader.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s3t.config import Config
+from s3t.data import load_public
+from s3t.data.files import one_line
+from s3t.data.rows import LabelledRows, Pair, decode_image
+from s3t.errors import DataError, InputError, IntegrityError
+from s3t.model.base import Base
+from s3t.model.head import read_public_head
+from s3t.model.inputs.encoders import Encoded, ImageEncoder, TextEncoder
+from s3t.model.loading import build_base, load_model
+from s3t.plan import Plan
+from s3t.plan.trie import Node
+from s3t.run import RunDir
+from s3t.serving.ensemble.ensemble import Ensemble, Member
+from s3t.serving.generation.completion import Writer
+from s3t.training.prepare.clusters import prototypes_of, recipe_digest
+from s3t.training.prepare.recipe import recipe_of
+from s3t.types import Draw, NodeKey
+
+__all__ = ["Answering", "Evaluation", "Prediction"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One classified row: the likeliest label, all probabilities by label, and the view."""
+
+    label: str
+    probabilities: dict[str, float]
+    view: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How the run does on the public test data.
+
+    Attributes:
+        metric: ``accuracy`` (0–1) or ``perplexity`` (per token).
+        value: the figure.
+        samples: test rows.
+        view: the view that answered.
+    """
+
+    metric: str
+    value: float
+    samples: int
+    view: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, the figure under its own name."""
+        return {self.metric: self.value, "samples": self.samples, "view": self.view}
+
+
+class Answering:
+    """The model side of a run.
+
+    Raises:
+        InputError: the base cannot be loaded.
+        IntegrityError: base, config or public head are not those that the run was trained with.
+    """
+
+    def __init__(self, run: RunDir, config: Config, plan: Plan) -> None:
+        self._run, self._config, self._plan = run, config, plan
+        loaded = load_model(config, run.base_path if run.base_path.is_dir() else None)
+        self._encoder = loaded.encoder
+        self._base: Base = build_base(config, loaded)
+        if self._base.fingerprint != plan.base:
+            raise IntegrityError(
+                f"the base has fingerprint {self._base.fingerprint}, the run was trained on "
+                f"{plan.base}: restore {run.base_path} or model.base"
+            )
+        self._labels: tuple[str, ...] = tuple(plan.recipe["labels"])
+        self._prototypes = prototypes_of(run, config, self._base)
+        self._check_recipe()
+        falls_back = config.aggregation.on_exhausted == "base"
+        self._fallback: dict[str, Tensor] = {}
+        if falls_back and self._labels:
+            self._fallback = read_public_head(run.head_path, plan.base)
+        if torch.cuda.is_available():
+            self._base.to(torch.device("cuda"))
+        self._blocks = [tuple(block) for block in plan.recipe["blocks"]]
+        self._tensors: dict[NodeKey, dict[str, Tensor]] = {}
+        self._latest: weakref.ref[Ensemble] | None = None
+        self._lock = threading.Lock()
+
+    # ── views ────────────────────────────────────────────────────────────────────────────────
+
+    def ensemble(self, nodes: Sequence[Node | None], plan: Plan) -> Ensemble | None:
+        """The ensemble of the shards' active nodes; None if there is none and no fallback.
+
+        Nothing that has served before is read or stacked again.
+
+        Args:
+            nodes: by shard, of ``plan``.
+            plan: the one in force; base and recipe are those of the run in all of its plans.
+
+        Raises:
+            DamagedNodeError: a block of a lineage.
+        """
+        members = [self._member(node, plan) for node in nodes if node is not None]
+        if not members and self._config.aggregation.on_exhausted == "base":
+            members = [Member(0, self._base.depth, self._fallback, 1)]
+        if not members:
+            return None
+        lora, how = self._config.lora, self._config.aggregation
+        before = None if self._latest is None else self._latest()
+        places = self._prototypes
+        found = Ensemble(self._base, members, lora.scale, how.method, how.weights, before, places)
+        self._latest = weakref.ref(found)
+        return found
+
+    @property
+    def base(self) -> Base:
+        """The frozen base."""
+        return self._base
+
+    @property
+    def encoder(self) -> TextEncoder | ImageEncoder:
+        """From rows to what the base takes."""
+        return self._encoder
+
+    def members(self, nodes: Sequence[Node | None], plan: Plan) -> list[Member]:
+        """The shards' active nodes with the tensors of their lineages, proved; by shard.
+
+        Raises:
+            DamagedNodeError: a block of a lineage.
+        """
+        return [self._member(node, plan) for node in nodes if node is not None]
+
+    def keep_only(self, alive: Callable[[NodeKey], bool]) -> None:
+        """Drop the tensors of nodes that are no longer alive."""
+        with self._lock:
+            self._tensors = {key: value for key, value in self._tensors.items() if alive(key)}
+
+    def _member(self, node: Node, plan: Plan) -> Member:
+        lineage = plan.forest.lineage(node.key)
+        if self._config.stage.isolation == "snapshot":
+            lineage = lineage[-1:]
+        tensors: dict[str, Tensor] = {}
+        for ancestor in lineage:  # later stages over earlier ones: the head is the node's own
+            tensors.update(self._read(ancestor.key))
+        seen = sum(plan.sizes[node.shard][part] for part in node.prefix)
+        return Member(node.shard, self._blocks[node.stage - 1][0], tensors, seen)
+
+    def _read(self, key: NodeKey) -> dict[str, Tensor]:
+        with self._lock:
+            if key not in self._tensors:
+                tensors = self._run.store.read(key)[1]
+                self._tensors[key] = {n: t.to(self._base.device) for n, t in tensors.items()}
+            return self._tensors[key]
+
+    def _check_recipe(self) -> None:
+        """The config must be that of the nodes; where and by which software they were trained
+        may be another."""
+        head = self._plan.recipe.get("head")
+        places = recipe_digest(self._prototypes)
+        config, labels = self._config, self._labels
+        recipe = recipe_of(config, self._base, self._encoder, labels, head, places)
+        changed = [
+            name
+            for name in sorted(recipe)
+            if name != "engine" and recipe[name] != self._plan.recipe.get(name)
+        ]
+        if changed:
+            raise IntegrityError(
+                f"{self._run.config_path} is not what the run was trained with (another "
+                f"{', '.join(changed)}): restore it, or run s3t train with the config of then"
+            )
+
+    # ── questions ────────────────────────────────────────────────────────────────────────────
+
+    def encode(self, batch: Sequence[Any]) -> Encoded:
+        """Rows of ``predict`` as tensors.
+
+        Raises:
+            InputError: naming the row that cannot be read.
+        """
+        if not self._labels:
+            raise InputError("this run is a language model: use generate, or s3t predict")
+        text = isinstance(self._encoder, TextEncoder)
+        columns = self._config.data.columns
+        column = columns.text if text else columns.image
+        if text and columns.text_pair is not None:
+            names = (columns.text, columns.text_pair)
+            return self._encoder.encode(
+                [_pair(row, number, *names) for number, row in enumerate(batch)]
+            )
+        values = [self._value(row, number, column) for number, row in enumerate(batch)]
+        if not values:
+            return self._encoder.encode([])
+        if text:
+            for number, value in enumerate(values):
+                _check_text(value, f"row {number}")
+            return self._encoder.encode(values)
+        images = []
+        for number, value in enumerate(values):
+            try:
+                images.append(self._encoder.encode([_image(value)]).values)
+            except Exception as error:  # PIL raises errors of many kinds on damaged files
+                reasons = error.problems if isinstance(error, DataError) else [one_line(error)]
+                raise InputError(f"row {number}: {'; '.join(reasons)}") from None
+        return Encoded(torch.cat(images), None)
+
+    def predictions(self, ensemble: Ensemble, rows: Encoded, view: int) -> list[Prediction]:
+        """Classify encoded rows."""
+        if not len(rows):
+            return []
+        found = []
+        chances = ensemble.probabilities(rows)
+        for at, row in zip(chances.argmax(dim=1).tolist(), chances.tolist(), strict=True):
+            values = dict(zip(self._labels, (round(value, 6) for value in row), strict=True))
+            found.append(Prediction(self._labels[at], values, view))
+        return found
+
+    def prompts(self, prompts: Sequence[Any], draw: Draw) -> list[list[int]]:
+        """Token ids of prompts, without the closing token.
+
+        Raises:
+            InputError: a prompt that is empty, or too long for the tokens asked for.
+        """
+        if self._labels or not isinstance(self._encoder, TextEncoder):
+            raise InputError(f"a run of task {self._config.task} does not generate: use predict")
+        tokens, columns = [], self._config.data.columns
+        for number, row in enumerate(prompts):
+            asked = self._value(row, number, columns.messages or columns.prompt or columns.text)
+            if isinstance(asked, str) or self._encoder.chat is None:
+                _check_text(asked, f"prompt {number}")
+            try:
+                ids = self._encoder.prompt(asked)
+            except DataError as error:
+                raise InputError(f"prompt {number}: {'; '.join(error.problems)}") from None
+            tokens.append(ids)
+        self.check_room(tokens, draw)
+        return tokens
+
+    def check_room(self, tokens: Sequence[Sequence[int]], draw: Draw) -> None:
+        """Refuse a draw that cannot be, and prompts that leave it no room.
+
+        Raises:
+            InputError: naming the prompt.
+        """
+        _check_draw(draw)
+        longest = self._config.data.max_length
+        room = longest - draw.max_new_tokens
+        for number, ids in enumerate(tokens):
+            if not ids or len(ids) > room:
+                raise InputError(
+                    f"prompt {number} has {len(ids)} tokens: 1 to {room} leave room for "
+                    f"max_new_tokens {draw.max_new_tokens} in data.max_length {longest}"
+                )
+
+    @cached_property
+    def writer(self) -> Writer:
+        """Continues texts; only of a language model."""
+        assert isinstance(self._encoder, TextEncoder)
+        _ = self._base.steps  # tried before anything is pinned: no deletion waits for that
+        return Writer(self._encoder)
+
+    def evaluation(self, ensemble: Ensemble, view: int) -> Evaluation:
+        """The metric on the public test rows."""
+        rows, labels = self._test
+        if labels is not None:
+            right = int((ensemble.probabilities(rows).argmax(dim=1) == labels).sum())
+            return Evaluation("accuracy", right / len(rows), len(rows), view)
+        lost = ensemble.token_losses(rows).double().sum()
+        mean = float(lost / rows.scored[:, 1:].sum())
+        return Evaluation("perplexity", math.exp(mean), len(rows), view)
+
+    @cached_property
+    def _test(self) -> tuple[Encoded, Tensor | None]:
+        rows: LabelledRows = load_public(self._config, "test", self._labels)
+        labels = None if rows.labels is None else torch.tensor(rows.labels)
+        return self._encoder.encode(rows.inputs), labels
+
+    @staticmethod
+    def _value(row: Any, number: int, column: str) -> Any:
+        if not isinstance(row, Mapping):
+            return row
+        if column not in row:
+            raise InputError(f"row {number} has no {column!r}: it has {sorted(map(str, row))}")
+        return row[column]
+
+
+def _check_draw(draw: Draw) -> None:
+    freely = math.isfinite(draw.temperature) and draw.temperature >= 0
+    if draw.max_new_tokens < 1 or not freely or draw.top_k < 0 or not 0 < draw.top_p <= 1:
+        raise InputError(
+            f"max_new_tokens {draw.max_new_tokens} must be 1 or more, temperature "
+            f"{draw.temperature} and top_k {draw.top_k} 0 or more, and top_p {draw.top_p} over 0 "
+            "and up to 1"
+        )
+
+
+def _pair(row: Any, number: int, first: str, second: str) -> Pair:
+    """A row with both columns, or two texts."""
+    if isinstance(row, Mapping):
+        row = [row.get(first), row.get(second)]
+    if not isinstance(row, Sequence) or isinstance(row, str) or len(row) != 2:
+        raise InputError(f"row {number}: two texts are expected, {first!r} and {second!r}")
+    for value, column in zip(row, (first, second), strict=True):
+        _check_text(value, f"row {number}, {column!r}")
+    return Pair(*row)
+
+
+def _check_text(value: Any, name: str) -> None:
+    """Refuse what the training data could not hold either: no text, or not valid text."""
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{name}: a text is expected, got {value!r:.80}")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise InputError(f"{name}: {value!r:.80} is not valid Unicode")
+
+
+def _image(value: Any) -> Any:
+    """An array of 0–255 integers or 0–1 floats, from an array, nested lists, or a path."""
+    if isinstance(value, str | Path):
+        return decode_image(str(value))
+    array = np.asarray(value)
+    if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
+        return array.astype(np.uint8)
+    if array.dtype.kind != "f" or not array.size or array.min() < 0 or array.max() > 1:
+        raise DataError(
+            ["an image is integers from 0 to 255 or fractions from 0 to 1: rescale it"], "input"
+        )
+    return array.astype(np.float32)

@@ -1,0 +1,118 @@
+"""Whether locks hold on a file system, tried with two processes.
+
+    this process   takes every lock that a run relies on ─────┐              ─ lets go ─┐
+    another one    tries the same ───────────── all refused? ─┘   all granted? ─────────┘
+
+Some network and user-space file systems grant every lock, or know only some kinds. There two
+processes would train a run at once, SQLite would lose what was committed, and deletions would not
+see answers under way.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from s3t.errors import InputError
+from s3t.system.durable import fresh_beside
+
+__all__ = ["prove_locks"]
+
+_SECONDS = 30.0
+"""After which a file system that does not answer is refused."""
+
+_WHOLE = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+
+_KINDS: dict[str, Callable[[int], object]] = {
+    "flock": lambda file: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB),
+    "POSIX": lambda file: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB),  # SQLite's
+    "open file": lambda file: fcntl.fcntl(file, fcntl.F_OFD_SETLK, _WHOLE),
+}
+"""Each on a file of its own, since the last two are in each other's way."""
+
+_OTHER = """
+import fcntl, sys
+whole, *paths = sys.argv[1:]
+tries = (
+    lambda file: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB),
+    lambda file: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB),
+    lambda file: fcntl.fcntl(file, fcntl.F_OFD_SETLK, bytes.fromhex(whole)),
+)
+for number, (path, lock) in enumerate(zip(paths, tries, strict=True)):
+    with open(path, "r+b") as file:
+        try:
+            lock(file)
+        except OSError:
+            continue
+        print(number)
+"""
+"""What the other process does: print the numbers of the locks that it was granted."""
+
+
+def prove_locks(folder: Path) -> None:
+    """Refuse a folder where a lock does not keep other processes out, or not only while it is held.
+
+    Raises:
+        InputError: what is wrong with its file system.
+    """
+    path = fresh_beside(folder / "locks")
+    paths = [path.with_name(f"{path.name}{number}.tmp") for number in range(len(_KINDS))]
+    try:
+        files = [
+            os.open(one, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600) for one in paths
+        ]
+        try:
+            for kind, file in zip(_KINDS, files, strict=True):
+                _take(folder, kind, file)
+            for kind in _granted(folder, paths):
+                raise _refusal(folder, f"grants one {kind} lock to two processes at once")
+        finally:
+            for file in files:
+                os.close(file)
+        free = _granted(folder, paths)
+        for kind in _KINDS:
+            if kind not in free:
+                raise _refusal(folder, f"does not give a {kind} lock free when its file is closed")
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}): give a directory that this user can "
+            "write"
+        ) from None
+    finally:
+        for one in paths:
+            with suppress(OSError):
+                one.unlink()
+
+
+def _take(folder: Path, kind: str, file: int) -> None:
+    try:
+        _KINDS[kind](file)
+    except OSError as error:
+        raise _refusal(folder, f"has no {kind} locks ({error.strerror})") from None
+
+
+def _granted(folder: Path, paths: list[Path]) -> list[str]:
+    """The kinds of locks that another process is granted now."""
+    words = [sys.executable, "-I", "-S", "-c", _OTHER, _WHOLE.hex(), *map(str, paths)]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=_SECONDS)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise InputError(
+            f"whether locks hold in {folder} cannot be tried with a second process ({error}): "
+            "see that this Python can start another"
+        ) from None
+    kinds = list(_KINDS)
+    return [kinds[int(number)] for number in done.stdout.split()]
+
+
+def _refusal(folder: Path, what: str) -> InputError:
+    return InputError(
+        f"{folder} lies on a file system that {what}, so a deletion there would not keep other "
+        "processes from answering: keep the run on a local disk, or where locks hold"
+    )

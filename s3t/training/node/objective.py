@@ -1,0 +1,206 @@
+"""What slots are trained for and scored by: the loss of their batches, the score on public rows.
+
+    rows ─► trunk ─► hidden states that enter the block ─► layers with the slots' adapters
+                              ─► classes: the slots' heads          ─► cross entropy of a row
+                              ─► language: the base's frozen head   ─► that of each next token
+
+Invariant: a slot's loss is a mean over its own rows (or tokens) of the whole step, so the other
+slots of the group and the passes that the step is cut into do not change what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from s3t.model.adapters.lora import Bank, adapted
+from s3t.model.adapters.prompt import features, states
+from s3t.model.base import Base
+from s3t.model.determinism import filled
+from s3t.model.head import classify, language_logits, losses
+from s3t.training.node.process_group import InTurn, Peers
+from s3t.training.node.rows import LabelledSet
+from s3t.training.node.trunk_cache import Trunk
+from s3t.types import Share
+
+__all__ = ["SCORE_ROWS", "Objective", "Pass"]
+
+SCORE_ROWS = 32
+"""Validation rows of one pass, per slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Rows of one length that some slots learn from together.
+
+    Attributes:
+        slots: their numbers.
+        rows: row numbers [G, B].
+        weights: of the rows, 1 or 0, [G, B].
+        whole: what each slot's loss is a mean over, [G].
+        tokens: T of the rows; None for images.
+    """
+
+    slots: tuple[int, ...]
+    rows: Tensor
+    weights: Tensor
+    whole: Tensor
+    tokens: int | None
+
+    @property
+    def shape(self) -> tuple[int, int, int | None]:
+        """G, B and T, which are all that the shapes of its arithmetic depend on."""
+        return (*self.rows.shape, self.tokens)
+
+    def only(self, slot: int) -> Pass:
+        """The same of one slot, by its place among them."""
+        one = slice(slot, slot + 1)
+        return Pass(
+            self.slots[one], self.rows[one], self.weights[one], self.whole[one], self.tokens
+        )
+
+
+class Objective:
+    """The loss of slots, and what they gain, on one set of rows.
+
+    A slot's score is what it gains on the rows over how many count: accuracy, or minus the mean
+    loss of a token.
+
+    Args:
+        base: the frozen base.
+        classes: number of classes; 0 for a language model.
+        rows: the set.
+        trunk: hidden states of the same rows, prepared for the block that is trained.
+    """
+
+    def __init__(self, base: Base, classes: int, rows: LabelledSet, trunk: Trunk) -> None:
+        self.base, self.classes, self.rows, self.trunk = base, classes, rows, trunk
+
+    def passes(
+        self,
+        chosen: Sequence[tuple[Tensor, Tensor]],
+        passes: int = 1,
+        share: Share | None = None,
+    ) -> Iterator[Pass]:
+        """The passes of one step of all slots: what a slot goes down is the sum of its losses.
+
+        Each slot's is the mean over its rows (tokens) of the *whole* step: a pass whose rows hold
+        few tokens that are learnt weighs as little as those do. Texts are as long as the longest
+        of the slot's own batch, all its shares included, so slots are taken together by that
+        length.
+
+        Args:
+            chosen: row numbers [k · B] and weights [k · B] of each slot.
+            passes: k, into which the step is cut.
+            share: the part of each pass to take; by default all of it.
+        """
+        share, whole = share or Share(), self._counted(chosen)
+        for turn in range(passes):
+            part = [(i.view(passes, -1)[turn], w.view(passes, -1)[turn]) for i, w in chosen]
+            lengths = [self.rows.longest(rows) for rows, _ in part]
+            mine = share.of(len(part[0][0]))
+            for tokens in sorted({*lengths}, key=lambda length: length or 0):
+                slots = tuple(slot for slot, length in enumerate(lengths) if length == tokens)
+                yield Pass(
+                    slots,
+                    torch.stack([part[slot][0][mine] for slot in slots]),
+                    torch.stack([part[slot][1][mine] for slot in slots]),
+                    whole[list(slots)],
+                    tokens,
+                )
+
+    def _counted(self, chosen: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """What each slot's loss is a mean over, [G]: rows, or tokens that are learnt."""
+        if self.classes:
+            found = [weights.sum() for _, weights in chosen]
+        else:
+            scored = self.rows.rows.scored
+            found = [(scored[rows, 1:].sum(dim=1) * weights).sum() for rows, weights in chosen]
+        return torch.stack(found).clamp(min=1).to(self.base.device)
+
+    def loss(self, lo: int, bank: Bank, leaves: Mapping[str, Tensor], taken: Pass) -> Tensor:
+        """The losses of a pass, summed over its slots; slots meet in this sum alone.
+
+        Args:
+            lo: first layer of the block.
+            bank, leaves: adapters of the pass's slots, and what of them is trained.
+            taken: the pass.
+        """
+        index, length, whole = taken.rows.flatten(), taken.tokens, taken.whole
+        weights = taken.weights.to(self.base.device)
+        mask = self.trunk.mask(index, length)
+        entering = self.trunk.hidden(index, length)
+        if self.classes:
+            assert self.rows.labels is not None
+            logits = classify(self._features(lo, entering, mask, bank), leaves)
+            labels = self.rows.labels[index].to(self.base.device)
+            each = losses(logits.flatten(0, 1), labels).view_as(weights)
+            return (each * (weights / whole.unsqueeze(1))).sum()
+        each, real = self._token_losses(self._above(lo, entering, mask, bank), index, length)
+        real = real.view(len(weights), -1, real.shape[1]) * weights.unsqueeze(2)
+        return (each.view_as(real) * (real / whole.view(-1, 1, 1))).sum()
+
+    @torch.no_grad()
+    def gained(
+        self, lo: int, bank: Bank, leaves: Mapping[str, Tensor], peers: Peers | None = None
+    ) -> Tensor:
+        """What each slot gains on all rows, and behind it how many rows (tokens) count, [G + 1].
+
+        Args:
+            lo: first layer of the block.
+            bank, leaves: adapters of all slots, and what of them is trained.
+            peers: who else scores parts of the rows; by default nobody.
+        """
+        peers = peers or InTurn()
+        self.trunk.prepare(lo, torch.arange(len(self.rows)))
+        return peers.summed([self._gained(lo, bank, leaves, share) for share in peers.shares])
+
+    def _gained(self, lo: int, bank: Bank, leaves: Mapping[str, Tensor], share: Share) -> Tensor:
+        """What each slot gained on the passes of a share, and how many rows (tokens) counted."""
+        slots, trunk = bank.slots, self.trunk
+        parts = torch.arange(len(self.rows)).split(SCORE_ROWS)
+        gained, counted = torch.zeros(slots, dtype=torch.float64), 0.0
+        # who has no pass left goes along: layers may lie spread over all
+        for number in range(share.rank, -(-len(parts) // share.size) * share.size, share.size):
+            part = parts[min(number, len(parts) - 1)]
+            index = filled(part, SCORE_ROWS).repeat(slots)
+            length = self.rows.longest(part)
+            mask = trunk.mask(index, length)
+            entering = trunk.hidden(index, length)
+            if number >= len(parts):
+                part = part[:0]
+            if self.classes:
+                assert self.rows.labels is not None
+                labels = self.rows.labels[index].view(slots, -1)
+                logits = classify(self._features(lo, entering, mask, bank), leaves)
+                right = logits.argmax(dim=2).cpu() == labels
+                gained += right[:, : len(part)].sum(dim=1).double()
+                counted += len(part)
+            else:
+                above = self._above(lo, entering, mask, bank)
+                each, real = self._token_losses(above, index, length)
+                lost = (each * real).cpu().double().view(slots, SCORE_ROWS, -1)
+                gained -= lost[:, : len(part)].sum(dim=(1, 2))
+                counted += float(real[: len(part)].sum())
+        return torch.cat([gained, torch.tensor([counted], dtype=torch.float64)])
+
+    def _above(self, lo: int, hidden: Tensor, mask: Tensor | None, bank: Bank) -> Tensor:
+        with adapted(bank):
+            return states(self.base, hidden, lo, mask, bank.prompts)
+
+    def _features(self, lo: int, hidden: Tensor, mask: Tensor | None, bank: Bank) -> Tensor:
+        with adapted(bank):
+            return features(self.base, hidden, lo, mask, bank.prompts)
+
+    def _token_losses(
+        self, hidden: Tensor, index: Tensor, length: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of each next token [n, T−1] and which of them count (1 or 0)."""
+        tokens = self.rows.rows.values[index, 1:length].to(self.base.device)
+        scored = self.rows.rows.scored[index, 1:length].to(self.base.device)
+        logits = language_logits(self.base, hidden)[:, :-1]
+        each = losses(logits.flatten(0, 1), tokens.flatten()).view(len(tokens), -1)
+        return each, scored.to(each.dtype)

@@ -1,0 +1,81 @@
+"""The cluster of each private sample, while a run is drafted, opened or planned anew.
+
+    data.public.adapt ──draft──► prototypes ──► RUN/prototypes.safetensors, digest in the recipe
+    places in the ledger ──of samples that it knows──┐
+    rows ──frozen base──► features ──of all others───┴──► samples, each with its cluster
+
+What the ledger knows is not reckoned again: the same row would give the same cluster, and that a
+row is the same is proved by whoever registers it. ``s3t audit --retrain`` reckons all of them anew.
+
+Invariant: without ``partition.clusters`` nothing here reads or writes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from s3t.config import Config
+from s3t.data import PrivateData
+from s3t.ledger import Ledger
+from s3t.model.base import Base
+from s3t.model.inputs.encoders import ImageEncoder, TextEncoder
+from s3t.model.prototypes import Prototypes, clusters_of, read_prototypes
+from s3t.run import RunDir
+from s3t.training.node.rows import encode_rows
+from s3t.types import Digest, SampleId
+
+__all__ = ["clustered", "known_clusters", "prototypes_of", "recipe_digest"]
+
+
+def prototypes_of(run: RunDir, config: Config, base: Base) -> Prototypes | None:
+    """The prototypes that a run keeps; None without ``partition.clusters``.
+
+    Raises:
+        IntegrityError: they are missing, damaged, or of another base.
+    """
+    if config.partition.clusters is None:
+        return None
+    return read_prototypes(run.prototypes_path, base.fingerprint)
+
+
+def recipe_digest(prototypes: Prototypes | None) -> Digest | None:
+    """What a recipe names of them."""
+    return None if prototypes is None else prototypes.digest
+
+
+def known_clusters(config: Config, ledger: Ledger) -> dict[SampleId, int]:
+    """Clusters of the samples that the ledger holds; empty without ``partition.clusters``."""
+    if config.partition.clusters is None:
+        return {}
+    return {entry.sample_id: entry.shard for entry in ledger.samples()}
+
+
+def clustered(
+    private: PrivateData,
+    prototypes: Prototypes | None,
+    base: Base,
+    encoder: TextEncoder | ImageEncoder,
+    known: Mapping[SampleId, int],
+) -> PrivateData:
+    """The private samples, each with its cluster; as they are without prototypes.
+
+    Args:
+        private: samples and rows.
+        prototypes: of the run.
+        base: the frozen base, on the device on which nodes are trained.
+        encoder: of the base.
+        known: clusters that need not be reckoned.
+    """
+    if prototypes is None:
+        return private
+    samples = private.samples
+    new = [at for at, sample in enumerate(samples) if sample.id not in known]
+    rows = encode_rows(encoder, private.rows.at(new)).rows if new else None
+    found = [] if rows is None else clusters_of(base, rows, prototypes)
+    numbers = {samples[at].id: number for at, number in zip(new, found, strict=True)}
+    each = (
+        replace(one, cluster=numbers[one.id] if one.id in numbers else known[one.id])
+        for one in samples
+    )
+    return replace(private, samples=tuple(each))

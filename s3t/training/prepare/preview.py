@@ -1,0 +1,133 @@
+"""What a config would train, told before anything is: ``s3t plan``.
+
+    draft ──► plan: nodes, cost, tree ──┬─► notes on tiers, clusters and data
+                                        └─► what serves along a horizon of deletions
+
+Invariant: nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import pairwise
+from typing import Any
+
+from s3t.config import Config
+from s3t.data.partition import slice_rates, tier_slices
+from s3t.model.inputs.encoders import TextEncoder
+from s3t.plan import Plan, cyclic, prefixes
+from s3t.training.prepare.checks import Draft, draft
+
+__all__ = ["preview"]
+
+ROWS = 7
+"""Equal steps of a horizon."""
+
+
+def preview(config: Config, horizon: int | None = None) -> dict[str, Any]:
+    """What a config would train, as JSON values; writes nothing, and trains no node.
+
+    The plan's ``summary``, the tree of one shard as lines of text, and notes on tiers, clusters and
+    data. Clusters are of the base's features: if the config adapts it, that is done, in memory.
+
+    Args:
+        config: the config.
+        horizon: R, deletions along which to say what serves, under ``horizon``.
+
+    Raises:
+        ConfigError, DataError, InputError: with all problems found.
+    """
+    drafted = draft(config)
+    plan = drafted.plan(drafted.base, None)
+    data, notes = drafted.data, [*_tier_notes(drafted), *_cluster_notes(drafted)]
+    if data.private.folded:
+        notes.append(f"{data.private.folded} exact copies of the same subject count once")
+    column, bare = config.partition.subject, [one.subject is None for one in data.private.samples]
+    if column is not None and any(bare):
+        notes.append(f"{sum(bare)} samples name no person in {column!r}: only an id deletes them")
+    if data.overlap:
+        notes.append(
+            f"{data.overlap} private samples are in the public data too: deleting them does not "
+            "remove what the public data taught"
+        )
+    base = drafted.base
+    tokens = (base.length or base.image_tokens) + config.prompt_tokens
+    positions = config.stage.batch_size // config.stage.processes * tokens
+    if not base.rounds_evenly(positions):
+        notes.append(
+            f"{config.model.base} is not of float32, or widths of its layers fill no vectors at "
+            f"{positions} positions of a batch, so nodes are trained one by one there: slower, and "
+            "the same bytes"
+        )
+    if isinstance(drafted.encoder, TextEncoder):
+        cut = drafted.encoder.encode(data.private.rows.inputs).truncated
+        if cut:
+            notes.append(f"{cut} texts are cut to {config.data.max_length} tokens")
+    tree = [
+        "  " + "   " * (node.stage - 1) + f"{node.last}  ({node.samples} samples)"
+        for node in plan.forest.of_shard(0)
+    ]
+    found = plan.summary() | {"tree": tree, "notes": notes}
+    return found if horizon is None else found | {"horizon": _along(drafted, plan, horizon)}
+
+
+def _along(drafted: Draft, plan: Plan, horizon: int) -> dict[str, Any]:
+    """What the plan serves along a horizon of deletions, and the paper's cyclic plan beside it."""
+    from s3t.plan.budget.horizon import along
+
+    shape, sizes = drafted.config.partition, drafted.partition.sizes()
+    rates = slice_rates(shape) or (1.0,) * shape.slices
+    rotations = cyclic(shape.slices, shape.slices)
+    trained = prefixes(rotations) if plan.cumulative else [p[-1:] for p in prefixes(rotations)]
+    passes = plan.epochs * sum(sum(row[c] for c in prefix) for row in sizes for prefix in trained)
+    moments = sorted({round(horizon * part / ROWS) for part in range(ROWS + 1)})
+    ours, theirs = (
+        along(plan.shards, rates, each, moments) for each in (drafted.sequences, rotations)
+    )
+    return {
+        "requests": horizon,
+        "trials": ours.trials,
+        "sample_passes": sum(node.passes for node in plan.forest.nodes),
+        "cyclic_sample_passes": passes,
+        "moments": [
+            asdict(one) | {"cyclic": asdict(other)}
+            for one, other in zip(ours.moments, theirs.moments, strict=True)
+        ],
+    }
+
+
+def _tier_notes(drafted: Draft) -> Iterator[str]:
+    """One sentence per risk tier, none without tiers: its values, slices, samples and rate."""
+    shape, sizes = drafted.config.partition, drafted.partition.sizes()
+    if shape.risk is None:
+        return
+    what = "age in days" if shape.risk.as_of else repr(shape.risk.column)
+    bounds = [f"{bound:.12g}" for bound in drafted.data.thresholds]
+    values = [
+        f"below {bounds[0]}",
+        *(f"from {one} to below {next_}" for one, next_ in pairwise(bounds)),
+        f"from {bounds[-1]}",
+    ]
+    rates = shape.risk.rates or (1.0,) * shape.risk.tiers
+    first = 0
+    for tier, count in enumerate(tier_slices(shape)):
+        samples = sum(sum(row[first : first + count]) for row in sizes)
+        slices = f"slices {first} to {first + count - 1}" if count > 1 else f"slice {first}"
+        yield (
+            f"risk tier {tier} ({what} {values[tier]}): {slices} of each shard, "
+            f"{samples} samples, rate {rates[tier]:g}"
+        )
+        first += count
+
+
+def _cluster_notes(drafted: Draft) -> Iterator[str]:
+    """One sentence per cluster, none without: its samples, and the public rows that made it."""
+    prototypes, sizes = drafted.prototypes, drafted.partition.sizes()
+    if prototypes is None:
+        return
+    asked = drafted.config.partition.shards
+    if len(prototypes) < asked:
+        yield f"{len(prototypes)} clusters: others of the {asked} were nearer to each other"
+    for shard, (rows, held) in enumerate(zip(prototypes.rows, sizes, strict=True)):
+        yield f"cluster {shard}: {sum(held)} samples, nearest to what {rows} public rows are like"

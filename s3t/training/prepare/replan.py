@@ -1,0 +1,175 @@
+"""Plan a run again, on the samples that are left and on those that came.
+
+    deletions: samples left ─► new slice digests ─► plan: surviving nodes keep their keys
+    additions: data ─► new samples ─► ledger ─────────┘
+
+A repair's plan holds every node that is alive, so it is put in force at once: serving loses
+nothing, and gains each node as it is trained. A plan with new samples lacks nodes that are alive,
+those whose slices have grown; it is put in force when its nodes are trained.
+
+Invariant: a plan follows from config, base and the samples left, as that of a new run would (E3).
+So what is trained for it is, byte for byte, what a run from scratch without the deleted samples
+trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from s3t.config import Config, anchored, dump_config
+from s3t.data import Data, load_all
+from s3t.errors import DataError, InputError
+from s3t.ledger import Gone, Ledger
+from s3t.model.loading import build_base, load_model
+from s3t.plan import Plan
+from s3t.run import RunDir
+from s3t.store import write_durably
+from s3t.training.environment import environment_of
+from s3t.training.prepare.checks import Draft, sequences_of, unspoken
+from s3t.training.prepare.clusters import clustered, known_clusters, prototypes_of
+from s3t.training.prepare.prepare import (
+    check_recipe,
+    digest_of,
+    placed,
+    public_head_of,
+    put_in_force,
+    starting_head,
+)
+from s3t.types import NodeKey, SampleId
+
+__all__ = ["Renewal", "add_files", "renew", "take_effect"]
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What to plan anew.
+
+    Attributes:
+        add: take in samples that are new in the data; else they are refused.
+        files: data files to read in addition from now on, with ``add``.
+    """
+
+    add: bool = False
+    files: tuple[str, ...] = ()
+
+
+def renew(run: RunDir, device: torch.device, renewal: Renewal) -> int:
+    """Make the plan of the samples left, and put it in force if that loses no living node.
+
+    Needs the training lock. Doing it again changes nothing.
+
+    Args:
+        run: a prepared run.
+        device: what its nodes are trained on.
+        renewal: what to plan anew.
+
+    Returns:
+        number of samples taken in.
+
+    Raises:
+        InputError: data or base changed in another way; or nothing is left of the data.
+        S3TError: the run was planned by another engine.
+    """
+    config = add_files(run.config(), renewal.files)
+    data = load_all(config)
+    with run.ledger() as ledger:
+        gone = ledger.gone()
+        drafted = _drafted(run, config, data, gone, known_clusters(config, ledger), device)
+        if renewal.files:
+            write_durably(run.config_path, dump_config(config).encode())
+        added = 0
+        if renewal.add:
+            added = ledger.add(drafted.partition.places())
+        else:
+            ledger.register(drafted.partition.places())  # proves that nothing else has changed
+        now = run.plans.find(lambda: ledger.state().plan)
+        run.plans.settle(now, ledger.plans.newest().plan)
+        base = drafted.base.to(device)
+        here = environment_of(config, base, drafted.classes, device)
+        head = digest_of(starting_head(run, config, base))
+        newest, there = run.plans.find(lambda: ledger.plans.newest().plan), run.store.keys()
+        plan = drafted.plan(base, head, here, before=newest, there=there)
+        check_recipe(run, plan.recipe, now)
+        if plan.digest != ledger.plans.newest().plan:
+            run.plans.write(plan)
+            head = digest_of(public_head_of(run, drafted.base))
+            ledger.plans.propose(plan.digest, gone.view, head)
+        if _holds(plan, now, there, ledger):
+            put_in_force(run, ledger, plan)
+    return added
+
+
+def take_effect(run: RunDir) -> None:
+    """Put the newest plan in force, once its nodes are trained. Needs the training lock."""
+    with run.ledger() as ledger:
+        put_in_force(run, ledger, run.plans.find(lambda: ledger.plans.newest().plan))
+
+
+def add_files(config: Config, files: Sequence[str]) -> Config:
+    """The config with more private data files.
+
+    Raises:
+        InputError: a source that has no files, or files that are not there.
+    """
+    if not files:
+        return config
+    source = config.data.private
+    if source.files is None:
+        raise InputError(
+            f"data.private of format {source.format!r} has no files to add to: give its rows in "
+            "files of one format"
+        )
+    absent = [name for name in files if not Path(name).exists()]
+    if absent:
+        raise InputError(f"there is no file {absent[0]}: nothing was added")
+    before = (source.files,) if isinstance(source.files, str) else source.files
+    named = [str(Path(name).absolute()) for name in files]
+    together = (*before, *(name for name in named if name not in before))
+    data = config.data.model_copy(update={"private": source.model_copy(update={"files": together})})
+    return anchored(config.model_copy(update={"data": data}))
+
+
+def _drafted(
+    run: RunDir,
+    config: Config,
+    data: Data,
+    gone: Gone,
+    known: Mapping[SampleId, int],
+    device: torch.device,
+) -> Draft:
+    """The draft of the run as it would be planned now, over the base that it has."""
+    private = data.private.without(gone)
+    if not private.samples:
+        raise InputError(f"no private sample is left: there is nothing to train in {run.root}")
+    loaded = load_model(config, run.base_path if run.base_path.is_dir() else None)
+    base, now = build_base(config, loaded), run.plan()
+    if base.fingerprint != now.base:
+        raise InputError(
+            f"model.base {config.model.base!r} is no longer the base that {run.root} was planned "
+            "on: restore it, or start a new run with output=DIR"
+        )
+    if problems := unspoken(data, loaded.encoder):
+        raise DataError(problems, "data")
+    prototypes = prototypes_of(run, config, base)
+    base = base if prototypes is None else base.to(device)
+    private = clustered(private, prototypes, base, loaded.encoder, known)
+    return Draft(
+        config=config,
+        data=data,
+        partition=placed(config, private.samples, now.shards),
+        base=base,
+        encoder=loaded.encoder,
+        sequences=sequences_of(config, base, len(data.labels), now.shards),
+        prototypes=prototypes,
+    )
+
+
+def _holds(plan: Plan, now: Plan, there: Collection[NodeKey], ledger: Ledger) -> bool:
+    """Whether a plan has every node of the one in force that is there and not hit."""
+    hits = set(ledger.state().hits)
+    living = (node.key for node in now.forest if not node.is_hit(hits))
+    return all(key in plan.forest for key in living if key in there)
