@@ -40,6 +40,7 @@ from s3t.model.base import Base
 from s3t.model.determinism import one_thread
 from s3t.model.inputs.encoders import Encoded
 from s3t.serving.ensemble.ensemble import Ensemble, Member
+from s3t.serving.generation.kv_steps import Steps, find_steps
 
 __all__ = ["run"]
 
@@ -100,14 +101,14 @@ def _made(config: LlamaConfig) -> PreTrainedModel:
 
 def _ways(make: Callable[[], PreTrainedModel], lowest: int) -> dict[str, Way]:
     base = Base(make(), language_model=True, length=PROMPT * 2)
-    members = [_member(base, shard, lowest) for shard in range(SHARDS)]
+    members, steps = [_member(base, shard, lowest) for shard in range(SHARDS)], find_steps(base)
     ensemble = Ensemble(base, members, ALPHA / RANK, "mean-probabilities", "uniform")
     # rank and alpha as trained; the adapter's own layers alone
     apart = [to_peft(make(), base.targets, m.tensors, RANK, ALPHA) for m in members]
     merged: Any = to_peft(make(), base.targets, members[0].tensors, RANK, ALPHA)
     single = merged.merge_and_unload()
     return {
-        "kept": lambda prompts, new: _kept(ensemble, prompts, new),
+        "kept": lambda prompts, new: _kept(ensemble, steps, prompts, new),
         "anew": lambda prompts, new: _anew(ensemble, prompts, new),
         "sequential": lambda prompts, new: _generated(apart, prompts, new),
         "single": lambda prompts, new: _generated([single], prompts, new),
@@ -136,10 +137,12 @@ def _timed(ways: dict[str, Way], batch: int, new: int, turns: int) -> dict[str, 
     return {way: spread(each) for way, each in rates.items()}
 
 
-def _kept(ensemble: Ensemble, prompts: Tensor, new: int) -> float:
+def _kept(ensemble: Ensemble, steps: Steps | None, prompts: Tensor, new: int) -> float:
     rows = Encoded(prompts, torch.ones_like(prompts))
     started, written = time.perf_counter(), prompts
-    decoding = ensemble.decoding(rows, torch.full((len(prompts),), prompts.shape[1]), new - 1)
+    decoding = ensemble.decoding(
+        steps, rows, torch.full((len(prompts),), prompts.shape[1]), new - 1
+    )
     assert decoding is not None
     for step in range(new):
         tokens = decoding.logs.argmax(dim=1)

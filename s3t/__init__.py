@@ -24,6 +24,7 @@ from s3t.errors import (
     UnavailableError,
     UnknownSampleError,
 )
+from s3t.version import __version__
 
 __all__ = [
     "S3T",
@@ -42,8 +43,6 @@ __all__ = [
     "load_config",
     "pipeline",
 ]
-
-__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from s3t.config import Config, load_config

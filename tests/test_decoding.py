@@ -22,6 +22,7 @@ from s3t.model.inputs.encoders import Encoded
 from s3t.model.prototypes import Prototypes
 from s3t.serving.ensemble.ensemble import Ensemble, Member
 from s3t.serving.generation.completion import Writer, _cut
+from s3t.serving.generation.kv_steps import find_steps
 from s3t.types import Draw
 from tests.test_routing import prototypes_near
 from tests.tiny import DECODERS, VOCABULARY, from_config, random_adapter, tiny_base, tiny_model
@@ -64,7 +65,8 @@ def padded(rows: Sequence[Sequence[int]]) -> Encoded:
 
 
 def begun(ensemble: Ensemble, rows: Sequence[Sequence[int]], room: int) -> Any:
-    return ensemble.decoding(padded(rows), torch.tensor([len(row) for row in rows]), room)
+    steps, lengths = find_steps(ensemble._base), torch.tensor([len(row) for row in rows])
+    return ensemble.decoding(steps, padded(rows), lengths, room)
 
 
 def far(ensemble: Ensemble, rows: list[list[int]], steps: int = 9) -> float:
@@ -132,7 +134,7 @@ def test_weights_merged_for_many_rows_agree_as_well() -> None:
 def test_half_precision() -> None:
     model = tiny_model("llama", DEPTH, language_model=True).to(torch.bfloat16)
     base = Base(model, language_model=True, length=LENGTH)
-    assert base.steps is not None
+    assert find_steps(base) is not None
     ensemble = gather(base)
     rows = prompts(3)
     decoding = begun(ensemble, rows, 4)
@@ -170,12 +172,13 @@ def test_the_trunk_is_kept_once() -> None:
 
 def test_rows_at_once_are_those_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     ensemble = gather(tiny_base("gpt2", DEPTH, language_model=True, length=LENGTH))
+    steps = find_steps(ensemble._base)
     decoding = begun(ensemble, prompts(1), 5)
     assert decoding is not None
     monkeypatch.setattr("s3t.serving.ensemble.ensemble._KEPT_BYTES", 3 * decoding.nbytes)
-    assert ensemble.rows_at_once(7 + 5) == 3
-    assert ensemble.rows_at_once(7 + 6) == 2
-    assert ensemble.rows_at_once(10**6) == 1
+    assert ensemble.rows_at_once(steps, 7 + 5) == 3
+    assert ensemble.rows_at_once(steps, 7 + 6) == 2
+    assert ensemble.rows_at_once(steps, 10**6) == 1
 
 
 def _deaf(layer: Any) -> None:
@@ -201,9 +204,9 @@ def test_layers_that_do_not_take_what_is_kept_are_run_whole(change: Any) -> None
     model = tiny_model("llama", DEPTH, language_model=True)
     change(model.model.layers[1])
     base = Base(model, language_model=True, length=LENGTH)
-    assert base.steps is None
+    assert find_steps(base) is None
     ensemble = gather(base)
-    assert ensemble.rows_at_once(10) is None
+    assert ensemble.rows_at_once(find_steps(base), 10) is None
     assert begun(ensemble, prompts(2), 3) is None
 
 
@@ -223,14 +226,14 @@ def test_positions_that_depend_on_the_length_of_the_text() -> None:
         rope_parameters=scaling,
     )  # fmt: skip
     model = from_config(config, language_model=True)
-    assert Base(model, language_model=True, length=LENGTH).steps is None
+    assert find_steps(Base(model, language_model=True, length=LENGTH)) is None
     short = from_config(config, language_model=True)
-    assert Base(short, language_model=True, length=16).steps is not None
+    assert find_steps(Base(short, language_model=True, length=16)) is not None
 
 
 def test_encoders_have_no_steps() -> None:
-    assert tiny_base("bert").steps is None
-    assert tiny_base("vit").steps is None
+    assert find_steps(tiny_base("bert")) is None
+    assert find_steps(tiny_base("vit")) is None
 
 
 # ── whole runs ───────────────────────────────────────────────────────────────────────────────
@@ -256,8 +259,7 @@ def test_the_tokens_are_those_of_whole_texts(texts: S3T, draw: Any, monkeypatch:
     whole = partial(texts.generate, PROMPTS, max_new_tokens=12, **draw)
     pieces = partial(texts.stream, PROMPTS[0], max_new_tokens=12, **draw)
     found, streamed = whole(), [piece.text for piece in pieces()]
-    monkeypatch.setattr(Ensemble, "_steps", None)
-    assert begun(served(texts), prompts(1), 1) is None
+    monkeypatch.setattr(texts._serving._answering.writer, "_steps", None)
     assert (whole(), [piece.text for piece in pieces()]) == (found, streamed)
 
 
@@ -293,7 +295,7 @@ def test_draws_are_cut_to_the_likeliest(texts: S3T) -> None:
 
 def test_more_texts_than_are_kept_at_once(texts: S3T, monkeypatch: pytest.MonkeyPatch) -> None:
     found = texts.generate(PROMPTS, max_new_tokens=6)
-    monkeypatch.setattr(Ensemble, "rows_at_once", lambda self, tokens: 3)
+    monkeypatch.setattr(Ensemble, "rows_at_once", lambda self, steps, tokens: 3)
     assert texts.generate(PROMPTS, max_new_tokens=6) == found
     assert texts.generate([], max_new_tokens=6) == []
 

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3t.config import PartitionConfig
-from s3t.data.partition import partition, place, slice_rates, tier_slices
+from s3t.data.partition import partition, place, slice_digest, slice_rates, tier_slices
 from s3t.errors import DataError
-from s3t.plan.lineage import slice_digest
 from s3t.types import Digest, Place, Sample, SampleId, Subject, digest
 
 SUBJECTS = st.none() | st.text(st.characters(codec="utf-8"), min_size=1, max_size=6)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from s3t.data.partition import slice_digest
 from s3t.ledger import Witnessed, nodes_digest
-from s3t.plan import slice_digest
 from s3t.types import Digest, NodeKey, SampleId, Slot
 
 __all__ = ["Books", "LogEntry", "PlanRow", "SlotBook"]
@@ -55,7 +55,7 @@ class SlotBook:
     Attributes:
         samples: registered, purged ones included.
         left: not deleted.
-        digest: of the samples left (``lineage.slice_digest``).
+        digest: of the samples left (``slice_digest``).
         planned: left at the view of the plan in force.
         planned_digest: of those; None if rows of some were purged since.
         persons: distinct subjects, purged ones included, and samples of nobody.

@@ -10,7 +10,7 @@ and the slice is counted from the first of them:
     shard 1   0  1  2      3          risks lie together, so that deletions hit few slices
 
 With clusters the shard is the one that the sample carries, the nearest public prototype
-(``clusters.py``), and the hash tells the slice alone: slice = bits mod W.
+(``model/prototypes.py``), and the hash tells the slice alone: slice = bits mod W.
 
 Invariant E3: a place is a function of the sample alone. No sample's place depends on another's
 presence, so a run without the deleted samples finds every other sample where it was. All samples
@@ -29,10 +29,9 @@ from itertools import pairwise
 
 from s3t.config import PartitionConfig
 from s3t.errors import DataError, named
-from s3t.plan.lineage import slice_digest
-from s3t.types import Digest, Place, Sample
+from s3t.types import Digest, Place, Sample, digest
 
-__all__ = ["Partition", "partition", "place", "slice_rates", "tier_slices"]
+__all__ = ["Partition", "partition", "place", "slice_digest", "slice_rates", "tier_slices"]
 
 NAMED_EMPTY = 10
 """Above this many empty slices they are counted, not listed in a sentence each."""
@@ -61,6 +60,11 @@ def slice_rates(shape: PartitionConfig) -> tuple[float, ...] | None:
         return None
     owned = zip(rates, tier_slices(shape), strict=True)
     return tuple(rate for rate, count in owned for _ in range(count))
+
+
+def slice_digest(samples: Iterable[Sample]) -> Digest:
+    """Digest of a slice: its sorted sample ids, each with its content digest."""
+    return digest(sorted((sample.id, sample.content) for sample in samples))
 
 
 def place(

@@ -16,7 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from s3t import __version__
 from s3t.errors import InputError, S3TError
 from s3t.export.adapter import Adapter, sha256
 from s3t.export.assembly import Assembly
@@ -29,6 +28,7 @@ from s3t.run.deletion import Forgetting
 from s3t.run.exports import MANIFEST, ExportFolder, ExportRecords, export_tag
 from s3t.run.purge import is_dead, kept_nodes
 from s3t.serving.predictor import Answering
+from s3t.version import __version__
 
 __all__ = ["Exporter", "remove_dead"]
 

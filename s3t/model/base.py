@@ -16,7 +16,7 @@ Invariant: the base's parameters are never written to; ``check_frozen`` proves i
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,7 +44,6 @@ from s3t.model.inputs.encoders import Encoded
 from s3t.model.quantized import has_quantized
 from s3t.model.reference import PROBE_ROWS, Whole, function_of
 from s3t.model.sharded import Gathered, local, spread
-from s3t.serving.generation.kv_steps import Steps, find_steps
 from s3t.store import tensors_digest
 from s3t.types import Digest, digest
 
@@ -209,11 +208,6 @@ class Base:
             for written, widths in zip(self._fused, self._widths, strict=True)
             for width in widths
         )
-
-    @cached_property
-    def steps(self) -> Steps | None:
-        """Its layers on new tokens alone, tried when first asked for; None if they cannot be."""
-        return find_steps(self)
 
     def start(self, rows: Encoded) -> Tensor:
         """Hidden states that enter layer 0, [n, T, H]."""

@@ -8,7 +8,7 @@ strategies ◄── survival: how long prefixes last    not imported here: nump
 from __future__ import annotations
 
 from s3t.plan.layout import PLAN_FORMAT, Plan, make_plan
-from s3t.plan.lineage import FORMAT, environment_name, node_key, node_seed, slice_digest
+from s3t.plan.lineage import FORMAT, environment_name, node_key, node_seed
 from s3t.plan.sequences import Sequences, cyclic, explicit
 from s3t.plan.survival import expected_deletions
 from s3t.plan.trie import Forest, Node, prefixes
@@ -28,5 +28,4 @@ __all__ = [
     "node_key",
     "node_seed",
     "prefixes",
-    "slice_digest",
 ]

@@ -221,7 +221,7 @@ def make_plan(
 
     Args:
         sizes: [m][L], samples per slice.
-        digests: [m][L], ``lineage.slice_digest`` of each slice.
+        digests: [m][L], ``slice_digest`` of each slice.
         sequences: of one shard; every shard trains the same.
         base: fingerprint of the frozen base.
         recipe: JSON values; whatever shapes a node's bytes, epochs and isolation included.

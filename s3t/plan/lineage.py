@@ -9,20 +9,15 @@ repair is "train the keys that are missing", and forgetting is a question of rea
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from s3t.types import Digest, NodeKey, Sample, digest
+from s3t.types import Digest, NodeKey, digest
 
-__all__ = ["FORMAT", "environment_name", "node_key", "node_seed", "slice_digest"]
+__all__ = ["FORMAT", "environment_name", "node_key", "node_seed"]
 
 FORMAT = 2
 """Version of the node format; part of every key."""
-
-
-def slice_digest(samples: Iterable[Sample]) -> Digest:
-    """Digest of a slice: its sorted sample ids, each with its content digest."""
-    return digest(sorted((sample.id, sample.content) for sample in samples))
 
 
 def node_key(

@@ -19,31 +19,34 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from s3t import __version__
 from s3t.config.aggregation import ServeConfig
-from s3t.server.deletions.service import Intake
+from s3t.server.deletions.service import DeletionService
 from s3t.server.http.middleware import Traffic
 from s3t.server.http.problems import MEDIA_TYPE, ProblemBody, handle_problems, refusals
 from s3t.server.logs import Causes
 from s3t.server.metrics import Metrics
-from s3t.server.model import Model, Service
 from s3t.server.routes import completions, deletions, health, page, predict, repair, status
-from s3t.server.routes.completions import Desk
-from s3t.server.routes.repair import Repairs
 from s3t.server.security.access import Access
 from s3t.server.security.limits import Limits
 from s3t.server.security.tokens import TokenFile, token_path
+from s3t.server.state import Service
 from s3t.server.work.batcher import Batcher
-from s3t.server.work.threads import Lane
+from s3t.server.work.maintenance import Maintenance
+from s3t.server.work.streams import Streams
+from s3t.server.work.threads import ThreadPool
+from s3t.version import __version__
+
+if TYPE_CHECKING:
+    from s3t.service import S3T
 
 __all__ = ["create_app"]
 
 
-def create_app(model: Model, config: ServeConfig, *, insecure: bool = False) -> FastAPI:
+def create_app(model: S3T, config: ServeConfig, *, insecure: bool = False) -> FastAPI:
     """The app over one model.
 
     Args:
@@ -51,8 +54,8 @@ def create_app(model: Model, config: ServeConfig, *, insecure: bool = False) -> 
         config: limits and waits.
         insecure: requests need no token; the caller makes sure of a loopback address.
     """
-    metrics, desk, causes = Metrics(model), Desk(config.streams), Causes()
-    metrics.streams.set_function(lambda: desk.taken)
+    metrics, streams, causes = Metrics(model), Streams(config.streams), Causes()
+    metrics.streams.set_function(lambda: streams.count)
     tokens = TokenFile(token_path(model.root, config))
     service = Service(
         model,
@@ -60,11 +63,11 @@ def create_app(model: Model, config: ServeConfig, *, insecure: bool = False) -> 
         Access(tokens, config, insecure),
         metrics,
         Batcher(model, config, metrics),
-        desk,
-        Intake(model, config, insecure),
-        Repairs(model),
-        Lane("lookups", 2, 32),
-        Lane("probes", 1, 4),
+        streams,
+        DeletionService(model, config, insecure),
+        Maintenance(model),
+        ThreadPool("lookups", 2, 32),
+        ThreadPool("probes", 1, 4),
         causes,
     )
     service.reloads.append(service.access.reload)
@@ -76,7 +79,7 @@ def create_app(model: Model, config: ServeConfig, *, insecure: bool = False) -> 
         redoc_url=None,
         lifespan=_lifespan,
     )
-    app.state.service = service
+    app.state.service, app.state.access = service, service.access
     handle_problems(app)
     for part in (predict, completions, deletions, repair, status, health, page):
         app.include_router(part.router)
@@ -89,16 +92,16 @@ def create_app(model: Model, config: ServeConfig, *, insecure: bool = False) -> 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
-    service.intake.start()
+    service.deletions.start()
     try:
         yield
     finally:
         service.draining = True
         for end in (
             service.batcher.close,
-            service.desk.lane.close,
-            service.intake.close,
-            service.repairs.close,
+            service.streams.threads.close,
+            service.deletions.close,
+            service.maintenance.close,
             service.lookups.close,
             service.probes.close,
         ):

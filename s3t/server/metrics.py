@@ -13,13 +13,15 @@ import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import prometheus_client as prometheus
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from s3t import __version__
-from s3t.server.model import Model
+from s3t.version import __version__
+
+if TYPE_CHECKING:
+    from s3t.service import S3T
 
 __all__ = ["Metrics", "Second"]
 
@@ -59,7 +61,7 @@ class Metrics:
         model: whose state is told beside them.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: S3T) -> None:
         self.registry = prometheus.CollectorRegistry()
         made: dict[str, Any] = {"registry": self.registry}
         self._requests = prometheus.Counter(

@@ -22,7 +22,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -32,7 +32,10 @@ from s3t.errors import InputError, S3TError
 from s3t.server.app import create_app
 from s3t.server.http.connection import line_of
 from s3t.server.http.connections import Connections
-from s3t.server.model import Model, Service
+from s3t.server.state import Service
+
+if TYPE_CHECKING:
+    from s3t.service import S3T
 
 __all__ = ["check_address", "serve"]
 
@@ -54,7 +57,7 @@ _IDLE = 75
 
 
 def serve(
-    model: Model,
+    model: S3T,
     config: ServeConfig,
     *,
     insecure: bool = False,
@@ -80,7 +83,7 @@ def serve(
 
 def _serve(
     listener: socket.socket,
-    model: Model,
+    model: S3T,
     config: ServeConfig,
     insecure: bool,
     on_start: Callable[[str], None],

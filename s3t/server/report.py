@@ -22,8 +22,8 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import Any, Protocol
 
-from s3t import __version__
 from s3t.errors import S3TError
+from s3t.version import __version__
 
 __all__ = ["PageFile", "Pictured", "page_files", "policy", "report", "snapshot"]
 

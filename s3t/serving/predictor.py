@@ -34,6 +34,7 @@ from s3t.plan.trie import Node
 from s3t.run import RunDir
 from s3t.serving.ensemble.ensemble import Ensemble, Member
 from s3t.serving.generation.completion import Writer
+from s3t.serving.generation.kv_steps import find_steps
 from s3t.training.prepare.clusters import prototypes_of, recipe_digest
 from s3t.training.prepare.recipe import recipe_of
 from s3t.types import Draw, NodeKey
@@ -273,8 +274,8 @@ class Answering:
     def writer(self) -> Writer:
         """Continues texts; only of a language model."""
         assert isinstance(self._encoder, TextEncoder)
-        _ = self._base.steps  # tried before anything is pinned: no deletion waits for that
-        return Writer(self._encoder)
+        # tried before anything is pinned: no deletion waits for that
+        return Writer(self._encoder, find_steps(self._base))
 
     def evaluation(self, ensemble: Ensemble, view: int) -> Evaluation:
         """The metric on the public test rows."""

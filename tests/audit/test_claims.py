@@ -17,11 +17,10 @@ from s3t.audit.audit import audit
 from s3t.audit.claim import MOST_NAMED, Audit, Claim, Findings, judged
 from s3t.audit.evidence import Case
 from s3t.cli import main
-from s3t.data.partition import partition
+from s3t.data.partition import partition, slice_digest
 from s3t.errors import InputError, IntegrityError
 from s3t.ledger import Ledger
 from s3t.model.head import write_public_head
-from s3t.plan import slice_digest
 from s3t.run import RunDir
 from s3t.run.purge import purge
 from s3t.store import FileKeyRing

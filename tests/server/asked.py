@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 from s3t import S3T
 from s3t.config.aggregation import ServeConfig
 from s3t.server.app import create_app
-from s3t.server.model import Service
 from s3t.server.security.tokens import ROLES, TokenFile, token_path
+from s3t.server.state import Service
 
 URL = "http://127.0.0.1"
 

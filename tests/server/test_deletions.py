@@ -607,7 +607,7 @@ def test_a_deletion_whose_callback_cannot_be_kept_says_so(
             "status_callback_urls": [f"http://{receiver.host}/"],
         }
         with monkeypatch.context() as patch:
-            patch.setattr(site.service.intake.callbacks, "put", full)
+            patch.setattr(site.service.deletions.callbacks, "put", full)
             said = site.delete(None, **body)
             assert said.status_code == 503 and "is done" in said.json()["detail"]
         assert site.model.status().deleted == 1

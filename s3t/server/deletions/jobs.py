@@ -25,7 +25,7 @@ from s3t.server.http.problems import Problem, problem_of
 from s3t.server.worker import Worker
 
 if TYPE_CHECKING:
-    from s3t.server.model import Model
+    from s3t.service import S3T
 
 __all__ = ["JobQueue", "moment"]
 
@@ -53,7 +53,7 @@ class JobQueue:
 
     def __init__(
         self,
-        model: Model,
+        model: S3T,
         outbox: Outbox,
         ended: Callable[[], None],
         look: float = _LOOK,

@@ -28,13 +28,13 @@ from s3t.server.deletions.callbacks import Callbacks, Hosts, Seal
 from s3t.server.deletions.jobs import JobQueue, moment
 from s3t.server.deletions.opendsr import Answer, DeletionRequest, Failure, RequestStatus
 from s3t.server.http.problems import Problem
-from s3t.server.model import Model
-from s3t.server.work.threads import Lane
+from s3t.server.work.threads import ThreadPool
 
 if TYPE_CHECKING:
     from s3t.run.deletion import Receipt
+    from s3t.service import S3T
 
-__all__ = ["Intake"]
+__all__ = ["DeletionService"]
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ _THREADS, _LIMIT = 4, 32
 """Deletions that are under way at once, and with those that wait for them."""
 
 
-class Intake:
+class DeletionService:
     """Takes deletions, and tells what became of them.
 
     Args:
@@ -54,7 +54,7 @@ class Intake:
         InputError: an older s3t has left a folder with jobs.
     """
 
-    def __init__(self, model: Model, config: ServeConfig, insecure: bool = False) -> None:
+    def __init__(self, model: S3T, config: ServeConfig, insecure: bool = False) -> None:
         _refuse_spool(model.root / "jobs")
         self._model, self._config = model, config
         key = model.config.receipts.signing_key
@@ -63,7 +63,7 @@ class Intake:
         hosts = Hosts(config.callback_hosts, insecure)
         self.callbacks = Callbacks(outbox, hosts, self.seal, self._told)
         self.jobs = JobQueue(model, outbox, self.callbacks.wake)
-        self._lane = Lane("deletions", _THREADS, _LIMIT)
+        self._lane = ThreadPool("deletions", _THREADS, _LIMIT)
 
     def start(self) -> None:
         """Begin with what earlier processes have left."""

@@ -13,12 +13,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from s3t.server.model import Service
+if TYPE_CHECKING:
+    from s3t.server.metrics import Metrics
+    from s3t.service import S3T
 
 __all__ = ["LINE", "SECONDS", "Connection", "Held", "cut", "gone", "part", "send_whole"]
 
@@ -42,7 +44,8 @@ class Held(Response):
     """JSON made of a view's answer, and of a newer view's if that one has been hit.
 
     Args:
-        service: of the app.
+        model: what the answer came from.
+        metrics: count answers that are computed again.
         found: what the model gave, all of one view; at least one.
         content: the JSON values that it becomes.
         again: asks the model again.
@@ -52,19 +55,20 @@ class Held(Response):
 
     def __init__(
         self,
-        service: Service,
+        model: S3T,
+        metrics: Metrics,
         found: Sequence[Any],
         content: Callable[[Sequence[Any]], Any],
         again: Callable[[], Awaitable[Sequence[Any]]],
     ) -> None:
-        self._service, self._found = service, found
+        self._model, self._metrics, self._found = model, metrics, found
         self._content, self._again = content, again
         self.status_code, self.background, self.raw_headers = 200, None, []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         while not await self._sent(scope, send):
-            self._service.metrics.again.inc()
+            self._metrics.again.inc()
             self._found = await self._again()
 
     async def _sent(self, scope: Scope, send: Send) -> bool:
@@ -81,7 +85,7 @@ class Held(Response):
                 (b"x-s3t-view", b"%d" % view),
             ],
         }
-        with self._service.model.hold(view) as good:
+        with self._model.hold(view) as good:
             if good:
                 await send_whole(scope, send, [start, part(body), part(b"", more=False)])
         return good

@@ -16,9 +16,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -27,46 +26,19 @@ from starlette.types import Receive, Scope, Send
 from s3t.errors import S3TError
 from s3t.server.http.held_response import Held, gone, part, send_whole
 from s3t.server.http.problems import Problem, cause_of, problem_of, refusals
-from s3t.server.model import Piece, Service, Text, service_of
 from s3t.server.routes.predict import VIEW_HEADER
 from s3t.server.schemas import COMPLETION_EVENTS, CompletionRequest, Completions
 from s3t.server.security.access import Guarded, needs
-from s3t.server.work.threads import Lane
+from s3t.server.state import Service, service_of
 
-__all__ = ["Desk", "router"]
+if TYPE_CHECKING:
+    from s3t.serving.generation.completion import Completion, Piece
+
+__all__ = ["router"]
 
 Found = TypeVar("Found")
 
 router = APIRouter(route_class=Guarded, tags=["answers"])
-
-
-class Desk:
-    """Where completions are written: threads, and how many may be under way.
-
-    Args:
-        streams: at once.
-    """
-
-    def __init__(self, streams: int) -> None:
-        self.lane = Lane("completions", streams, streams)
-        self._streams, self.taken = streams, 0
-
-    @contextmanager
-    def seat(self) -> Iterator[None]:
-        """A place for one completion.
-
-        Raises:
-            Problem: ``overloaded``.
-        """
-        if self.taken >= self._streams:
-            raise Problem(
-                "overloaded", f"{self._streams} completions are under way already", retry_after=1
-            )
-        self.taken += 1
-        try:
-            yield
-        finally:
-            self.taken -= 1
 
 
 @router.post(
@@ -103,12 +75,12 @@ async def complete(request: Request, body: CompletionRequest) -> Response:
     if len(prompts) > most:
         raise Problem("too_many_rows", f"{len(prompts)} prompts: send up to {most} in one request")
 
-    async def write() -> Sequence[Text]:
-        with service.desk.seat():
+    async def write() -> Sequence[Completion]:
+        with service.streams.place():
             call = partial(service.model.generate, prompts, **_draw(body))
             return await _in_time(service, call)
 
-    return Held(service, await write(), _content, write)
+    return Held(service.model, service.metrics, await write(), _content, write)
 
 
 def _draw(body: CompletionRequest) -> dict[str, Any]:
@@ -121,7 +93,7 @@ def _draw(body: CompletionRequest) -> dict[str, Any]:
     }
 
 
-def _content(texts: Sequence[Text]) -> dict[str, Any]:
+def _content(texts: Sequence[Completion]) -> dict[str, Any]:
     return {"completions": [{"text": text.completion} for text in texts], "view": texts[0].view}
 
 
@@ -129,7 +101,7 @@ async def _in_time(service: Service, call: Callable[[], Found]) -> Found:
     """What a call gives in a thread, unless it takes longer than a question may."""
     try:
         async with asyncio.timeout(service.config.timeout):
-            return await service.desk.lane.run(call)
+            return await service.streams.threads.run(call)
     except TimeoutError:
         limit = service.config.timeout
         raise Problem("timeout", f"no answer within {limit:g} s", retry_after=limit) from None
@@ -155,7 +127,7 @@ class Streamed(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        with self._service.desk.seat():
+        with self._service.streams.place():
             left = gone(scope)
             piece = await self._next()  # before the first byte, so that an error has its status
             await send(_START)

@@ -20,8 +20,8 @@ from s3t.server.deletions.opendsr import (
     PageQuery,
 )
 from s3t.server.http.problems import Problem, refusals
-from s3t.server.model import Service, service_of
 from s3t.server.security.access import Guarded, caller_of, needs
+from s3t.server.state import Service, service_of
 
 __all__ = ["router"]
 
@@ -75,10 +75,10 @@ async def delete(
     if len(names) > 1:
         raise Problem("invalid_body", "subject_request_id and Idempotency-Key differ")
     if body.dry_run:
-        receipt = await service.intake.preview(body)
+        receipt = await service.deletions.preview(body)
         return _signed(service, 200, DryRun(receipt=receipt))
     controller = caller_of(request).name
-    status, answer = await service.intake.take(body, next(iter(names), None), controller)
+    status, answer = await service.deletions.take(body, next(iter(names), None), controller)
     return _signed(service, status, answer, {"Location": answer.results_url})
 
 
@@ -94,7 +94,7 @@ async def delete(
 async def deletions(request: Request, asked: Annotated[PageQuery, Query()]) -> Response:
     """Receipts, the latest first."""
     service = service_of(request)
-    found, following = await service.intake.recent(asked.limit, asked.before)
+    found, following = await service.deletions.recent(asked.limit, asked.before)
     return _signed(service, 200, Page(deletions=found, next=following))
 
 
@@ -110,12 +110,12 @@ async def deletions(request: Request, asked: Annotated[PageQuery, Query()]) -> R
 async def deletion(request: Request, subject_request_id: str) -> Response:
     """Its status, and its receipt as the ledger holds it."""
     service = service_of(request)
-    return _signed(service, 200, await service.intake.find(subject_request_id))
+    return _signed(service, 200, await service.deletions.find(subject_request_id))
 
 
 def _signed(
     service: Service, status: int, answer: BaseModel, headers: dict[str, str] | None = None
 ) -> Response:
     body = answer.model_dump_json().encode()
-    sealed = service.intake.seal.headers(body)
+    sealed = service.deletions.seal.headers(body)
     return Response(body, status, {**(headers or {}), **sealed}, "application/json")

@@ -17,8 +17,8 @@ from starlette.responses import Response
 from s3t.errors import S3TError
 from s3t.server.http.problems import Problem, refusals
 from s3t.server.metrics import CONTENT_TYPE
-from s3t.server.model import Service, service_of
 from s3t.server.security.access import Guarded, needs
+from s3t.server.state import Service, service_of
 
 __all__ = ["router"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -20,10 +20,13 @@ from starlette.responses import Response
 
 from s3t.server.http.held_response import Held, gone
 from s3t.server.http.problems import Problem, refusals, sentences
-from s3t.server.model import Answer, Service, service_of
 from s3t.server.schemas import PREDICT_BODY, PredictionRequest, Predictions
 from s3t.server.security.access import Guarded, needs
 from s3t.server.security.bodies import DirectRoute, check_json, loads
+from s3t.server.state import Service, service_of
+
+if TYPE_CHECKING:
+    from s3t.serving.predictor import Prediction
 
 __all__ = ["router", "rows_of"]
 
@@ -74,13 +77,13 @@ async def predict(request: Request) -> Response:
     else:
         rows = _rows(service, body)
 
-    async def ask() -> Sequence[Answer]:
+    async def ask() -> Sequence[Prediction]:
         return await service.batcher.ask(rows, gone(request.scope))
 
-    return Held(service, await ask(), _content, ask)
+    return Held(service.model, service.metrics, await ask(), _content, ask)
 
 
-def _content(answers: Sequence[Answer]) -> dict[str, Any]:
+def _content(answers: Sequence[Prediction]) -> dict[str, Any]:
     return {
         "predictions": [
             {"label": answer.label, "probabilities": answer.probabilities} for answer in answers

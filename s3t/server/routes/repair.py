@@ -8,109 +8,22 @@ Invariant: one repair at a time; nothing of how it is launched comes from the ne
 
 from __future__ import annotations
 
-import logging
-import threading
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from s3t.server.deletions.jobs import moment
-from s3t.server.http.problems import Problem, problem_of, refusals
-from s3t.server.model import service_of
+from s3t.server.http.problems import Problem, refusals
 from s3t.server.security.access import Guarded, needs
-from s3t.server.work.threads import Lane
+from s3t.server.state import service_of
+from s3t.server.work.maintenance import RepairProgress
 
-if TYPE_CHECKING:
-    from s3t.server.model import Model
-
-__all__ = ["Repairs", "router"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["router"]
 
 router = APIRouter(route_class=Guarded, tags=["operation"])
 
 _REFUSALS = ("unauthenticated", "forbidden", "rate_limited", "internal", "damaged", "unavailable")
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """How the latest repair of this process goes.
-
-    Attributes:
-        state: ``none`` if there was none.
-        started, ended: ISO 8601 in UTC.
-        report: of the training, where it is done.
-        problem: what it failed with.
-    """
-
-    state: Literal["none", "running", "done", "failed"] = "none"
-    started: str | None = None
-    ended: str | None = None
-    report: dict[str, Any] | None = None
-    problem: Problem | None = None
-
-
-class Repairs:
-    """Repairs, purges and reloads, one of each at a time.
-
-    Args:
-        model: what is repaired.
-    """
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self._lock = threading.Lock()
-        self._state = State()
-        self._lane = Lane("purges and reloads", 1, 2)
-
-    @property
-    def state(self) -> State:
-        """How the latest repair goes."""
-        return self._state
-
-    def start(self) -> State:
-        """Begin one.
-
-        Raises:
-            Problem: ``busy``.
-        """
-        with self._lock:
-            if self._state.state == "running":
-                raise Problem("busy", "a repair is under way: GET /v1/repair tells how it goes")
-            self._state = State("running", moment(datetime.now(UTC)))
-        # a daemon: the repair is a process of its own, and goes on where it was if it is killed
-        threading.Thread(target=self._run, name="s3t-repair", daemon=True).start()
-        return self._state
-
-    async def purge(self) -> dict[str, Any]:
-        """Remove what is dead from the disk."""
-        found: dict[str, Any] = await self._lane.run(lambda: self._model.purge().to_dict())
-        # why a file cannot be read may name its rows
-        own = [[name.partition(" (cannot be read")[0], rows] for name, rows in found["own_files"]]
-        return {**found, "own_files": own}
-
-    async def reload(self) -> None:
-        """Look at the store and the ledger anew."""
-        await self._lane.run(self._model.reload)
-
-    def close(self) -> None:
-        """Wait for a purge or reload under way."""
-        self._lane.close()
-
-    def _run(self) -> None:
-        try:
-            report = self._model.repair()
-        except Exception as error:
-            # the kind alone: a message about data may name their rows
-            _log.error("the repair failed: %s; s3t repair RUN tells why", type(error).__name__)
-            ended = replace(self._state, state="failed", problem=problem_of(error))
-        else:
-            ended = replace(self._state, state="done", report=report)
-        self._state = replace(ended, ended=moment(datetime.now(UTC)))
 
 
 class Failure(BaseModel):
@@ -156,7 +69,7 @@ async def repair(request: Request) -> RepairState:
     service = service_of(request)
     if service.draining:
         raise Problem("draining", "the service is about to end", retry_after=5)
-    return _told(service.repairs.start())
+    return _told(service.maintenance.start())
 
 
 @router.get(
@@ -168,7 +81,7 @@ async def repair(request: Request) -> RepairState:
 )
 async def repair_state(request: Request) -> RepairState:
     """Of those that this process began."""
-    return _told(service_of(request).repairs.state)
+    return _told(service_of(request).maintenance.state)
 
 
 @router.post(
@@ -180,7 +93,7 @@ async def repair_state(request: Request) -> RepairState:
 )
 async def purge(request: Request) -> dict[str, Any]:
     """Removes dead nodes, caches, and rows of deleted samples; reports what is out of reach."""
-    return await service_of(request).repairs.purge()
+    return await service_of(request).maintenance.purge()
 
 
 @router.post(
@@ -194,13 +107,13 @@ async def purge(request: Request) -> dict[str, Any]:
 async def reload(request: Request) -> Response:
     """What SIGHUP does."""
     service = service_of(request)
-    await service.repairs.reload()
+    await service.maintenance.reload()
     for one in service.reloads:
         one()
     return Response(status_code=204)
 
 
-def _told(state: State) -> RepairState:
+def _told(state: RepairProgress) -> RepairState:
     problem = state.problem
     return RepairState(
         state=state.state,

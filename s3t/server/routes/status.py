@@ -12,8 +12,8 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from s3t.server.http.problems import refusals
-from s3t.server.model import service_of
 from s3t.server.security.access import Guarded, needs
+from s3t.server.state import service_of
 
 __all__ = ["router"]
 

@@ -28,7 +28,6 @@ from starlette.responses import Response
 
 from s3t.config.aggregation import ServeConfig
 from s3t.server.http.problems import Problem
-from s3t.server.model import service_of
 from s3t.server.security.bodies import StrictRoute
 from s3t.server.security.rates import Buckets, Refusals
 from s3t.server.security.tokens import ROLES, Role, TokenFile
@@ -155,7 +154,8 @@ class Needs(SecurityBase):
     def admit(self, request: HTTPConnection) -> Caller:
         """The caller, if the request may pass."""
         if (caller := request.scope.get(_CALLER)) is None:
-            caller = service_of(request).access.admit(request, self.roles)
+            access: Access = request.app.state.access
+            caller = access.admit(request, self.roles)
             request.scope[_CALLER] = caller
         assert isinstance(caller, Caller)
         return caller

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
 
@@ -27,7 +27,10 @@ from s3t.config.aggregation import ServeConfig
 from s3t.errors import ExhaustedError, IntegrityError, UnavailableError
 from s3t.server.http.problems import Problem
 from s3t.server.metrics import Metrics
-from s3t.server.model import Answer, Model
+
+if TYPE_CHECKING:
+    from s3t.service import S3T
+    from s3t.serving.predictor import Prediction
 
 __all__ = ["Batcher"]
 
@@ -40,7 +43,7 @@ _WEIGHT = 0.2
 @dataclass(eq=False)
 class _Question:
     rows: Sequence[Any]
-    answer: asyncio.Future[Sequence[Answer]]
+    answer: asyncio.Future[Sequence[Prediction]]
     gone: Callable[[], bool]
 
     @property
@@ -57,20 +60,20 @@ class Batcher:
         metrics: where passes are counted.
     """
 
-    def __init__(self, model: Model, config: ServeConfig, metrics: Metrics) -> None:
+    def __init__(self, model: S3T, config: ServeConfig, metrics: Metrics) -> None:
         self._model, self._config, self._metrics = model, config, metrics
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="s3t-predict")
         self._waiting: deque[_Question] = deque()
         self._rows = 0
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
-        self._open: deque[tuple[float, asyncio.Future[Sequence[Answer]]]] = deque()
+        self._open: deque[tuple[float, asyncio.Future[Sequence[Prediction]]]] = deque()
         self._clock: asyncio.TimerHandle | None = None
         self._rate: float | None = None  # rows a second, measured
 
     async def ask(
         self, rows: Sequence[Any], gone: Callable[[], bool] = lambda: False
-    ) -> Sequence[Answer]:
+    ) -> Sequence[Prediction]:
         """The answers of some rows, all of one view.
 
         Args:
@@ -89,7 +92,7 @@ class Batcher:
                 retry_after=self.seconds_to_empty(),
             )
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Sequence[Answer]] = loop.create_future()
+        answer: asyncio.Future[Sequence[Prediction]] = loop.create_future()
         self._waiting.append(_Question(rows, answer, gone))
         self._open.append((loop.time() + self._config.timeout, answer))
         if self._clock is None:
@@ -166,7 +169,7 @@ class Batcher:
     def _end(
         self,
         questions: list[_Question],
-        done: Future[list[Sequence[Answer] | Exception]],
+        done: Future[list[Sequence[Prediction] | Exception]],
         started: float,
     ) -> None:
         """Hand the answers out, and go on with what has gathered meanwhile."""
@@ -189,7 +192,7 @@ class Batcher:
 
     # ── in the thread ────────────────────────────────────────────────────────────────────────
 
-    def _answers(self, questions: list[_Question]) -> list[Sequence[Answer] | Exception]:
+    def _answers(self, questions: list[_Question]) -> list[Sequence[Prediction] | Exception]:
         """What became of each question: together, or each alone if one of them spoils it."""
         try:
             found = iter(self._model.predict([row for one in questions for row in one.rows]))

@@ -10,12 +10,12 @@ from typing import TypeVar
 
 from s3t.server.http.problems import Problem
 
-__all__ = ["Lane"]
+__all__ = ["ThreadPool"]
 
 Answer = TypeVar("Answer")
 
 
-class Lane:
+class ThreadPool:
     """A few threads of their own, and a limit to what may wait for them.
 
     A call that was begun is never broken off: whoever asked may be gone, its effect is not.

@@ -182,10 +182,9 @@ class Ensemble:
             found[index] = self._router.members(Trunk(self._base, part), leading).cpu()
         return found
 
-    def rows_at_once(self, tokens: int) -> int | None:
+    def rows_at_once(self, steps: Steps | None, tokens: int) -> int | None:
         """Rows of so many tokens that ``decoding`` keeps; None if it cannot, at least one."""
-        steps = self._steps
-        if steps is None:
+        if steps is None or self._prompted is not None:
             return None
         depth = self._base.depth
         sets = depth if self._router is not None else sum(sets_of_layers(self._lowest, depth))
@@ -193,16 +192,18 @@ class Ensemble:
         kept = _KEPT_BYTES if self._base.device.type == "cpu" else _KEPT_BYTES_GPU
         return max(1, kept // row)
 
-    def decoding(self, rows: Encoded, prompts: Tensor, room: int) -> Decoding | Routed | None:
+    def decoding(
+        self, steps: Steps | None, rows: Encoded, prompts: Tensor, room: int
+    ) -> Decoding | Routed | None:
         """Texts to continue with what is kept of their tokens; None if it cannot be kept.
 
         Args:
+            steps: the base's layers on new tokens alone; None if texts are run whole each time.
             rows: the texts so far.
             prompts: tokens [n] of each text's prompt, as in ``next_token``.
             room: tokens that will be fed after them, at most.
         """
-        steps = self._steps
-        if steps is None:
+        if steps is None or self._prompted is not None:
             return None
         chosen = self.routes(rows, prompts)
         if chosen is None:
@@ -228,11 +229,6 @@ class Ensemble:
         found = Decoding(steps, self._branches, lowest, combine, lengths, room, first=members.start)
         found.begin(self._passes(rows, 1))
         return found
-
-    @property
-    def _steps(self) -> Steps | None:
-        """The base's layers on new tokens alone; None if texts are run whole each time."""
-        return self._base.steps if self._prompted is None else None
 
     def _aggregate(self, logits: Tensor) -> Tensor:
         return aggregate(logits, self._shares, self._method).cpu()

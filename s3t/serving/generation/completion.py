@@ -22,6 +22,7 @@ from torch import Tensor
 
 from s3t.model.inputs.encoders import TextEncoder
 from s3t.serving.ensemble.ensemble import Ensemble
+from s3t.serving.generation.kv_steps import Steps
 from s3t.types import Draw
 
 __all__ = ["Completion", "Piece", "Spoilt", "Step", "Writer"]
@@ -58,10 +59,15 @@ Step = Callable[[Ensemble, int], tuple[int, int]]
 
 
 class Writer:
-    """Writes with one tokenizer."""
+    """Writes with one tokenizer.
 
-    def __init__(self, encoder: TextEncoder) -> None:
-        self._encoder = encoder
+    Args:
+        encoder: of the base.
+        steps: its layers on new tokens alone; None if texts are run whole for each token.
+    """
+
+    def __init__(self, encoder: TextEncoder, steps: Steps | None = None) -> None:
+        self._encoder, self._steps = encoder, steps
 
     def completions(
         self,
@@ -85,10 +91,11 @@ class Writer:
         """
         generator = torch.Generator().manual_seed(draw.seed)
         longest = max((len(ids) for ids in prompts), default=0)
-        size = ensemble.rows_at_once(longest + draw.max_new_tokens - 1) or max(1, len(prompts))
+        fit = ensemble.rows_at_once(self._steps, longest + draw.max_new_tokens - 1)
+        size = fit or max(1, len(prompts))
         rows: list[list[int]] = []
         for start in range(0, len(prompts), size):
-            texts = _Texts(self._encoder, prompts[start : start + size], draw.max_new_tokens)
+            texts = self._texts(prompts[start : start + size], draw.max_new_tokens)
             for _ in range(draw.max_new_tokens):
                 if not texts.open:
                     break
@@ -114,7 +121,7 @@ class Writer:
             answer: has a step done on what serves at that moment, anew if that dies meanwhile.
             begun: tokens after the prompt that were told before.
         """
-        texts = _Texts(self._encoder, [prompt], draw.max_new_tokens, begun)
+        texts = self._texts([prompt], draw.max_new_tokens, begun)
         told = self._encoder.decode(begun).rstrip(_HALF)
         generator = torch.Generator().manual_seed(draw.seed)
         for left in reversed(range(draw.max_new_tokens)):
@@ -134,6 +141,11 @@ class Writer:
             told = text
             if ended:
                 return
+
+    def _texts(
+        self, prompts: Sequence[Sequence[int]], most: int, begun: Sequence[int] = ()
+    ) -> _Texts:
+        return _Texts(self._encoder, self._steps, prompts, most, begun)
 
     @property
     def _closing(self) -> int | None:
@@ -156,11 +168,12 @@ class _Texts:
     def __init__(
         self,
         encoder: TextEncoder,
+        steps: Steps | None,
         prompts: Sequence[Sequence[int]],
         most: int,
-        begun: Sequence[int] = (),
+        begun: Sequence[int],
     ) -> None:
-        self._encoder = encoder
+        self._encoder, self._steps = encoder, steps
         self.rows = [[*ids, *begun] for ids in prompts]
         self._prompts = torch.tensor([len(ids) for ids in prompts])
         self.open = list(range(len(prompts)))
@@ -198,7 +211,7 @@ class _Texts:
         longest = max(len(row) for row in rows)
         padded = self._encoder.pad(rows, -(-longest // 16) * 16)
         prompts = self._prompts[self.open]
-        held = ensemble.decoding(padded, prompts, self._left - 1)
+        held = ensemble.decoding(self._steps, padded, prompts, self._left - 1)
         if held is None:
             return ensemble.next_token(padded, prompts)
         ensemble.texts[self] = held
