@@ -70,8 +70,13 @@ def _store(case: Case, found: Findings) -> None:
     if store.depot is None or case.run.joined:
         return
     made = {view for view, slots in case.books.struck.items() if slots}
-    told = set(case.run.notices().views())
-    if strange := told - made - {0}:
+    notices = case.run.notices()
+    told, last = set(notices.views()), notices.last_entry()
+    log = {None, *(entry.digest for entry in case.books.of_kind("deletion"))}
+    strange = told - made - {0}
+    if last is not None and last[1] not in log:
+        strange.add(last[0])
+    if strange:
         found.broken(
             f"{store.depot.url} was told of deletions at views {sorted(strange)} that the ledger "
             "does not hold: it is an older copy, or another run's; restore the newest"

@@ -121,6 +121,21 @@ def test_a_deletion_is_told_before_it_is_effective(config: Config) -> None:
     assert not [path for path, content in stored().items() if b"s030" in content]
 
 
+def test_an_older_copy_that_deletes_the_same_person_last_is_found_out(
+    config: Config, trained: tuple[Config, Path, dict[str, bytes]]
+) -> None:
+    with S3T.load(config.run_dir) as service:
+        for person in ("p03", "p05"):
+            service.deactivate(subjects=[person])
+    shutil.rmtree(config.run_dir)
+    shutil.copytree(trained[1], config.run_dir)
+    for person in ("p07", "p05"):  # the last is the same, and another was before
+        with S3T.load(config.run_dir) as service:
+            assert "older copy" in (service.deactivate(subjects=[person]).untold or "")
+    assert told(config) == [1, 2]
+    assert "older copy" in str(audit(config.run_dir)["E7"].problems)
+
+
 def test_a_dry_run_tells_nothing(config: Config) -> None:
     with S3T.load(config.run_dir) as service:
         assert service.deactivate(subjects=["p03"], dry_run=True).untold is None
