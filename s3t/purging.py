@@ -141,6 +141,7 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
         left, nodes_store = _nodes(run, doomed, dry_run)
         stores = [nodes_store]
         stores += [_exported(run, one, ledger, doomed, dry_run) for one in exports]
+        stores += _plans(run, dry_run)
         stores += _caches(run, alone, dry_run)
         stores += [_scratch(run, dry_run), *_left_alone(run, ledger, ledger.gone())]
         stores.append(_jobs(ledger, dry_run))
@@ -360,6 +361,17 @@ def _exported(
     note = "; ".join(f"cannot be removed: {name}" for name in left)
     purged = 0 if dry_run else len(dead) - len(left)
     return Store("exports", str(exported.path), len(dead), purged, note)
+
+
+def _plans(run: RunDir, dry_run: bool) -> Iterator[Store]:
+    """Plans at the URL that no machine needs any more: they hold digests of slices as they were."""
+    depot = run.store.depot
+    if depot is None:
+        return
+    old = run.plans.superseded({run.plan().digest, run.trained_plan().digest})
+    if not dry_run:
+        run.plans.forget(old)
+    yield Store("plans", depot.where("run/plans"), len(old), 0 if dry_run else len(old))
 
 
 def _caches(run: RunDir, alone: bool, dry_run: bool) -> Iterator[Store]:

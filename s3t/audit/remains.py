@@ -86,6 +86,12 @@ def _store(case: Case, found: Findings) -> None:
             f"{store.depot.url} was not told of the deletions at views {sorted(untold)}, so who "
             "trains there may still build on them: run s3t status RUN, which tells it"
         )
+    plans = {row.digest for row in (case.books.pending, case.books.plan) if row is not None}
+    if old := case.run.plans.superseded(plans):
+        found.pending(
+            f"{store.depot.url} keeps {len(old)} plans that were replaced, with digests of deleted "
+            f"samples in them: {PURGE}"
+        )
     older, needed = store.versions(), {node.key for node in case.living} | case.wanted()
     if older is None:
         found.broken(

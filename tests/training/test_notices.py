@@ -26,6 +26,7 @@ from s3t.store import Depot
 from s3t.training.claims import Leases
 from s3t.training.place import MACHINE, MACHINES, Place
 from s3t.training.preparation import open_material
+from s3t.training.renewal import Renewal
 from s3t.training.walk import train
 from s3t.training.workshop import Workshop
 from tests.conftest import Run
@@ -134,6 +135,24 @@ def test_an_older_copy_that_deletes_the_same_person_last_is_found_out(
             assert "older copy" in (service.deactivate(subjects=[person]).untold or "")
     assert told(config) == [1, 2]
     assert "older copy" in str(audit(config.run_dir)["E7"].problems)
+
+
+def test_plans_that_were_replaced_leave_the_store(config: Config) -> None:
+    plans, before = Depot(config.store.url or "").under("run/plans"), set[str]()
+    for person in ("p03", "p05"):
+        with S3T.load(config.run_dir) as service:
+            service.deactivate(subjects=[person])
+        before |= {*plans.names()}
+        kept = {name: plans.get(name) for name in plans.names()}
+        train(config, renewal=Renewal())  # which purges at its end
+        assert plans.names() == [f"{RunDir(config.run_dir).plan().digest}.json"]
+    assert len(before) == 2 and not before & {*plans.names()}
+    assert not audit(config.run_dir)["E7"].problems
+    for name, content in kept.items():  # as a machine that was paused
+        plans.put(name, content)
+    assert "keeps 1 plans that were replaced" in str(audit(config.run_dir)["E7"].problems)
+    assert "plans" in {one.name for one in purge(RunDir(config.run_dir)).stores if one.purged}
+    assert not audit(config.run_dir)["E7"].problems
 
 
 def test_a_dry_run_tells_nothing(config: Config) -> None:
