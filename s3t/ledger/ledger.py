@@ -180,7 +180,7 @@ class Ledger:
     def view(self) -> int:
         """Number of the present view: one look at the end of the log, if nothing is new there."""
         known = self._reader.known
-        if int(self._database.read(HEAD)) == known.number:
+        if self._database.read(HEAD) == known.digest:
             return known.view
         with self._reader.transaction() as (_, log):
             return log.view
@@ -354,9 +354,13 @@ class Ledger:
 
         Returns:
             False if somebody reads the older state for so long that its bytes are still there.
+
+        Raises:
+            IntegrityError: see ``prove``. What the log is about to commit to is proved before.
         """
         keys = sorted(nodes)
-        with self._reader.transaction(writes=True) as (connection, log):
+        with self._reader.transaction(writes=True, scratch=True) as (connection, log):
+            proof.prove(connection, self._reader.secrets, self._database.name)
             rows = purging.move(connection, self._reader.secrets.forgotten, view)
             generations.forget_nodes(connection, keys)
             left = purging.left_behind(connection)

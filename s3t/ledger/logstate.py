@@ -30,8 +30,9 @@ from s3t.types import Digest, Slot
 
 __all__ = ["HEAD", "Generation", "LogReader", "LogState", "Secrets", "commitment", "fold"]
 
-HEAD = "SELECT COALESCE(MAX(number), 0) FROM log"
-"""Number of the last entry: one descent of the table."""
+HEAD = f"SELECT COALESCE((SELECT digest FROM log ORDER BY number DESC LIMIT 1), '{chain.GENESIS}')"
+"""Digest of the last entry: one descent of the table. Its number would not do: a ledger that was
+restored may have come to the same one with other deletions."""
 
 _FROM = sa.select(log).where(log.c.number >= sa.bindparam("first")).order_by(log.c.number)
 _RESTORE = "restore the ledger from a copy"
