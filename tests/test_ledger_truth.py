@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -514,6 +517,34 @@ def test_a_restored_ledger_that_has_come_to_as_many_entries_has_gone_back(
             assert other.view() == 3
         with pytest.raises(IntegrityError, match="has gone back"):
             live.view()
+
+
+def test_a_live_process_misses_what_was_acknowledged_to_another(path: Path) -> None:
+    """As when file, write-ahead log and its index are put back in place, and nothing is new."""
+    with Ledger.open(path) as live:
+        assert live.view() == 2
+        entry = live._reader.known.number + 1
+        path.with_name("ledger.db-lock").write_text(f"{entry:020} {'a' * 64}\n")
+        for call in (live.view, live.state, lambda: live.delete(["s05"], [], decide=agree)):
+            with pytest.raises(IntegrityError, match=f"entry {entry} of the log was acknowledged"):
+                call()
+
+
+def test_a_writer_that_waits_for_a_lock_file_takes_the_one_that_is_there(path: Path) -> None:
+    with Ledger.open(path) as ledger, Ledger.open(path) as other:
+        with ledger._database.transaction(writes=True):
+            waits = threading.Thread(target=other.compact)
+            waits.start()
+            time.sleep(0.1)
+            lock = path.with_name("ledger.db-lock")
+            lock.rename(path.with_name("away"))
+            shutil.copy(path.with_name("away"), lock)
+            file = os.open(lock, os.O_RDWR)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        waits.join(timeout=0.3)
+        assert waits.is_alive(), "another one holds the lock file"
+        os.close(file)
+        waits.join()
 
 
 class TestService:

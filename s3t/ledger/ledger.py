@@ -28,7 +28,7 @@ from s3t.ledger.database import Database, Watch
 from s3t.ledger.deletion import Decide, Deleted
 from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import State
-from s3t.ledger.logstate import HEAD, LogReader, Secrets
+from s3t.ledger.logstate import LogReader, Secrets
 from s3t.ledger.outbox import Outbox, refuse_other
 from s3t.ledger.planning import Planning, seal
 from s3t.ledger.purging import Forgotten, Gone
@@ -180,7 +180,7 @@ class Ledger:
     def view(self) -> int:
         """Number of the present view: one look at the end of the log, if nothing is new there."""
         known = self._reader.known
-        if self._database.read(HEAD) == known.digest:
+        if not self._reader.is_new(known):
             return known.view
         with self._reader.transaction() as (_, log):
             return log.view
