@@ -22,7 +22,7 @@ from s3t import S3T
 from s3t.errors import InputError, UnavailableError
 from s3t.ledger import Signer
 from s3t.run import RunDir
-from tests.server.asked import Asked, asked
+from tests.support.asked import Asked, asked
 
 pytestmark = pytest.mark.slow
 
