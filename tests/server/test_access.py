@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 
 from s3t.run import RunDir
 from s3t.server.security import tokens
-from s3t.server.security.access import Guarded, Needs
+from s3t.server.security.access import AuthorizedRoute, RequiredRole
 from s3t.server.security.tokens import ROLES, TokenFile
 from tests.server.asked import Asked, asked
 
@@ -228,13 +228,13 @@ def test_a_route_of_another_class_is_judged_all_the_same(site: Asked) -> None:
     from starlette.testclient import TestClient
 
     from s3t.server.http.problems import handle_problems
-    from s3t.server.security.access import needs
+    from s3t.server.security.access import requires_role
 
     app = FastAPI()
-    app.state.service = site.service
+    app.state.service, app.state.access = site.service, site.service.access
     handle_problems(app)
 
-    @app.get("/x", dependencies=[needs("audit")])
+    @app.get("/x", dependencies=[requires_role("audit")])
     async def plain() -> str:
         return "told"
 
@@ -253,8 +253,8 @@ def test_routes_that_need_a_role_judge_before_they_read(site: Asked) -> None:
         routes = [route for route in router.routes if isinstance(route, APIRoute)]
         assert routes
         for route in routes:
-            assert isinstance(route, Guarded)
-            assert any(isinstance(one.dependency, Needs) for one in route.dependencies)
+            assert isinstance(route, AuthorizedRoute)
+            assert any(isinstance(one.dependency, RequiredRole) for one in route.dependencies)
 
 
 def test_no_log_holds_an_id_a_subject_a_body_or_a_token(small_run: RunDir) -> None:

@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 
 from s3t.server.app import create_app
-from s3t.server.http.connection import HEAD_BYTES, line_of
+from s3t.server.http.connection import HEAD_BYTES, connection_class
 from s3t.server.http.connections import Connections
 from tests.server.fake import Gate, Model, config
 
@@ -39,7 +39,7 @@ def listening(model: Model, **serve: object) -> Iterator[int]:
         values.trusted_proxies,
         app.state.service.metrics,
     )
-    line = line_of(SECONDS, SECONDS, room)
+    line = connection_class(SECONDS, SECONDS, room)
     settings = uvicorn.Config(
         app, http=line, access_log=False, log_config=None, port=0, lifespan="on"
     )
