@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import prometheus_client as prometheus
@@ -24,12 +25,12 @@ from s3t.version import __version__
 if TYPE_CHECKING:
     from s3t.service import S3T
 
-__all__ = ["CONTENT_TYPE", "Metrics"]
+__all__ = ["CONTENT_TYPE", "Metrics", "RecentTraffic"]
 
 CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-_QUESTIONS = frozenset({"/v1/predict", "/v1/completions"})
+_ANSWERS = frozenset({"/v1/predict", "/v1/completions"})
 _DELETIONS = ("POST", "/v1/deletions")
 _OUTCOMES = (201, 202, 401, 403, 429, 500, 503, 504)
 """Statuses of deletions that are exported as 0 from the start. Prometheus sees no increase in a
@@ -56,66 +57,93 @@ class _SecondCounts:
     failed: int = 0
     latencies: list[float] = field(default_factory=list)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values (``routes.health.Second``), with the median and p99 of the latencies."""
+        ranked = sorted(self.latencies)
+        return {
+            "at": self.at,
+            "requests": self.requests,
+            "failed": self.failed,
+            "p50": round(ranked[len(ranked) // 2], 6),
+            "p99": round(ranked[len(ranked) * 99 // 100], 6),
+        }
+
+
+class RecentTraffic:
+    """Predictions and completions of the last 300 seconds. To be used on the event loop."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[_SecondCounts] = deque(maxlen=_KEPT)
+        self._name = secrets.token_hex(4)  # processes behind one load balancer differ in it
+
+    def count(self, status: int, seconds: float) -> None:
+        """Count a request that has ended now.
+
+        Args:
+            status: of the response.
+            seconds: that it took.
+        """
+        now = int(time.time())
+        if not self._seconds or self._seconds[-1].at != now:
+            self._seconds.append(_SecondCounts(now))
+        second = self._seconds[-1]
+        second.requests += 1
+        second.failed += status >= 500
+        if len(second.latencies) < _SAMPLED:
+            second.latencies.append(seconds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values (``routes.health.Recent``): the seconds in which requests ended, the
+        oldest first."""
+        now = int(time.time())
+        seconds = [second.to_dict() for second in self._seconds if second.at > now - _KEPT]
+        return {"replica": self._name, "now": now, "seconds": seconds}
+
 
 class Metrics:
     """Metrics of one app, in a registry of their own.
 
     Args:
         model: its run and task become labels.
+
+    Attributes:
+        traffic: what the page shows of the last minutes.
+        batch_rows, batch_seconds, queued, dropped: of ``work.batcher``.
+        streams: of ``work.streams``.
+        again, cut: of ``http.held_response``.
+        connections, evicted, refused: of ``http.connections``.
     """
 
     def __init__(self, model: S3T) -> None:
-        self.registry = prometheus.CollectorRegistry()
-        made: dict[str, Any] = {"registry": self.registry}
-        self._requests = prometheus.Counter(
-            "s3t_requests", "Requests ended.", ["route", "method", "status"], **made
-        )
-        self._latency = prometheus.Histogram(
-            "s3t_request_seconds",
-            "From a request's head to the end of its answer.",
-            ["route"],
-            buckets=_SECONDS,
-            **made,
-        )
-        self.batch_rows = prometheus.Histogram(
-            "s3t_batch_rows", "Rows of one forward pass.", buckets=_ROWS, **made
-        )
-        self.batch_seconds = prometheus.Histogram(
-            "s3t_batch_seconds", "Seconds of one forward pass.", buckets=_SECONDS, **made
-        )
-        self.queued = prometheus.Gauge(
-            "s3t_queue_rows", "Rows that wait for a forward pass.", **made
-        )
-        self.streams = prometheus.Gauge("s3t_streams", "Completions under way.", **made)
-        self.again = prometheus.Counter(
-            "s3t_answers_again",
-            "Answers computed again since a deletion hit one of their blocks.",
-            **made,
-        )
-        self.cut = prometheus.Counter(
-            "s3t_answers_cut", "Clients disconnected since they did not read their answer.", **made
-        )
-        self.dropped = prometheus.Counter(
-            "s3t_rows_dropped", "Rows not computed since the client had disconnected.", **made
-        )
-        self.connections = prometheus.Gauge("s3t_connections", "Clients connected.", **made)
-        self.evicted = prometheus.Counter(
-            "s3t_connections_evicted",
-            "Connections closed to accept others, while they had no complete request.",
-            **made,
-        )
-        self.refused = prometheus.Counter(
-            "s3t_connections_refused",
-            "Connections closed at once since all others were at work.",
-            **made,
-        )
-        about = prometheus.Info("s3t", "The software.", **made)
+        self.registry, self.traffic = prometheus.CollectorRegistry(), RecentTraffic()
+        counter = partial(prometheus.Counter, registry=self.registry)
+        gauge = partial(prometheus.Gauge, registry=self.registry)
+        histogram = partial(prometheus.Histogram, registry=self.registry)
+        self._requests = counter("s3t_requests", "Requests ended.", ["route", "method", "status"])
+        what = "From a request's head to the end of its answer."
+        self._latency = histogram("s3t_request_seconds", what, ["route"], buckets=_SECONDS)
+        what = "Rows of one forward pass."
+        self.batch_rows = histogram("s3t_batch_rows", what, buckets=_ROWS)
+        what = "Seconds of one forward pass."
+        self.batch_seconds = histogram("s3t_batch_seconds", what, buckets=_SECONDS)
+        self.queued = gauge("s3t_queue_rows", "Rows that wait for a forward pass.")
+        what = "Rows not computed since the client had disconnected."
+        self.dropped = counter("s3t_rows_dropped", what)
+        self.streams = gauge("s3t_streams", "Completions under way.")
+        what = "Answers computed again since a deletion hit one of their blocks."
+        self.again = counter("s3t_answers_again", what)
+        what = "Clients disconnected since they did not read their answer."
+        self.cut = counter("s3t_answers_cut", what)
+        self.connections = gauge("s3t_connections", "Clients connected.")
+        what = "Connections closed to accept others, while they had no complete request."
+        self.evicted = counter("s3t_connections_evicted", what)
+        what = "Connections closed at once since all others were at work."
+        self.refused = counter("s3t_connections_refused", what)
+        about = prometheus.Info("s3t", "The software.", registry=self.registry)
         about.info({"version": __version__, "task": model.task})
         self._run = {"run": model.run_id}
         self._children: dict[tuple[str, str, int], Callable[[], None]] = {}
         self._observers: dict[str, Callable[[float], None]] = {}
-        self._recent: deque[_SecondCounts] = deque(maxlen=_KEPT)
-        self._name = secrets.token_hex(4)  # processes behind one load balancer differ in it
         method, route = _DELETIONS
         for status in _OUTCOMES:
             self._requests.labels(route, method, str(status))
@@ -138,25 +166,8 @@ class Metrics:
         if observe is None:
             observe = self._observers[route] = self._latency.labels(route).observe
         observe(seconds)
-        if route in _QUESTIONS:
-            self._remember(status, seconds)
-
-    def _remember(self, status: int, seconds: float) -> None:
-        now = int(time.time())
-        if not self._recent or self._recent[-1].at != now:
-            self._recent.append(_SecondCounts(now))
-        second = self._recent[-1]
-        second.requests += 1
-        second.failed += status >= 500
-        if len(second.latencies) < _SAMPLED:
-            second.latencies.append(seconds)
-
-    def recent(self) -> dict[str, Any]:
-        """Traffic of the last 300 seconds as JSON values (``routes.health.Recent``): the seconds in
-        which predictions or completions ended, the oldest first."""
-        now = int(time.time())
-        seconds = [_summary(second) for second in self._recent if second.at > now - _KEPT]
-        return {"replica": self._name, "now": now, "seconds": seconds}
+        if route in _ANSWERS:
+            self.traffic.count(status, seconds)
 
     def render(self, picture: Mapping[str, Any] | None, lease_left: float | None) -> bytes:
         """All metrics in Prometheus' text format.
@@ -188,17 +199,6 @@ class _Collected:
 
     def collect(self) -> Iterable[Metric]:
         return self._metrics
-
-
-def _summary(second: _SecondCounts) -> dict[str, Any]:
-    ranked = sorted(second.latencies)
-    return {
-        "at": second.at,
-        "requests": second.requests,
-        "failed": second.failed,
-        "p50": round(ranked[len(ranked) // 2], 6),
-        "p99": round(ranked[len(ranked) * 99 // 100], 6),
-    }
 
 
 def _run_metrics(picture: Mapping[str, Any] | None, lease_left: float | None) -> Iterator[Metric]:

@@ -119,4 +119,4 @@ async def _picture(service: Service) -> dict[str, Any] | None:
 )
 async def traffic(request: Request) -> dict[str, Any]:
     """Requests, failures and latency of this process, second by second, as the page draws them."""
-    return service_of(request).metrics.recent()
+    return service_of(request).metrics.traffic.to_dict()
