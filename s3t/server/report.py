@@ -109,8 +109,9 @@ def snapshot(model: Reported, name: str, at: datetime) -> dict[str, Any]:
         S3TError: deletions changed the run during each of 20 attempts to read it.
     """
     for _ in range(_TRIES):
-        picture = model.picture()
-        status, forecast = model.status().to_dict(), model.forecast().to_dict()
+        picture, forecast = model.picture(), model.forecast().to_dict()
+        receipts = _receipts(model)
+        status = model.status().to_dict()  # last: views only grow, so the others are of it too
         if status["view"] == picture["view"] == forecast["view"]:
             return {
                 "name": name,
@@ -119,7 +120,7 @@ def snapshot(model: Reported, name: str, at: datetime) -> dict[str, Any]:
                 "status": status,
                 "picture": picture,
                 "forecast": forecast,
-                "receipts": _receipts(model),
+                "receipts": receipts,
             }
     raise S3TError(f"the run changed {_TRIES} times while it was read: try again")
 

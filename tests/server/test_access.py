@@ -210,7 +210,7 @@ def test_insecure_lets_everyone_on_this_machine_do_everything(small_run: RunDir)
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "192.0.2.1:8000", ""]
 )
-def test_insecure_is_not_for_names_that_were_turned_to_us(small_run: RunDir, host: str) -> None:
+def test_insecure_refuses_dns_rebinding(small_run: RunDir, host: str) -> None:
     with asked(small_run.root, insecure=True) as site:
         before = site.state()
         said = site.ask(
@@ -218,6 +218,26 @@ def test_insecure_is_not_for_names_that_were_turned_to_us(small_run: RunDir, hos
         )
         assert (said.status_code, said.json()["code"]) == (403, "forbidden")
         assert site.state() == before
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://evil.example", "null", "", "http://localhost:3000", "http://127.0.0.1.evil.example"],
+)
+def test_insecure_refuses_pages_of_other_sites(small_run: RunDir, origin: str) -> None:
+    with asked(small_run.root, insecure=True) as site:
+        before = site.state()
+        for path in ("/v1/purge", "/v1/reload", "/v1/repair"):
+            said = site.ask("POST", path, headers={"Host": "localhost:8000", "Origin": origin})
+            assert (said.status_code, said.json()["code"]) == (403, "forbidden")
+        assert site.state() == before
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1", "[::1]:8000"])
+def test_insecure_answers_its_own_page(small_run: RunDir, host: str) -> None:
+    with asked(small_run.root, insecure=True) as site:
+        own = {"Host": host, "Origin": f"http://{host}"}
+        assert site.ask("POST", "/v1/reload", headers=own).status_code == 204
 
 
 # ── fail closed, and keep quiet ──────────────────────────────────────────────────────────────

@@ -9,10 +9,10 @@ A route names its roles with ``dependencies=[requires_role("delete")]``. Its rou
 class they are checked after it, but still before the endpoint is called.
 
 Invariants: a request without a valid token reads and changes nothing, unless the service is
-insecure. An insecure service listens on a loopback address only, and refuses requests whose Host is
-not a loopback name (DNS rebinding). A valid token is accepted however many wrong ones come from its
-address: behind a proxy all clients share one, and a stranger must not be able to lock them out. A
-token has 192 random bits and cannot be guessed.
+insecure. An insecure service listens on a loopback address only, and refuses requests that web
+pages of other sites send through a browser (DNS rebinding, cross-site requests). A valid token is
+accepted however many wrong ones come from its address: behind a proxy all clients share one, and a
+stranger must not be able to lock them out. A token has 192 random bits and cannot be guessed.
 """
 
 from __future__ import annotations
@@ -131,8 +131,10 @@ class AccessControl:
 
 
 def _check_local(request: HTTPConnection) -> None:
-    """Refuse requests of DNS rebinding: a web page of another site whose own host name resolves to
-    this machine. A browser sends that name in Host.
+    """Refuse requests that a browser sends for a page of another site.
+
+    With DNS rebinding the page's own host name resolves to this machine, and stands in Host. In a
+    cross-site request Host is ours, but Origin names the page's site.
 
     Raises:
         Problem: ``forbidden``.
@@ -141,6 +143,9 @@ def _check_local(request: HTTPConnection) -> None:
     name = host if host.endswith("]") else host.rpartition(":")[0] or host
     if name.lower() not in _LOOPBACK:
         raise Problem("forbidden", "an insecure service answers to localhost alone")
+    origin = request.headers.get("origin")
+    if origin is not None and origin.partition("://")[2].lower() != host.lower():
+        raise Problem("forbidden", "an insecure service answers no pages of other sites")
 
 
 class RequiredRole(SecurityBase):
