@@ -54,7 +54,7 @@ class LimitedConnection(HttpToolsProtocol):
         if not self.connections_open.enter(self, self.client[0] if self.client else ""):
             self.cut()
             return
-        self._await_request()
+        self._await_request("head", self.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the connection has ended."""
@@ -88,7 +88,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._head, self._begun = 0, True
         extended: dict[str, Any] = self.scope  # type: ignore[assignment]
         extended["extensions"] = {CONNECTION: self}
-        self._await_request()
+        self._await_request("head", self.head_seconds)
 
     def on_url(self, url: bytes) -> None:
         """A part of the address has arrived."""
@@ -103,7 +103,7 @@ class LimitedConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is complete; the body has a deadline of its own."""
         self._cancel_deadline()
-        self._await_request(self.seconds)
+        self._await_request("body", self.seconds)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -127,23 +127,21 @@ class LimitedConnection(HttpToolsProtocol):
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────
 
-    def _await_request(self, seconds: float | None = None) -> None:
+    def _await_request(self, part: str, seconds: float) -> None:
         if self._deadline is None:
-            self._limit = self.head_seconds if seconds is None else seconds
-            self._deadline = self.loop.call_later(self._limit, self._late)
+            self._deadline = self.loop.call_later(seconds, self._late, part, seconds)
 
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    def _late(self) -> None:
+    def _late(self, part: str, seconds: float) -> None:
         self._deadline = None
         if not self._begun:
             self.transport.close()  # no request was begun, so there is none to answer
             return
-        part = "the body" if self._limit == self.seconds else "the head"
-        detail = f"{part} of a request has to arrive within {self._limit:g} s"
+        detail = f"the {part} of a request has to arrive within {seconds:g} s"
         self._refuse(Problem("slow_request", detail))
 
     def _refuse(self, problem: Problem) -> None:
