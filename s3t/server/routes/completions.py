@@ -71,14 +71,14 @@ class CompletionRequest(StrictBody):
     max_new_tokens: Annotated[int, Field(ge=1, le=2**16)] = Field(
         32, description="at most; prompt and answer have to fit the run's `data.max_length`"
     )
-    temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False, strict=False)] = Field(
+    temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = Field(
         0.0, description="0 takes the likeliest token, above it tokens are drawn"
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of the draws")
     top_k: Annotated[int, Field(ge=0, le=2**31)] = Field(
         0, description="draw among the likeliest so many alone; 0 for all"
     )
-    top_p: Annotated[float, Field(gt=0, le=1, strict=False)] = Field(
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="draw among the likeliest that are that likely together"
     )
     stream: bool = Field(False, description="send each piece as it comes, as server-sent events")
