@@ -19,11 +19,11 @@ from s3t.system.pinned import pin
 
 if TYPE_CHECKING:
     from s3t.run import RunDir
-    from tests.postgres import Server
+    from tests.support.postgres import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 
-pytest_plugins = ("tests.postgres",)
+pytest_plugins = ("tests.support.postgres",)
 
 # Before any test module imports torch, transformers or datasets, which read these once.
 os.environ.update(
@@ -172,9 +172,9 @@ training: {{workers: 1}}
 
 @pytest.fixture(scope="session")
 def small_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run on texts of persons (``tests/small_runs.py``)."""
+    """A small run on texts of persons (``tests/support/small_runs.py``)."""
     from s3t.training.work.train import train
-    from tests.small_runs import small_configs
+    from tests.support.small_runs import small_configs
 
     config = small_configs(tmp_path_factory.mktemp("small"))()
     train(config)
@@ -193,7 +193,7 @@ def small_run(small_training: Path, tmp_path: Path) -> RunDir:
 def postgres_training(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small run, its ledger a database that can be copied."""
     from s3t.training.work.train import train
-    from tests.small_runs import small_configs
+    from tests.support.small_runs import small_configs
 
     config = small_configs(tmp_path_factory.mktemp("replicas"))(ledger=postgres.create_database())
     train(config)
@@ -220,9 +220,9 @@ def either_run(request: pytest.FixtureRequest, tmp_path: Path) -> RunDir:
 
 @pytest.fixture(scope="session")
 def language_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama's run on texts of persons (``tests/language_run.py``)."""
+    """A tiny Llama's run on texts of persons (``tests/support/language_run.py``)."""
     from s3t.training.work.train import train
-    from tests.language_run import language_config
+    from tests.support.language_run import language_config
 
     config = language_config(tmp_path_factory.mktemp("language"))
     train(config)

@@ -27,7 +27,7 @@ from s3t.store import FileKeyRing
 from s3t.training.prepare.replan import Renewal, renew
 from s3t.training.work.train import train
 from s3t.types import Digest, NodeKey, Sample, SampleId, Subject
-from tests.small_runs import forget, person_rows, small_configs, write_csv
+from tests.support.small_runs import forget, person_rows, small_configs, write_csv
 
 
 def contents(folder: Path) -> dict[str, str]:

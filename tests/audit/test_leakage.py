@@ -35,8 +35,8 @@ from s3t.training.node.rows import LabelledSet
 from s3t.training.prepare.replan import Renewal
 from s3t.training.work.train import train
 from tests.conftest import Command, write_lines
-from tests.small_runs import everything
-from tests.tiny import VOCABULARY, random_adapter, tiny_base, tiny_rows
+from tests.support.small_runs import everything
+from tests.support.tiny import VOCABULARY, random_adapter, tiny_base, tiny_rows
 
 pytestmark = pytest.mark.heavy
 

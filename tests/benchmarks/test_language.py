@@ -13,7 +13,7 @@ from benchmarks.language.questions import Choice, Question, authors, choices, ho
 from s3t.data import Conversation
 from s3t.run import RunDir
 from s3t.training.work.train import train
-from tests.test_instructions import config_of
+from tests.training.test_instructions import config_of
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from s3t.run import RunDir
 from s3t.server.security import tokens
 from s3t.server.security.access import Guarded, Needs
 from s3t.server.security.tokens import ROLES, TokenFile
-from tests.server.asked import Asked, asked
+from tests.support.asked import Asked, asked
 
 pytestmark = pytest.mark.slow
 

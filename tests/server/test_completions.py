@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 
 from s3t import S3T
 from s3t.errors import ExhaustedError, InputError
-from tests.server.fake import Gate, Model, served
-from tests.server.test_predictions import refused
+from tests.server.test_predict import refused
+from tests.support.fake import Gate, Model, served
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from s3t.errors import UnavailableError
 from s3t.server.app import create_app
 from s3t.server.security.tokens import TokenFile
 from s3t.server.state import Service
-from tests.server.fake import URL, Gate, Model, config, served
-from tests.server.test_predictions import predict, refused
+from tests.server.test_predict import predict, refused
+from tests.support.fake import URL, Gate, Model, config, served
 
 
 @pytest.fixture

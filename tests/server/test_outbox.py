@@ -25,8 +25,8 @@ from s3t.errors import UnavailableError
 from s3t.run import RunDir
 from s3t.server import worker
 from tests.conftest import ROOT
-from tests.server.asked import Asked, asked
-from tests.server.killed import MANY
+from tests.support.asked import Asked, asked
+from tests.support.killed import MANY
 
 pytestmark = pytest.mark.slow
 
@@ -149,7 +149,7 @@ def test_a_kill_loses_neither_the_deletion_nor_its_callback(
     settings: dict[str, Any] = {"job_samples": 5, "callback_hosts": [receiver.host]}
 
     def kill() -> None:
-        words = [sys.executable, "-m", "tests.server.killed", str(first), point, receiver.host]
+        words = [sys.executable, "-m", "tests.support.killed", str(first), point, receiver.host]
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
         assert (done.stdout.strip(), done.returncode) == ("202", -9), done.stderr
         if first != second:

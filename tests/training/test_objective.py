@@ -15,7 +15,7 @@ from s3t.model.inputs.encoders import Encoded
 from s3t.training.node.objective import Objective
 from s3t.training.node.rows import Batches, LabelledSet
 from s3t.training.node.trainer import StageTrainer, Trained
-from tests.tiny import (
+from tests.support.tiny import (
     DECODERS,
     bank_of,
     node,

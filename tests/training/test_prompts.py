@@ -30,8 +30,8 @@ from s3t.training.prepare.replan import Renewal
 from s3t.training.retrain import from_scratch
 from s3t.training.work.train import train
 from s3t.training.work.worker_state import Workshop
-from tests.small_runs import Make, dead_keys, nodes
-from tests.tiny import (
+from tests.support.small_runs import Make, dead_keys, nodes
+from tests.support.tiny import (
     CLASSES,
     labelled,
     node,

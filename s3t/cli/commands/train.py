@@ -67,9 +67,9 @@ def repair(
     """Train again what deletions took.
 
     The run is planned again on the samples left, the nodes that are missing are trained, and what
-    is dead is purged. A process that serves the run goes on, and takes new nodes up as they come. If it was killed, the
-    same command goes on where it was. Options that s3t does not know, such as --num_processes 2,
-    are passed on to accelerate launch.
+    is dead is purged. A process that serves the run goes on, and takes new nodes up as they come.
+    If it was killed, the same command goes on where it was. Options that s3t does not know, such as
+    --num_processes 2, are passed on to accelerate launch.
     """
     more, options = split_launch(context.args)
     if more:
