@@ -21,6 +21,11 @@ from pydantic_core import ErrorDetails
 from s3t.config.config import Config
 from s3t.errors import ConfigError, named
 
+try:
+    from yaml import CSafeLoader as SafeLoader  # a tenth of the time: a run reads its config often
+except ImportError:  # PyYAML without libyaml
+    from yaml import SafeLoader  # type: ignore[assignment]
+
 __all__ = ["anchored", "dump_config", "load_config"]
 
 _UNKNOWN = "extra_forbidden"
@@ -119,7 +124,7 @@ class _Broken(float):
         return self.written
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(SafeLoader):
     """YAML where a key that occurs twice is an error; PyYAML drops the first without a word.
 
     A number is still one where a number is asked for, and where text is, the text that is written:

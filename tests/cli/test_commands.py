@@ -650,17 +650,32 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return config.run_dir
 
 
-@pytest.mark.parametrize("name", ODD_NAMES)
+APART = [
+    ("a,b", " x", "-v", "[/bold]", "c\nd", '"f"', "g\u2028", "a\u0301"),
+    ("a", "x", "--json", "e\r"),
+    ("b", "x "),
+]
+"""All names, none beside another that it could be mistaken for."""
+
+
+@pytest.mark.parametrize("names", APART)
 @pytest.mark.parametrize("what", ["ids", "subjects"])
-def test_a_name_is_what_the_data_say(name: str, what: str, odd: Path, here: Path, s3t: Run) -> None:
-    (here / "names.txt").write_text(json.dumps(name) + "\r\n", encoding="utf-8-sig")
-    ways = [[f"--{what}", name], [f"--{what}-file", "names.txt"]]
-    if not set('\n\r"') & set(name):
-        (here / "plain.txt").write_bytes(f"\ufeff{name}\r\n\n".encode())
-        ways.append([f"--{what}-file", "plain.txt"])
-    with RunDir.existing(odd).ledger() as ledger:
-        expected = [ledger.keyed(name)]
-    for way in ways:
+def test_a_name_is_what_the_data_say(
+    names: tuple[str, ...], what: str, odd: Path, here: Path, s3t: Run
+) -> None:
+    assert sorted(ODD_NAMES) == sorted(name for apart in APART for name in apart)
+    quoted = "".join(json.dumps(name) + "\r\n" for name in names)
+    (here / "names.txt").write_text(quoted, encoding="utf-8-sig")
+    plain = [name for name in names if not set('\n\r"') & set(name)]
+    (here / "plain.txt").write_bytes("\ufeff{}\r\n\n".format("\r\n".join(plain)).encode())
+    ways = [
+        ([word for name in names for word in (f"--{what}", name)], names),
+        ([f"--{what}-file", "names.txt"], names),
+        ([f"--{what}-file", "plain.txt"], plain),
+    ]
+    for way, given in ways:
+        with RunDir.existing(odd).ledger() as ledger:
+            expected = sorted(ledger.keyed(name) for name in given)
         said = s3t("deactivate", odd, *way, "--dry-run", "--json")
         assert json.loads(said.out)["deleted"] == expected, way
 

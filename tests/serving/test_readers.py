@@ -23,7 +23,7 @@ from s3t.run.purge import purge
 from s3t.service import S3T
 from s3t.serving.generation.completion import Completion, Writer
 from s3t.serving.readers import Readers
-from tests.conftest import Command
+from tests.conftest import Run
 from tests.support.small_runs import start, wait_until
 
 ROWS = ["person 3 says 24", "person 5 says 40"]
@@ -129,7 +129,7 @@ def test_a_reader_that_is_killed_holds_nothing_up(service: S3T) -> None:
 
 @pytest.mark.slow
 def test_a_reader_that_hangs_leaves_a_deletion_durable_and_not_yet_effective(
-    small_run: RunDir, command: Command
+    small_run: RunDir, command: Run
 ) -> None:
     config = small_run.config_path
     text = config.read_text(encoding="utf-8")
@@ -144,12 +144,12 @@ def test_a_reader_that_hangs_leaves_a_deletion_durable_and_not_yet_effective(
         assert service.receipt("one")["effective_at"] is None
         assert service.deactivate(subjects=["p03"], request_id="one").effective_at is None
         told = command("deactivate", small_run.root, "--subjects", "p05")
-        assert told.returncode == 0 and "not yet effective" in told.stdout + told.stderr
-        assert "fuser" in told.stderr
+        assert told.code == 0 and "not yet effective" in told.out + told.err
+        assert "fuser" in told.err
         reader.process.kill()
         reader.process.wait()
         shown = command("receipt", small_run.root, "one", "--json")
-        assert json.loads(shown.stdout)["effective_at"] is not None
+        assert json.loads(shown.out)["effective_at"] is not None
         with small_run.ledger() as ledger:
             assert ledger.replicas.pending() == [], "that look has settled the other one too"
 
