@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -655,6 +656,43 @@ def test_another_ones_deletion_frees_memory_at_the_next_answer(
     service.predict(images)
     model = service._serving._model
     assert model is not None and not set(dead) & model._tensors.keys()
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 30) -> None:
+    limit = time.monotonic() + seconds
+    while not what() and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert what()
+
+
+def test_one_that_is_asked_nothing_follows_what_others_delete_and_purge(
+    service: S3T,
+    digits_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("s3t.serving.live._LOOK_SECONDS", 0.0)
+    service.join()
+    model = service._serving._model
+    assert model is not None and service.readiness() is None
+    with S3T.load(digits_run) as other:
+        dead = other.deactivate([one_of_each(digits_run)[0, 0][0]]).nodes_dead
+        other.purge()
+        service.status()  # as /metrics do: the schedule is ahead of what serves
+        assert service.readiness() is None and set(dead) & model._tensors.keys()
+        wait_for(lambda: not set(dead) & model._tensors.keys())
+        wait_for(lambda: service.readiness() is None)
+        with monkeypatch.context() as patched:
+            patched.setattr(service._serving, "_build", lambda *_: 1 / 0)
+            other.deactivate([one_of_each(digits_run)[1, 0][0]])
+            wait_for(
+                lambda: service.readiness() == "another view cannot be taken up, the log says why"
+            )
+        wait_for(lambda: service.readiness() is None)
+        exhaust(digits_run)
+        wait_for(lambda: service.readiness() == "exhausted")
+    errors = [one.message for one in caplog.records if one.levelname == "ERROR"]
+    assert errors == ["another view cannot be taken up: ZeroDivisionError"]
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from s3t.config.config import Config
+from s3t.config.section import Written
 from s3t.errors import ConfigError, named
 
 try:
@@ -106,22 +107,12 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-class _Whole(int):
+class _Whole(Written, int):
     """An integer of YAML, whatever its text: 7, but also 007, 0x10 or 1:30."""
 
-    written: str
 
-    def __str__(self) -> str:
-        return self.written
-
-
-class _Broken(float):
+class _Broken(Written, float):
     """A fraction of YAML, whatever its text, such as 1.10."""
-
-    written: str
-
-    def __str__(self) -> str:
-        return self.written
 
 
 class _Loader(SafeLoader):

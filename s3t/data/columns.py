@@ -217,6 +217,7 @@ def _read(found: Columns, table: Table, present: Mapping[str, str], as_of: date 
         names = _names(values[key], name, found)
         if key != "data.columns.label":
             _nameable(values[key], names, name, found)
+            _unguessed(values[key], name, table.guesses, found)
         blank = [number for number, value in enumerate(names, 1) if value is None]
         if key == "partition.subject":
             found.subjects = names
@@ -309,6 +310,21 @@ def _nameable(
         found.problems.append(
             f"column {column!r} holds NUL, or more than {_LONG:,} characters, in {_rows(unsaid)}: "
             "no request could name it"
+        )
+
+
+def _unguessed(values: Sequence[Any], column: str, guesses: str, found: Columns) -> None:
+    """Note ids and subjects that were text, and of which datasets has made something else."""
+    made = [
+        number
+        for number, value in enumerate(values, 1)
+        if (guesses == "json" and isinstance(value, date))
+        or (guesses == "csv" and value is not None and not isinstance(value, str))
+    ]
+    if made:
+        found.problems.append(
+            f"column {column!r} is text that datasets reads as numbers or dates, in {_rows(made)}, "
+            f"so 007 would be 7: name the files with format {guesses!r}, which reads what they say"
         )
 
 

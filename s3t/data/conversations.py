@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from s3t.data.files import TWICE, once
+
 __all__ = ["ASSISTANT", "ROLES", "Conversation", "Turn", "conversation_of", "is_text"]
 
 ASSISTANT = "assistant"
@@ -62,9 +64,11 @@ def conversation_of(value: Any, asking: bool = False) -> Conversation:
     """
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except ValueError:
-            raise ValueError("are not a list of {role, content}, nor that as JSON") from None
+            value = json.loads(value, object_pairs_hook=once)
+        except (ValueError, RecursionError) as error:
+            twice = f" ({error})" if str(error).startswith(TWICE) else ""
+            what = f"are not a list of {{role, content}}, nor that as JSON{twice}"
+            raise ValueError(what) from None
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise ValueError("are not a list of {role, content}, nor that as JSON")
     if not value:

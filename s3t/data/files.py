@@ -22,6 +22,7 @@ from typing import IO, Any
 from s3t.errors import DataError, named
 
 __all__ = [
+    "TWICE",
     "Row",
     "csv_rows",
     "json_rows",
@@ -40,6 +41,8 @@ _OPENERS: Mapping[str, Callable[..., IO[str]]] = {
 }
 
 Row = dict[str, Any]
+
+TWICE = "keys occur twice"
 
 
 def resolve(files: str | Sequence[str], directories: bool = False) -> list[str]:
@@ -155,7 +158,7 @@ def once(pairs: list[tuple[str, Any]]) -> Row:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = sorted({key for key in keys if keys.count(key) > 1})
-        raise ValueError(f"keys occur twice: {named(twice)}")
+        raise ValueError(f"{TWICE}: {named(twice)}")
     return found
 
 

@@ -49,6 +49,7 @@ class Table:
         classes: class names of the columns whose type has them.
         ids: ids that the source itself gives its rows (digits).
         origins: the files that each row comes from, where it has some of its own (image folders).
+        guesses: the format of text, ``csv`` or ``json``, of which datasets has guessed the types.
     """
 
     names: tuple[str, ...]
@@ -57,6 +58,7 @@ class Table:
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ids: tuple[str, ...] | None = None
     origins: Sequence[tuple[str, ...]] | None = None
+    guesses: str = ""
 
 
 def read_table(source: SourceConfig, columns: ColumnsConfig) -> Table:
@@ -110,6 +112,9 @@ def _parquet(source: SourceConfig) -> Table:
     for file in resolve(source.files or ()):
         with reading(file):
             tables.append(pq.ParquetFile(file).read())
+        names = tables[-1].column_names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise DataError([f"{file!r} names columns twice: {named(twice)}"])
     try:
         table = pa.concat_tables(tables)
     except pa.ArrowInvalid as error:
@@ -135,7 +140,7 @@ def _hub(source: SourceConfig) -> Table:
     except Exception as error:  # whatever the hub, the network or a builder raises
         what = f"data set {source.name!r}, split {source.split!r}"
         raise DataError([f"cannot load {what} ({one_line(error)})"]) from None
-    return _dataset(dataset)
+    return replace(_dataset(dataset), guesses=dataset.info.builder_name or "")
 
 
 @contextmanager

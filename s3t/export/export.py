@@ -242,12 +242,13 @@ def remove_dead(forgetting: Forgetting, folder: ExportFolder, records: ExportRec
     if not folder.path.is_dir():
         return []
     with folder.alone():
-        known = {**folder.told(), **records.of(folder.path)}
+        held = records.of(folder.path)  # once: another export may add to them at any time
+        known = {**folder.told(), **held}
         kept = kept_nodes(forgetting.run, forgetting.ledger)
         dead = [name for name in folder.names() if is_dead(known.get(name), kept)]
         _removed(folder, records, dead)
-        gone = [name for name in records.of(folder.path) if not (folder.path / name).exists()]
-        records.drop(folder.path, [one for one in gone if is_dead(known[one], kept)])
+        gone = [name for name in held if not (folder.path / name).exists()]
+        records.drop(folder.path, [one for one in gone if is_dead(held[one], kept)])
     return dead
 
 

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from s3t.ledger import likeness
 from s3t.ledger.counters import CHUNK, chunks
-from s3t.ledger.database.schema import forgotten, samples
+from s3t.ledger.database.schema import forgotten, log, requests, samples
 from s3t.types import Digest, Slot, Subject
 
 __all__ = [
@@ -79,11 +79,14 @@ class Forgotten:
         view: at which.
         slots: (shard, slice) that held one of them, sorted.
         hashes: keyed hashes of their ids, sorted.
+        entry: digest of the entry of the log that tells of it, which commits to all before; None of
+            what was kept out from the start.
     """
 
     view: int
     slots: tuple[Slot, ...]
     hashes: tuple[str, ...]
+    entry: Digest | None
 
 
 def filter_secret(secret: bytes) -> bytes:
@@ -119,8 +122,13 @@ def since(connection: sa.Connection, key: bytes, after: int) -> list[Forgotten]:
         note(row.deleted_view, (row.shard, row.slice), hashed(row.sample_id, key))
     for row in connection.execute(sa.select(forgotten).where(forgotten.c.view > after)):
         note(row.view, (row.shard, row.slice), row.sample)
+    # the first request of a view made it; others that deleted nothing came at it
+    first = sa.select(requests.c.view, sa.func.min(requests.c.number).label("number"))
+    made = first.where(requests.c.view > after).group_by(requests.c.view).subquery()
+    told = sa.select(made.c.view, log.c.digest).join(log, log.c.number == made.c.number)
+    entries = {row.view: Digest(row.digest) for row in connection.execute(told)}
     return [
-        Forgotten(view, tuple(sorted(slots[view])), tuple(sorted(hashes[view])))
+        Forgotten(view, tuple(sorted(slots[view])), tuple(sorted(hashes[view])), entries.get(view))
         for view in sorted(hashes)
     ]
 

@@ -10,9 +10,12 @@ import re
 import stat
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
-from s3t.system.scratch import FOLDER
+from s3t.store.content import MALFORMED, head_of, meta_of
+from s3t.store.seal import is_sealed
+from s3t.system.scratch import FOLDER, PREFIX
 
 __all__ = ["LEAST", "half_written", "strangers", "written", "written_files"]
 
@@ -43,6 +46,9 @@ _BASE = re.compile(
 )
 """What models and tokenizers are saved as."""
 
+_DATABASE = b"SQLite format 3\0"
+"""How a file of SQLite begins."""
+
 _HALF = re.compile(r"\..*\.tmp")
 _YOUNG = 60.0
 """Seconds for which a half-written file may be one that a living process is at."""
@@ -66,15 +72,51 @@ def strangers(root: Path, plans: Collection[Path]) -> list[Path]:
         for path in root.iterdir()
         if not _HALF.fullmatch(path.name) and path not in plans and not _is_known(path)
     ]
-    base = root / "base"
-    if base.is_dir():
-        inside = (path for path in base.iterdir() if not _HALF.fullmatch(path.name))
-        found += [path for path in inside if path.is_dir() or not _BASE.fullmatch(path.name)]
+    for path in _inside(root / "base"):
+        if path.is_dir() or not _BASE.fullmatch(path.name) or _is_kept_elsewhere(path, root):
+            found.append(path)
+    found += [p for p in _inside(root / FOLDER) if not (p.is_dir() and p.name.startswith(PREFIX))]
+    for folder in _WRITTEN:
+        found += [path for path in (root / folder).rglob("*") if _is_kept_elsewhere(path, root)]
     return sorted(found)
+
+
+def _inside(folder: Path) -> list[Path]:
+    names = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in names if not _HALF.fullmatch(path.name)]
 
 
 def _is_known(path: Path) -> bool:
     return path.name in (_FOLDERS if path.is_dir() else _FILES)
+
+
+def _is_kept_elsewhere(path: Path, root: Path) -> bool:
+    """Whether it is a copy of what has a place of its own in a run, a node or a ledger, or a link
+    that leads out of the run."""
+    if path.is_symlink():
+        return not path.resolve().is_relative_to(root.resolve())
+    if not _is_file(path):
+        return False
+    with suppress(FileNotFoundError), path.open("rb") as file:
+
+        def first(count: int) -> bytes:
+            file.seek(0)
+            return file.read(count)
+
+        if is_sealed(first(len(_DATABASE))) or first(len(_DATABASE)) == _DATABASE:
+            return True
+        with suppress(*MALFORMED):
+            meta_of(head_of(first))
+            return True
+    return False
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is one, no link, and still there: a training's signs of life come and go."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def half_written(root: Path, seconds: float = _YOUNG) -> list[Path]:
@@ -108,7 +150,7 @@ def written_files(root: Path) -> list[Path]:
     """Files that were written for people or other processes, and may name what they are about."""
     folders = [root / name for name in _WRITTEN]
     found = (path for folder in folders for path in folder.rglob("*"))
-    return sorted(path for path in found if stat.S_ISREG(path.lstat().st_mode))
+    return sorted(filter(_is_file, found))
 
 
 def written(text: str) -> set[str]:

@@ -262,7 +262,7 @@ class Forgetting:
         with self._lock:
             return store.forget_copies([key for key in store.copies() if not self.is_alive(key)])
 
-    def check_files(self, known: dict[NodeKey, Stamp | None]) -> bool:
+    def check_files(self, known: dict[NodeKey, Stamp | None], view: int) -> bool:
         """Whether the files behind what is served are those that were read; takes microseconds.
 
         A node's file that was replaced is read again: where it holds the same, ``known`` is told
@@ -270,9 +270,10 @@ class Forgetting:
 
         Args:
             known: stamps of the nodes' files from before they were read.
+            view: at which they serve.
 
         Returns:
-            False if the ledger has come to another view meanwhile, so that they may be gone.
+            False if the ledger has come to another view since, so that they may be gone.
 
         Raises:
             UnavailableError: the run directory or the ledger's file was replaced or removed.
@@ -288,7 +289,7 @@ class Forgetting:
             )
         stamps = self.run.store.stamps(known)
         changed = sorted(key for key, stamp in stamps.items() if stamp != known[key])
-        if changed and self.ledger.view() != self._known.view:
+        if changed and self.ledger.view() != view:
             return False
         told = self.ledger.plans.nodes() if changed else {}
         for key in changed:

@@ -78,7 +78,7 @@ class RunDir:
         self._ours: str | None = None
         self._notices: Notices | None = None
         self._named: tuple[tuple[int, int], str] | None = None
-        self._standing: tuple[tuple[int, str], Ledger] | None = None
+        self._open: Ledger | None = None
 
     @classmethod
     def existing(cls, root: str | Path, *, sweep: bool = True) -> RunDir:
@@ -190,13 +190,19 @@ class RunDir:
             )
         return self._ledger(self.ledger_at, create)
 
-    def _kept_open(self) -> Ledger:
-        """The ledger for looks as often as nodes are trained: to open one takes its time, and a
-        new one reads the whole log."""
-        of = os.getpid(), self.ledger_at
-        if self._standing is None or self._standing[0] != of:
-            self._standing = of, self.ledger()
-        return self._standing[1]
+    @contextmanager
+    def ledger_open(self) -> Iterator[None]:
+        """Keep the ledger open for ``hits``, which else opens it, and reads its whole log, each
+        time. A run that another machine prepared has none."""
+        if self.joined or self._open is not None:
+            yield
+            return
+        with self.ledger() as ledger:
+            self._open = ledger
+            try:
+                yield
+            finally:
+                self._open = None
 
     def prove_ledger(self, url: str | None) -> None:
         """Refuse another ledger than the run's, before the config names it.
@@ -237,7 +243,10 @@ class RunDir:
         """
         if self.joined:
             return self.notices().hits_of(self.joined_plan)
-        return set(self._kept_open().plans.newest().hits)
+        if self._open is not None:
+            return set(self._open.plans.newest().hits)
+        with self.ledger() as ledger:
+            return set(ledger.plans.newest().hits)
 
     def gone(self) -> Gone:
         """The deleted samples, as keyed hashes; see ``hits`` for other machines."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +23,13 @@ from typing import Any
 
 from s3t.errors import InputError, IntegrityError
 from s3t.ledger import Ledger
-from s3t.system.durable import fresh_beside, held_folder, sync_folder, write_durably
+from s3t.system.durable import (
+    fresh_beside,
+    held_folder,
+    remove_whole,
+    sync_folder,
+    write_durably,
+)
 from s3t.types import NodeKey
 
 __all__ = ["MANIFEST", "ExportFolder", "ExportRecords", "Exported", "Left", "export_tag"]
@@ -316,7 +321,7 @@ class ExportFolder:
         """Remove what killed exports left half-written; returns how many there were."""
         half = [path for path in self._entries() if self._half.fullmatch(path.name)]
         for path in half:
-            _remove(path)
+            remove_whole(path)
         return len(half)
 
     def _away(self, name: str) -> None:
@@ -326,14 +331,7 @@ class ExportFolder:
             return
         gone = fresh_beside(target)
         os.rename(target, gone)
-        _remove(gone)
+        remove_whole(gone)
 
     def _entries(self) -> list[Path]:
         return list(self.path.iterdir()) if self.path.is_dir() else []
-
-
-def _remove(path: Path) -> None:
-    if path.is_symlink() or not path.is_dir():
-        path.unlink()
-    else:
-        shutil.rmtree(path)

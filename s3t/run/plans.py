@@ -10,7 +10,8 @@ harm.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from s3t.errors import IntegrityError
@@ -22,6 +23,7 @@ from s3t.types import Digest
 __all__ = ["PlanFiles", "plan_in"]
 
 _PLANS = "run/plans"
+_NAME = re.compile(r"[0-9a-f]{64}\.json")
 
 
 class PlanFiles:
@@ -95,6 +97,19 @@ class PlanFiles:
         except (FileNotFoundError, UnicodeDecodeError):
             return None
         return plan if plan.digest == asked else None
+
+    def superseded(self, kept: Collection[Digest]) -> list[str]:
+        """Names of plans at the store's URL but some: their digests are of deleted samples too."""
+        depot = self._depot()
+        names = () if depot is None else depot.names(_PLANS)
+        return [name for name in names if _NAME.fullmatch(name) and name[:64] not in kept]
+
+    def forget(self, superseded: Collection[str]) -> None:
+        """Remove such plans, and what the store keeps of them."""
+        depot = self._depot()
+        if depot is not None and superseded:
+            depot.under(_PLANS).remove_all(superseded)
+            depot.under(_PLANS).remove_versions(superseded)
 
     def settle(self, plan: Plan, newest: Digest | None) -> None:
         """Give a plan that is in force its place, and remove files of any but it and the newest.

@@ -8,8 +8,9 @@ Each deletion is an object of its own that never changes and follows from the le
 several processes may tell at the same time, and none can take back what another has told.
 
 Invariants: what is read is what was told, proved by a digest, and no deletion before the last one
-is missing. A store belongs to the ledger that claimed it: another one, or one that does not hold
-what was told from here, is refused before it puts anything there.
+is missing. Each names its entry in the log, which commits to all before it; so where the last one
+told is in the ledger, the others are. A store belongs to the ledger that claimed it: another one,
+or one that does not hold what was told from here, is refused before it puts anything there.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ __all__ = ["Notices"]
 _OWNER, _TRAINING, _DELETIONS = "run/ledger.json", "run/training.json", "run/deletions"
 _PLAN = "run/plan.json"
 _FIELDS = {_OWNER: ("ledger", "secret", "at"), _TRAINING: ("plan", "view")}
-_DELETION = ("view", "after", "hits", "hashes")
+_DELETION = ("view", "after", "hits", "hashes", "entry")
 _NAME = re.compile(r"(0|[1-9][0-9]*)\.json")
 _NONE = -1
 """A view before all."""
@@ -125,6 +126,12 @@ class Notices:
                 "move it away, and see who can write there"
             )
         return sorted(int(name.removesuffix(".json")) for name in names)
+
+    def last_entry(self) -> tuple[int, Digest | None] | None:
+        """View of the last deletion that was told, and the entry of the log that it names."""
+        views = self.views()
+        body = self._told(_name(views[-1])) if views else None
+        return None if body is None else (body["view"], body["entry"])
 
     # ── without it ───────────────────────────────────────────────────────────────────────────
 
@@ -287,6 +294,7 @@ def _body(made: Forgotten, before: int) -> dict[str, Any]:
         "after": before,
         "hits": [list(slot) for slot in made.slots],
         "hashes": list(made.hashes),
+        "entry": made.entry,
     }
 
 

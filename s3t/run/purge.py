@@ -32,7 +32,9 @@ from s3t.run import RunDir
 from s3t.run.contents import half_written, strangers, written, written_files
 from s3t.run.exports import Exported, ExportFolder, ExportRecords, export_tag
 from s3t.run.trainers import MAIN, Trainers
+from s3t.store import Removal
 from s3t.system import scratch
+from s3t.system.durable import remove_whole
 from s3t.types import NodeKey
 
 __all__ = ["Purge", "Store", "is_dead", "kept_nodes", "purge"]
@@ -122,13 +124,15 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
 
     Raises:
         InputError: the run was prepared elsewhere.
-        IntegrityError: the plan, the ledger or the key ring is damaged; nothing was removed.
+        IntegrityError: the plan, the ledger or the key ring is damaged, or the ledger contradicts
+            itself; nothing was removed.
         UnavailableError: somebody trains at ``store.url``, or it cannot be told of every deletion;
             nothing was removed.
         S3TError: a place cannot be reached or written; what is gone by then is told next time.
     """
     with ExitStack() as stack:
         ledger = stack.enter_context(run.ledger())
+        ledger.prove()
         alone = locked or _held(run, stack)
         if not dry_run and run.store.depot is not None:
             run.notices().tell(ledger, anew=True)
@@ -139,6 +143,7 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
         left, nodes_store = _nodes(run, doomed, dry_run)
         stores = [nodes_store]
         stores += [_exported(run, one, ledger, doomed, dry_run) for one in exports]
+        stores += _plans(run, dry_run)
         stores += _caches(run, alone, dry_run)
         stores += [_scratch(run, dry_run), *_left_alone(run, ledger, ledger.gone())]
         stores.append(_jobs(ledger, dry_run))
@@ -291,19 +296,14 @@ def _nodes(run: RunDir, doomed: _Doomed, dry_run: bool) -> tuple[frozenset[NodeK
     purged = 0
     if not dry_run:
         removal = store.remove(doomed.keys)
-        left = frozenset(removal.left)
+        left = frozenset(removal.left) | frozenset(removal.linked)
         purged = len(doomed.there - left)
         strange = len(removal.unknown & doomed.there)
         if store.sealer is not None and not strange:
             note.insert(0, "their data keys are destroyed, so backups of the run forget them too")
         elif store.sealer is not None:
             note.insert(0, f"{strange} of them had no data key in the key ring: their backups stay")
-    if left:
-        why = next(iter(removal.left.values()))
-        note.append(
-            f"older versions of {len(left)} of them are left at the URL, which does not let go of "
-            f"them ({why}), and the audit's claim E7 does not hold until they are gone"
-        )
+        note += _lingering(removal)
     if store.versions() is None:
         note.append(
             "the store does not let us see older versions of its objects, so they may hold dead "
@@ -311,6 +311,22 @@ def _nodes(run: RunDir, doomed: _Doomed, dry_run: bool) -> tuple[frozenset[NodeK
             "s3:DeleteObjectVersion"
         )
     return left, Store("nodes", where, len(doomed.there), purged, "; ".join(note))
+
+
+def _lingering(removal: Removal) -> Iterator[str]:
+    """What is left of nodes whose files were removed, and why."""
+    if removal.left:
+        why = next(iter(removal.left.values()))
+        yield (
+            f"older versions of {len(removal.left)} of them are left at the URL, which does not "
+            f"let go of them ({why}), and the audit's claim E7 does not hold until they are gone"
+        )
+    if removal.linked:
+        names = "; ".join(sorted(removal.linked.values())[:5])
+        yield (
+            f"{len(removal.linked)} of them have other names, which no purge follows and no audit "
+            f"sees: remove those too ({names})"
+        )
 
 
 def _exported(
@@ -349,6 +365,17 @@ def _exported(
     return Store("exports", str(exported.path), len(dead), purged, note)
 
 
+def _plans(run: RunDir, dry_run: bool) -> Iterator[Store]:
+    """Plans at the URL that no machine needs any more: they hold digests of slices as they were."""
+    depot = run.store.depot
+    if depot is None:
+        return
+    old = run.plans.superseded({run.plan().digest, run.trained_plan().digest})
+    if not dry_run:
+        run.plans.forget(old)
+    yield Store("plans", depot.where("run/plans"), len(old), 0 if dry_run else len(old))
+
+
 def _caches(run: RunDir, alone: bool, dry_run: bool) -> Iterator[Store]:
     """Hidden states of private rows, and what killed writers left half-written."""
     busy = "" if alone else "a training is at work here: it removes them at its end"
@@ -361,10 +388,8 @@ def _caches(run: RunDir, alone: bool, dry_run: bool) -> Iterator[Store]:
     swept = 0
     if alone and not dry_run:
         for path in half:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                remove_whole(path)
         swept = len(half) + run.store.sweep()
     found = max(len(half), swept)
     yield Store("half-written files", str(run.root), found, swept, busy if found else "")
@@ -378,15 +403,28 @@ def _left_alone(run: RunDir, ledger: Ledger, gone: Gone) -> Iterator[Store]:
     if others:
         note = f"no part of a run, left alone: {', '.join(others)}"
         yield Store("other files", str(run.root), len(others), 0, note)
-    told = [str(path) for path in written_files(run.root) if _names_one(path, gone)]
+    told = _naming(written_files(run.root), ledger, gone)
     if told:
-        note = f"they name deleted samples; remove the lines: {', '.join(told)}"
+        note = f"they name deleted samples or persons; remove the lines: {', '.join(told)}"
         yield Store("reports", str(run.root), len(told), 0, note)
 
 
-def _names_one(path: Path, gone: Gone) -> bool:
-    text = path.read_bytes().decode(errors="replace") if len(gone) else ""
-    return any(one in gone for one in written(text))
+def _naming(files: Collection[Path], ledger: Ledger, gone: Gone) -> list[str]:
+    """Files that name deleted samples, or the persons of some."""
+    if not files or not len(gone):
+        return []
+    with ledger.evidence() as evidence:
+        marked = (row.subject for row in evidence.samples() if row.deleted_view is not None)
+        hashes = {evidence.hashed(subject) for subject in marked if subject is not None}
+        hashes |= {row.subject for row in evidence.forgotten()} - {None}
+        people = Gone(gone.secret, frozenset(hashes))
+    found = []
+    for path in files:
+        with suppress(FileNotFoundError):  # a training's signs of life come and go
+            names = written(path.read_bytes().decode(errors="replace"))
+            if any(name in gone or name in people for name in names):
+                found.append(str(path))
+    return found
 
 
 def _scratch(run: RunDir, dry_run: bool) -> Store:

@@ -61,6 +61,8 @@ class Serving:
         self._model: Answering | None = None
         self._has_served = False
         self._looked, self._told = -_LOOK_SECONDS, ""
+        self._catching: threading.Thread | None = None
+        self._behind = False
         self.seat: Seat | None = None
 
     def model(self) -> Answering:
@@ -106,18 +108,49 @@ class Serving:
         """Give the seat back, if there is one."""
         if self.seat is not None:
             self.seat.close()
+        if self._catching is not None:
+            self._catching.join()
 
     def readiness(self) -> str | None:
-        """Why no answer can be given now; None if it can, as far as this process knows."""
-        if self._views.current is None:
+        """Why no answer can be given now; None if it can, as far as this process knows.
+
+        Builds nothing itself. Where another process has come to another view, and no question has
+        come here since, that view is taken up in a thread: who is asked nothing until it is ready
+        would else never be, and would keep what is dead in memory.
+        """
+        view = self._views.current
+        if view is None:
+            if self._model is not None and self.seat is None:
+                self._catch_up_apart()
             return "loading"
         if self.seat is not None and not self.seat.holds():
             return "the lease has run out: the ledger cannot be reached"
         try:
-            self._check_files(self._views.current)
+            with self._looking():
+                behind = self.seat is None and view.version != self._forgetting.ledger.view()
+            if behind:
+                self._catch_up_apart()
+            else:
+                self._check_files(view)
         except S3TError:
             return "files of the run were replaced or removed under the service, its log says which"
-        return "exhausted" if self._views.current.ensemble is None else None
+        if behind and self._behind:
+            return "another view cannot be taken up, the log says why"
+        return "exhausted" if view.ensemble is None else None
+
+    def _catch_up_apart(self) -> None:
+        if self._catching is None or not self._catching.is_alive():
+            self._catching = threading.Thread(target=self._caught_up, name="s3t-view", daemon=True)
+            self._catching.start()
+
+    def _caught_up(self) -> None:
+        try:
+            self.refresh()
+            self._behind = False
+        except Exception as error:  # told by readiness, which tries again
+            if not self._behind:
+                _log.error("another view cannot be taken up: %s", _cause(error))
+            self._behind = True
 
     # ── deletions ────────────────────────────────────────────────────────────────────────────
 
@@ -295,17 +328,23 @@ class Serving:
         """See that the files are those that were read, a few times a second; see ``Forgetting``."""
         if time.monotonic() < self._looked + _LOOK_SECONDS:
             return True
+        with self._looking():
+            same = self._forgetting.check_files(view.files, view.version)
+        if self._told:
+            _log.warning("the files of %s are as they were: answering", self._forgetting.run.root)
+        self._told, self._looked = "", time.monotonic()
+        return same
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Log why the run cannot be looked at, once while it is so."""
         try:
-            same = self._forgetting.check_files(view.files)
+            yield
         except S3TError as error:
             if str(error) != self._told:
                 _log.error("nothing answers: %s", error)
             self._told = str(error)
             raise
-        if self._told:
-            _log.warning("the files of %s are as they were: answering", self._forgetting.run.root)
-        self._told, self._looked = "", time.monotonic()
-        return same
 
     def _still_serves(self, view: View) -> bool:
         if self.seat is not None:
@@ -375,8 +414,8 @@ class Serving:
         """Swap to the ledger's view; if that fails, nothing older than ``version`` answers."""
         try:
             self._swap(model)
-        except S3TError as error:
-            _log.error("nothing answers until there is a new view: %s", error)
+        except Exception as error:  # such as no memory left: whatever it is, the old view must go
+            _log.error("nothing answers until there is a new view: %s", _cause(error))
             self._views.drop(version)
 
     def _follow(self, seconds: float) -> int:
@@ -394,3 +433,8 @@ class Serving:
                 self._take_up(self.model(), version)
         self._views.wait(version, seconds)
         return self._views.oldest(version)
+
+
+def _cause(error: Exception) -> str:
+    """Why something failed, for the log; of what is not ours its kind: a message may name ids."""
+    return str(error) if isinstance(error, S3TError) else type(error).__name__

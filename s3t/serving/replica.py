@@ -140,14 +140,16 @@ class Seat:
             self._closing.wait(self._pace)
 
     def _keep(self, work: Callable[[], None]) -> None:
-        """Do the work again and again, whatever goes wrong with the ledger."""
+        """Do the work again and again, whatever goes wrong: who beats, and no longer follows, would
+        hold up every deletion."""
         said = False
         while not self._closing.is_set():
             try:
                 work()
-            except S3TError as error:
+            except Exception as error:
                 if not said:
-                    _log.warning("replica %s: %s", self.name, error)
+                    why = error if isinstance(error, S3TError) else type(error).__name__
+                    _log.warning("replica %s: %s", self.name, why)
                 said = True
                 self._closing.wait(min(0.5, self._pace / 2))
 

@@ -17,7 +17,7 @@ from copy import copy
 from pathlib import Path
 
 from s3t.errors import InputError, S3TError, UnavailableError, unavailable
-from s3t.system.durable import create_durably, sync_folder, write_durably
+from s3t.system.durable import create_durably, remove_whole, sync_folder, write_durably
 
 __all__ = ["Depot"]
 
@@ -220,7 +220,7 @@ class Depot:
         return left
 
     def sweep(self, before: float) -> int:
-        """Remove what killed writers left half-written in this folder; returns how many files.
+        """Remove what killed writers left half-written in this folder; returns how many.
 
         Nothing where a store shows an object only when it is whole; elsewhere than on file systems
         they cannot be told from others.
@@ -231,8 +231,8 @@ class Depot:
         swept = 0
         for path in () if self.folder is None else self.folder.glob(".*.tmp"):
             with suppress(FileNotFoundError):
-                if path.stat().st_mtime <= before:
-                    path.unlink()
+                if path.lstat().st_mtime <= before:
+                    remove_whole(path)
                     swept += 1
         return swept
 

@@ -29,7 +29,7 @@ from s3t.store.content import NodeMeta, pack
 from s3t.store.depot import Depot
 from s3t.store.files import NodeFile
 from s3t.store.seal import Sealer, is_sealed
-from s3t.system.durable import sync_folder, write_durably
+from s3t.system.durable import other_names, sync_folder, write_durably
 from s3t.types import NodeKey
 
 if TYPE_CHECKING:
@@ -56,11 +56,13 @@ class Removal:
         unknown: with encryption, the nodes that the key ring holds no data key of and never did, as
             far as it can tell: never trained under it, so it cannot make any backup forget them.
         left: why the store at the URL still holds older versions of the files of some nodes.
+        linked: under which names the bytes of some nodes stay: links, which are not ours to follow.
     """
 
     files: tuple[str, ...]
     unknown: frozenset[NodeKey]
     left: Mapping[NodeKey, str] = field(default_factory=dict)
+    linked: Mapping[NodeKey, str] = field(default_factory=dict)
 
 
 Stamp = tuple[int, int, int, int]
@@ -173,13 +175,14 @@ class NodeStore:
         """
         unknown = frozenset() if self.sealer is None else self.sealer.destroy(keys)
         self._refuse_other_seals(keys if self.sealer is None else unknown)
+        linked = self._linked(keys if self.sealer is None else unknown)
         gone = self._remove_here(keys)
         left = {}
         if self.depot is not None:
             gone += self.depot.remove_all(map(_name, sorted(keys)))
             kept = self.depot.remove_versions({*map(_name, keys)})
             left = {_key(name): why for name, why in kept.items()}
-        return Removal(tuple(sorted(gone)), unknown, left)
+        return Removal(tuple(sorted(gone)), unknown, left, linked)
 
     def versions(self) -> frozenset[NodeKey] | None:
         """Nodes of which the store at the URL holds older versions, or marks that it was removed.
@@ -251,6 +254,13 @@ class NodeStore:
     def _far(self, key: NodeKey, depot: Depot) -> NodeFile:
         name = _name(key)
         return NodeFile(key, depot.where(name), lambda first: depot.get(name, first), self.sealer)
+
+    def _linked(self, keys: Collection[NodeKey]) -> dict[NodeKey, str]:
+        """Other names of the nodes' files, on file systems."""
+        shared = None if self.depot is None else self.depot.folder
+        folders = [self.root] if shared is None else [self.root, shared]
+        places = ((key, folder / _name(key)) for key in keys for folder in folders)
+        return {key: name for key, path in places if (name := other_names(path)) is not None}
 
     def _remove_here(self, keys: Collection[NodeKey]) -> list[str]:
         """Remove the files, or copies, on this machine; returns the paths of those there were."""

@@ -5,13 +5,23 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from s3t.errors import InputError
 
-__all__ = ["create_durably", "fresh_beside", "held_folder", "sync_folder", "write_durably"]
+__all__ = [
+    "create_durably",
+    "fresh_beside",
+    "held_folder",
+    "other_names",
+    "remove_whole",
+    "sync_folder",
+    "write_durably",
+]
 
 
 def fresh_beside(path: Path) -> Path:
@@ -56,6 +66,27 @@ def _written_beside(path: Path, content: bytes, mode: int) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_whole(path: Path) -> None:
+    """Remove a file, a folder with all that it holds, or a link but not what it leads to."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
+
+
+def other_names(path: Path) -> str | None:
+    """Where the bytes of a file stay when this name of it is removed; None if nowhere."""
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if stat.S_ISLNK(found.st_mode):
+        return f"{path} is a link to {os.readlink(path)}"
+    if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+        return f"{path} has {found.st_nlink - 1} more hard links (inode {found.st_ino})"
+    return None
 
 
 def sync_folder(path: Path) -> None:

@@ -24,12 +24,14 @@ from typing import TextIO
 
 from s3t.errors import S3TError
 
-__all__ = ["FOLDER", "ended_by_signals", "places", "scratch", "sweep"]
+__all__ = ["FOLDER", "PREFIX", "ended_by_signals", "places", "scratch", "sweep"]
 
 FOLDER = ".scratch"
 """Where they are in a run directory."""
 
-_PREFIX = "s3t-scratch-"
+PREFIX = "s3t-scratch-"
+"""How their names begin."""
+
 _HELD = "held"
 """File that is locked as long as the process that made the folder lives."""
 
@@ -83,7 +85,7 @@ def sweep(run: Path | None = None, *, remove: bool = True) -> tuple[int, int]:
     """
     gone = stay = 0
     for place in places(run):
-        for folder in sorted(place.glob(f"{_PREFIX}*")):
+        for folder in sorted(place.glob(f"{PREFIX}*")):
             if _is_abandoned(folder, remove):
                 gone += 1
             elif place.name == FOLDER or _is_ours(folder):
@@ -95,14 +97,14 @@ def _made(run: Path | None) -> Path:
     while run is not None:
         try:
             (run / FOLDER).mkdir(mode=0o700, exist_ok=True)
-            return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=run / FOLDER)).absolute()
+            return Path(tempfile.mkdtemp(prefix=PREFIX, dir=run / FOLDER)).absolute()
         except FileNotFoundError:
             if not run.is_dir():
                 raise
             # else another process that was done has removed it just now
         except OSError:
             break
-    return Path(tempfile.mkdtemp(prefix=_PREFIX))
+    return Path(tempfile.mkdtemp(prefix=PREFIX))
 
 
 def _hold(folder: Path) -> TextIO:

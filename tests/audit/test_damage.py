@@ -66,6 +66,12 @@ def test_a_damaged_node_leaves_the_rest_to_hold(victim: Victim) -> None:
     assert {name for name, status in statuses.items() if status == "broken"} == {"E2", "E8"}
 
 
+def test_a_request_that_is_told_to_be_effective_at_another_moment(victim: Victim) -> None:
+    victim.sql("UPDATE requests SET effective = 1 WHERE request_id = 'first'")
+    problems = audit(victim.root)["receipts"].problems
+    assert any("'first'" in one and "took effect" in one for one in problems), problems
+
+
 def test_an_unreadable_ledger_leaves_what_can_do_without_it(victim: Victim) -> None:
     victim.run.ledger_path.write_bytes(b"no database" * 99)
     found = audit(victim.root)

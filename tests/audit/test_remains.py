@@ -15,6 +15,8 @@ from s3t.audit.audit import audit
 from s3t.run import RunDir
 from s3t.run.purge import Store, purge
 from s3t.service import S3T
+from s3t.training.work.train import train
+from tests.small_runs import person_rows, small_configs, write_csv
 
 OLD = time.time() - 3600
 
@@ -119,3 +121,74 @@ def test_reports_that_name_deleted_samples_are_told(form: str, small_run: RunDir
     report.write_text(json.dumps({"left": "s040x"}))
     assert "reports" not in stores(small_run)
     assert audit(small_run.root).holds
+
+
+def test_reports_that_name_deleted_persons_are_told(tmp_path: Path) -> None:
+    config = small_configs(tmp_path)("named", "named.csv")
+    rows = [row | {"who": f"Ann {row['who']}"} for row in person_rows()]
+    write_csv(tmp_path / "named.csv", rows)
+    train(config)
+    run = RunDir(config.run_dir)
+    (run.root / "reports").mkdir()
+    report = run.root / "reports" / "notes.csv"
+    report.write_text("3,Ann p04,living\n")
+    with S3T.load(run.root) as service:
+        service.deactivate(subjects=["Ann p03"])
+    assert "reports" not in stores(run, dry_run=True)
+    report.write_text("3,Ann p03,left\n")
+    for _ in range(2):  # while the rows are there, and once hashes alone are left
+        assert str(report) in stores(run)["reports"].note
+
+
+@pytest.mark.parametrize("folder", ["base", "reports", "tracking/deep", ".work", ".scratch/old"])
+def test_copies_of_nodes_and_of_the_ledger_are_strangers_under_any_name(
+    folder: str, small_run: RunDir
+) -> None:
+    place = small_run.root / folder
+    place.mkdir(parents=True, exist_ok=True)
+    node = small_run.store.path(next(iter(small_run.store.keys())))
+    sealed = b"S3TSEAL" + bytes(32)
+    for name, content in {
+        "tokenizer.node": node.read_bytes(),
+        "tokenizer.sealed": sealed,
+        "tokenizer.db": small_run.ledger_path.read_bytes(),
+    }.items():
+        (place / name).write_bytes(content)
+        strange = place if folder.startswith(".scratch") else place / name
+        problems = audit(small_run.root)["E7"].problems
+        assert [p for p in problems if f"{strange} is no part of a run" in p], problems
+        assert str(strange) in stores(small_run)["other files"].note
+        (place / name).unlink()
+
+
+def test_links_out_of_the_run_are_strangers(small_run: RunDir, tmp_path: Path) -> None:
+    (small_run.root / "reports").mkdir()
+    (small_run.root / "reports" / "own.txt").write_text("nothing")
+    (small_run.root / "reports" / "latest.txt").symlink_to("own.txt")
+    assert audit(small_run.root).holds
+    (tmp_path / "elsewhere").write_text("anything")
+    (link := small_run.root / "reports" / "link.txt").symlink_to(tmp_path / "elsewhere")
+    assert f"{link} is no part of a run" in str(audit(small_run.root)["E7"].problems)
+
+
+def test_dead_nodes_under_other_names_are_not_told_as_gone(
+    small_run: RunDir, tmp_path: Path
+) -> None:
+    with S3T.load(small_run.root) as service:
+        dead = sorted(service.deactivate(subjects=["p03"]).nodes_dead)
+    first, second = (small_run.store.path(key) for key in dead[:2])
+    os.link(first, tmp_path / "hard")
+    second.rename(tmp_path / "soft")
+    second.symlink_to(tmp_path / "soft")
+    found = purge(small_run)
+    assert set(found.nodes) == {*dead[2:]} and found.stores[0].purged == len(dead) - 2
+    assert f"{second} is a link to {tmp_path / 'soft'}" in found.stores[0].note
+    assert f"{first} has 1 more hard links" in found.stores[0].note
+    assert not first.exists() and (tmp_path / "hard").exists() and (tmp_path / "soft").exists()
+
+
+def test_half_written_folders_among_the_nodes_are_purged(small_run: RunDir) -> None:
+    half = small_run.store.root / ".half.tmp"
+    (half / "deep").mkdir(parents=True)
+    purge(small_run)
+    assert not half.exists()

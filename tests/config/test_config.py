@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,24 @@ def test_a_number_where_text_is_asked_for_is_what_is_written(tmp_path: Path, tex
     assert config.stage.epochs == 16
     path.write_text(dump_config(config), "utf-8")
     assert load_config(path) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("seed=010", "seed: YAML reads 010 as 8"),
+        ("partition.shards=02", "YAML reads 02 as 2"),
+        ("store.lease=1:30", "YAML reads 1:30 as 90"),
+        ("store.lease=1:30.5", "YAML reads 1:30.5 as 90.5"),
+        ("store.lease=true", "store.lease: true is no number"),
+        ("sequences.explicit=[[0, 1], [010, 2]]", "YAML reads 010 as 8"),
+        ("partition.risk={column: a, thresholds: [false]}", "false is no number"),
+        ("partition.risk={column: a, as_of: 0, thresholds: [3]}", "0 is no date"),
+    ],
+)
+def test_no_value_becomes_another_in_silence(override: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        load_config(DIGITS, [override])
 
 
 def test_overrides_are_read_as_yaml() -> None:

@@ -112,6 +112,7 @@ def test_problems_of_messages_come_together_by_row() -> None:
         {"role": "user"},
         [],
     ]
+    rows.append('[{"role": "user", "content": "Q", "content": "R"}]')
     path = write("a.jsonl", [{"m": row} for row in rows])
     found = problems(load_private, config(path, path, messages="m"), ())
     start = "column 'm' (data.columns.messages): messages "
@@ -125,6 +126,8 @@ def test_problems_of_messages_come_together_by_row() -> None:
         "hold 'tool_calls', and only role and content are understood in row 9",
         "hold something else than {role, content} in row 11",
         "begin with the assistant, who has nothing to answer in row 12",
+        "are not a list of {role, content}, nor that as JSON (keys occur twice: 'content') "
+        "in row 15",
     ]
 
 

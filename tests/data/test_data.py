@@ -454,6 +454,34 @@ def test_bad_files(path: str, content: bytes, expected: str):
     assert expected in "\n".join(found)
 
 
+def test_a_parquet_file_that_names_a_column_twice_is_refused():
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = [pa.array(["a"]), pa.array(["b"]), pa.array(["bad"])]
+    pq.write_table(pa.table(columns, names=["text", "text", "label"]), "a.parquet")
+    (problem,) = problems(load_private, text_config("a.parquet"), LABELS)
+    assert problem == "'a.parquet' names columns twice: 'text'"
+
+
+@pytest.mark.parametrize(
+    ("file", "ids", "kind"),
+    [("mine/a.csv", ["007", "08"], "csv"), ("mine/a.jsonl", ["2020-01-01", "2020-01-02"], "json")],
+)
+def test_ids_that_datasets_would_change_are_refused(file: str, ids: list[str], kind: str):
+    write(
+        file, [{"text": f"row {one}", "label": "bad", "id": one, "who": f"p{one}"} for one in ids]
+    )
+    source = {"format": "hub", "name": "mine"}
+    config = text_config(file, columns={"id": "id"}, partition={"subject": "who"})
+    assert [str(one.id) for one in load_private(config, LABELS).samples] == ids
+    private = config.data.private.model_validate(source)
+    hub = config.model_copy(update={"data": config.data.model_copy(update={"private": private})})
+    (problem,) = problems(load_private, hub, LABELS)
+    assert "column 'id' is text that datasets reads as numbers or dates, in rows 1, 2" in problem
+    assert f"with format {kind!r}" in problem
+
+
 def test_files_with_other_columns_are_refused():
     write("a.csv", ROWS)
     write("b.csv", [{"text": "a", "label": "bad"}])

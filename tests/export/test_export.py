@@ -290,7 +290,7 @@ def test_killed_anywhere_the_next_export_finishes_it(
         import s3t.run.exports as module
 
         with monkeypatch.context() as patched:
-            for name in ("write_durably", "sync_folder", "_remove"):
+            for name in ("write_durably", "sync_folder", "remove_whole"):
                 patched.setattr(module, name, dying(getattr(module, name)))
             patched.setattr(module.os, "rename", dying(module.os.rename))
             with pytest.raises(Killed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,10 @@ def test_purge_removes_dead_adapters_wherever_they_are_known(
     assert [store.found for store in exports(language_run)] == [0, 0]
     shortened(service, 0)
     (two / "mine.txt").write_text("mine")
-    (one / f".{first}.1.ab.tmp").mkdir()
+    (half := one / f".{first}.1.ab.tmp").mkdir()
+    assert "half-written" not in str(audit(language_run.root)["E7"].problems), "one may be at it"
+    os.utime(half, (0, 0))
+    assert f"{half} is half-written" in str(audit(language_run.root)["E7"].problems)
     assert [(s.found, s.purged) for s in exports(language_run, dry_run=True)] == [(1, 0), (1, 0)]
     assert lying(one, first) == [first, second]
     told = purge(language_run)

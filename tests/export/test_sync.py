@@ -412,6 +412,11 @@ def hide(engine: StandIn, name: str) -> None:
         return status, document
 
     engine._models = listing  # type: ignore[method-assign]
+    engine.fault = lambda route, body: (
+        engine._no(404, "not found")
+        if route == UNLOAD[engine.target] and body["lora_name"] == name
+        else None
+    )
 
 
 def test_a_dead_name_that_answers_unlisted_is_a_problem(
@@ -433,6 +438,96 @@ def test_a_dead_name_that_answers_unlisted_is_a_problem(
     del engine.loaded[first]
     last = service.synchroniser(engine.target, engine.url, out, timeout=1).sync()
     assert last.exit_code == 1, "it has to be seen to end once more"
+
+
+def test_an_engine_that_refuses_all_it_is_asked_refuses_no_adapter(
+    service: S3T, engine: StandIn, out: Path
+) -> None:
+    sync = kept(service, engine, out)
+    first, _ = sync.sync().loaded
+    shortened(service, 0)
+    engine.fault = lambda route, body: (
+        engine._no(400, "logprobs are off") if route == ASK[engine.target] else None
+    )
+    done = sync.sync()
+    assert done.forgotten == () and done.exit_code
+    assert first in done.problems[0] and "its base does not answer" in done.problems[0]
+    engine.fault = lambda route, body: None
+    assert sync.sync().forgotten == (first,)
+
+
+def test_a_load_under_way_is_waited_for_by_what_ends_with_it(
+    service: S3T, engine: StandIn, out: Path
+) -> None:
+    """Engines hold a lock for each name: an adapter that died while it was read comes and goes."""
+    lock, reading, go_on = threading.Lock(), threading.Event(), threading.Event()
+    load, unload = engine._load, engine._unload
+
+    def slow(body: dict[str, Any]) -> tuple[int, Any]:
+        if go_on.is_set():
+            return load(body)
+        with lock:
+            reading.set()
+            found = load(body)  # read, and listed a moment later
+            held = engine.loaded.pop(body["lora_name"])
+            assert go_on.wait(20)
+            engine.loaded[body["lora_name"]] = held
+        return found
+
+    def after(body: dict[str, Any]) -> tuple[int, Any]:
+        with lock:
+            return unload(body)
+
+    engine._load, engine._unload = slow, after  # type: ignore[method-assign]
+    thread, told = in_background(kept(service, engine, out))
+    assert reading.wait(20)
+    (name,) = {name for _, route, name in engine.calls if route == LOAD[engine.target]}
+    _until(lambda: not engine.loaded)
+    shortened(service, 0)
+    shortened(service, 1)
+    threading.Timer(0.5, go_on.set).start()
+    done = kept(service, engine, out).sync()
+    assert name not in engine.loaded, "it came only after it was said to be forgotten"
+    thread.join(20)
+    assert (done.exit_code, told[-1].exit_code) == (0, 0) and name not in engine.loaded
+
+
+def test_a_deletion_does_not_wait_for_an_adapter_that_is_loaded(
+    service: S3T, vllm: StandIn, out: Path
+) -> None:
+    sync = kept(service, vllm, out)
+    first, second = sync.sync().loaded
+    del vllm.loaded[second]
+    let_go = threading.Event()
+    vllm.fault = lambda route, body: (
+        let_go.wait(20) and None if route == LOAD["vllm"] and body["lora_name"] == second else None
+    )
+    thread, told = in_background(sync)
+    _until(lambda: ("POST", LOAD["vllm"], second) in vllm.calls[-3:])
+    shortened(service, 0)
+    _until(lambda: any(isinstance(one, Forgotten) for one in told))
+    assert told[0].name == first and not let_go.is_set()
+    let_go.set()
+    thread.join(20)
+    assert told[-1].exit_code == 0 and len(vllm.loaded) == 2
+
+
+def test_what_is_dead_is_unloaded_though_nothing_can_be_written(
+    service: S3T, engine: StandIn, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = kept(service, engine, out)
+    first, second = sync.sync().loaded
+    shortened(service, 0)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("s3t.run.exports.write_durably", full)
+        done = sync.sync()
+    assert done.forgotten == (first,) and {*engine.loaded} == {second}
+    assert done.exit_code and any("No space left" in one for one in done.problems)
+    assert sync.sync().exit_code == 0 and len(engine.loaded) == 2
 
 
 def test_a_listed_name_that_is_refused_is_a_problem(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -19,10 +22,10 @@ import pytest
 from s3t import S3T
 from s3t.audit.audit import audit
 from s3t.errors import IntegrityError, S3TError, UnavailableError
-from s3t.ledger import Deletion, Ledger
+from s3t.ledger import Deletion, Ledger, Witnessed
 from s3t.ledger.database import backend
 from s3t.ledger.log.chain import canonical, link
-from s3t.types import Digest, Place, Sample, SampleId, Subject
+from s3t.types import Digest, NodeKey, Place, Sample, SampleId, Subject
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = [np.zeros((8, 8))]
@@ -149,10 +152,11 @@ def test_an_index_that_lacks_what_its_table_has(path: Path, index: str, statemen
         ("DELETE FROM forgotten", "1 samples that view 1 deleted stand as not deleted"),
         ("UPDATE forgotten SET sample = 'x'", "hashes of purged samples"),
         ("UPDATE forgotten SET subject = NULL", "hashes of purged samples"),
-        ("DELETE FROM requests WHERE request_id = 'first'", "1 requests have no receipt"),
+        ("DELETE FROM requests WHERE request_id = 'first'", "1 requests are not"),
         ("UPDATE requests SET number = 99 WHERE request_id = 'first'", "2 requests"),
-        ("UPDATE requests SET request_id = 'x' WHERE request_id = 'first'", "2 requests"),
-        ("UPDATE requests SET view = 9 WHERE request_id = 'first'", "2 requests"),
+        ("UPDATE requests SET request_id = 'x' WHERE request_id = 'first'", "1 requests"),
+        ("UPDATE requests SET effective = 3 WHERE request_id = 'first'", "1 requests are not"),
+        ("UPDATE requests SET view = 9 WHERE request_id = 'first'", "1 requests"),
         ("UPDATE slots SET samples_left = samples_left + 1 WHERE shard = 0", "are counted as"),
         ("UPDATE samples SET slice = 1 - slice WHERE sample_id = 's02'", "samples are not those"),
         ("UPDATE samples SET shard = 1 - shard WHERE sample_id = 's01'", "samples are not those"),
@@ -169,9 +173,41 @@ def test_a_table_that_contradicts_the_log(path: Path, statement: str, said: str)
             ledger.prove,
             lambda: ledger.add(offered()),
             lambda: ledger.register(offered()),
+            lambda: ledger.purge(2, [], {}),  # else the log would commit to what was changed
         ):
             with pytest.raises(IntegrityError, match=said):
                 call()
+
+
+@pytest.mark.parametrize(
+    "change", ["score = 9", "weights = 'other'", "rows = 'other'", "key = 'another'"]
+)
+def test_nodes_that_are_not_those_that_the_log_commits_to(path: Path, change: str) -> None:
+    one = {NodeKey("a node"): Witnessed(Digest("weights"), 0.5, Digest("rows"))}
+    with Ledger.open(path) as ledger:
+        ledger.plans.announce(one)
+        ledger.plans.seal()
+        ledger.prove()
+        ledger.plans.announce({NodeKey(f"{key}, later"): seen for key, seen in one.items()})
+        ledger.prove()  # a training goes on
+        ledger.plans.seal()
+    by_hand(path, f"UPDATE nodes SET {change} WHERE key = 'a node'")
+    with Ledger.open(path) as ledger:
+        for call in (ledger.prove, lambda: ledger.purge(2, [], {})):
+            with pytest.raises(IntegrityError, match="table nodes is not what the log commits to"):
+                call()
+
+
+def test_when_a_deletion_was_effective_is_not_forgotten(path: Path) -> None:
+    with Ledger.open(path) as ledger:
+        assert ledger.replicas.settle("first") and ledger.replicas.settle("second")
+        ledger.prove()
+    by_hand(path, "UPDATE requests SET effective = NULL WHERE request_id = 'first'")
+    with (
+        Ledger.open(path) as ledger,
+        pytest.raises(IntegrityError, match="1 requests are not those"),
+    ):
+        ledger.prove()
 
 
 @pytest.mark.parametrize(
@@ -460,6 +496,56 @@ def test_an_older_ledger_written_in_place_has_gone_back(path: Path) -> None:
         again._reader._known = known  # as of a process that has read on
         with pytest.raises(IntegrityError, match="has gone back"):
             again.state()
+
+
+def test_a_restored_ledger_that_has_come_to_as_many_entries_has_gone_back(
+    path: Path, tmp_path: Path
+) -> None:
+    older = tmp_path / "older.db"
+
+    def copy(of: Path, to: Path) -> None:
+        with closing(sqlite3.connect(of)) as one, closing(sqlite3.connect(to)) as other:
+            one.backup(other)  # in place, as the device and inode tell
+
+    copy(path, older)
+    with Ledger.open(path) as live:
+        live.delete(["s05"], [], decide=agree)
+        assert live.view() == 3
+        copy(older, path)
+        path.with_name("ledger.db-lock").unlink()
+        with Ledger.open(path) as other:
+            other.delete(["s04"], [], decide=agree)
+            assert other.view() == 3
+        with pytest.raises(IntegrityError, match="has gone back"):
+            live.view()
+
+
+def test_a_live_process_misses_what_was_acknowledged_to_another(path: Path) -> None:
+    """As when file, write-ahead log and its index are put back in place, and nothing is new."""
+    with Ledger.open(path) as live:
+        assert live.view() == 2
+        entry = live._reader.known.number + 1
+        path.with_name("ledger.db-lock").write_text(f"{entry:020} {'a' * 64}\n")
+        for call in (live.view, live.state, lambda: live.delete(["s05"], [], decide=agree)):
+            with pytest.raises(IntegrityError, match=f"entry {entry} of the log was acknowledged"):
+                call()
+
+
+def test_a_writer_that_waits_for_a_lock_file_takes_the_one_that_is_there(path: Path) -> None:
+    with Ledger.open(path) as ledger, Ledger.open(path) as other:
+        with ledger._database.transaction(writes=True):
+            waits = threading.Thread(target=other.compact)
+            waits.start()
+            time.sleep(0.1)
+            lock = path.with_name("ledger.db-lock")
+            lock.rename(path.with_name("away"))
+            shutil.copy(path.with_name("away"), lock)
+            file = os.open(lock, os.O_RDWR)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        waits.join(timeout=0.3)
+        assert waits.is_alive(), "another one holds the lock file"
+        os.close(file)
+        waits.join()
 
 
 class TestService:

@@ -24,6 +24,7 @@ from s3t.run.purge import purge
 from s3t.service import S3T
 from s3t.store import Depot
 from s3t.training.prepare.prepare import open_material
+from s3t.training.prepare.replan import Renewal
 from s3t.training.rank import MACHINE, MACHINES, Place
 from s3t.training.work.claims import Leases
 from s3t.training.work.train import train
@@ -119,6 +120,39 @@ def test_a_deletion_is_told_before_it_is_effective(config: Config) -> None:
     assert "s030" in fresh.notices().gone() and "s050" in fresh.notices().gone()
     assert "s040" not in fresh.notices().gone() and len(fresh.notices().gone()) == 6
     assert not [path for path, content in stored().items() if b"s030" in content]
+
+
+def test_an_older_copy_that_deletes_the_same_person_last_is_found_out(
+    config: Config, trained: tuple[Config, Path, dict[str, bytes]]
+) -> None:
+    with S3T.load(config.run_dir) as service:
+        for person in ("p03", "p05"):
+            service.deactivate(subjects=[person])
+    shutil.rmtree(config.run_dir)
+    shutil.copytree(trained[1], config.run_dir)
+    for person in ("p07", "p05"):  # the last is the same, and another was before
+        with S3T.load(config.run_dir) as service:
+            assert "older copy" in (service.deactivate(subjects=[person]).untold or "")
+    assert told(config) == [1, 2]
+    assert "older copy" in str(audit(config.run_dir)["E7"].problems)
+
+
+def test_plans_that_were_replaced_leave_the_store(config: Config) -> None:
+    plans, before = Depot(config.store.url or "").under("run/plans"), set[str]()
+    for person in ("p03", "p05"):
+        with S3T.load(config.run_dir) as service:
+            service.deactivate(subjects=[person])
+        before |= {*plans.names()}
+        kept = {name: plans.get(name) for name in plans.names()}
+        train(config, renewal=Renewal())  # which purges at its end
+        assert plans.names() == [f"{RunDir(config.run_dir).plan().digest}.json"]
+    assert len(before) == 2 and not before & {*plans.names()}
+    assert not audit(config.run_dir)["E7"].problems
+    for name, content in kept.items():  # as a machine that was paused
+        plans.put(name, content)
+    assert "keeps 1 plans that were replaced" in str(audit(config.run_dir)["E7"].problems)
+    assert "plans" in {one.name for one in purge(RunDir(config.run_dir)).stores if one.purged}
+    assert not audit(config.run_dir)["E7"].problems
 
 
 def test_a_dry_run_tells_nothing(config: Config) -> None:

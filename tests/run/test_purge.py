@@ -6,6 +6,7 @@ import gzip
 import json
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 from s3t.audit.audit import audit
 from s3t.config import Config, anchored
 from s3t.data import private_origins
-from s3t.errors import DamagedNodeError, InputError, S3TError
+from s3t.errors import DamagedNodeError, InputError, IntegrityError, S3TError
 from s3t.ledger import Gone, Ledger
 from s3t.ledger.purging import hashed
 from s3t.run import RunDir
@@ -349,6 +350,18 @@ def test_killed_between_two_steps_it_is_finished_by_the_next(
         assert len(told) == 1 and set(told[0]["nodes"]) == {
             n.key for n in run.plan().forest
         } - living(run)
+
+
+def test_a_ledger_that_contradicts_itself_is_not_purged(run: RunDir) -> None:
+    delete(run, "p03")
+    there = run.store.keys()
+    with closing(sqlite3.connect(run.ledger_path)) as connection:
+        connection.execute("UPDATE samples SET subject = 'p05' WHERE sample_id = 's040'")
+        connection.commit()
+    with pytest.raises(IntegrityError, match="samples are not those that the log commits to"):
+        purge(run)
+    assert run.store.keys() == there
+    assert not audit(run.root).holds, "the log does not commit to what was changed"
 
 
 def test_from_the_command_line(run: RunDir, s3t: Run) -> None:

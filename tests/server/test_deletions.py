@@ -467,6 +467,34 @@ def test_more_at_once_than_can_be_done_are_refused(small_run: RunDir) -> None:
     assert all("retry-after" in one.headers for one in said if one.status_code == 503)
 
 
+def test_looks_at_deletions_keep_none_of_them_out(small_run: RunDir) -> None:
+    gate = threading.Event()
+
+    def slow(model: S3T) -> Any:
+        def receipts(*asked: Any) -> Any:
+            gate.wait(20)
+            return model.receipts(*asked)
+
+        return Wrapped(model, receipts=receipts)
+
+    said: list[Any] = []
+    with asked(small_run.root, model=slow) as site:
+        asks = [
+            threading.Thread(
+                target=lambda: said.append(site.ask("GET", "/v1/deletions", "audit").status_code)
+            )
+            for _ in range(40)
+        ]
+        for one in asks:
+            one.start()
+        until(lambda: len(said) == 8)
+        assert site.delete(sample_ids=["s000"]).status_code == 201
+        gate.set()
+        for one in asks:
+            one.join()
+    assert sorted(said) == [200] * 32 + [503] * 8
+
+
 def test_while_the_service_ends_none_is_taken(site: Asked) -> None:
     site.service.draining = True
     refused(site, 503, "draining", sample_ids=["s000"])

@@ -228,6 +228,42 @@ def test_a_replica_that_cannot_build_the_new_view_holds_up_no_deletion(
     assert replica.predict(ROWS)[0].view == receipt.view
 
 
+def test_a_replica_that_fails_in_an_unforeseen_way_drops_the_old_view_and_goes_on_following(
+    join: Join, service: S3T, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    replica = join()
+
+    def fail(*arguments: Any) -> Any:
+        raise RuntimeError("out of memory at s030")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(replica._serving, "_build", fail)
+        assert service.deactivate(subjects=["p03"]).effective_at is not None
+        assert replica.deactivate(subjects=["p04"]).effective_at is not None
+        with pytest.raises(RuntimeError):
+            replica.predict(ROWS)
+    receipt = service.deactivate(subjects=["p05"])
+    assert receipt.effective_at is not None and replica.predict(ROWS)[0].view == receipt.view
+    assert "RuntimeError" in caplog.text and "s030" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["beat", "left"])
+def test_what_keeps_a_seat_survives_what_nobody_foresaw(
+    join: Join, service: S3T, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    replica = join(lease=SHORT)
+    with monkeypatch.context() as patched:
+        patched.setattr(replica._forgetting.ledger.replicas, name, lambda *_: 1 / 0)
+        if name == "left":
+            threading.Timer(2 * SHORT, patched.undo).start()
+        else:
+            wait_for(lambda: replica.readiness() is not None)
+            patched.undo()
+        assert service.deactivate(subjects=["p03"]).effective_at is not None
+    wait_for(lambda: replica.readiness() is None)
+    assert service.deactivate(subjects=["p04"]).effective_at is not None
+
+
 def test_a_ledger_that_has_gone_back_is_not_served(run: RunDir, join: Join) -> None:
     replica = join()
     with S3T.load(run.root) as looking:

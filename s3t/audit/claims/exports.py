@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ from s3t.types import NodeKey, digest
 __all__ = ["judge_exports"]
 
 _ADAPTER = re.compile(r"s3t-([0-9a-f]{8})-(?:shard-[0-9]{3,}|merged)-([0-9a-f]{16})")
+
+_HALF = re.compile(r"\.s3t-([0-9a-f]{8})-(?:shard-[0-9]{3,}|merged)-[0-9a-f]{16}\..*\.tmp")
+_YOUNG = 60.0
+"""Seconds for which a half-written adapter may be one that an export is at."""
 
 
 def judge_exports(case: Case, found: Findings) -> None:
@@ -48,9 +53,19 @@ def judge_exports(case: Case, found: Findings) -> None:
             if parts is not None and (path.name in held or parts[1] in tags):
                 looked += 1
                 _judge(path, held.get(path.name, []), needed, fate, found)
+            half = _HALF.fullmatch(path.name)
+            if half is not None and half[1] in tags and _is_old(path):
+                found.pending(f"{path} is half-written, by an export that was killed: {PURGE}")
     if records:
         gone = f", folders that are not there: {', '.join(absent)}" if absent else ""
         found.checked(f"{looked} exported adapters in {len(records)} folders{gone}")
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.lstat().st_mtime > _YOUNG
+    except FileNotFoundError:  # finished meanwhile
+        return False
 
 
 def _judge(path: Path, nodes: list[str], needed: set[NodeKey], fate: Fate, found: Findings) -> None:

@@ -70,8 +70,13 @@ def _store(case: Case, found: Findings) -> None:
     if store.depot is None or case.run.joined:
         return
     made = {view for view, slots in case.books.struck.items() if slots}
-    told = set(case.run.notices().views())
-    if strange := told - made - {0}:
+    notices = case.run.notices()
+    told, last = set(notices.views()), notices.last_entry()
+    log = {None, *(entry.digest for entry in case.books.of_kind("deletion"))}
+    strange = told - made - {0}
+    if last is not None and last[1] not in log:
+        strange.add(last[0])
+    if strange:
         found.broken(
             f"{store.depot.url} was told of deletions at views {sorted(strange)} that the ledger "
             "does not hold: it is an older copy, or another run's; restore the newest"
@@ -80,6 +85,12 @@ def _store(case: Case, found: Findings) -> None:
         found.pending(
             f"{store.depot.url} was not told of the deletions at views {sorted(untold)}, so who "
             "trains there may still build on them: run s3t status RUN, which tells it"
+        )
+    plans = {row.digest for row in (case.books.pending, case.books.plan) if row is not None}
+    if old := case.run.plans.superseded(plans):
+        found.pending(
+            f"{store.depot.url} keeps {len(old)} plans that were replaced, with digests of deleted "
+            f"samples in them: {PURGE}"
         )
     older, needed = store.versions(), {node.key for node in case.living} | case.wanted()
     if older is None:

@@ -1,10 +1,13 @@
 """How an engine ends with dead adapters: all at once, and none waits for another.
 
-    each its own thread    unloaded if it is listed ─► asked, and refused
-    all that were refused  answers that were accepted before: running or waiting? until none is
+    each its own thread    unloaded ─► asked, and refused
+    all that were refused  the base is asked the same, and answers
+                           answers that were accepted before: running or waiting? until none is
 
 Unloading alone ends nothing: engines go on with what they have accepted, and an engine behind a
-balancer, or with several processes, may answer for a name that it does not list.
+balancer, or with several processes, may answer for a name that it does not list. One that is not
+listed is unloaded too: a load of it that another sync has asked for may be under way, and engines
+do one after the other what is asked of one name.
 """
 
 from __future__ import annotations
@@ -76,8 +79,10 @@ def end_with(
             except Empty:
                 return
             try:
-                waited = name in listed and engine.unload(name, until)
+                waited = name in {*dead, *listed} and engine.unload(name, until)
                 engine.refuse(name, until)
+                if waited:
+                    engine.answer_base(until, f"{name} was refused, but its base does not answer")
                 answers.put((name, waited))
             except UnavailableError as error:
                 answers.put(

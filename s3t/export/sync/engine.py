@@ -34,8 +34,10 @@ from s3t.export.sync.metrics import Sample, read_metrics, seen_at_work, under_wa
 
 __all__ = ["Answered", "Served", "ServingEngine", "connect"]
 
-Prompts = str | list[list[int]]
-"""One text, or token ids."""
+Prompts = list[list[int]]
+"""Token ids."""
+
+_SHORT = [[1]]
 
 _REFUSED = (400, 404, 422)
 """What engines answer for an adapter that they do not have; others say nothing of it."""
@@ -112,7 +114,7 @@ class _Sglang:
 
     def question(self, name: str | None, prompts: Prompts) -> tuple[str, dict[str, Any]]:
         return "/generate", {
-            ("text" if isinstance(prompts, str) else "input_ids"): prompts,
+            "input_ids": prompts,
             **({} if name is None else {"lora_path": name}),
             "sampling_params": {"temperature": 0, "max_new_tokens": 1},
             "return_logprob": True,
@@ -200,11 +202,26 @@ class ServingEngine:
             UnavailableError: the engine cannot be reached.
             S3TError: it has answered, or it is not clear why it has not.
         """
-        reply = self.link.post(*self._dialect.question(name, [[1]]), until)
+        reply = self.link.post(*self._dialect.question(name, _SHORT), until)
         if reply.status == 200:
             raise S3TError(f"{name} ANSWERS, though it is not listed")
         if reply.status not in _REFUSED:
             raise EngineError(f"{name} may still answer", reply.status, reply.message)
+
+    def answer_base(self, until: float, what: str = "its base does not answer") -> None:
+        """See that the base answers what ``refuse`` asks: where all is refused, no adapter is.
+
+        Args:
+            until: when to give up (``time.monotonic``).
+            what: to say if it does not.
+
+        Raises:
+            UnavailableError: the engine cannot be reached.
+            EngineError: it does not answer.
+        """
+        reply = self.link.post(*self._dialect.question(None, _SHORT), until)
+        if reply.status != 200:
+            raise EngineError(what, reply.status, reply.message)
 
     def under_way(self, names: Collection[str], until: float) -> set[str]:
         """Those of some unloaded adapters with which answers still run or wait.
@@ -219,10 +236,7 @@ class ServingEngine:
             if self._written > written and seen_at_work(before, names) == {*names}:
                 return {*names}  # it is at them: to ask the base would wait behind all
             for _ in range(2):  # the first may have passed one that was being taken in
-                route, body = self._dialect.question(None, ".")
-                reply = self.link.post(route, body, until)
-                if reply.status != 200:
-                    raise EngineError("its base does not answer", reply.status, reply.message)
+                self.answer_base(until)
             return under_way(before, self._metrics(until), names, self._dialect.counts)
         except UnavailableError:
             raise

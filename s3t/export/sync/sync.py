@@ -16,10 +16,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 from s3t.errors import S3TError, UnavailableError
 from s3t.export import Export, Exporter, Wanted
@@ -93,6 +94,8 @@ class Sync:
         """As JSON values."""
         return asdict(self)
 
+
+Found = TypeVar("Found")
 
 _LOOK = 0.05
 """Seconds between two looks at the ledger while an engine has not answered."""
@@ -212,6 +215,8 @@ class Synchroniser:
             self._exporter.remove_dead()  # an engine may read a folder again at any time
         except S3TError as error:
             round_.failed(error)
+        except OSError as error:  # the disk may be full: what is dead is unloaded all the same
+            round_.failed(S3TError(f"{folder.path} cannot be written ({error})"))
         dead = (gone | lying) - ended
         try:
             listed = {name for name in self._ours() if not alive(name)}
@@ -228,7 +233,10 @@ class Synchroniser:
                 if name in ended:  # from now on it has to be seen to end again
                     self._doom(round_, {name: known.get(name, ())})
                 continue
-            records.end(folder.path, [name], url)
+            try:
+                records.end(folder.path, [name], url)
+            except OSError as error:  # the next sync ends with it once more
+                round_.failed(S3TError(f"{self._forgetting.run.root} cannot be written ({error})"))
             round_.forget(name)
             seconds = round(time.perf_counter() - started, 3)
             told(Forgotten(name, self._engine.target, url, seconds))
@@ -252,6 +260,9 @@ class Synchroniser:
         except S3TError as error:
             self._latest = None
             round_.failed(error)
+        except OSError as error:
+            self._latest = None
+            round_.failed(S3TError(f"{self._exporter.folder.path} cannot be written ({error})"))
         return self._latest
 
     def _load(self, round_: _Round, export: Export) -> bool:
@@ -271,7 +282,8 @@ class Synchroniser:
                         continue
                     round_.failed(wrong, "it is loaded again")
                     self._engine.unload(name)
-                self._engine.load(name, f"{self._seen_at.rstrip('/')}/{name}")
+                path = f"{self._seen_at.rstrip('/')}/{name}"
+                self._unless_changed(export.view, partial(self._engine.load, name, path))
                 round_.difference = max(round_.difference, self._probe(name, export.view))
                 round_.loaded.append(name)
             except S3TError as error:
@@ -320,33 +332,38 @@ class Synchroniser:
         self._exporter.remove([name for name in folder.names() if name not in left])
 
     def _probe(self, name: str, view: int) -> float:
-        """See that an adapter answers as it should; left off when there is another view.
-
-        An engine with a long queue answers late, and forgetting must not wait for that.
-        """
+        """See that an adapter answers as it should; left off when there is another view."""
 
         def ask(asked: str | None, prompts: list[list[int]]) -> list[Answered]:
-            answers: SimpleQueue[list[Answered] | BaseException] = SimpleQueue()
-
-            def work() -> None:
-                try:
-                    answers.put(self._engine.ask(asked, prompts))
-                except BaseException as error:
-                    answers.put(error)
-
-            Thread(target=work, daemon=True).start()
-            while True:
-                try:
-                    found = answers.get(timeout=_LOOK)
-                except Empty:
-                    if self._changed(view):
-                        raise _OvertakenError from None
-                    continue
-                if isinstance(found, BaseException):
-                    raise found
-                return found
+            return self._unless_changed(view, lambda: self._engine.ask(asked, prompts))
 
         return self._probing.probe(name, ask)
+
+    def _unless_changed(self, view: int, call: Callable[[], Found]) -> Found:
+        """What a call gives; not waited for once there is another view.
+
+        An engine with a long queue answers late, and one that reads a large adapter; forgetting
+        must not wait for either.
+        """
+        answers: SimpleQueue[tuple[Found | None, BaseException | None]] = SimpleQueue()
+
+        def work() -> None:
+            try:
+                answers.put((call(), None))
+            except BaseException as error:
+                answers.put((None, error))
+
+        Thread(target=work, daemon=True).start()
+        while True:
+            try:
+                found, error = answers.get(timeout=_LOOK)
+            except Empty:
+                if self._changed(view):
+                    raise _OvertakenError from None
+                continue
+            if error is not None:
+                raise error
+            return cast(Found, found)
 
     # ── what there is ────────────────────────────────────────────────────────────────────────
 

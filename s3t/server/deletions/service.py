@@ -40,6 +40,8 @@ _log = logging.getLogger(__name__)
 
 _THREADS, _LIMIT = 4, 32
 """Deletions that are under way at once, and with those that wait for them."""
+_LOOKS = 2
+"""Threads of those who ask what became of deletions: these wait for none of them."""
 
 
 class DeletionService:
@@ -64,6 +66,7 @@ class DeletionService:
         self.callbacks = Callbacks(outbox, hosts, self.seal, self._told)
         self.jobs = JobQueue(model, outbox, self.callbacks.wake)
         self._lane = ThreadPool("deletions", _THREADS, _LIMIT)
+        self._looks = ThreadPool("looks at deletions", _LOOKS, _LIMIT)
 
     def start(self) -> None:
         """Begin with what earlier processes have left."""
@@ -73,6 +76,7 @@ class DeletionService:
     def close(self) -> None:
         """Finish what is under way; what waits is left to other replicas and the next start."""
         self._lane.close()
+        self._looks.close()
         self.jobs.close()
         self.callbacks.close()
 
@@ -126,7 +130,7 @@ class DeletionService:
         Raises:
             Problem: ``not_found``.
         """
-        found = await self._lane.run(lambda: self._find(request_id))
+        found = await self._looks.run(lambda: self._find(request_id))
         if found is None:
             raise Problem("not_found", "there is no deletion of this id")
         return found
@@ -138,7 +142,7 @@ class DeletionService:
             limit: how many at the most.
             before: only those whose entry of the log has a smaller number.
         """
-        return await self._lane.run(lambda: self._recent(limit, before))
+        return await self._looks.run(lambda: self._recent(limit, before))
 
     def results_url(self, request_id: str) -> str:
         """Where the outcome can be asked for. Its host is the config's, never the request's."""

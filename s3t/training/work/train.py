@@ -174,6 +174,7 @@ def _train(
             assert claims is not None
             _meet(config, place, claims, renewal is not None)
         run = RunDir.existing(config.run_dir)
+        stack.enter_context(run.ledger_open())
         counts = Walker(config, accelerator, run, place, claims or Alone(), pool).go()
         if place.main:
             take_effect(run)

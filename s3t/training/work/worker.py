@@ -63,6 +63,7 @@ def _serve(tell: Any) -> None:
         message = json.loads(line)
         if "run" in message:
             run = RunDir.existing(message["run"])
+            run.ledger_open().__enter__()  # so too
             material = open_material(run, device)
             workshop = Workshop(material, message["shared"])
             tell({"ready": True, "group": workshop.group_size()})
