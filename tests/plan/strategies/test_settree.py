@@ -82,7 +82,7 @@ def test_a_falling_utility_is_refused() -> None:
 # ── the tree ─────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("slices", [4, 5])
+@pytest.mark.parametrize("slices", [4, pytest.param(5, marks=pytest.mark.heavy)])
 def test_the_tree_protects_like_cyclic_and_trains_each_set_once(slices: int) -> None:
     brief = Brief(slices, slices)
     tree = set_tree(brief)
@@ -230,6 +230,7 @@ def test_drawn_gains_come_near_the_exact_ones(name: str) -> None:
     assert drawn > value(brief, cyclic(10, 10))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("slices", [EXACT + 1, 40])
 def test_many_slices_work(slices: int) -> None:
     brief = Brief(slices, slices)
@@ -243,6 +244,7 @@ def test_many_slices_work(slices: int) -> None:
     assert set_tree(cap) == set_tree(cap)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("skewed", [False, True])
 def test_many_slices_are_protected_best_by_the_tree(skewed: bool) -> None:
     rates = tuple(1 / (c + 1) for c in range(24)) if skewed else ()
