@@ -37,8 +37,9 @@ os.environ.update(
 
 assert pin("native"), "torch was loaded before its arithmetic could be pinned"
 
-settings.register_profile("s3t", deadline=None, derandomize=True)
-settings.load_profile("s3t")
+settings.register_profile("s3t", deadline=None, derandomize=True, max_examples=30)
+settings.register_profile("ci", settings.get_profile("s3t"), max_examples=100)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "s3t"))
 
 
 @pytest.fixture(scope="session")

@@ -93,7 +93,7 @@ def test_the_tree_protects_like_cyclic_and_trains_each_set_once(slices: int) -> 
 
 
 @given(
-    slices=st.integers(1, 5),
+    slices=st.integers(1, 4),
     share=st.floats(0.05, 1.0),
     skew=st.floats(0, 2),
     horizon=st.floats(0.05, 6),
@@ -178,7 +178,7 @@ def priced(slices: int, horizon: float, rises: list[float], overhead: float) -> 
     return Brief(slices, 10.0**6, costs, utility=tuple(worth), horizon=horizon)
 
 
-briefs = st.integers(1, 5).flatmap(
+briefs = st.integers(1, 4).flatmap(
     lambda slices: st.builds(
         priced,
         st.just(slices),
