@@ -20,7 +20,10 @@ from s3t.errors import DataError
 from s3t.types import digest
 from tests.support.sources import LABELS, PUBLIC, ROWS, Row, problems, text_config, write
 
-pytestmark = pytest.mark.usefixtures("sources")
+
+@pytest.fixture(autouse=True)
+def _here(sources: None) -> None:
+    """All that follows lies in a folder of its own."""
 
 
 @pytest.mark.parametrize("path", ["a.csv", "a.csv.gz", "a.jsonl", "a.jsonl.gz", "a.parquet"])

@@ -14,7 +14,11 @@ from s3t.config import Config
 from s3t.data import load_all, load_private, load_public
 from tests.support.sources import LABELS, ROWS, Row, problems, text_config, write
 
-pytestmark = pytest.mark.usefixtures("sources")
+
+@pytest.fixture(autouse=True)
+def _here(sources: None) -> None:
+    """All that follows lies in a folder of its own."""
+
 
 # --- digits --------------------------------------------------------------------------------------
 
