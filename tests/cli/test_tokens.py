@@ -56,7 +56,7 @@ def test_the_config_says_where_they_lie(s3t: Run, small_run: RunDir, tmp_path: P
         (("create", "RUN", "--role", "root"), "role 'root'"),
         (("create", "RUN", "--role", ","), "no role"),
         (("create", "RUN", "--role", "predict", "--lasts", "soon"), "--lasts"),
-        (("create", "RUN", "--role", "predict", "--lasts", "0d"), "expires before"),
+        (("create", "RUN", "--role", "predict", "--lasts", "0d"), "expires before it is created"),
         (("create", "RUN", "--role", "predict", "--name", "a\nb"), "printable"),
         (("revoke", "RUN", "deadbeef"), "no token 'deadbeef'"),
         (("create", "/nowhere", "--role", "predict"), "no plan.json"),

@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 
 from s3t.server.app import create_app
-from s3t.server.http.connection import HEAD_BYTES, line_of
+from s3t.server.http.connection import HEAD_BYTES, connection_class
 from s3t.server.http.connections import Connections
 from tests.support.fake import Gate, Model, config
 from tests.support.waiting import until
@@ -40,7 +40,7 @@ def listening(model: Model, **serve: object) -> Iterator[int]:
         values.trusted_proxies,
         app.state.service.metrics,
     )
-    line = line_of(SECONDS, SECONDS, room)
+    line = connection_class(SECONDS, SECONDS, room)
     settings = uvicorn.Config(
         app, http=line, access_log=False, log_config=None, port=0, lifespan="on"
     )
@@ -113,18 +113,21 @@ def test_requests_sent_at_once_are_answered_in_turn(port: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "sent",
+    ("part", "sent"),
     [
-        b"POST /v1/pre",
-        b"POST /v1/predict HTTP/1.1\r\nHost: loc",
-        question()[:-1],
-        b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        b'Transfer-Encoding: chunked\r\n\r\n3\r\n{"r\r\n',
+        (b"head", b"POST /v1/pre"),
+        (b"head", b"POST /v1/predict HTTP/1.1\r\nHost: loc"),
+        (b"body", question()[:-1]),
+        (
+            b"body",
+            b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b'Transfer-Encoding: chunked\r\n\r\n3\r\n{"r\r\n',
+        ),
     ],
     ids=["address", "head", "body", "chunks"],
 )
 def test_a_request_that_does_not_arrive_is_not_waited_for(
-    port: int, model: Model, sent: bytes
+    port: int, model: Model, part: bytes, sent: bytes
 ) -> None:
     with call(port) as channel:
         started = time.monotonic()
@@ -132,6 +135,7 @@ def test_a_request_that_does_not_arrive_is_not_waited_for(
         answer = everything(channel)
         assert SECONDS * 0.9 < time.monotonic() - started < SECONDS + 5
     assert answer.startswith(b"HTTP/1.1 408 ") and code(answer) == "slow_request"
+    assert b"the " + part + b" of a request" in answer
     assert not model.passes
 
 

@@ -201,14 +201,16 @@ def test_why_a_file_of_the_user_cannot_be_read_is_not_told(small_run: RunDir) ->
         assert said.json()["own_files"] == [["a.csv", 0]] and "secret" not in said.text
 
 
-def test_a_reload_looks_at_tokens_and_run(small_run: RunDir) -> None:
+def test_a_reload_looks_at_tokens_and_run(
+    small_run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looked: list[str] = []
 
     def watched(model: S3T) -> Any:
         return Wrapped(model, reload=lambda: looked.append("run") or model.reload())
 
     with asked(small_run.root, model=watched) as site:
-        site.service.reloads.append(lambda: looked.append("tokens"))
+        monkeypatch.setattr(site.service.access, "reload", lambda: looked.append("tokens"))
         said = site.ask("POST", "/v1/reload", "repair")
         assert said.status_code == 204 and said.content == b""
         assert looked == ["run", "tokens"]

@@ -26,7 +26,7 @@ from s3t.cli.output import write
 from s3t.errors import IntegrityError, S3TError, UnavailableError, unavailable
 from s3t.ledger.database import backend
 from s3t.run import RunDir
-from s3t.server.logs import Causes
+from s3t.server.logs import FailureLog
 from s3t.store.depot import Depot
 from tests.conftest import ROOT, Run
 from tests.server.test_predict import refused
@@ -41,12 +41,12 @@ DELETION = {"sample_ids": ["s000"], "subject_request_id": "r-1"}
 
 def test_a_cause_is_told_once_while_it_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
-    causes = Causes(lambda: now[0])
+    causes = FailureLog(lambda: now[0])
 
     def lines(seconds: float, error: S3TError) -> int:
         now[0] += seconds
         caplog.clear()
-        causes.tell(error)
+        causes.report(error)
         return len(caplog.records)
 
     full = UnavailableError("no room", "disk_full")
@@ -218,7 +218,7 @@ class Service:
         self.process.send_signal(signal.SIGTERM)
         _, err = self.process.communicate(timeout=30)
         lines = [json.loads(line) for line in err.splitlines()]
-        assert "unforeseen" not in err and not any("passed" in line for line in lines), err
+        assert "unexpected" not in err and not any("passed" in line for line in lines), err
         return [line["code"] for line in lines if "code" in line]
 
 

@@ -18,6 +18,7 @@ import pytest
 from s3t import S3T
 from s3t.errors import S3TError
 from s3t.run import RunDir
+from s3t.server import report as report_module
 from s3t.server.report import page_files, report, snapshot
 from tests.conftest import Run
 
@@ -101,6 +102,20 @@ def test_a_snapshot_is_of_one_view_and_names_nobody(deleted: S3T, small_run: Run
         for entry in ledger.samples():
             assert f'"{entry.sample_id}"' not in text
             assert f'"{entry.subject}"' not in text
+
+
+def test_receipts_are_of_the_same_view(deleted: S3T, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, others = report_module._receipts, ["s051"]
+
+    def beside_a_deletion(model: Any) -> list[dict[str, Any]]:
+        if others:
+            deleted.deactivate([others.pop()], request_id="ticket-3")
+        return read(model)
+
+    monkeypatch.setattr(report_module, "_receipts", beside_a_deletion)
+    found = snapshot(deleted, "small", AT)
+    assert found["receipts"][0]["request_id"] == "ticket-3"
+    assert found["receipts"][0]["view"] == found["status"]["view"] == found["picture"]["view"]
 
 
 def test_the_same_data_gives_the_same_bytes(deleted: S3T) -> None:
