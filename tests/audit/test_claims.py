@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.damage.victim import HIT, Victim
+from harness.damage.victim import HIT, Victim
 from s3t.audit.audit import audit
 from s3t.audit.claim import MOST_NAMED, Audit, Claim, Findings, judged
 from s3t.audit.evidence import Case

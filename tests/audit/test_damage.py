@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.damage import flips, shim
-from benchmarks.damage.kind import Kind
-from benchmarks.damage.opening import Opening
-from benchmarks.damage.table import KINDS
-from benchmarks.damage.victim import Victim
+from harness.damage import flips, shim
+from harness.damage.kind import Kind
+from harness.damage.kinds import KINDS
+from harness.damage.opening import Opening
+from harness.damage.victim import Victim
 from s3t.audit.audit import audit
 from s3t.audit.claim import TITLES
 

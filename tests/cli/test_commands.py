@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -17,314 +14,12 @@ import yaml
 from s3t.cli.parsing import split_launch
 from s3t.run import RunDir
 from s3t.training.work.train import train
-from tests.conftest import Run, Said
+from tests.conftest import Run
 from tests.support.small_runs import person_rows, small_configs, write_csv
+from tests.support.tables import refused, table, tree
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "configs/digits.yaml"
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of small csv files, which is also the working directory."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    for name, rows in TABLES.items():
-        (folder / name).write_text("\n".join(rows) + "\n", encoding="utf-8")
-    (folder / "binary.bin").write_bytes(bytes(range(128, 256)))
-    (folder / "folder").mkdir()
-    return folder
-
-
-def good(count: int = 24) -> list[str]:
-    return [f"{n},line {n},{'ab'[n % 2]}" for n in range(count)]
-
-
-TABLES: dict[str, Sequence[str]] = {
-    "private.csv": ["key,text,label", *good()],
-    "public.csv": ["key,text,label", "p0,one,a", "p1,two,b"],
-    "twice.csv": ["key,text,label", *good(), "3,again,a"],
-    "unknown_label.csv": ["key,text,label", *good(), "99,what,c"],
-    "no_label.csv": ["key,text", "1,x"],
-    "few.csv": ["key,text,label", "0,line 0,a"],
-    "ragged.csv": ["key,text,label", "1,x"],
-    "header_only.csv": ["key,text,label"],
-    "blank_text.csv": ["key,text,label", *good(), "98,,a"],
-    "not_json.jsonl": ["{"],
-}
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Every file's digest and every folder below, to see whether anything changed."""
-    return {
-        str(path.relative_to(folder)): (
-            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
-        )
-        for path in sorted(folder.rglob("*"))
-    }
-
-
-def table(private: str = "private.csv", public: str = "public.csv") -> dict[str, Any]:
-    source = {"format": "csv", "files": public}
-    return {
-        "task": "text-classification",
-        "data": {
-            "private": {"format": "csv", "files": private},
-            "public": {"validation": source, "test": source},
-            "columns": {"id": "key"},
-            "max_length": 16,
-        },
-        "model": {"base": "make:bert", "make": {"hidden": 16, "layers": 2, "heads": 2}},
-        "partition": {"shards": 1, "slices": 2},
-    }
-
-
-def refused(said: Said, *parts: str, code: int = 2) -> None:
-    """One message on standard error, no traceback, nothing on standard output."""
-    assert said.code == code, said
-    assert said.out == ""
-    assert "Traceback" not in said.err and "unexpected" not in said.err, said.err
-    assert said.err.count("s3t: ") == 1 or "Usage: " in said.err, said.err
-    assert [part for part in parts if part not in said.err] == [], said.err
-
-
-# ── configs ──────────────────────────────────────────────────────────────────────────────────
-
-CONFIGS: dict[str, tuple[Callable[[], Any], Sequence[str], Sequence[str]]] = {
-    "unknown key": (
-        table,
-        ["lora.rnak=4"],
-        ["unknown key 'lora.rnak'", "did you mean 'lora.rank'"],
-    ),
-    "unknown section": (table, ["zebra=red"], ["unknown key 'zebra': remove it"]),
-    "several problems at once": (
-        table,
-        ["lora.rnak=4", "stage.epochs=0", "partition.shards=none", "name"],
-        ["4 problems", "lora.rnak", "stage.epochs", "partition.shards", "'name'", "key=value"],
-    ),
-    "unknown key and budget over L!": (
-        table,
-        ["lora.rnak=4", "sequences.budget=3"],
-        ["2 problems", "'lora.rnak'", "sequences.budget 3 is over the 2 permutations of 2 slices"],
-    ),
-    "budget over L!": (
-        table,
-        ["sequences.budget=3"],
-        ["1 problem", "sequences.budget 3 is over the 2 permutations of 2 slices: lower it"],
-    ),
-    "budget over L! of 20 slices and more": (
-        table,
-        ["partition.slices=1", "sequences.budget=2"],
-        ["sequences.budget 2 is over the 1 permutations of 1 slices"],
-    ),
-    "zero shards": (table, ["partition.shards=0"], ["partition.shards", "(got 0)"]),
-    "a fraction of a shard": (table, ["partition.shards=1.5"], ["partition.shards", "(got 1.5)"]),
-    "NaN learning rate": (table, ["stage.learning_rate=.nan"], ["stage.learning_rate", "finite"]),
-    "infinite learning rate": (table, ["stage.learning_rate=.inf"], ["stage.learning_rate"]),
-    "negative learning rate": (table, ["stage.learning_rate=-1"], ["stage.learning_rate", "-1"]),
-    "dropout of 1": (table, ["lora.dropout=1"], ["lora.dropout", "(got 1)"]),
-    "max_length not a multiple of 16": (
-        table,
-        ["data.max_length=20"],
-        ["max_length 20 is not a multiple of 16"],
-    ),
-    "explicit sequence beyond the slices": (
-        table,
-        ["sequences.strategy=explicit", "sequences.explicit=[[0,2]]"],
-        ["sequences.explicit[0] [0, 2] names slice 2: there are 2, numbered from 0"],
-    ),
-    "explicit sequence that repeats": (
-        table,
-        ["sequences.strategy=explicit", "sequences.explicit=[[0,0],[]]"],
-        ["sequences.explicit[0] [0, 0]", "sequences.explicit[1] [] is empty", "2 problems"],
-    ),
-    "the same explicit sequence twice": (
-        table,
-        ["sequences.strategy=explicit", "sequences.explicit=[[0],[0]]"],
-        ["holds the same sequence twice"],
-    ),
-    "negative slice": (
-        table,
-        ["sequences.strategy=explicit", "sequences.explicit=[[-1]]"],
-        ["sequences.explicit.0.0", "(got -1)"],
-    ),
-    "explicit without its strategy": (
-        table,
-        ["sequences.explicit=[[0]]"],
-        ["sequences.explicit needs sequences.strategy=explicit"],
-    ),
-    "strategy explicit without sequences": (
-        table,
-        ["sequences.strategy=explicit"],
-        ["sequences.explicit is empty"],
-    ),
-    "unknown strategy": (
-        table,
-        ["sequences.strategy=best"],
-        ["sequences.strategy", "(got 'best')"],
-    ),
-    "unknown task": (table, ["task=regression"], ["task: ", "(got 'regression')"]),
-    "unknown format": (table, ["data.private.format=xls"], ["data.private.format", "'xls'"]),
-    "unknown base to make": (
-        table,
-        ["model.base=make:t5"],
-        ["'make:t5' cannot be made", "make:vit"],
-    ),
-    "wrong task for the base": (
-        table,
-        ["model.base=make:vit"],
-        ["model.base 'make:vit' does not fit task 'text-classification'"],
-    ),
-    "an encoder for causal-lm": (
-        table,
-        ["task=causal-lm"],
-        ["model.base 'make:bert' is an encoder: task causal-lm needs a decoder"],
-    ),
-    "rotations of texts": (
-        table,
-        ["model.adapt.rotations=true"],
-        ["model.adapt needs data.public.adapt", "model.adapt.rotations", "image-classification"],
-    ),
-    "fallback without public data for it": (
-        table,
-        ["aggregation.on_exhausted=base"],
-        ["aggregation.on_exhausted=base needs data.public.adapt"],
-    ),
-    "labels named twice": (table, ["data.labels=[a, b, a]"], ["labels holds a name twice"]),
-    "no data": (lambda: {"task": "causal-lm"}, [], ["data is missing", "model is missing"]),
-    "empty file": (lambda: None, [], ["holds a NoneType, expected keys and values"]),
-    "a list": (lambda: [1, 2], [], ["holds a list, expected keys and values"]),
-    "override of a value as a section": (
-        table,
-        ["task.name=x"],
-        ["override 'task.name=x': 'task' is not a section"],
-    ),
-    "override that is not YAML": (table, ["name=[1"], ["override 'name=[1'", "not YAML"]),
-    "file does not exist": (
-        lambda: table("nothing.csv"),
-        [],
-        ["data.private", "file 'nothing.csv' does not exist (looked in "],
-    ),
-    "directory instead of a file": (
-        lambda: table("folder"),
-        [],
-        ["'folder' is a directory: name its files, or a glob"],
-    ),
-    "binary instead of csv": (lambda: table("binary.bin"), [], ["cannot read 'binary.bin'"]),
-    "empty csv": (lambda: table("header_only.csv"), [], ["has no rows"]),
-    "ragged csv": (lambda: table("ragged.csv"), [], ["expected 3 cells in lines 2"]),
-    "missing columns": (
-        lambda: table("no_label.csv"),
-        ["partition.subject=person", "data.columns.text=body"],
-        ["'body' (data.columns.text)", "'label' (data.columns.label)", "'person' (partition.subj"],
-    ),
-    "duplicate ids": (lambda: table("twice.csv"), [], ["ids occur twice: '3'", "its own id"]),
-    "unknown private label": (
-        lambda: table("unknown_label.csv"),
-        [],
-        ["labels 'c' are not among 'a', 'b'", "never from private samples"],
-    ),
-    "empty text": (lambda: table("blank_text.csv"), [], ["'text'", "is empty in row 25"]),
-    "risk column that holds no numbers": (
-        table,
-        ["partition.risk.column=label", "partition.risk.thresholds=[1]"],
-        [
-            "column 'label' (partition.risk.column) is not a finite number in rows 1, 2",
-            "risk.as_of",
-        ],
-    ),
-    "risk tier without samples": (
-        table,
-        ["partition.risk.column=key", "partition.risk.thresholds=[99]"],
-        ["shard 0 slice 1 (tier 1) got none of the 24 samples", "other thresholds"],
-    ),
-    "problems of several sources": (
-        lambda: table("twice.csv", "no_label.csv"),
-        [],
-        ["data.private: ids occur twice", "data.public.validation: no column 'label'"],
-    ),
-    "empty slices": (
-        lambda: table("few.csv"),
-        [],
-        ["1 problem", "got none of the 1 samples", "use fewer shards or slices"],
-    ),
-    "far more slices than samples": (
-        table,
-        ["partition.shards=500000000"],
-        ["slices cannot all get one of the 24 samples"],
-    ),
-    "more slices than layers": (
-        table,
-        ["partition.slices=3"],
-        ["partition.slices 3 is over the 2 layers of the base", "stage.isolation=snapshot"],
-    ),
-    "unknown base": (
-        table,
-        ["model.base=nobody/nothing"],
-        ["model.base 'nobody/nothing' cannot be loaded", "give a hub name, a local folder"],
-    ),
-    "folder that is no base": (
-        table,
-        ["model.base=folder"],
-        ["model.base 'folder' cannot be loaded"],
-    ),
-    "unknown target": (
-        table,
-        ["lora.targets=[q_porj]"],
-        ["lora.targets names no linear map of the base ['q_porj']"],
-    ),
-    "unknown split": (table, ["data.private.split=dev"], ["split 'dev' cannot be used"]),
-}
-
-FILES: dict[str, tuple[str, Sequence[str]]] = {
-    "not YAML": ("task: [", ["is not YAML: while parsing"]),
-    "a key twice": ("task: causal-lm\ntask: causal-lm\n", ["keys occur twice: 'task'"]),
-}
-
-
-@pytest.mark.parametrize("verb", ["plan", "train"])
-@pytest.mark.parametrize("case", CONFIGS)
-def test_bad_config(case: str, verb: str, here: Path, s3t: Run) -> None:
-    make, overrides, parts = CONFIGS[case]
-    (here / "bad.yaml").write_text("" if make() is None else yaml.safe_dump(make()))
-    before = tree(here)
-    refused(s3t(verb, "bad.yaml", *overrides), *parts)
-    assert tree(here) == before
-
-
-@pytest.mark.parametrize("verb", ["plan", "train"])
-@pytest.mark.parametrize("case", FILES)
-def test_bad_yaml(case: str, verb: str, here: Path, s3t: Run) -> None:
-    text, parts = FILES[case]
-    (here / "bad.yaml").write_text(text)
-    before = tree(here)
-    refused(s3t(verb, "bad.yaml"), "bad.yaml: 1 problem", *parts)
-    assert tree(here) == before
-
-
-@pytest.mark.parametrize("verb", ["plan", "train"])
-@pytest.mark.parametrize("path", ["nothing.yaml", "folder", "binary.bin"])
-def test_config_that_cannot_be_read(path: str, verb: str, here: Path, s3t: Run) -> None:
-    before = tree(here)
-    refused(s3t(verb, path), f"{path}: 1 problem", "cannot read it", "give the path of a YAML file")
-    assert tree(here) == before
-
-
-def test_output_that_holds_something_else(here: Path, s3t: Run) -> None:
-    (here / "good.yaml").write_text(yaml.safe_dump(table()))
-    before = tree(here)
-    refused(s3t("train", "good.yaml", "output=."), "holds files that are no run", "output=DIR")
-    refused(s3t("train", "good.yaml", "output=private.csv"), "private.csv cannot be written")
-    refused(s3t("train", "good.yaml", "output=private.csv/run"), "cannot be written", "output=DIR")
-    assert tree(here) == before
-
-
-def test_run_of_another_config(digits_run: Path, s3t: Run) -> None:
-    before = tree(digits_run)
-    said = s3t("train", DIGITS, f"output={digits_run}", "lora.rank=4", "training.workers=1")
-    refused(said, "holds a run of another config", "lora.rank was 8, is 4", "output=DIR")
-    assert tree(digits_run) == before
 
 
 # ── runs ─────────────────────────────────────────────────────────────────────────────────────
@@ -650,17 +345,32 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return config.run_dir
 
 
-@pytest.mark.parametrize("name", ODD_NAMES)
+APART = [
+    ("a,b", " x", "-v", "[/bold]", "c\nd", '"f"', "g\u2028", "a\u0301"),
+    ("a", "x", "--json", "e\r"),
+    ("b", "x "),
+]
+"""All names, none beside another that it could be mistaken for."""
+
+
+@pytest.mark.parametrize("names", APART)
 @pytest.mark.parametrize("what", ["ids", "subjects"])
-def test_a_name_is_what_the_data_say(name: str, what: str, odd: Path, here: Path, s3t: Run) -> None:
-    (here / "names.txt").write_text(json.dumps(name) + "\r\n", encoding="utf-8-sig")
-    ways = [[f"--{what}", name], [f"--{what}-file", "names.txt"]]
-    if not set('\n\r"') & set(name):
-        (here / "plain.txt").write_bytes(f"\ufeff{name}\r\n\n".encode())
-        ways.append([f"--{what}-file", "plain.txt"])
-    with RunDir.existing(odd).ledger() as ledger:
-        expected = [ledger.keyed(name)]
-    for way in ways:
+def test_a_name_is_what_the_data_say(
+    names: tuple[str, ...], what: str, odd: Path, here: Path, s3t: Run
+) -> None:
+    assert sorted(ODD_NAMES) == sorted(name for apart in APART for name in apart)
+    quoted = "".join(json.dumps(name) + "\r\n" for name in names)
+    (here / "names.txt").write_text(quoted, encoding="utf-8-sig")
+    plain = [name for name in names if not set('\n\r"') & set(name)]
+    (here / "plain.txt").write_bytes("\ufeff{}\r\n\n".format("\r\n".join(plain)).encode())
+    ways = [
+        ([word for name in names for word in (f"--{what}", name)], names),
+        ([f"--{what}-file", "names.txt"], names),
+        ([f"--{what}-file", "plain.txt"], plain),
+    ]
+    for way, given in ways:
+        with RunDir.existing(odd).ledger() as ledger:
+            expected = sorted(ledger.keyed(name) for name in given)
         said = s3t("deactivate", odd, *way, "--dry-run", "--json")
         assert json.loads(said.out)["deleted"] == expected, way
 
@@ -789,171 +499,3 @@ def test_problems_of_data_base_and_partition_come_together(verb: str, here: Path
     words = ("partition.slices=3", "data.columns.id=nobody", "lora.targets=[nothing]")
     refused(s3t(verb, "good.yaml", *words), "problems", "nobody", "partition.slices 3")
     assert tree(here) == before
-
-
-# ── planning ─────────────────────────────────────────────────────────────────────────────────
-
-ASKED = ("budget", "--samples", "800", "--layers", "4", "--deletions", "20")
-
-
-def test_budget(s3t: Run, here: Path) -> None:
-    before = tree(here)
-    said = s3t(*ASKED)
-    assert (said.code, said.err) == (0, "")
-    told = json.loads(s3t(*ASKED, "--json").out)
-    lines = said.out.splitlines()
-    assert lines[0].startswith("800 samples, 4 layers, 20 deletions: ")
-    assert f"{told['candidates']:,} plans in {len(told['cells'])} cells" in lines[0]
-    assert lines[1].startswith("curve power:1,1,0.3 (assumed; ")
-    rows = [line.split() for line in lines[3:] if line[:6].strip().isdigit()]
-    assert 1 < len(rows) <= 15
-    assert [float(row[5].replace(",", "")) for row in rows] == sorted(
-        float(row[5].replace(",", "")) for row in rows
-    )
-    (chosen,) = (row for row in rows if row[-1] == "◄")
-    one = told["recommended"]
-    assert chosen[:5] == [
-        *map(str, (one["shards"], one["slices"], one["kind"], one["leaves"], one["nodes"]))
-    ]
-    assert told["reason"] in " ".join(lines)
-    config = "\n".join(line[2:] for line in lines[lines.index("in a config:") + 1 :])
-    assert f"{config}\n" == told["config"]
-    assert tree(here) == before
-
-
-def test_budget_with_all_options(s3t: Run, here: Path) -> None:
-    (here / "curve.csv").write_text("samples,utility\n0,0.1\n50,0.7\n800,0.9\n")
-    options = ["--curve", "curve.csv", "--max-passes", "5000", "--max-bytes", "50000"]
-    options += ["--risk", "0.05", "--epochs", "2", "--min-slice", "20", "--stage-overhead", "3"]
-    options += ["--bytes-per-layer", "700", "--picture", "deep/front.svg"]
-    said = s3t(*ASKED, *options)
-    assert (said.code, said.err) == (0, "")
-    assert "curve measured, 3 points from curve.csv\n" in said.out
-    assert (here / "deep/front.svg").read_bytes().startswith(b"<?xml")
-    told = json.loads(s3t(*ASKED, *options, "--json").out)
-    one = told["recommended"]
-    assert one["passes"] <= 5000 and one["bytes"] <= 50_000 and one["exhausted"] <= 0.05
-    assert told["question"]["least"] == 20 and told["question"]["overhead"] == 3
-    assert s3t(*ASKED, "--picture", "front.png").code == 0
-    assert (here / "front.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_what_the_budget_recommends_can_be_planned(s3t: Run, here: Path) -> None:
-    asked = ["--samples", "24", "--layers", "3", "--deletions", "1", "--curve", "linear"]
-    told = json.loads(s3t("budget", *asked, "--json").out)
-    one = told["recommended"]
-    assert (one["kind"], one["shards"], one["slices"]) == ("tree", 1, 3)
-    config = table() | yaml.safe_load(told["config"])
-    config["model"]["make"]["layers"] = 3
-    (here / "good.yaml").write_text(yaml.safe_dump(config))
-    plan = json.loads(s3t("plan", "good.yaml", "--horizon", 1, "--json").out)
-    assert (plan["shards"], plan["slices"], plan["nodes"]) == (1, 3, one["nodes"])
-    moments = plan["horizon"]["moments"]
-    served = [moment["data_served"] for moment in moments]
-    assert sum(served) / 2 == pytest.approx(one["utility"])  # linear: worth is the share served
-    assert served[-1] == pytest.approx(one["utility_at_end"])
-    assert moments[-1]["exhausted"] == one["exhausted"] == 0
-
-
-BUDGETS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
-    "several problems": (
-        ["--samples", "0", "--deletions", "-1", "--risk", "2", "--max-passes", "-1"],
-        ["budget: 4 problems", "samples 0", "deletions -1", "risk 2", "max-passes -1"],
-    ),
-    "too few samples": (["--samples", "5"], ["samples 5 do not fill one slice of 8"]),
-    "no layers": (["--layers", "0"], ["layers 0: at least 1"]),
-    "no number": (["--samples", "many"], ["Invalid value for '--samples'"]),
-    "too little training": (["--max-passes", "10"], ["no plan fits: the cheapest takes 2,000"]),
-    "storage of unknown bytes": (["--max-bytes", "10"], ["max-bytes needs bytes-per-layer"]),
-    "no such curve": (["--curve", "steep"], ["--curve steep is neither linear nor power:"]),
-    "curve is a folder": (["--curve", "folder"], ["--curve folder is neither"]),
-    "curve is binary": (["--curve", "binary.bin"], ["--curve binary.bin is neither"]),
-    "curve of other columns": (["--curve", "private.csv"], ["curve private.csv holds ['key', "]),
-    "curve that is no JSON": (["--curve", "not_json.jsonl"], ["curve not_json.jsonl is not JSON"]),
-    "curve without numbers": (["--curve", "power:1"], ["expected power:TOP,GAP,EXPONENT"]),
-    "picture of another kind": (["--picture", "a.gif"], ["'gif'", "png, svg, pdf"]),
-    "picture without a kind": (["--picture", "front"], ["a picture as ''"]),
-    "picture where none can be": (["--picture", "private.csv/a.png"], ["--picture private.csv/a"]),
-}
-
-
-@pytest.mark.parametrize("case", BUDGETS)
-def test_bad_budget(case: str, s3t: Run, here: Path) -> None:
-    more, parts = BUDGETS[case]
-    before = tree(here)
-    refused(s3t(*ASKED, *more, "--json"), *parts)
-    assert tree(here) == before
-
-
-def test_a_picture_without_matplotlib(
-    s3t: Run, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    before = tree(here)
-    refused(
-        s3t(*ASKED, "--picture", "a.png"), "a picture needs matplotlib: pip install 's3t[plot]'"
-    )
-    assert tree(here) == before
-
-
-def test_a_budget_that_nothing_lasts_says_so(s3t: Run) -> None:
-    said = s3t("budget", "--samples", "300", "--layers", "4", "--deletions", "200")
-    assert said.code == 0 and "No plan lasts: " in said.out
-
-
-def test_a_budget_needs_no_torch(run_python: Callable[[str], str]) -> None:
-    code = f"""
-import sys
-from s3t import cli
-sys.argv = ["s3t", *{ASKED}, "--json"]
-assert cli.main() == 0
-print(sorted({{"torch", "transformers", "matplotlib"}} & set(sys.modules)))
-"""
-    assert run_python(code).splitlines()[-1] == "[]"
-
-
-def test_plan_along_a_horizon(s3t: Run) -> None:
-    plain = json.loads(s3t("plan", DIGITS, "--json").out)
-    told = json.loads(s3t("plan", DIGITS, "--horizon", "20", "--json").out)
-    along = told.pop("horizon")
-    assert told == plain, "nothing else changes"
-    assert (along["requests"], along["trials"]) == (20, None)
-    assert [moment["requests"] for moment in along["moments"]] == [0, 3, 6, 9, 11, 14, 17, 20]
-    assert along["sample_passes"] == along["cyclic_sample_passes"] == 80_000
-    for moment in along["moments"]:
-        assert {**moment["cyclic"]} == {k: v for k, v in moment.items() if k != "cyclic"}
-    last = along["moments"][-1]
-    assert last["exhausted"] == pytest.approx(3.868e-4, rel=1e-3)
-    assert (
-        last["slices_served"]
-        == pytest.approx(4 * last["data_served"])
-        == pytest.approx(1.018, 1e-3)
-    )
-
-
-def test_plan_along_a_horizon_for_people(s3t: Run) -> None:
-    tree_of_less = ["sequences={strategy: tree, unit: slice-passes, budget: 24}"]
-    lines = s3t("plan", DIGITS, *tree_of_less, "--horizon", "2").out.splitlines()
-    at = lines.index("deletions  slices   data  exhausted │ slices   data  exhausted")
-    rows = [line.replace("│", " ").split() for line in lines[at + 1 : at + 4]]
-    assert [row[0] for row in rows] == ["0", "1", "2"]
-    assert rows[0][1:] == ["4.00", "100.0%", "0"] * 2
-    assert lines[at + 4].endswith("; exact")
-    assert lines[at + 5].endswith("60% of the 80,000 of cyclic")
-
-
-def test_a_horizon_follows_the_rates_of_tiers(s3t: Run, here: Path) -> None:
-    rows = ["key,text,label,age", *(f"{line},{n % 4}" for n, line in enumerate(good()))]
-    (here / "aged.csv").write_text("\n".join(rows) + "\n")
-    config = table("aged.csv")
-    risk = {"column": "age", "thresholds": [2], "rates": [0, 3]}
-    config["partition"]["risk"] = risk
-    (here / "good.yaml").write_text(yaml.safe_dump(config))
-    told = json.loads(s3t("plan", "good.yaml", "--horizon", "50", "--json").out)
-    last = told["horizon"]["moments"][-1]
-    assert (last["slices_served"], last["exhausted"]) == (pytest.approx(1), 0)
-
-
-@pytest.mark.parametrize("horizon", ["-1", "1.5", "soon"])
-def test_what_is_no_horizon(horizon: str, s3t: Run) -> None:
-    refused(s3t("plan", DIGITS, "--horizon", horizon), "Invalid value for '--horizon'")

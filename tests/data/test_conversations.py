@@ -15,7 +15,7 @@ from s3t.data.rows import content_digest
 from s3t.errors import ConfigError
 from s3t.training.prepare.checks import draft
 from s3t.types import digest
-from tests.data.test_data import problems, write
+from tests.support.sources import problems, write
 
 PAIRS = {"prompt": "q", "completion": "a"}
 ASKED = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I."}]

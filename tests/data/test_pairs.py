@@ -14,8 +14,8 @@ from s3t.model.inputs.encoders import TextEncoder
 from s3t.model.made import byte_tokenizer
 from s3t.service import S3T
 from s3t.training.work.train import train
-from tests.data.test_data import LABELS, problems, text_config, write
 from tests.support.small_runs import nodes, person_rows, small_configs, write_csv
+from tests.support.sources import LABELS, problems, text_config, write
 
 COLUMNS = {"text": "a", "text_pair": "b"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.vllm_server import VllmServer, find_vllm
+from harness.vllm import VllmServer, find_vllm
 from s3t.config import Config
 from s3t.export.sync import Forgotten
 from s3t.service import S3T

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fastapi.routing import APIRoute
 
+from harness.routes import ROUTES
 from s3t.run import RunDir
 from s3t.server.security import tokens
 from s3t.server.security.access import AuthorizedRoute, RequiredRole
@@ -20,24 +21,6 @@ from tests.support.asked import Asked, asked
 
 pytestmark = pytest.mark.slow
 
-ROUTES: list[tuple[str, str, set[str]]] = [
-    ("POST", "/v1/predict", {"predict"}),
-    ("POST", "/v1/completions", {"predict"}),
-    ("POST", "/v1/deletions", {"delete"}),
-    ("GET", "/v1/deletions", {"audit"}),
-    ("GET", "/v1/deletions/r1", {"delete", "audit"}),
-    ("GET", "/v1/status", {"audit"}),
-    ("GET", "/v1/forecast", {"audit"}),
-    ("GET", "/v1/picture", {"audit"}),
-    ("GET", "/v1/log", {"audit"}),
-    ("GET", "/v1/replicas", {"audit"}),
-    ("GET", "/v1/traffic", {"audit"}),
-    ("GET", "/metrics", {"audit"}),
-    ("POST", "/v1/repair", {"repair"}),
-    ("GET", "/v1/repair", {"repair", "audit"}),
-    ("POST", "/v1/purge", {"repair"}),
-    ("POST", "/v1/reload", {"repair"}),
-]
 OPEN = {"/", "/healthz", "/readyz", "/openapi.json", "/page/{name}"}
 
 JSON = {"Content-Type": "application/json"}

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from s3t.server.app import create_app
 from s3t.server.http.connection import HEAD_BYTES, connection_class
 from s3t.server.http.connections import Connections
 from tests.support.fake import Gate, Model, config
+from tests.support.waiting import until
 
 BODY = b'{"rows": ["a"]}'
 SECONDS = 0.5
@@ -59,13 +60,6 @@ def listening(model: Model, **serve: object) -> Iterator[int]:
 def port(model: Model) -> Iterator[int]:
     with listening(model) as port:
         yield port
-
-
-def until(true: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.01)
 
 
 def call(port: int, receive_bytes: int | None = None) -> socket.socket:

@@ -25,8 +25,9 @@ from s3t.server import process as running
 from s3t.server.http.connections import Connections
 from s3t.server.metrics import Metrics
 from tests.conftest import ROOT
-from tests.server.test_connection import BODY, call, code, everything, listening, question, until
+from tests.server.test_connection import BODY, call, code, everything, listening, question
 from tests.support.fake import Gate, Model, config
+from tests.support.waiting import until
 
 PROXY = "10.0.0.0/8"
 

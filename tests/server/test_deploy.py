@@ -197,6 +197,7 @@ def test_an_alert_can_be_read_and_keeps_runs_apart(rule: dict[str, Any]) -> None
         assert grouped, f"{word} adds up over runs"
 
 
+@pytest.mark.heavy
 def test_alerts_fire_when_they_should() -> None:
     tool = shutil.which("promtool")
     if tool is None:

@@ -14,8 +14,9 @@ import pytest
 from s3t import S3T
 from s3t.errors import IntegrityError, S3TError
 from s3t.run import RunDir
-from tests.server.test_deletions import Wrapped, until
+from tests.server.test_deletions import Wrapped
 from tests.support.asked import Asked, asked
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 

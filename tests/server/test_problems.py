@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,6 +31,7 @@ from s3t.store.depot import Depot
 from tests.conftest import ROOT, Run
 from tests.server.test_predict import refused
 from tests.support.fake import Model, served
+from tests.support.waiting import until
 
 DELETION = {"sample_ids": ["s000"], "subject_request_id": "r-1"}
 
@@ -286,13 +287,6 @@ def test_a_run_that_was_moved_away(small_run: RunDir, s3t: Run) -> None:
         aside.rename(small_run.root)
         until(lambda: service.ask("/v1/deletions", DELETION)[0] == 201)
         assert set(service.causes()) == {"run_gone"}
-
-
-def until(true: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.1)
 
 
 def bound() -> Sequence[str]:

@@ -251,7 +251,7 @@ def test_clusters_of_an_adapted_base_are_of_what_is_trained_on(make: Make) -> No
     assert compared.equal
 
 
-@pytest.mark.parametrize("distance", [None, 2.1])
+@pytest.mark.parametrize("distance", [None, pytest.param(2.1, marks=pytest.mark.heavy)])
 def test_a_repaired_run_of_clusters_is_one_that_never_saw_the_person(
     make: Make, tmp_path: Path, distance: float | None
 ) -> None:
@@ -399,6 +399,7 @@ def test_a_shard_without_samples_in_a_slice_is_refused_before_anything_is_writte
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_images_are_clustered_too(tmp_path: Path) -> None:
     words = (
         f"output={tmp_path / 'run'}",

@@ -325,7 +325,10 @@ def _rewrite(run: RunDir, key: Any) -> None:
     run.store.write(meta, {name: tensor + 0.5 for name, tensor in tensors.items()})
 
 
-@pytest.mark.parametrize(("hidden", "heads"), [(10, 2), (30, 3), (36, 3)])
+@pytest.mark.parametrize(
+    ("hidden", "heads"),
+    [(10, 2), *(pytest.param(hidden, 3, marks=pytest.mark.heavy) for hidden in (30, 36))],
+)
 def test_odd_widths_lose_no_survivor(make: Make, tmp_path: Path, hidden: int, heads: int) -> None:
     """In groups of what they are, a rank and a batch of 3, and two lengths of texts."""
     shape = {"hidden": hidden, "heads": heads, "intermediate": hidden + 7, "layers": 2}

@@ -56,7 +56,7 @@ def instructed(family: str, length: int = 32, dropout: float = 0.0, **recipe: An
 # ── answers alone ────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", [pytest.param("gpt2", marks=pytest.mark.heavy), "llama"])
 @pytest.mark.parametrize(
     "recipe",
     [{}, {"gradient_accumulation": 3}, {"group_by_length": True, "gradient_accumulation": 2}],

@@ -28,7 +28,11 @@ from tests.support.small_runs import Make, children, forget, nodes, saved, start
 from tests.support.tiny import tiny_group, tiny_trainer
 from tests.training.test_machines import free_port
 
-CASES = [("vit", False), ("bert", False), ("llama", True)]
+CASES = [
+    pytest.param("vit", False, marks=pytest.mark.heavy),
+    ("bert", False),
+    ("llama", True),
+]
 SIZES = (7, 12, 3, 12)
 ROUGH = {
     "dropout": 0.2,

@@ -40,7 +40,13 @@ from tests.support.tiny import (
     tiny_rows,
 )
 
-CASES = [("vit", False), ("bert", False), ("gpt2", True), ("llama", True)]
+CASES = [
+    pytest.param("vit", False, marks=pytest.mark.heavy),
+    ("bert", False),
+    pytest.param("gpt2", True, marks=pytest.mark.heavy),
+    ("llama", True),
+]
+"""An encoder and a decoder; the other families of each kind are heavy."""
 SIZES = (7, 12, 3, 12, 9, 5)
 NONE = (0, 0)
 """The block of a stage of prompts."""

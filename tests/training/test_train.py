@@ -248,7 +248,13 @@ def deep(make: Make, output: str, sequences: dict[str, Any], **sections: Any) ->
     return make(output, model=model, partition=partition, sequences=sequences, **sections)
 
 
-@pytest.mark.parametrize("unit", ["sequences", "slice-passes", "bytes"])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "slice-passes",
+        *(pytest.param(one, marks=pytest.mark.heavy) for one in ("sequences", "bytes")),
+    ],
+)
 def test_a_set_tree_is_trained_served_and_proved_like_sequences(make: Make, unit: str) -> None:
     cyclic = deep(make, "cyclic", {"strategy": "cyclic"})
     budget = {"sequences": 3, "slice-passes": 10, "bytes": 0}[unit]

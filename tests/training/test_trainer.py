@@ -28,7 +28,13 @@ from tests.support.tiny import (
     tiny_trainer,
 )
 
-CASES = [("vit", False), ("bert", False), ("gpt2", True), ("llama", True)]
+CASES = [
+    pytest.param("vit", False, marks=pytest.mark.heavy),
+    ("bert", False),
+    pytest.param("gpt2", True, marks=pytest.mark.heavy),
+    ("llama", True),
+]
+"""An encoder and a decoder; the other families of each kind are heavy."""
 SIZES = (7, 12, 3, 12, 9, 5)
 ROUGH = {
     "dropout": 0.2,

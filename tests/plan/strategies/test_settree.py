@@ -82,7 +82,7 @@ def test_a_falling_utility_is_refused() -> None:
 # ── the tree ─────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("slices", [4, 5])
+@pytest.mark.parametrize("slices", [4, pytest.param(5, marks=pytest.mark.heavy)])
 def test_the_tree_protects_like_cyclic_and_trains_each_set_once(slices: int) -> None:
     brief = Brief(slices, slices)
     tree = set_tree(brief)
@@ -93,7 +93,7 @@ def test_the_tree_protects_like_cyclic_and_trains_each_set_once(slices: int) -> 
 
 
 @given(
-    slices=st.integers(1, 5),
+    slices=st.integers(1, 4),
     share=st.floats(0.05, 1.0),
     skew=st.floats(0, 2),
     horizon=st.floats(0.05, 6),
@@ -178,7 +178,7 @@ def priced(slices: int, horizon: float, rises: list[float], overhead: float) -> 
     return Brief(slices, 10.0**6, costs, utility=tuple(worth), horizon=horizon)
 
 
-briefs = st.integers(1, 5).flatmap(
+briefs = st.integers(1, 4).flatmap(
     lambda slices: st.builds(
         priced,
         st.just(slices),
@@ -230,6 +230,7 @@ def test_drawn_gains_come_near_the_exact_ones(name: str) -> None:
     assert drawn > value(brief, cyclic(10, 10))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("slices", [EXACT + 1, 40])
 def test_many_slices_work(slices: int) -> None:
     brief = Brief(slices, slices)
@@ -243,6 +244,7 @@ def test_many_slices_work(slices: int) -> None:
     assert set_tree(cap) == set_tree(cap)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("skewed", [False, True])
 def test_many_slices_are_protected_best_by_the_tree(skewed: bool) -> None:
     rates = tuple(1 / (c + 1) for c in range(24)) if skewed else ()

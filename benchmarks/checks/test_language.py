@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import pytest
 
 from benchmarks.language.model import Model, forget_quality, rouge_recall
 from benchmarks.language.questions import Choice, Question, authors, choices, holdout
+from s3t.config import Config
 from s3t.data import Conversation
 from s3t.run import RunDir
 from s3t.training.work.train import train
-from tests.training.test_instructions import config_of
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_a_model_that_is_its_control_has_the_best_forget_quality() -> None:
 
 @pytest.mark.slow
 def test_figures_of_a_model_follow_from_its_losses(tmp_path: Path) -> None:
-    config = config_of(tmp_path)
+    config = _config(tmp_path)
     train(config)
     model = Model(RunDir(config.run_dir))
     rows = [
@@ -76,3 +77,28 @@ def test_questions_have_false_answers_and_options(shared_data: Path) -> None:
         found = choices(folder, name)
         assert len(found) >= 100 and all(len(row.options) in (3, 4) for row in found)
         assert all(len({*row.options}) == len(row.options) for row in found)
+
+
+def _config(folder: Path) -> Config:
+    """8 questions, 2 shards of 2 slices, a GPT-2 of 2 layers."""
+    rows = [{"id": f"s{n}", "q": f"who is {n}?", "a": "x" * (n % 5 + 1)} for n in range(8)]
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    source = {"format": "json", "files": str(path)}
+    return Config.model_validate(
+        {
+            "output": str(folder / "run"),
+            "task": "causal-lm",
+            "data": {
+                "private": source,
+                "public": {"validation": source, "test": source},
+                "columns": {"id": "id", "prompt": "q", "completion": "a"},
+                "max_length": 32,
+            },
+            "model": {"base": "make:gpt2", "make": {"hidden": 16, "layers": 2, "heads": 2}},
+            "partition": {"shards": 2, "slices": 2, "salt": "a"},
+            "lora": {"rank": 2},
+            "stage": {"epochs": 2, "batch_size": 2, "learning_rate": 1e-2},
+            "training": {"workers": 1},
+        }
+    )

@@ -1,4 +1,4 @@
-"""A real vLLM, started from this machine's program, for benchmarks and tests.
+"""A real vLLM, started from this machine's program.
 
 The program is ``vllm``, or what ``S3T_VLLM`` names; it may be of an environment of its own.
 """

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.damage.kind import Kind, kinds_of
-from benchmarks.damage.victim import HIT, Victim
+from harness.damage.kind import Kind, kinds_of
+from harness.damage.victim import HIT, Victim
 from s3t.ledger import Witnessed, nodes_digest
 from s3t.plan import make_plan
 from s3t.store import write_durably

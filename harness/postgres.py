@@ -1,5 +1,5 @@
 """A real PostgreSQL, started from this machine's programs, that can be killed and come back; and a
-way to it that can be cut. For benchmarks and tests.
+way to it that can be cut.
 """
 
 from __future__ import annotations

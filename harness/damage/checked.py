@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from benchmarks.damage.made import seen_by
+from harness.damage.made import seen_by
 from s3t.audit.claim import Claim, Findings, judged
 from s3t.audit.claims.lineage import judge_lineage
 from s3t.audit.claims.log import judge_ledger
