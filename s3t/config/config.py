@@ -10,12 +10,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from s3t.config.aggregation import ServeConfig
+from s3t.config.aggregation import AggregationConfig
 from s3t.config.data import DataConfig
 from s3t.config.model import LoraConfig, ModelConfig, PromptConfig
-from s3t.config.operation import AggregationConfig, ReceiptsConfig, RepairConfig, StoreConfig
+from s3t.config.operation import ReceiptsConfig, RepairConfig, StoreConfig
 from s3t.config.partition import PartitionConfig, SequencesConfig
 from s3t.config.section import Natural, Section
+from s3t.config.serve import ServeConfig
 from s3t.config.training import StageConfig, TrainingConfig
 
 __all__ = ["Config", "Task"]

@@ -1,4 +1,4 @@
-"""How a run answers, and where and how it is kept."""
+"""Where a run's nodes are kept, who signs its log, and when it is repaired."""
 
 from __future__ import annotations
 
@@ -10,26 +10,10 @@ from pydantic import Field, model_validator
 from s3t.config.section import Section
 
 __all__ = [
-    "AggregationConfig",
     "ReceiptsConfig",
     "RepairConfig",
     "StoreConfig",
 ]
-
-
-class AggregationConfig(Section):
-    """How the shards' answers become one, and what answers when no shard is left.
-
-    ``mean-adapters`` averages the shards' adapters and heads instead of their answers: one forward
-    pass for all of them, which may cost accuracy. ``route`` asks the one shard whose prototype is
-    nearest to the input; it needs ``partition.clusters``.
-    """
-
-    method: Literal["mean-probabilities", "mean-logits", "vote", "mean-adapters", "route"] = (
-        "mean-probabilities"
-    )
-    weights: Literal["uniform", "data"] = "uniform"
-    on_exhausted: Literal["raise", "base"] = "raise"
 
 
 class StoreConfig(Section):

@@ -31,7 +31,6 @@ __all__ = [
     "one_line",
     "reading",
     "resolve",
-    "same_headers",
 ]
 
 _OPENERS: Mapping[str, Callable[..., IO[str]]] = {
@@ -102,21 +101,29 @@ def _open(file: str) -> IO[str]:
     return opener(file, "rt", encoding="utf-8-sig", newline="")
 
 
-def same_headers(files: Sequence[str]) -> None:
-    """Check that csv files have the same columns: an absent one would pass for empty cells.
+def csv_rows(files: Sequence[str], delimiter: str = ",") -> list[Row]:
+    """Rows of csv files with the same columns (gz, bz2, xz too), every cell as text.
+
+    Args:
+        files: paths, read in this order.
+        delimiter: the character between two cells.
 
     Raises:
-        DataError: naming the files that differ from the first.
+        DataError: a file that cannot be read, columns that differ from those of the first file
+            (an absent one would pass for empty cells), or lines with too many or too few cells.
     """
-    headers = {file: set(_header(file)) for file in files}
-    odd = [file for file in files if headers[file] != headers[files[0]]]
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses long documents
+    headers = [_header(file, delimiter) for file in files]
+    odd = [file for file, header in zip(files, headers, strict=True) if {*header} != {*headers[0]}]
     if odd:
         raise DataError([f"{named(odd)}: columns differ from those of {files[0]!r}"])
+    each = zip(files, headers, strict=True)
+    return [row for file, header in each for row in _cells(file, header, delimiter)]
 
 
-def _header(file: str) -> list[str]:
+def _header(file: str, delimiter: str) -> list[str]:
     with reading(file), _open(file) as stream:
-        header = next(csv.reader(stream), [])
+        header = next(csv.reader(stream, delimiter=delimiter), [])
     problem = ""
     if not header:
         problem = f"{file!r} is empty: its first line must name the columns"
@@ -128,18 +135,11 @@ def _header(file: str) -> list[str]:
     return header
 
 
-def csv_rows(file: str) -> list[Row]:
-    """Rows of a csv file (gz, bz2, xz too), every cell as text.
-
-    Raises:
-        DataError: a file that cannot be read, or lines with cells too many or too few.
-    """
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses long documents
-    header = _header(file)
+def _cells(file: str, header: Sequence[str], delimiter: str) -> list[Row]:
     rows: list[Row] = []
     ragged: list[int] = []
     with reading(file), _open(file) as stream:
-        reader = csv.reader(stream, strict=True)
+        reader = csv.reader(stream, delimiter=delimiter, strict=True)
         next(reader)
         for cells in reader:
             if not cells:
@@ -162,13 +162,16 @@ def once(pairs: list[tuple[str, Any]]) -> Row:
     return found
 
 
-def json_rows(file: str) -> list[Row]:
-    """Rows of a file of JSON lines, or of one JSON list of objects (gz, bz2, xz too).
+def json_rows(files: Sequence[str]) -> list[Row]:
+    """Rows of files of JSON lines, or of one JSON list of objects each (gz, bz2, xz too).
 
     Raises:
-        DataError: a file that cannot be read, or lines that are not a JSON object, each key of it
-            once.
+        DataError: a file that cannot be read, or a line that is no JSON object or has a key twice.
     """
+    return [row for file in files for row in _objects(file)]
+
+
+def _objects(file: str) -> list[Row]:
     with reading(file), _open(file) as stream:
         text = stream.read()
     rows: list[Row] = []

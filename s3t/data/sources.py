@@ -22,17 +22,16 @@ from s3t.data.files import (
     one_line,
     reading,
     resolve,
-    same_headers,
 )
 from s3t.errors import DataError, named
 from s3t.system.scratch import scratch
 
-__all__ = ["Table", "read_table"]
+__all__ = ["FORMATS", "Table", "read_table"]
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"),
 )
-METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+METADATA_FILES = {"metadata.csv": csv_rows, "metadata.jsonl": json_rows}
 OF_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
 """Files that file managers leave in folders of images."""
 DIGITS_SPLITS = {"public": (0, 597), "private": (597, 1397), "test": (1397, 1797)}
@@ -61,26 +60,26 @@ class Table:
     guesses: str = ""
 
 
+Reader = Callable[[SourceConfig, ColumnsConfig], Table]
+
+
 def read_table(source: SourceConfig, columns: ColumnsConfig) -> Table:
     """Read a source.
 
     Raises:
         DataError: files that do not exist or cannot be read, or a split that does not exist.
     """
-    if source.format == "digits":
-        return _digits(source.split, columns)
-    if source.format == "hub":
-        return _hub(source)
-    if source.format == "parquet":
-        return _parquet(source)
-    if source.format == "imagefolder":
-        return _image_folder(source, columns)
-    files = resolve(source.files or ())
-    if source.format == "csv":
-        same_headers(files)
-    read = csv_rows if source.format == "csv" else json_rows
-    rows = [row for file in files for row in read(file)]
-    return _table([rows[i] for i in _split(source.split, "train", len(rows))])
+    return FORMATS[source.format](source, columns)
+
+
+def _text_files(read: Callable[[Sequence[str]], list[Row]]) -> Reader:
+    """The reader of a format whose files are text that ``read`` takes apart into rows."""
+
+    def table(source: SourceConfig, columns: ColumnsConfig) -> Table:
+        rows = read(resolve(source.files or ()))
+        return _table([rows[i] for i in _split(source.split, "train", len(rows))])
+
+    return table
 
 
 def _table(rows: Sequence[Row], classes: Mapping[str, tuple[str, ...]] | None = None) -> Table:
@@ -102,7 +101,7 @@ def _split(spec: str, name: str, size: int) -> Sequence[int]:
     return [row for part in parts for row in range(part.from_ or 0, min(part.to or size, size))]
 
 
-def _parquet(source: SourceConfig) -> Table:
+def _parquet(source: SourceConfig, columns: ColumnsConfig) -> Table:
     import datasets
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
@@ -123,7 +122,7 @@ def _parquet(source: SourceConfig) -> Table:
     return _dataset(datasets.Dataset(InMemoryTable(table)).select(rows))
 
 
-def _hub(source: SourceConfig) -> Table:
+def _hub(source: SourceConfig, columns: ColumnsConfig) -> Table:
     import datasets
 
     # A data set on this machine may be private, so it is read through a cache that is removed.
@@ -251,8 +250,7 @@ def _metadata(
     twice: set[str] = set()
     problems: list[str] = []
     for file in files:
-        rows = csv_rows(str(file)) if file.suffix == ".csv" else json_rows(str(file))
-        for row in rows:
+        for row in METADATA_FILES[file.name]([str(file)]):
             image = file.parent / str(row.get("file_name"))
             if image in found:
                 twice.add(str(image))
@@ -269,7 +267,7 @@ def _metadata(
     return found, told_in
 
 
-def _digits(split: str, columns: ColumnsConfig) -> Table:
+def _digits(source: SourceConfig, columns: ColumnsConfig) -> Table:
     """A split of scikit-learn's digits: 8×8×1 float32 from 0 to 1, by a permutation fixed here."""
     import numpy as np
 
@@ -280,11 +278,11 @@ def _digits(split: str, columns: ColumnsConfig) -> Table:
         raise DataError([problem]) from None
 
     digits = load_digits()
-    name = split.partition("[")[0]
+    name = source.split.partition("[")[0]
     start, stop = DIGITS_SPLITS[name]
     # RandomState's stream is frozen by numpy for good, Generator's is not.
     order = np.random.RandomState(0).permutation(len(digits.target))[start:stop]
-    rows = order[list(_split(split, name, len(order)))]
+    rows = order[list(_split(source.split, name, len(order)))]
     images = (digits.images[rows].astype(np.float32) / 16)[..., None]
     names = [str(digits.target[row]) for row in rows]
     values: dict[str, Sequence[Any]] = {columns.image: tuple(images), columns.label: names}
@@ -295,3 +293,14 @@ def _digits(split: str, columns: ColumnsConfig) -> Table:
         classes={columns.label: tuple(str(digit) for digit in range(10))},
         ids=tuple(f"digit-{row:04d}" for row in rows),
     )
+
+
+FORMATS: Mapping[str, Reader] = {
+    "digits": _digits,
+    "csv": _text_files(csv_rows),
+    "json": _text_files(json_rows),
+    "parquet": _parquet,
+    "imagefolder": _image_folder,
+    "hub": _hub,
+}
+"""The reader of each ``format`` of a source; a test holds the names and the config's equal."""

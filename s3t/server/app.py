@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from s3t.config.aggregation import ServeConfig
+from s3t.config.serve import ServeConfig
 from s3t.server.deletions.service import DeletionService
 from s3t.server.http.middleware import Traffic
 from s3t.server.http.problems import MEDIA_TYPE, ProblemBody, handle_problems, refusals

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
 
-from s3t.config.aggregation import ServeConfig
+from s3t.config.serve import ServeConfig
 
 if TYPE_CHECKING:
     from s3t.server.deletions.service import DeletionService
