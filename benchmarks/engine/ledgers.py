@@ -20,7 +20,7 @@ from s3t import S3T, load_config
 from s3t.config import PartitionConfig
 from s3t.data.partition import place
 from s3t.ledger import Ledger
-from s3t.types import Digest, Place, Sample, SampleId, Subject
+from s3t.types import Digest, Sample, SampleId, Slot, Subject
 
 __all__ = ["alone", "build", "images", "made_id", "opened"]
 
@@ -92,7 +92,7 @@ def _peak_mib() -> float:
 
 def _samples(
     shape: PartitionConfig, own: Sequence[Sample], size: int
-) -> Iterator[tuple[Sample, Place]]:
+) -> Iterator[tuple[Sample, Slot]]:
     """The run's own samples, and made ones up to ``size``, each with its place."""
     for number in range(size):
         if number < len(own):

@@ -19,8 +19,7 @@ from benchmarks.damage.kind import Kind
 from benchmarks.damage.opening import Opening
 from benchmarks.damage.table import KINDS
 from benchmarks.damage.victim import Victim
-from s3t.audit.audit import audit
-from s3t.audit.claim import TITLES
+from s3t.audit.audit import CLAIMS, audit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,7 +40,7 @@ def test_it_is_found_and_named(kind: Kind, victim: Victim) -> None:
     assert wrong >= {*kind.claims}
     said = [problem for claim in found.claims for problem in claim.problems]
     assert any(name in problem for problem in said), said
-    assert [claim.name for claim in found.claims] == [*TITLES]
+    assert [claim.name for claim in found.claims] == [*CLAIMS]
 
 
 @pytest.mark.parametrize(
