@@ -75,8 +75,7 @@ def explicit(sequences: Sequence[Sequence[int]], slices: int) -> Sequences:
 def filled(
     found: Iterable[tuple[int, ...]], more: Iterable[tuple[int, ...]], budget: float
 ) -> Sequences:
-    """The distinct sequences of ``found``, and as many of ``more`` as ``budget`` leaves room
-    for."""
+    """The distinct sequences of ``found``, then those of ``more``, ``budget`` of them in all."""
     listed = dict.fromkeys(found)
     if len(listed) < budget:
         for sequence in more:
@@ -88,8 +87,8 @@ def filled(
 
 def rotated_bases(slices: int) -> Iterator[tuple[int, ...]]:
     """All L! permutations of the slices, each once: the rotations of 0, 1, …, L − 1 first, then
-    those of the next permutation that begins with 0, and so on.""" for tail in
-    permutations(range(1, slices)):
+    those of the next permutation that begins with 0, and so on."""
+    for tail in permutations(range(1, slices)):
         base = (0, *tail)
         for start in range(slices):
             yield base[start:] + base[:start]
