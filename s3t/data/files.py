@@ -1,8 +1,8 @@
-"""Files on disk: which ones a config names, and the rows of text files.
+"""Finds the files that a config names, and reads rows from text files.
 
-Invariants: a csv cell stays the text that it is (``007`` is not 7, ``NA`` is not nothing) and a
-JSON string stays a string; a line that is not wholly understood, or that says a thing twice, is a
-problem, never skipped.
+Invariants: a csv cell stays text (``007`` is not 7, ``NA`` is not empty) and a JSON string stays a
+string. A line that is not wholly understood, or that has a key twice, is a problem; no line is
+skipped.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ TWICE = "keys occur twice"
 
 
 def resolve(files: str | Sequence[str], directories: bool = False) -> list[str]:
-    """Every file that paths and globs name, relative to the current directory.
+    """The files that paths and globs name, relative to the current directory, each once.
 
     Raises:
-        DataError: naming all that is missing, and directories unless they are allowed.
+        DataError: names all that do not exist, and directories unless they are allowed.
     """
     patterns = [files] if isinstance(files, str) else list(files)
     found: list[str] = []
@@ -72,13 +72,13 @@ def resolve(files: str | Sequence[str], directories: bool = False) -> list[str]:
 
 
 def numbered(numbers: Sequence[int], limit: int = 10) -> str:
-    """Up to ``limit`` row or line numbers, and a count of the rest."""
+    """Text with up to ``limit`` row or line numbers, and the number of the rest."""
     rest = len(numbers) - limit
     return ", ".join(map(str, numbers[:limit])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def one_line(error: BaseException) -> str:
-    """An error of another package as one line, with its root cause."""
+    """The root cause of an error of another package, as one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(".") + "."
@@ -86,7 +86,7 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def reading(file: str) -> Iterator[None]:
-    """Turns a failure to read ``file`` into a DataError that names it."""
+    """Turn an error while reading ``file`` into a DataError that names it."""
     try:
         yield
     except DataError:
@@ -153,7 +153,11 @@ def _cells(file: str, header: Sequence[str], delimiter: str) -> list[Row]:
 
 
 def once(pairs: list[tuple[str, Any]]) -> Row:
-    """An object of JSON, for ``json.loads``: a key that stands there twice is a ValueError."""
+    """``object_pairs_hook`` of ``json.loads`` that refuses a key that occurs twice.
+
+    Raises:
+        ValueError: names the keys.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]

@@ -1,8 +1,10 @@
-"""From a source in the config to a table of named columns.
+"""Reads a source of the config into a table of named columns.
 
-Invariant E7: csv, JSON, parquet and image files are read straight into memory (images: when they
-are needed), without the on-disk cache of Hugging Face datasets, so no copy of a private row is
-left behind. csv cells stay text (``007`` is not 7) and JSON strings stay strings.
+To add a format: write its reader, and name it in ``FORMATS`` and in ``SourceConfig.format``.
+
+Invariant E7: csv, JSON, parquet and image files are read straight into memory (images when they are
+needed), without the on-disk cache of Hugging Face datasets, so no copy of a private row is left.
+Cells of csv stay text (``007`` is not 7), and JSON strings stay strings.
 """
 
 from __future__ import annotations
@@ -33,22 +35,22 @@ IMAGE_SUFFIXES = (
 )
 METADATA_FILES = {"metadata.csv": csv_rows, "metadata.jsonl": json_rows}
 OF_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
-"""Files that file managers leave in folders of images."""
+"""Files of file managers, which are ignored in folders of images."""
 DIGITS_SPLITS = {"public": (0, 597), "private": (597, 1397), "test": (1397, 1797)}
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a source by column, not yet checked.
+    """The rows of a source by column, not checked yet.
 
     Attributes:
-        names: the columns that exist.
+        names: names of the columns.
         size: number of rows.
-        column: values of a column by name; images are paths, bytes or arrays, decoded later.
-        classes: class names of the columns whose type has them.
-        ids: ids that the source itself gives its rows (digits).
-        origins: the files that each row comes from, where it has some of its own (image folders).
-        guesses: the format of text, ``csv`` or ``json``, of which datasets has guessed the types.
+        column: returns the values of a column by name; images are paths, bytes or arrays.
+        classes: class names of each column whose type declares them.
+        ids: ids that the source gives its rows (digits); None without.
+        origins: for each row the files that hold this row alone (image folders); None without.
+        guesses: ``csv`` or ``json`` if the package datasets guessed types from such text; else "".
     """
 
     names: tuple[str, ...]
@@ -64,7 +66,7 @@ Reader = Callable[[SourceConfig, ColumnsConfig], Table]
 
 
 def read_table(source: SourceConfig, columns: ColumnsConfig) -> Table:
-    """Read a source.
+    """Read a source by the reader of its format.
 
     Raises:
         DataError: files that do not exist or cannot be read, or a split that does not exist.
@@ -88,7 +90,7 @@ def _table(rows: Sequence[Row], classes: Mapping[str, tuple[str, ...]] | None = 
 
 
 def _split(spec: str, name: str, size: int) -> Sequence[int]:
-    """Rows of a Hugging Face split expression over one split called ``name``."""
+    """Row numbers that a Hugging Face split expression selects from one split called ``name``."""
     if spec == name:
         return range(size)
     import datasets
@@ -125,7 +127,7 @@ def _parquet(source: SourceConfig, columns: ColumnsConfig) -> Table:
 def _hub(source: SourceConfig, columns: ColumnsConfig) -> Table:
     import datasets
 
-    # A data set on this machine may be private, so it is read through a cache that is removed.
+    # A local data set may be private, so its cache lies in a folder that is removed.
     local = Path(source.name or "").is_dir()
     try:
         with _quiet(), scratch() as folder:
@@ -144,7 +146,7 @@ def _hub(source: SourceConfig, columns: ColumnsConfig) -> Table:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars of datasets."""
+    """Disable the progress bars of datasets."""
     import datasets
 
     disabled = datasets.are_progress_bars_disabled()
@@ -157,7 +159,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _dataset(dataset: Any) -> Table:
-    """A Hugging Face data set as a table: class numbers become names, images stay encoded."""
+    """A Hugging Face data set as a table; class numbers become names, images stay encoded."""
     import datasets
 
     features = dataset.features
@@ -181,13 +183,12 @@ def _dataset(dataset: Any) -> Table:
 
 
 def _image_folder(source: SourceConfig, columns: ColumnsConfig) -> Table:
-    """Images by directory: the label is the name of the directory that an image lies in.
+    """Images in directories: the label of an image is the name of its directory.
 
-    A directory with a sub-directory named as the split (``train``) is read from there. A file
+    If a directory has a sub-directory named as the split (``train``), that one is read. A file
     ``metadata.csv`` or ``metadata.jsonl`` in an image's directory or above gives it more columns
-    by ``file_name``, a label among them. Every image that metadata names must exist, and if there
-    is metadata every image must be in it, once. A file that is neither is a problem. Links to
-    directories are followed.
+    by ``file_name``; one may be the label. If there is metadata, it must name every image once,
+    and only images that exist. Any other file is a problem. Links to directories are followed.
     """
     split = re.split(r"[\[+]", source.split)[0]
     named_files = resolve(source.files or (), directories=True)
@@ -228,7 +229,7 @@ _NO_IMAGES = {*METADATA_FILES, *OF_SYSTEMS}
 
 
 def _walk(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """All files below a directory, those of linked ones too; or the path itself, if it is none."""
+    """All files below a directory, through links too; or the path itself if it is a file."""
     if not path.is_dir():
         yield path
         return
@@ -244,7 +245,7 @@ def _walk(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
 def _metadata(
     files: Sequence[Path], images: Sequence[Path]
 ) -> tuple[dict[Path, Row], dict[Path, tuple[str]]]:
-    """Columns that metadata files give to images, and the file of each."""
+    """The columns that metadata files give each image, and the metadata file of each."""
     found: dict[Path, Row] = {}
     told_in: dict[Path, tuple[str]] = {}
     twice: set[str] = set()
