@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from s3t.audit.audit import audit
 from s3t.config import Config, load_config
-from s3t.data.partition import partition, place
+from s3t.data.partition import partition, slot_of
 from s3t.errors import ConfigError, DataError, InputError, IntegrityError
 from s3t.model import prototypes as clusters
 from s3t.model.inputs.encoders import Encoded
@@ -164,15 +164,15 @@ def sample(name: str, cluster: int | None, subject: str | None = None) -> Sample
 
 
 def test_the_cluster_is_the_shard_and_the_hash_tells_the_slice() -> None:
-    found = [place(sample("one", shard), 5, 4, "salt") for shard in range(5)]
+    found = [slot_of(sample("one", shard), 5, 4, "salt") for shard in range(5)]
     assert [at[0] for at in found] == [0, 1, 2, 3, 4]
     assert len({at[1] for at in found}) == 1, "of one content in one slice of each"
-    spread = {place(sample(f"s{number}", 2), 5, 4, "salt").slice for number in range(50)}
+    spread = {slot_of(sample(f"s{number}", 2), 5, 4, "salt")[1] for number in range(50)}
     assert spread == {0, 1, 2, 3}
-    rows = [place(sample(f"s{number}", 1, "who"), 5, 4, "salt") for number in range(9)]
+    rows = [slot_of(sample(f"s{number}", 1, "who"), 5, 4, "salt") for number in range(9)]
     assert len(set(rows)) == 1
     tiered = [
-        place(replace(sample(f"s{n}", 1), tier=1), 5, 4, "salt", (3, 1)).slice for n in range(9)
+        slot_of(replace(sample(f"s{n}", 1), tier=1), 5, 4, "salt", (3, 1))[1] for n in range(9)
     ]
     assert set(tiered) == {3}
 

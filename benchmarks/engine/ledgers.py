@@ -18,7 +18,7 @@ from typing import Any
 
 from s3t import S3T, load_config
 from s3t.config import PartitionConfig
-from s3t.data.partition import place
+from s3t.data.partition import slot_of
 from s3t.ledger import Ledger
 from s3t.types import Digest, Sample, SampleId, Slot, Subject
 
@@ -101,7 +101,7 @@ def _samples(
             content = Digest(hashlib.sha256(b"made %d" % number).hexdigest())
             person = Subject(f"person-{number // 4:07d}") if number // 4 % 2 else None
             sample = Sample(made_id(number), person, content)
-        yield sample, place(sample, shape.shards, shape.slices, shape.salt)
+        yield sample, slot_of(sample, shape.shards, shape.slices, shape.salt)
 
 
 if __name__ == "__main__":
