@@ -49,11 +49,11 @@ class InputError(S3TError):
 
 
 class ConfigError(InputError):
-    """One or several problems of a config, reported together.
+    """Problems of a config, reported together.
 
     Attributes:
-        problems: one sentence per problem, in the order found.
-        source: the file or section that they are of.
+        problems: a sentence for each, in the order found.
+        source: the file or section of the config that they are about.
     """
 
     def __init__(self, problems: Sequence[str], source: str = "config") -> None:
@@ -74,7 +74,8 @@ class UnknownSampleError(InputError):
     Attributes:
         sample_ids: the unknown sample ids.
         subjects: the unknown subjects.
-        alike: samples left that look like one of them, by id or person.
+        alike: number of samples left whose id or subject looks like one of them (case, blanks,
+            Unicode form).
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class UnknownSampleError(InputError):
 
 
 class RequestConflictError(InputError):
-    """A request id that already stands for another deletion."""
+    """A request id that was used for another deletion."""
 
 
 class ExhaustedError(S3TError):
@@ -106,7 +107,7 @@ class ExhaustedError(S3TError):
 
 
 class IntegrityError(S3TError):
-    """Bytes, lineage or records that do not prove what they claim (fail closed)."""
+    """Bytes, lineage or records that do not prove what they claim; nothing is served from them."""
 
     exit_code = 4
 
@@ -121,17 +122,18 @@ class DamagedNodeError(IntegrityError):
     def __init__(self, key: str, what: str, path: str) -> None:
         self.key = key
         super().__init__(
-            f"node {key} {what} ({path}): remove the file if it is there, and run s3t train "
-            "again to build it anew"
+            f"node {key} {what} ({path}): remove the file if it is there, and run s3t train again"
         )
 
 
 class UnavailableError(S3TError):
-    """Not now: the ledger cannot be reached, is locked or its disk full, or a lease has run out.
-    Nothing is lost by repeating it later.
+    """A failure that may pass: the ledger is locked or out of reach, the disk is full, a lease
+    ended.
+
+    The caller may repeat the call later.
 
     Attributes:
-        code: the cause, as the service tells it: ``disk_full``, ``ledger_locked``, ``run_gone``,
+        code: the cause, as the service reports it: ``disk_full``, ``ledger_locked``, ``run_gone``,
             ``storage_denied``, ``store_unreachable``, ``out_of_files``, ``text_hit``, or
             ``unavailable`` for any other.
     """
@@ -161,14 +163,17 @@ _CAUSES: dict[int, tuple[str, str]] = {
 
 
 def unavailable(error: OSError) -> UnavailableError | None:
-    """What the system refused, in our words; None for what is no failure of disk or rights."""
+    """The error of the system as an ``UnavailableError`` with a next step.
+
+    None if it is no failure of disk, rights, files or a run that is gone.
+    """
     denied = isinstance(error, PermissionError)  # libraries raise it with no number
     cause = _CAUSES.get(error.errno or (errno.EACCES if denied else 0))
     if cause is None:
         return None
     code, step = cause
     where = f"{error.filename}: " if error.filename else ""
-    # in the system's words: those of a library may name what a client sent
+    # the system's words, since a library's may name what a client sent
     said = os.strerror(error.errno) if error.errno else "not allowed"
     return UnavailableError(f"{where}{said}: {step}, and repeat", code)
 
@@ -179,7 +184,7 @@ def is_full(error: OSError) -> bool:
 
 
 def named(values: Sequence[str], limit: int = 10) -> str:
-    """Name up to ``limit`` values, and count the rest."""
+    """Text with up to ``limit`` of the values, and the number of the rest."""
     shown = ", ".join(repr(value) for value in values[:limit])
     rest = len(values) - limit
     return f"{shown} and {rest} more" if rest > 0 else shown

@@ -1,7 +1,7 @@
-"""Ids and values that every part shares, and the one way to digest them.
+"""Ids and small values that all rooms share, and the digest of a value.
 
-Invariant: a digest is SHA-256 over canonical JSON (sorted keys, no blanks, UTF-8), so that the
-same value gives the same digest on every machine and in every process.
+Invariant: a digest is SHA-256 over canonical JSON (sorted keys, no blanks, UTF-8), so the same
+value has the same digest in every process and on every machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ __all__ = [
     "Digest",
     "Draw",
     "NodeKey",
-    "Place",
     "Sample",
     "SampleId",
     "Share",
@@ -33,30 +32,22 @@ NodeKey = NewType("NodeKey", str)
 Json = Mapping[str, Any] | Sequence[Any] | str | int | float | bool | None
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Place:
-    """Where a sample lies: shard and slice, both from 0."""
-
-    shard: int
-    slice: int
-
-
 Slot = tuple[int, int]
-"""(shard, slice) as a plain tuple, the form used inside tight loops."""
+"""(shard, slice), both from 0: where a sample lies."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the ledger knows of one private sample.
+    """One private sample, as the ledger registers it.
 
     Attributes:
         id: stable id, given by the user or derived from subject and content.
-        subject: the person that the sample belongs to, if any.
+        subject: the person that the sample belongs to; None if it has none.
         content: digest of the sample's inputs and label.
-        tier: risk tier, 0 without ``partition.risk``. It decides the place and nothing else: no
-            digest holds it.
-        cluster: number of the public prototype that its row is nearest to; None without
-            ``partition.clusters``. It is the sample's shard, and as little of any digest.
+        tier: risk tier, 0 without ``partition.risk``. It decides in which slices the sample may
+            lie, and is in no digest.
+        cluster: number of the public prototype that its row is nearest to, which is its shard;
+            None without ``partition.clusters``. It is in no digest.
     """
 
     id: SampleId
@@ -81,14 +72,15 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How a completion is drawn.
+    """How the tokens of a completion are drawn.
 
     Attributes:
-        max_new_tokens: at most so many.
-        temperature: 0 takes the likeliest token, above it tokens are drawn.
-        seed: of the draws.
-        top_k: among the likeliest so many alone; 0 for all.
-        top_p: among the likeliest that are that likely together, over 0; 1 for all.
+        max_new_tokens: maximum number of tokens.
+        temperature: 0 takes the most likely token; above 0 tokens are drawn.
+        seed: seed of the draws.
+        top_k: draw only from so many most likely tokens; 0 for all.
+        top_p: draw only from the fewest most likely tokens whose probabilities sum to this, above
+            0; 1 for all.
     """
 
     max_new_tokens: int = 32

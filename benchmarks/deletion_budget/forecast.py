@@ -35,8 +35,15 @@ from benchmarks.deletion_budget import OUTPUT
 from benchmarks.environment import median, table
 from benchmarks.reports import Report, main
 from s3t.ledger import Ledger
-from s3t.plan.forecast import Forecast, Outlook, State, forecast, observed_rate, person_weights
-from s3t.types import Digest, Place, Sample, SampleId, Subject
+from s3t.plan.forecast import (
+    Forecast,
+    Outlook,
+    RunningSystem,
+    forecast,
+    observed_rate,
+    person_weights,
+)
+from s3t.types import Digest, Sample, SampleId, Slot, Subject
 
 __all__ = ["run"]
 
@@ -190,7 +197,9 @@ def _forecast(system: System, gone: Sequence[tuple[int, int]]) -> Forecast:
     living[:, list(system.first)] = True
     living &= left == registered
     weights = person_weights(registered, system.tiers, system.rates) if system.told else None
-    return forecast(State(0, left, living, weights=weights), trials=TRIALS if system.told else None)
+    return forecast(
+        RunningSystem(0, left, living, weights=weights), trials=TRIALS if system.told else None
+    )
 
 
 # ── time ─────────────────────────────────────────────────────────────────────────────────────
@@ -216,8 +225,8 @@ def _timed(samples: int, shards: int, slices: int) -> dict[str, Any]:
         living[shard, part] = False
     rates = np.where(np.arange(slices) < slices // 2, 1.0, 4.0)
     now = max(moment for moment, _ in history)
-    alike = State(100, left, living)
-    by_rates = State(100, left, living, weights=rates)
+    alike = RunningSystem(100, left, living)
+    by_rates = RunningSystem(100, left, living, weights=rates)
     return {
         "samples": samples,
         "shards": shards,
@@ -230,10 +239,10 @@ def _timed(samples: int, shards: int, slices: int) -> dict[str, Any]:
     }
 
 
-def _samples(count: int, shards: int, slices: int) -> Iterator[tuple[Sample, Place]]:
+def _samples(count: int, shards: int, slices: int) -> Iterator[tuple[Sample, Slot]]:
     """Three samples a person, shuffled."""
     draw = random.Random(0)
-    places = [Place(draw.randrange(shards), draw.randrange(slices)) for _ in range(count // 3 + 1)]
+    places = [(draw.randrange(shards), draw.randrange(slices)) for _ in range(count // 3 + 1)]
     for number in draw.sample(range(count), count):
         person = number // 3
         content = Digest(f"{number:064x}")

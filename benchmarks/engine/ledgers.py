@@ -18,9 +18,9 @@ from typing import Any
 
 from s3t import S3T, load_config
 from s3t.config import PartitionConfig
-from s3t.data.partition import place
+from s3t.data.partition import slot_of
 from s3t.ledger import Ledger
-from s3t.types import Digest, Place, Sample, SampleId, Subject
+from s3t.types import Digest, Sample, SampleId, Slot, Subject
 
 __all__ = ["alone", "build", "images", "made_id", "opened"]
 
@@ -92,7 +92,7 @@ def _peak_mib() -> float:
 
 def _samples(
     shape: PartitionConfig, own: Sequence[Sample], size: int
-) -> Iterator[tuple[Sample, Place]]:
+) -> Iterator[tuple[Sample, Slot]]:
     """The run's own samples, and made ones up to ``size``, each with its place."""
     for number in range(size):
         if number < len(own):
@@ -101,7 +101,7 @@ def _samples(
             content = Digest(hashlib.sha256(b"made %d" % number).hexdigest())
             person = Subject(f"person-{number // 4:07d}") if number // 4 % 2 else None
             sample = Sample(made_id(number), person, content)
-        yield sample, place(sample, shape.shards, shape.slices, shape.salt)
+        yield sample, slot_of(sample, shape.shards, shape.slices, shape.salt)
 
 
 if __name__ == "__main__":

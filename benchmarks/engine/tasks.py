@@ -30,7 +30,7 @@ from typing import Any
 from benchmarks.engine import OUTPUT
 from benchmarks.prepared_data import ROOT, shared_data
 from s3t.config import Config, load_config
-from s3t.data.partition import place
+from s3t.data.partition import slot_of
 from s3t.types import Digest, Sample, SampleId, Subject
 
 __all__ = ["NAMES", "Unavailable", "each_task", "options", "task_config"]
@@ -254,9 +254,9 @@ def _persons(per_slice: int) -> list[str]:
     number = 0
     while len(names) < per_slice * SHARDS * SLICES:
         name = f"person {number}"
-        found = place(Sample(SampleId(name), Subject(name), Digest("")), SHARDS, SLICES, SALT)
-        if held[found.shard, found.slice] < per_slice:
-            held[found.shard, found.slice] += 1
+        found = slot_of(Sample(SampleId(name), Subject(name), Digest("")), SHARDS, SLICES, SALT)
+        if held[found] < per_slice:
+            held[found] += 1
             names.append(name)
         number += 1
     return names

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from s3t.data.partition import place
+from s3t.data.partition import slot_of
 from s3t.model.inputs.encoders import TextEncoder
 from s3t.types import Digest, Sample, SampleId, Subject
 
@@ -197,8 +197,7 @@ def evenly_dealt(names: Iterable[str], each: int, shape: Shape) -> list[str]:
 def place_of(person: str, shape: Shape) -> tuple[int, int]:
     """Shard and slice of a person's rows, as S3T deals them."""
     sample = Sample(SampleId(person), Subject(person), Digest(""))
-    found = place(sample, shape.shards, shape.slices, shape.salt)
-    return found.shard, found.slice
+    return slot_of(sample, shape.shards, shape.slices, shape.salt)
 
 
 def write_jsonl(path: Path, rows: Rows) -> None:

@@ -26,7 +26,7 @@ from scipy.stats import ks_2samp
 
 from benchmarks.language.questions import Choice, Question
 from s3t import S3T
-from s3t.audit.evidence import Case
+from s3t.audit.evidence import RunEvidence
 from s3t.audit.leakage import snapshots
 from s3t.audit.leakage.scores import answers_of
 from s3t.data import Conversation
@@ -49,16 +49,16 @@ class Model:
     """A run as it serves now."""
 
     def __init__(self, run: RunDir) -> None:
-        self._run, self._case = run, Case(run)
+        self._run, self._evidence = run, RunEvidence(run)
 
     @cached_property
     def _ensemble(self) -> Ensemble:
-        found = snapshots.after(self._case)
+        found = snapshots.after(self._evidence)
         assert found is not None, f"{self._run.root} is exhausted"
         return found
 
     def _rows(self, inputs: Sequence[Any]) -> Encoded:
-        encoder = self._case.loaded.encoder
+        encoder = self._evidence.loaded.encoder
         assert isinstance(encoder, TextEncoder)
         return encoder.encode(inputs)
 

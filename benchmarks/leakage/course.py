@@ -20,10 +20,10 @@ from typing import Any
 from benchmarks.environment import table
 from benchmarks.reports import Report
 from s3t import S3T
-from s3t.audit.evidence import Case
+from s3t.audit.evidence import RunEvidence
 from s3t.audit.leakage.leakage import leakage
 from s3t.audit.leakage.membership import Attack
-from s3t.audit.leakage.report import Leakage, State
+from s3t.audit.leakage.report import Leakage, ModelLeakage
 from s3t.audit.leakage.snapshots import dead_nodes
 from s3t.config import Config
 from s3t.run import RunDir
@@ -69,9 +69,9 @@ def follow(course: Course, output: Path) -> dict[str, Any]:
         service.deactivate(ids)
         values.append(service.evaluate().to_dict())
     deleted = leakage(run, on_step=_say)
-    there = len(dead_nodes(Case(run)))
+    there = len(dead_nodes(RunEvidence(run)))
     purge(run)
-    left = len(dead_nodes(Case(run)))
+    left = len(dead_nodes(RunEvidence(run)))
     train(course.config, renewal=Renewal())
     with S3T.load(run.root) as service:
         values.append(service.evaluate().to_dict())
@@ -104,18 +104,18 @@ def _asking(run: RunDir, course: Course) -> list[str]:
     return ids
 
 
-def _states(deleted: Leakage, repaired: Leakage) -> Mapping[str, State]:
+def _states(deleted: Leakage, repaired: Leakage) -> Mapping[str, ModelLeakage]:
     assert deleted.after is not None and repaired.after is not None
     found = (deleted.before, deleted.after, repaired.after, deleted.control)
     return dict(zip(_NAMES, found, strict=True))
 
 
-def _figures(state: State) -> dict[str, Any]:
+def _figures(state: ModelLeakage) -> dict[str, Any]:
     """All but the words."""
     return {key: value for key, value in state.to_dict().items() if key not in ("name", "what")}
 
 
-def _show(states: Mapping[str, State], deleted: Leakage, repaired: Leakage) -> None:
+def _show(states: Mapping[str, ModelLeakage], deleted: Leakage, repaired: Leakage) -> None:
     measures = [one.name for one in deleted.before.attacks]
     rows = [
         [name, *(_cell(state.attacks[at]) for state in states.values())]
@@ -146,12 +146,12 @@ def _cell(attack: Attack) -> str:
     return f"{attack.auc:.3f} [{attack.auc_low:.2f}, {attack.auc_high:.2f}], {attack.tpr:.2f}"
 
 
-def _share(state: State) -> str:
+def _share(state: ModelLeakage) -> str:
     rate = state.verbatim
     return "none is long enough" if rate is None else f"{rate.hits} of {rate.trials}"
 
 
-def _draw(figure: Any, states: Mapping[str, State]) -> None:
+def _draw(figure: Any, states: Mapping[str, ModelLeakage]) -> None:
     axes = figure.subplots()
     for place, (name, state) in enumerate(states.items()):
         for at, attack in enumerate(state.attacks):

@@ -20,14 +20,14 @@ from s3t.audit.claims.log import judge_ledger
 from s3t.audit.claims.receipts import judge_receipts
 from s3t.audit.claims.remains import judge_remains
 from s3t.audit.claims.served import judge_deleted, judge_served
-from s3t.audit.evidence import Case
+from s3t.audit.evidence import RunEvidence
 from s3t.run import RunDir
 from s3t.run.deletion import Forgetting
 
 __all__ = ["audited", "in_a_process", "served_dead", "unheld"]
 
-_CLAIMS: dict[str, Callable[[Case, Findings], None]] = {
-    "ledger": lambda case, found: judge_ledger(case, found, (), {}),
+_CLAIMS: dict[str, Callable[[RunEvidence, Findings], None]] = {
+    "ledger": lambda evidence, found: judge_ledger(evidence, found, (), {}),
     "receipts": judge_receipts,
     "E1": judge_lineage,
     "E6": judge_deleted,
@@ -69,16 +69,16 @@ def audited(run: RunDir, *, pending: bool) -> list[str]:
     """Claims of the audit that are broken, or, if asked for, pending, with their first problems."""
     wrong = ("broken", "pending") if pending else ("broken",)
     for _ in range(_TRIES):
-        claims = _judged(Case(RunDir(run.root)))
+        claims = _judged(RunEvidence(RunDir(run.root)))
         problems = [f"{one.name}: {one.problems[0]}" for one in claims if one.status in wrong]
         if not problems:
             break
     return problems
 
 
-def _judged(case: Case) -> list[Claim]:
+def _judged(evidence: RunEvidence) -> list[Claim]:
     return [
-        judged(name, lambda found, of=judge: of(case, found))  # type: ignore[misc]
+        judged(name, lambda found, of=judge: of(evidence, found))  # type: ignore[misc]
         for name, judge in _CLAIMS.items()
     ]
 

@@ -68,7 +68,7 @@ def make_run(root: Path, samples: int, shards: int = 6, slices: int = 4) -> RunD
     members = _members(config, Gone(b"", frozenset()))
     plan = _planned(run, members, None)
     with run.ledger(create=True) as ledger:
-        ledger.register(members.places())
+        ledger.register(members.slots())
         write_durably(run.plan_path, plan.to_json().encode())
         ledger.plans.put_in_force(ledger.plans.propose(plan.digest, 0))
     _train(run, plan)
@@ -85,7 +85,7 @@ def train_again(run: RunDir, step: Step = lambda name: None) -> None:
         step("plan")
         gone = ledger.gone()
         members = _members(run.config(), gone)
-        ledger.register(members.places())
+        ledger.register(members.slots())
         now = run.plans.find(lambda: ledger.state().plan)
         run.plans.settle(now, ledger.plans.newest().plan)
         plan = _planned(run, members, now)

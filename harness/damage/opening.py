@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from s3t.audit.claim import Findings, judged
-from s3t.audit.claims.lineage import judge_lineage, judge_places
+from s3t.audit.claims.lineage import judge_lineage, judge_slots
 from s3t.audit.claims.log import judge_ledger
 from s3t.audit.claims.receipts import judge_receipts
 from s3t.audit.claims.served import judge_deleted, judge_served
 from s3t.audit.claims.weights import judge_weights
-from s3t.audit.evidence import Case
+from s3t.audit.evidence import RunEvidence
 from s3t.config import Config
 from s3t.errors import S3TError
 from s3t.ledger import Ledger
@@ -37,15 +37,15 @@ __all__ = ["LEDGER_FILES", "Opening", "Seen", "State"]
 
 LEDGER_FILES = ("ledger.db", "ledger.db-wal", "ledger.db-lock")
 
-Judge = Callable[[Case, Findings], None]
+Judge = Callable[[RunEvidence, Findings], None]
 
 _OF_LEDGER: dict[str, Judge] = {
-    "ledger": lambda case, found: judge_ledger(case, found, (), {}),
+    "ledger": lambda evidence, found: judge_ledger(evidence, found, (), {}),
     "receipts": judge_receipts,
     "E1": judge_lineage,
     "E6": judge_deleted,
 }
-_OF_CONFIG: dict[str, Judge] = {"E3": judge_places}
+_OF_CONFIG: dict[str, Judge] = {"E3": judge_slots}
 _OF_NODES: dict[str, Judge] = {"E2": judge_weights, "E8": judge_served, "E1": judge_lineage}
 
 
@@ -140,9 +140,9 @@ class Opening:
         claims = _OF_LEDGER if name in LEDGER_FILES else _OF_NODES
         if name == "config.yaml":
             claims = _OF_CONFIG
-        case = Case(RunDir(self._root))
+        evidence = RunEvidence(RunDir(self._root))
         for claim, judge in claims.items():
-            found = judged(claim, lambda findings, judge=judge: judge(case, findings))  # type: ignore[misc]
+            found = judged(claim, lambda findings, judge=judge: judge(evidence, findings))  # type: ignore[misc]
             if found.status in ("broken", "pending"):
                 return "audit", f"{claim}: {found.problems[0]}"
         other = [key for key in ("status", "samples", "served", "answers")

@@ -1,36 +1,40 @@
-"""An audit of a run: every claim judged by what lies there, by none of the code that serves.
+"""An audit of a run: each claim is judged by the files and the ledger, not by code that serves.
 
-    Case ◄── config, ledger, plans, node files, base
-      └──► log, receipts, lineage, weights, sources, serving, remains, trials ──► Audit
+    RunEvidence ◄── config, ledger, plans, node files, base
+      └──► the judges of ``CLAIMS``, one after the other ──► Audit
 
-Invariant: nothing is written to the run, by no claim and in no state of it; other processes may go
-on serving and deleting meanwhile, and all claims judge one moment of the ledger.
+To add a claim: write its judge in ``claims/`` and name it in ``CLAIMS``.
+
+Invariant: an audit writes nothing to the run. Other processes may serve and delete meanwhile; all
+claims judge one moment of the ledger.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from s3t.audit.claim import Audit, Findings, judged
 from s3t.audit.claims.clusters import judge_clusters
-from s3t.audit.claims.lineage import judge_lineage, judge_places
+from s3t.audit.claims.lineage import judge_lineage, judge_slots
 from s3t.audit.claims.log import judge_ledger
 from s3t.audit.claims.receipts import judge_receipts
 from s3t.audit.claims.remains import judge_remains
 from s3t.audit.claims.served import judge_deleted, judge_served
 from s3t.audit.claims.sources import judge_sources
 from s3t.audit.claims.weights import judge_blocks, judge_heads, judge_weights
-from s3t.audit.evidence import Case
+from s3t.audit.evidence import RunEvidence
 from s3t.audit.retrain import Count, retrain_some, train_from_scratch
 from s3t.errors import InputError, S3TError
 from s3t.ledger import Verifier
 from s3t.run import RunDir
 from s3t.system.pinned import Arithmetic, call_elsewhere, pin
 
-__all__ = ["audit"]
+__all__ = ["CLAIMS", "audit"]
 
 
 def audit(
@@ -44,17 +48,18 @@ def audit(
     """Judge every claim about a run.
 
     Args:
-        run: its directory.
-        retrain: train so many living nodes again, drawn at random; the public head too, and
-            reckon clusters again.
-        from_scratch: train the whole run again without the deleted samples.
-        public_key: PEM file; every entry of the log since the first that is signed has to be
-            signed by it. Several, the oldest first, where the key was changed: none may sign
-            again after a later one.
-        receipts: files of ``s3t receipt --json`` that were kept: they have to be in the log.
+        run: the run directory.
+        retrain: number of living nodes, drawn at random, to train again and compare byte for byte,
+            or ``"all"``. The public head is trained again and clusters are computed again too.
+        from_scratch: train the whole run again without the deleted samples, and compare all nodes.
+        public_key: path of a PEM file. Every entry of the log from the first signed one on must be
+            signed by this key. Where the key was changed, several paths, the oldest key first: no
+            key may sign after a later one has.
+        receipts: paths of files that ``s3t receipt --json`` printed. Each must be in the log.
 
     Raises:
-        InputError: no run, or one that was prepared on another machine; a file that cannot be used.
+        InputError: no run; a directory where another machine trained for a run; or a key or receipt
+            that cannot be used.
     """
     directory = RunDir(run)
     if not (directory.prepared or directory.ledger_path.is_file()):
@@ -72,7 +77,7 @@ def audit(
         return _audit(directory, retrain, from_scratch, keys, receipts)
     found = call_elsewhere(
         arithmetic,
-        audit_words,
+        audit_json,
         run=str(run),
         retrain=retrain,
         from_scratch=from_scratch,
@@ -82,13 +87,13 @@ def audit(
     return Audit.of(found)
 
 
-def audit_words(run: str, **words: Any) -> dict[str, Any]:
-    """``audit`` of JSON values, in a process whose arithmetic is pinned."""
+def audit_json(run: str, **words: Any) -> dict[str, Any]:
+    """``audit`` with arguments and result as JSON values, for ``call_elsewhere``."""
     return audit(run, **words).to_dict()
 
 
 def _arithmetic(run: RunDir) -> Arithmetic:
-    """How a run's nodes are trained; native where its config cannot be read, which claims tell."""
+    """``training.arithmetic`` of the run; native if its config is unreadable (a claim says so)."""
     try:
         return run.config().training.arithmetic
     except S3TError:
@@ -104,56 +109,95 @@ def _audit(
 ) -> Audit:
     verifiers = [Verifier.load(key) for key in keys]
     kept = {str(path): _receipt(Path(path)) for path in receipts}
-    return _judge(Case(directory), retrain, from_scratch, verifiers, kept)
+    return _judge(RunEvidence(directory), Asked(retrain, from_scratch, verifiers, kept))
 
 
-def _judge(
-    case: Case,
-    retrain: Count | None,
-    from_scratch: bool,
-    verifiers: Sequence[Verifier],
-    kept: Mapping[str, Any],
-) -> Audit:
-    try:
-        view: int | None = case.books.view
-    except (S3TError, LookupError, ValueError):  # which the claims will tell
-        view = None
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the caller of an audit asked for, as ``audit`` explains."""
 
-    def weights(found: Findings) -> None:
-        judge_weights(case, found)
-        found.tried = retrain is not None
-        if retrain is not None:
-            retrain_some(case, retrain, found)
-        else:
-            found.checked("none trained again (--retrain)")
+    retrain: Count | None = None
+    from_scratch: bool = False
+    verifiers: Sequence[Verifier] = ()
+    receipts: Mapping[str, Any] = field(default_factory=dict)
 
-    def places(found: Findings) -> None:
+
+Judge = Callable[[RunEvidence, Asked, Findings], None]
+
+
+def _ledger(evidence: RunEvidence, asked: Asked, found: Findings) -> None:
+    judge_ledger(evidence, found, asked.verifiers, asked.receipts)
+
+
+def _weights(evidence: RunEvidence, asked: Asked, found: Findings) -> None:
+    judge_weights(evidence, found)
+    found.tried = asked.retrain is not None
+    if asked.retrain is not None:
+        retrain_some(evidence, asked.retrain, found)
+    else:
+        found.checked("none trained again (--retrain)")
+
+
+def _slots(evidence: RunEvidence, asked: Asked, found: Findings) -> None:
+    with found.part():
+        judge_slots(evidence, found)
+    if asked.retrain is not None or asked.from_scratch:
         with found.part():
-            judge_places(case, found)
-        if retrain is not None or from_scratch:
-            with found.part():
-                judge_clusters(case, found)
-        found.tried = from_scratch
-        if from_scratch:
-            train_from_scratch(case, found)
-        else:
-            found.checked("no run trained from scratch (--from-scratch)")
+            judge_clusters(evidence, found)
+    found.tried = asked.from_scratch
+    if asked.from_scratch:
+        train_from_scratch(evidence, found)
+    else:
+        found.checked("no run trained from scratch (--from-scratch)")
 
-    judges = {
-        "ledger": lambda found: judge_ledger(case, found, verifiers, kept),
-        "receipts": lambda found: judge_receipts(case, found),
-        "E1": lambda found: judge_lineage(case, found),
-        "E2": weights,
-        "E3": places,
-        "E4": lambda found: judge_heads(case, found),
-        "E5": lambda found: judge_sources(case, found, retrain is not None),
-        "E6": lambda found: judge_deleted(case, found),
-        "E7": lambda found: judge_remains(case, found),
-        "E8": lambda found: judge_served(case, found),
-        "E9": lambda found: judge_blocks(case, found),
-    }
-    claims = tuple(judged(name, judge) for name, judge in judges.items())
-    return Audit(str(case.run.root), view, claims)
+
+def _sources(evidence: RunEvidence, asked: Asked, found: Findings) -> None:
+    judge_sources(evidence, found, asked.retrain is not None)
+
+
+def _always(judge: Callable[[RunEvidence, Findings], None]) -> Judge:
+    """A claim that is judged the same way whatever was asked for."""
+    return lambda evidence, asked, found: judge(evidence, found)
+
+
+CLAIMS: Mapping[str, tuple[str, Judge]] = {
+    "ledger": ("the log is whole, and the tables are what it tells", _ledger),
+    "receipts": (
+        "each receipt is of a deletion that is in force, and says what it did",
+        _always(judge_receipts),
+    ),
+    "E1": (
+        "keys prove what nodes have seen, and no living node has seen a deleted sample",
+        _always(judge_lineage),
+    ),
+    "E2": ("weights are what training gave, and training again gives the same bytes", _weights),
+    "E3": (
+        "no place depends on another sample, so a run without the deleted gives the same nodes",
+        _slots,
+    ),
+    "E4": ("each node carries its own head", _always(judge_heads)),
+    "E5": (
+        "config and public data alone give labels, recipe, sequences; no file names a sample",
+        _sources,
+    ),
+    "E6": ("what is served and what is deleted have nothing in common", _always(judge_deleted)),
+    "E7": ("nothing dead lies on disk", _always(judge_remains)),
+    "E8": ("all that would be served is there and proved", _always(judge_served)),
+    "E9": ("only the named blocks are trained, over the base of the plan", _always(judge_blocks)),
+}
+"""Title and judge of each claim by its name, in the order in which they are judged."""
+
+
+def _judge(evidence: RunEvidence, asked: Asked) -> Audit:
+    try:
+        view: int | None = evidence.ledger.view
+    except (S3TError, LookupError, ValueError):  # the claims report it
+        view = None
+    claims = tuple(
+        judged(name, partial(judge, evidence, asked), title)
+        for name, (title, judge) in CLAIMS.items()
+    )
+    return Audit(str(evidence.run.root), view, claims)
 
 
 def _receipt(path: Path) -> Any:

@@ -1,12 +1,13 @@
-"""What an audit says: claims, each with a status, what was looked at, and what is wrong.
+"""What an audit finds: claims, each with a status, what was checked, and what is wrong.
 
     judge ──► Findings ──► Claim: holds | broken | pending | not tried ──► Audit ──► exit code
 
-*Pending* is what has died and awaits ``s3t purge``, or was begun and not finished: nothing is
-wrong, but it does not hold yet. *Not tried* is what only training can show, and nobody asked for.
+*Pending*: nothing is wrong, and the claim does not hold yet. Something has died and awaits
+``s3t purge``, or was begun and not finished. *Not tried*: only training can show it, and the caller
+did not ask for that.
 
-Invariant: what cannot be judged does not hold. No damage to one part ends the audit: it breaks the
-claims that need that part, and the others are judged.
+Invariant: what cannot be judged does not hold. Damage to one part of a run breaks the claims that
+need that part; the other claims are judged all the same.
 """
 
 from __future__ import annotations
@@ -18,27 +19,12 @@ from typing import Any, Literal
 
 from s3t.errors import S3TError
 
-__all__ = ["TITLES", "Audit", "Claim", "Findings", "Status", "judged"]
+__all__ = ["Audit", "Claim", "Findings", "Status", "judged"]
 
 Status = Literal["holds", "broken", "pending", "not tried"]
 
-TITLES = {
-    "ledger": "the log is whole, and the tables are what it tells",
-    "receipts": "each receipt is of a deletion that is in force, and says what it did",
-    "E1": "keys prove what nodes have seen, and no living node has seen a deleted sample",
-    "E2": "weights are what training gave, and training again gives the same bytes",
-    "E3": "no place depends on another sample, so a run without the deleted gives the same nodes",
-    "E4": "each node carries its own head",
-    "E5": "config and public data alone give labels, recipe, sequences; no file names a sample",
-    "E6": "what is served and what is deleted have nothing in common",
-    "E7": "nothing dead lies on disk",
-    "E8": "all that would be served is there and proved",
-    "E9": "only the named blocks are trained, over the base of the plan",
-}
-"""Names and titles of all claims, in the order in which they are judged."""
-
 MOST_NAMED = 20
-"""Problems of one kind that are named; beyond them they are counted."""
+"""So many problems of one kind are named; the rest are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +33,8 @@ class Claim:
 
     Attributes:
         name: ``ledger``, ``receipts``, or that of an invariant, ``E1`` to ``E9``.
-        title: what it says.
-        status: see the module.
+        title: what the claim says, in a sentence.
+        status: as the module's docstring explains.
         checked: what was looked at, with counts.
         problems: what is wrong or pending, each with the next step.
     """
@@ -66,8 +52,8 @@ class Audit:
 
     Attributes:
         run: the run directory.
-        view: the ledger's view that was judged; None if it could not be read.
-        claims: all of them.
+        view: the ledger's view that was judged; None if the ledger could not be read.
+        claims: all claims, in the order of ``audit.CLAIMS``.
     """
 
     run: str
@@ -99,10 +85,10 @@ class Audit:
 
 
 class Findings:
-    """What judging one claim brings to light.
+    """Collects what is found while one claim is judged.
 
     Attributes:
-        tried: False if something was left out that only training can show.
+        tried: False if a check was left out because it takes training.
     """
 
     def __init__(self) -> None:
@@ -112,31 +98,31 @@ class Findings:
         self._checked: list[str] = []
 
     def broken(self, problem: str) -> None:
-        """Something is wrong."""
+        """Note a problem that breaks the claim."""
         self._broken.append(problem)
 
     def pending(self, problem: str) -> None:
-        """Something awaits a purge, or is not finished."""
+        """Note something that awaits a purge, or is not finished."""
         self._pending.append(problem)
 
     def each(self, problems: Sequence[str], what: str) -> None:
-        """Many things are wrong in one way: those beyond the first are counted.
+        """Note problems of one kind: the first ``MOST_NAMED`` in full, and how many more there are.
 
         Args:
             problems: one sentence each.
-            what: of what there are more.
+            what: plural noun for the rest, such as "nodes".
         """
         self._broken.extend(problems[:MOST_NAMED])
         if len(problems) > MOST_NAMED:
             self._broken.append(f"and {len(problems) - MOST_NAMED} more {what}")
 
     def checked(self, what: str) -> None:
-        """Something was looked at."""
+        """Note what was looked at, with counts."""
         self._checked.append(what)
 
     @contextmanager
     def part(self) -> Iterator[None]:
-        """Judge one part of a claim; what keeps it from being judged is a problem of it."""
+        """Judge one part of a claim: an error inside becomes a problem of the claim."""
         try:
             yield
         except S3TError as error:
@@ -148,17 +134,17 @@ class Findings:
                 f"{error}): restore it from a copy, or report this"
             )
 
-    def claim(self, name: str) -> Claim:
-        """The claim, judged by all that was found."""
+    def claim(self, name: str, title: str = "") -> Claim:
+        """The claim, with the status that follows from all that was noted."""
         problems = tuple(dict.fromkeys([*self._broken, *self._pending]))
         rest: Status = "holds" if self.tried else "not tried"
         status: Status = "broken" if self._broken else "pending" if self._pending else rest
-        return Claim(name, TITLES[name], status, "; ".join(self._checked), problems)
+        return Claim(name, title, status, "; ".join(self._checked), problems)
 
 
-def judged(name: str, judge: Callable[[Findings], None]) -> Claim:
-    """A claim judged by a function that reports what it finds."""
+def judged(name: str, judge: Callable[[Findings], None], title: str = "") -> Claim:
+    """Judge a claim by a function that notes what it finds; its errors break the claim."""
     findings = Findings()
     with findings.part():
         judge(findings)
-    return findings.claim(name)
+    return findings.claim(name, title)

@@ -1,9 +1,9 @@
-"""What claims are judged by: each part of a run, opened once, or the reason why it cannot be.
+"""The evidence that claims are judged by: each part of a run, opened once, or why it cannot be.
 
-    config, books (the ledger), plan in force, plan to come, node files, base
+    config, facts of the ledger, plan in force, plan to come, node files, base
 
-Invariant: parts are opened apart, so that one that is damaged leaves the others; who asks for it
-gets its error, each time the same. Nothing is written to the run.
+Invariant: each part is opened by itself. A damaged part raises the same error each time it is asked
+for, and the other parts stay usable. Nothing is written to the run.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3t.audit.claims.node_files import NodeFiles
-from s3t.audit.claims.reckoning import read_books
-from s3t.audit.ledger_facts import Books
+from s3t.audit.ledger_facts import LedgerFacts
+from s3t.audit.read_ledger import read_facts
 from s3t.config import Config, PartitionConfig
 from s3t.errors import ConfigError, IntegrityError, S3TError
 from s3t.ledger import Ledger
@@ -28,24 +28,28 @@ if TYPE_CHECKING:
     from s3t.model.base import Base
     from s3t.model.inputs.encoders import ImageEncoder, TextEncoder
 
-__all__ = ["Case", "LoadedBase", "short"]
+__all__ = ["LoadedBase", "RunEvidence", "short"]
 
 Part = TypeVar("Part")
 
 _TRIES = 3
-"""Times that a ledger is read which others write at the same time."""
+"""Attempts to read a ledger file that other processes write at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedBase:
-    """The base as it lies there now, with its encoder."""
+    """The frozen base of the run, loaded from disk, and the encoder of its inputs."""
 
     base: Base
     encoder: TextEncoder | ImageEncoder
 
 
-class Case:
-    """A run to be judged. Each part raises ``S3TError`` if it cannot be had."""
+class RunEvidence:
+    """The parts of a run that an audit looks at.
+
+    Each property loads its part when it is first asked for, and raises ``S3TError`` if the part is
+    missing or damaged.
+    """
 
     def __init__(self, run: RunDir) -> None:
         self.run = run
@@ -57,9 +61,9 @@ class Case:
         return self._once("config.yaml", self.run.config)
 
     @property
-    def books(self) -> Books:
-        """The ledger, read in one moment."""
-        return self._once("the ledger", self._read_books)
+    def ledger(self) -> LedgerFacts:
+        """What the ledger says, read in one transaction."""
+        return self._once("the ledger", self._read_ledger)
 
     @property
     def plan(self) -> Plan:
@@ -88,12 +92,12 @@ class Case:
 
     @property
     def dead_slots(self) -> dict[Slot, int]:
-        """Slots with a sample deleted since the plan, by their rows, and since which view."""
-        return self.books.dead_slots
+        """Slots that lost a sample since the plan was made, and the first view that deleted one."""
+        return self.ledger.dead_slots
 
     @property
     def living(self) -> list[Node]:
-        """Nodes of the plan in whose prefix no sample was deleted."""
+        """Nodes of the plan in force whose slices have lost no sample since the plan was made."""
         dead = self.dead_slots
         return [
             node
@@ -103,39 +107,50 @@ class Case:
 
     @property
     def elsewhere(self) -> bool:
-        """Whether other machines may purge the run too, who do not reach the copies here."""
+        """Whether the ledger is a database that other machines use too.
+
+        A purge by another machine does not reach the copies of nodes on this one.
+        """
         return self.run.ledger_at != str(self.run.ledger_path)
 
     def wanted(self) -> set[NodeKey]:
-        """Keys of the nodes of the plan to come that no deletion has hit."""
-        plan, row = self.pending, self.books.pending
+        """Keys of the nodes of the plan to come whose slices no deletion has hit."""
+        plan, row = self.pending, self.ledger.pending
         if plan is None or row is None:
             return set()
-        struck = self.books.struck.items()
-        hit = {slot for view, slots in struck if view > row.view for slot in slots}
+        by_view = self.ledger.slots_hit.items()
+        hit = {slot for view, slots in by_view if view > row.view for slot in slots}
         return {
             node.key
             for node in plan.forest
             if not any((node.shard, part) in hit for part in node.prefix)
         }
 
+    @property
+    def needed(self) -> set[NodeKey]:
+        """Keys of the living nodes of the plan in force and of the plan to come."""
+        return {node.key for node in self.living} | self.wanted()
+
     def names_among(self, asked: Callable[[str], bool]) -> list[str]:
-        """Those ids and subjects in the ledger for which ``asked`` is true."""
+        """The ids and subjects in the ledger for which ``asked`` returns true, sorted."""
         at = self.run.ledger_at
-        with Ledger.open(at, read_only=True) as ledger, ledger.evidence() as evidence:
-            names = (name for row in evidence.samples() for name in (row.sample_id, row.subject))
+        with Ledger.open(at, read_only=True) as ledger, ledger.evidence() as rows:
+            names = (name for row in rows.samples() for name in (row.sample_id, row.subject))
             return sorted({name for name in names if name is not None and asked(name)})
 
     def purged_among(self, names: Collection[str]) -> list[str]:
-        """Those names that are of samples or persons of which hashes alone are left."""
-        with Ledger.open(self.run.ledger_at, read_only=True) as ledger, ledger.evidence() as told:
-            hashes = {one for row in told.forgotten() for one in (row.sample, row.subject)}
-            return sorted(name for name in names if told.hashed(name) in hashes) if hashes else []
+        """The names that belong to purged samples or persons, sorted.
+
+        The ledger keeps only keyed hashes of those, so each name is hashed and looked up.
+        """
+        with Ledger.open(self.run.ledger_at, read_only=True) as ledger, ledger.evidence() as rows:
+            hashes = {one for row in rows.forgotten() for one in (row.sample, row.subject)}
+            return sorted(name for name in names if rows.hashed(name) in hashes) if hashes else []
 
     def beside_ledger(self) -> list[str]:
-        """What the ledger's database holds and is no part of a ledger."""
-        with Ledger.open(self.run.ledger_at, read_only=True) as ledger, ledger.evidence() as told:
-            return told.strange()
+        """Names of the tables and other objects in the ledger's database that s3t did not make."""
+        with Ledger.open(self.run.ledger_at, read_only=True) as ledger, ledger.evidence() as rows:
+            return rows.strange()
 
     def _once(self, name: str, load: Callable[[], Part]) -> Part:
         if name not in self._parts:
@@ -152,21 +167,21 @@ class Case:
         part: Part = found
         return part
 
-    def _read_books(self) -> Books:
+    def _read_ledger(self) -> LedgerFacts:
         at, path, shape = self.run.ledger_at, self.run.ledger_path, self._shape()
         if at != str(path):
             with Ledger.open(at, read_only=True) as ledger:
-                return read_books(ledger, shape)
+                return read_facts(ledger, shape)
         if not path.is_file():
             raise IntegrityError(
-                f"{path} is missing, so nobody knows what was deleted: restore it from a copy"
+                f"{path} is missing, so what was deleted is unknown: restore it from a copy"
             )
         for _ in range(_TRIES):
             before = _stamp(path)
             with Ledger.open(path, read_only=True) as ledger:
-                books = read_books(ledger, shape)
+                facts = read_facts(ledger, shape)
             if before[1] or _stamp(path) == before:  # with a log of writes beside it, SQLite
-                return books  # itself sees to it that all is of one moment
+                return facts  # itself sees to it that all is of one moment
         raise S3TError(f"{path} was written to while it was read: run s3t audit again")
 
     def _shape(self) -> PartitionConfig | None:
@@ -177,14 +192,14 @@ class Case:
 
     def _read_plan(self) -> Plan:
         try:
-            row = self.books.plan
+            row = self.ledger.plan
         except S3TError:
             return Plan.from_json(_text(self.run.plan_path))
         paths = (self.run.plan_path, *self.run.plans.others())
         return self._named(None if row is None else row.digest, paths)
 
     def _read_pending(self) -> Plan | None:
-        row = self.books.pending
+        row = self.ledger.pending
         if row is None:
             return None
         return self._named(row.digest, (*self.run.plans.others(), self.run.plan_path))

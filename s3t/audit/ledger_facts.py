@@ -1,11 +1,11 @@
-"""The books of a run: its ledger at one moment, as it says and as its rows say.
+"""What the ledger says at one moment: its tables, its log, and what its rows add up to.
 
-    tables as they lie there        values, log, requests, slots, nodes, jobs
-    told by the log                 plans, and the slots that deletions hit
-    reckoned from rows and log      who is left, digests, what was hit when, who is out of place
+    tables as they are              values, log, requests, slots, nodes, jobs
+    from the log                    plans, and the slots that deletions hit
+    computed from rows and log      samples left, digests, hits by view, samples in a wrong slot
 
-Invariant: nothing that is reckoned is taken from what deletions keep up to date (counters, view);
-those are only carried along, for the claims to compare.
+Invariant: nothing is computed from the counters and the view number, which deletions keep up to
+date. Those are kept beside the computed values, so that claims can compare the two.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from s3t.data.partition import slice_digest
 from s3t.ledger import Witnessed, nodes_digest
 from s3t.types import Digest, NodeKey, SampleId, Slot
 
-__all__ = ["Books", "LogEntry", "PlanRow", "SlotBook"]
+__all__ = ["LedgerFacts", "LogEntry", "PlanRow", "SlotFacts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class LogEntry:
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """A plan that the ledger names: ``in_force`` is the view since which it is served, if it is."""
+    """A plan that the ledger names. ``in_force`` is the view since which it is served, or None."""
 
     generation: int
     digest: Digest
@@ -49,18 +49,18 @@ class PlanRow:
 
 
 @dataclass
-class SlotBook:
-    """One slot by its rows.
+class SlotFacts:
+    """Facts of one slot (shard, slice), computed from the rows of its samples.
 
     Attributes:
-        samples: registered, purged ones included.
-        left: not deleted.
-        digest: of the samples left (``slice_digest``).
-        planned: left at the view of the plan in force.
-        planned_digest: of those; None if rows of some were purged since.
-        persons: distinct subjects, purged ones included, and samples of nobody.
-        persons_left: the same of the samples left.
-        marked: rows of deleted samples that are still there, by view.
+        samples: number of samples registered, purged ones included.
+        left: number of samples that are not deleted.
+        digest: digest of the samples left (``slice_digest``).
+        planned: number of samples left at the view of the plan in force.
+        planned_digest: digest of those; None if rows of some were purged since.
+        persons: number of distinct subjects, purged ones included, plus samples without a subject.
+        persons_left: the same, counting the samples left.
+        marked: number of rows of deleted samples that a purge has not removed yet, by view.
         first_hit: first view after that of the plan that deleted a sample here; None if none did.
         last_hit: last view that deleted a sample here, 0 if none did.
     """
@@ -84,30 +84,31 @@ class SlotBook:
 
 
 @dataclass
-class Books:
-    """A ledger at one moment.
+class LedgerFacts:
+    """A ledger, read in one transaction.
 
     Attributes:
-        database: which one it is, and its version.
-        faults: what it finds wrong with its own pages and indexes.
-        values: the table ``run`` but for secrets.
-        commitments: of the secrets that lie there.
-        left_behind: digest of what lies there of purged samples.
-        log: by number.
-        acknowledged: number and digest of its last entry, as told beside the database, if it is.
+        database: name and version of the database.
+        faults: problems that the database finds in its own pages and indexes, a sentence each.
+        values: the table ``run`` without its secrets.
+        commitments: digests of the secrets, by name.
+        purged_digest: digest of the hashes that are kept of purged samples; None without any.
+        log: entries in order.
+        acknowledged: number and digest of the last entry that a writer acknowledged, as the lock
+            file beside the database says; None if it says nothing.
         requests: rows by request id.
         slots, nodes: tables, by slot and by key.
         jobs: rows of large deletions that were accepted.
-        wrong_copies: contents whose counter is not what a count gives.
-        reckoned: the slots by their rows.
-        misplaced: ids whose place does not follow from themselves; none without a config.
-        restored: (keyed hash, slot) of samples that a receipt deletes, not marked as deleted.
+        wrong_copies: content digests whose counter of copies is wrong.
+        recounted: facts of each slot, computed from the rows.
+        misplaced: ids whose slot does not follow from the sample itself; empty without a config.
+        restored: (keyed hash, slot) of samples that a receipt deletes and no row marks as deleted.
         unreceipted: (slot, view) of deleted samples that no receipt of that view names.
-        told: number of samples that rows mark as deleted, and a receipt names, or that were purged,
-            by view.
-        struck: slots in which each view deleted a sample.
+        confirmed: by view, number of samples that were purged, or that a row marks as deleted and
+            a receipt names.
+        slots_hit: by view, the slots in which it deleted a sample.
         purged: number of purged samples.
-        samples_digest: over the rows of all samples that are there.
+        samples_digest: digest of the rows of all samples.
     """
 
     database: str
@@ -120,25 +121,25 @@ class Books:
     nodes: Mapping[NodeKey, Witnessed]
     jobs: list[Any]
     wrong_copies: list[str] = field(default_factory=list)
-    reckoned: dict[Slot, SlotBook] = field(default_factory=lambda: defaultdict(SlotBook))
+    recounted: dict[Slot, SlotFacts] = field(default_factory=lambda: defaultdict(SlotFacts))
     misplaced: list[SampleId] = field(default_factory=list)
     restored: list[tuple[str, Slot]] = field(default_factory=list)
     unreceipted: list[tuple[Slot, int]] = field(default_factory=list)
-    told: Counter[int] = field(default_factory=Counter)
-    struck: dict[int, set[Slot]] = field(default_factory=lambda: defaultdict(set))
+    confirmed: Counter[int] = field(default_factory=Counter)
+    slots_hit: dict[int, set[Slot]] = field(default_factory=lambda: defaultdict(set))
     purged: int = 0
-    left_behind: Digest | None = None
+    purged_digest: Digest | None = None
     acknowledged: tuple[int, str] | None = None
     samples_digest: Digest = Digest("")
 
     @property
     def view(self) -> int:
-        """Number of the view, as the ledger counts it."""
+        """The view number that the ledger states."""
         return int(self.values["view"])
 
     @cached_property
     def plans(self) -> list[PlanRow]:
-        """The plans that the log tells, by generation."""
+        """The plans that the log names, by generation."""
         forced = {one.body["generation"]: one.body["view"] for one in self.of_kind("force")}
         rows = (one.body for one in self.of_kind("plan"))
         return [
@@ -150,7 +151,10 @@ class Books:
 
     @cached_property
     def hits(self) -> dict[Slot, int]:
-        """The slots that receipts name, and the view that hit each last: what processes go by."""
+        """The slots that receipts name, with the last view that hit each.
+
+        Serving processes decide by these which nodes are alive.
+        """
         return {
             (int(shard), int(part)): int(entry.body["view"])
             for entry in self.of_kind("deletion")
@@ -164,28 +168,31 @@ class Books:
 
     @property
     def plan_view(self) -> int:
-        """View of the samples that the plan in force is of."""
+        """The view at which the plan in force was made; 0 without a plan."""
         return 0 if self.plan is None else self.plan.view
 
     @property
     def pending(self) -> PlanRow | None:
-        """The plan that is to be trained before it is served, if there is one."""
+        """The plan that is trained before it is put in force; None if there is none."""
         last = self.plans[-1] if self.plans else None
         return last if last is not None and last.in_force is None else None
 
     @property
     def sealed(self) -> LogEntry | None:
-        """The last entry of the log with a digest over all nodes."""
+        """The last entry of the log that holds a digest over all nodes."""
         return next((one for one in reversed(self.log) if one.kind == "nodes"), None)
 
     @property
     def nodes_sealed(self) -> bool:
-        """Whether the table nodes is what the log says."""
+        """Whether the table ``nodes`` has the digest that the log states."""
         return self.sealed is not None and nodes_digest(self.nodes) == self.sealed.body["digest"]
 
     @property
     def nodes_growing(self) -> bool:
-        """Whether it may hold more than that by now, since a training was not finished."""
+        """Whether the table ``nodes`` may hold more than the log states.
+
+        That is so while a training is not finished.
+        """
         if self.sealed is None or len(self.nodes) > int(self.sealed.body["nodes"]):
             return True
         plans = [*self.of_kind("plan"), *self.of_kind("force")]
@@ -193,15 +200,15 @@ class Books:
 
     @property
     def dead_slots(self) -> dict[Slot, int]:
-        """Slots with a sample deleted since the plan, and the view that was the first to."""
-        found = ((slot, book.first_hit) for slot, book in self.reckoned.items())
+        """Slots that lost a sample since the plan was made, and the first view that deleted one."""
+        found = ((slot, counts.first_hit) for slot, counts in self.recounted.items())
         return {slot: hit for slot, hit in found if hit is not None}
 
     def of_kind(self, kind: str) -> Iterator[LogEntry]:
-        """Entries of a kind by number."""
+        """The entries of one kind, in order."""
         return (entry for entry in self.log if entry.kind == kind)
 
-    def slot(self, shard: int, part: int) -> SlotBook:
-        """A slot by its rows; an empty one if there are none."""
-        empty = SlotBook(digest=slice_digest(()), planned_digest=slice_digest(()))
-        return self.reckoned.get((shard, part), empty)
+    def slot(self, shard: int, part: int) -> SlotFacts:
+        """The facts of a slot; those of an empty one if the ledger has no rows of it."""
+        empty = SlotFacts(digest=slice_digest(()), planned_digest=slice_digest(()))
+        return self.recounted.get((shard, part), empty)

@@ -1,9 +1,9 @@
-"""What only training can show: E2 by training nodes again, E3 by training the whole run again.
+"""What only training can show: E2 by training some nodes again, E3 by training the whole run again.
 
     some living nodes  ──trained again, without the deleted samples──► the same bytes?
     config, data       ──a new run that has never seen them──────────► the same nodes?
 
-Invariant: what is trained lies in a scratch folder of the run, and is gone afterwards.
+Invariant: what is trained lies in a scratch folder of the run, which is removed afterwards.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from collections.abc import Collection
 from typing import Literal
 
 from s3t.audit.claim import Findings
-from s3t.audit.evidence import Case
+from s3t.audit.evidence import RunEvidence
 from s3t.system.scratch import scratch
 from s3t.types import NodeKey
 
 __all__ = ["Count", "retrain_some", "train_from_scratch"]
 
 Count = int | Literal["all"]
-"""How many nodes to train again."""
+"""Number of nodes to train again, at least 1, or all."""
 
 
-def retrain_some(case: Case, count: Count, found: Findings) -> None:
-    """Train living nodes, drawn at random, again, and compare the bytes of their files."""
+def retrain_some(evidence: RunEvidence, count: Count, found: Findings) -> None:
+    """Train living nodes again, drawn at random, and compare the bytes of their files."""
     from s3t.training.retrain import retrain
 
-    if _unfinished(case, found):
+    if _unfinished(evidence, found):
         return
-    sound = [node for node in case.living if case.files.sound(node.key) is not None]
-    there = [node.key for node in sound if node.environment == case.here]
+    sound = [node for node in evidence.living if evidence.files.sound(node.key) is not None]
+    there = [node.key for node in sound if node.environment == evidence.here]
     keys = _drawn(there, count)
-    with scratch(case.run.root) as folder:
-        same = retrain(case.run, keys, folder / "nodes")
+    with scratch(evidence.run.root) as folder:
+        same = retrain(evidence.run, keys, folder / "nodes")
     found.each(
         [
             f"node {key}, trained again without the deleted samples, has other bytes than the file "
@@ -48,33 +48,33 @@ def retrain_some(case: Case, count: Count, found: Findings) -> None:
     )
 
 
-def train_from_scratch(case: Case, found: Findings) -> None:
+def train_from_scratch(evidence: RunEvidence, found: Findings) -> None:
     """Train a run that has never seen the deleted samples, and compare all nodes."""
     from s3t.training.retrain import from_scratch, retrain
 
-    if _unfinished(case, found):
+    if _unfinished(evidence, found):
         return
-    with scratch(case.run.root) as folder:
-        compared = from_scratch(case.run, folder / "run")
+    with scratch(evidence.run.root) as folder:
+        compared = from_scratch(evidence.run, folder / "run")
     # what grew on a node of another environment has another key in a run of this one alone
-    forest = case.plan.forest
+    forest = evidence.plan.forest
     comparable = {
         node.key
-        for node in case.living
+        for node in evidence.living
         if all(one.environment == compared.environment for one in forest.lineage(node.key))
     }
     over_others = [
         node.key
-        for node in case.living
+        for node in evidence.living
         if node.environment == compared.environment and node.key not in comparable
-        if case.files.sound(node.key) is not None
+        if evidence.files.sound(node.key) is not None
     ]
     different = list(compared.different)
     if over_others:
-        with scratch(case.run.root) as folder:
-            again = retrain(case.run, over_others, folder / "nodes")
+        with scratch(evidence.run.root) as folder:
+            again = retrain(evidence.run, over_others, folder / "nodes")
         different += sorted(key for key in over_others if not again[key])
-    living = comparable | case.wanted()
+    living = comparable | evidence.wanted()
     for what, keys in (
         ("has other bytes in a run from scratch without the deleted samples", different),
         (
@@ -94,7 +94,7 @@ def train_from_scratch(case: Case, found: Findings) -> None:
         ],
         "nodes",
     )
-    more = 0 if len(case.plan.environments) > 1 else len(compared.only_there) - len(absent)
+    more = 0 if len(evidence.plan.environments) > 1 else len(compared.only_there) - len(absent)
     found.checked(
         f"a run from scratch without the deleted samples has {compared.same} nodes with the very "
         "bytes of this one"
@@ -103,12 +103,12 @@ def train_from_scratch(case: Case, found: Findings) -> None:
             f"; {len(over_others)} over nodes of another environment trained again"
             * bool(over_others)
         )
-        + _elsewhere(len(case.living), [*comparable, *over_others])
+        + _elsewhere(len(evidence.living), [*comparable, *over_others])
     )
 
 
 def _elsewhere(count: int, compared: Collection[NodeKey]) -> str:
-    """How many nodes are of other environments, where there are some."""
+    """A sentence about nodes of other environments; empty if there are none."""
     if len(compared) == count:
         return ""
     return (
@@ -117,9 +117,9 @@ def _elsewhere(count: int, compared: Collection[NodeKey]) -> str:
     )
 
 
-def _unfinished(case: Case, found: Findings) -> bool:
-    """Whether the data are those of a plan to come, and not of the nodes that are served."""
-    if case.books.pending is None:
+def _unfinished(evidence: RunEvidence, found: Findings) -> bool:
+    """Whether new samples are being added, so that the data are those of the plan to come."""
+    if evidence.ledger.pending is None:
         return False
     found.pending("new samples are being taken in, nothing was trained again: run s3t add RUN")
     found.tried = False

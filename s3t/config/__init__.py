@@ -4,7 +4,7 @@
           ├─► merged tree ─► Config (frozen, unknown keys refused) ─► plain arguments inside
     a.b=c ┘
 
-files ──► config ──► data, model, partition, training, operation, serving (sections)
+files ──► config ──► aggregation, data, model, operation, partition, serve, training
 
 Invariant: a Config that exists is possible in itself. What depends on the data or on the base
 model (empty slices, missing columns, number of layers) is checked where those are known, and is
@@ -13,6 +13,7 @@ reported in the same form: all problems together, before anything is written.
 
 from __future__ import annotations
 
+from s3t.config.aggregation import AggregationConfig
 from s3t.config.config import Config, Task
 from s3t.config.data import ColumnsConfig, DataConfig, PublicConfig, SourceConfig
 from s3t.config.files import anchored, dump_config, load_config
@@ -24,7 +25,7 @@ from s3t.config.model import (
     ModelConfig,
     PromptConfig,
 )
-from s3t.config.operation import AggregationConfig, ReceiptsConfig, RepairConfig, StoreConfig
+from s3t.config.operation import ReceiptsConfig, RepairConfig, StoreConfig
 from s3t.config.partition import ClustersConfig, PartitionConfig, RiskConfig, SequencesConfig
 from s3t.config.training import StageConfig, TrainingConfig
 

@@ -1,81 +1,31 @@
-"""How a run is served over HTTP. Nothing here changes a node's bytes, or what may be served."""
+"""How the shards' answers become one answer."""
 
 from __future__ import annotations
 
-from ipaddress import ip_network
-from typing import Annotated
+from typing import Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from s3t.config.section import Natural, Positive, Section
+from s3t.config.section import Section
 
-__all__ = ["ServeConfig"]
-
-_Seconds = Annotated[float, Field(gt=0)]
-_Network = Annotated[str, AfterValidator(lambda text: str(ip_network(text)))]
-_Rate = Annotated[float, Field(gt=0)] | None
+__all__ = ["AggregationConfig"]
 
 
-class ServeConfig(Section):
-    """The service of a run (``s3t serve``)."""
+class AggregationConfig(Section):
+    """How the shards' answers become one, and what answers when no shard is left.
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: Annotated[int, Field(ge=0, le=65535, strict=True)] = Field(
-        8000, description="port to listen on; 0 takes a free one"
+    ``mean-adapters`` averages the shards' adapters and heads instead of their answers. That is one
+    forward pass for all of them, and may cost accuracy. ``route`` asks only the shard whose
+    prototype is nearest to the input, and needs ``partition.clusters``. The function of each method
+    stands in ``serving/ensemble/members.py``.
+    """
+
+    method: Literal["mean-probabilities", "mean-logits", "vote", "mean-adapters", "route"] = Field(
+        "mean-probabilities", description="how the answers of the shards are put together"
     )
-    tokens: str | None = Field(
-        None, description="file with the hashes of tokens; default: tokens.json in the run"
+    weights: Literal["uniform", "data"] = Field(
+        "uniform", description="data: a shard counts by the samples that its prefix has seen"
     )
-    lease: _Seconds = Field(
-        5.0,
-        description="seconds without a sign of life after which a replica counts as gone; it stops "
-        "answering before that",
-    )
-    batch_rows: Positive = Field(64, description="most rows answered in one pass")
-    batch_wait: Annotated[float, Field(ge=0)] = Field(
-        0.002, description="seconds that a row waits for others to share its pass"
-    )
-    queue_rows: Positive = Field(
-        1024, description="most rows that wait; above it 503 with Retry-After"
-    )
-    timeout: _Seconds = Field(
-        30.0, description="seconds for a body to arrive, and again for its answer"
-    )
-    head_timeout: _Seconds = Field(
-        10.0, description="seconds within which the head of a request has to arrive"
-    )
-    connections: Annotated[int, Field(ge=8, strict=True)] = Field(
-        4096,
-        description="most connections at once, fewer where ulimit -n is low; a quarter is kept for "
-        "deletions and probes",
-    )
-    address_connections: Positive = Field(
-        256, description="most connections of one address at once"
-    )
-    trusted_proxies: tuple[_Network, ...] = Field(
-        ("127.0.0.0/8", "::1/128"),
-        description="addresses and networks without the limit address_connections",
-    )
-    request_rows: Positive = Field(256, description="most rows of one request")
-    body_bytes: Positive = Field(2**20, description="most bytes of a request's body")
-    streams: Positive = Field(16, description="most completions at once; above it 503")
-    predict_rate: _Rate = Field(
-        None, description="most predictions and completions a second for each token"
-    )
-    delete_rate: _Rate = Field(50.0, description="most deletions a second for each token")
-    refusals: Positive = Field(
-        20, description="wrong tokens a minute from one address; above it 429"
-    )
-    job_samples: Natural = Field(
-        1000, description="a deletion that names more samples and persons is done in the background"
-    )
-    open_metrics: bool = Field(False, description="serve /metrics without a token")
-    drain: _Seconds = Field(
-        30.0, description="seconds to finish what is under way when the service ends"
-    )
-    callback_hosts: tuple[str, ...] = Field(
-        (), description="hosts that may be called back about deletions"
-    )
-    domain: str | None = Field(
-        None, description="domain of this service in callbacks and signatures; default: the host"
+    on_exhausted: Literal["raise", "base"] = Field(
+        "raise", description="when no shard is left: refuse, or answer with the base alone"
     )

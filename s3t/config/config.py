@@ -10,12 +10,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from s3t.config.aggregation import ServeConfig
+from s3t.config.aggregation import AggregationConfig
 from s3t.config.data import DataConfig
 from s3t.config.model import LoraConfig, ModelConfig, PromptConfig
-from s3t.config.operation import AggregationConfig, ReceiptsConfig, RepairConfig, StoreConfig
+from s3t.config.operation import ReceiptsConfig, RepairConfig, StoreConfig
 from s3t.config.partition import PartitionConfig, SequencesConfig
 from s3t.config.section import Natural, Section
+from s3t.config.serve import ServeConfig
 from s3t.config.training import StageConfig, TrainingConfig
 
 __all__ = ["Config", "Task"]
@@ -88,7 +89,7 @@ class Config(Section):
         if not {"training", "model", "stage"} & {*spoilt}:
             found += self._portable_problems()
         if not {"stage", "training", "model"} & {*spoilt}:
-            found += self._together_problems()
+            found += self._process_problems()
         if not {"store", "training"} & {*spoilt}:
             found += self._sealing_problems()
         if not {"stage", "prompt", "aggregation"} & {*spoilt}:
@@ -177,7 +178,7 @@ class Config(Section):
             return []
         return [
             f"training.gradient_checkpointing does not fit lora.dropout {self.lora.dropout}, which "
-            "would be drawn anew when a layer is run again: set one of them to false or 0"
+            "would be drawn again when a layer is run again: set one of them to false or 0"
         ]
 
     def _portable_problems(self) -> list[str]:
@@ -215,7 +216,7 @@ class Config(Section):
             )
         return found
 
-    def _together_problems(self) -> list[str]:
+    def _process_problems(self) -> list[str]:
         """What several processes of a node cannot do, and what a quantized base cannot."""
         found, stage, model = [], self.stage, self.model
         if stage.processes > 1 and self.training.workers not in ("auto", 1):

@@ -38,7 +38,7 @@ class SourceConfig(Section):
     def _complete(self) -> SourceConfig:
         if self.format == "hub" and not self.name:
             raise ValueError("format 'hub' needs name")
-        if self.format in ("csv", "json", "parquet", "imagefolder") and not self.files:
+        if self.format not in ("digits", "hub") and not self.files:
             raise ValueError(f"format {self.format!r} needs files")
         if self.format == "digits" and self.split.partition("[")[0] not in DIGITS_SPLITS:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""How a run answers, and where and how it is kept."""
+"""Where a run's nodes are kept, who signs its log, and when it is repaired."""
 
 from __future__ import annotations
 
@@ -10,30 +10,10 @@ from pydantic import Field, model_validator
 from s3t.config.section import Section
 
 __all__ = [
-    "AggregationConfig",
     "ReceiptsConfig",
     "RepairConfig",
     "StoreConfig",
 ]
-
-
-class AggregationConfig(Section):
-    """How the shards' answers become one, and what answers when no shard is left.
-
-    ``mean-adapters`` averages the shards' adapters and heads instead of their answers. That is one
-    forward pass for all of them, and may cost accuracy. ``route`` asks only the shard whose
-    prototype is nearest to the input, and needs ``partition.clusters``.
-    """
-
-    method: Literal["mean-probabilities", "mean-logits", "vote", "mean-adapters", "route"] = Field(
-        "mean-probabilities", description="how the answers of the shards are put together"
-    )
-    weights: Literal["uniform", "data"] = Field(
-        "uniform", description="data: a shard counts by the samples that its prefix has seen"
-    )
-    on_exhausted: Literal["raise", "base"] = Field(
-        "raise", description="when no shard is left: refuse, or answer with the base alone"
-    )
 
 
 class StoreConfig(Section):

@@ -4,8 +4,8 @@
     (files)  (names)  (checked)└► PrivateData = Sample + row       private: deletable, hence an id
 
 Invariants: label sets come from the config or from public data, never from a private sample (E5);
-reading a private file leaves no copy of it behind (E7); a row that is not wholly understood is a
-problem, never a guess (E8). All problems of a source are reported together.
+reading a private file leaves no copy of it (E7); a row that is not wholly understood is a problem,
+never a guess (E8). All problems of a source are reported together.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a table to checked columns: every problem of a source, by row number.
+"""Checks the columns of a table, and collects every problem of a source by row number.
 
 Row 1 is the first row of the source's split.
 """
@@ -22,28 +22,28 @@ from s3t.types import Digest
 __all__ = ["Columns", "read_columns"]
 
 _TEXTS = tuple(f"data.columns.{name}" for name in ("text", "text_pair", "prompt", "completion"))
-"""What is read as text; of two that are there the first comes first."""
+"""Keys of columns that are read as text, in the order in which two of them are joined."""
 
 _EXACT = 2.0**53
-"""Up to here a float is the integer that it was made of."""
+"""Floats up to this are exact integers."""
 _LONG = 4096
-"""Characters of an id or subject, as the service takes them."""
+"""Maximum number of characters of an id or subject, as in the service."""
 
 
 @dataclass
 class Columns:
-    """What a source says of its rows. Where ``problems`` is not empty the rest may be partial.
+    """The checked columns of a source. If ``problems`` is not empty, the rest may be partial.
 
     Attributes:
-        where: the section of the config, ``data.private`` for one.
-        inputs: texts, pairs of them, conversations, or images that are decoded when asked for.
-        labels: label names; None for causal-lm.
-        classes: class names that the label column's type has.
-        ids: given ids; None where they are to be derived.
-        subjects: the person of each row, if any.
-        risks: values of the risk column; empty where it is not read.
-        origins: files of each row alone, images for one; empty where there are none.
-        problems: one sentence each.
+        where: the section of the config, such as ``data.private``.
+        inputs: texts, pairs, conversations, or images that are decoded at each access.
+        labels: label name of each row; None for causal-lm.
+        classes: class names that the type of the label column declares.
+        ids: id of each row; None if ids are derived from content.
+        subjects: subject of each row, None for a row without one.
+        risks: values of the risk column; empty if it is not read.
+        origins: for each row the files that hold this row alone, such as an image; may be empty.
+        problems: a sentence for each.
         complete: whether every label could be read.
     """
 
@@ -59,10 +59,9 @@ class Columns:
     complete: bool = False
 
     def digests(self) -> list[Digest]:
-        """Content digest of every row; images are decoded one at a time.
+        """Content digest of each row; images are decoded one at a time.
 
-        Images that cannot be decoded, and rows with other problems, are left out of the answer
-        after a problem is noted.
+        A row that cannot be read is left out, and a problem is noted.
         """
         found: list[Digest] = []
         bad: dict[str, list[int]] = {}
@@ -82,7 +81,7 @@ class Columns:
         return found
 
     def check_labels(self, names: Sequence[str]) -> None:
-        """Note the labels that are not among ``names``."""
+        """Note a problem if a label is not among ``names``."""
         unknown = sorted({label for label in self.labels or () if label} - set(names))
         if unknown:
             self.problems.append(
@@ -91,14 +90,14 @@ class Columns:
             )
 
     def tiers(self, thresholds: Sequence[float], contents: Sequence[Digest]) -> list[int]:
-        """Risk tier of every row that has a value; none where the risk column is not read.
+        """Risk tier of each row that has a value; empty if the risk column is not read.
 
-        Rows that must lie in one slice but are in several tiers are noted: those of one subject,
-        and exact copies of no subject.
+        A problem is noted if rows that must lie in one slot have several tiers: rows of one
+        subject, or exact copies without a subject.
 
         Args:
             thresholds: ascending.
-            contents: what ``digests`` gave.
+            contents: content digests, from ``digests``.
         """
         found = []
         subjects: dict[str, set[int]] = {}
@@ -138,7 +137,10 @@ class Columns:
 
 
 def read_columns(config: Config, source: SourceConfig, where: str) -> Columns:
-    """Read a source and check it, except for which labels are allowed. Raises nothing."""
+    """Read a source and check it; problems are noted, not raised.
+
+    Whether labels are allowed is checked later (``Columns.check_labels``).
+    """
     found = Columns(where)
     try:
         table = read_table(source, config.data.columns)
@@ -161,7 +163,7 @@ def read_columns(config: Config, source: SourceConfig, where: str) -> Columns:
 
 
 def _wanted(config: Config, source: SourceConfig, found: Columns) -> Mapping[str, str]:
-    """Names of the columns to read, by the key of the config that names them."""
+    """Names of the columns to read, by the config key that gives each."""
     columns = config.data.columns
     wanted = _inputs_wanted(config)
     if config.task != "causal-lm":
@@ -249,7 +251,7 @@ def _texts(values: Sequence[Any], column: str, key: str, found: Columns) -> Sequ
 def _conversations(
     values: Sequence[Any], column: str, found: Columns
 ) -> Sequence[Conversation | None]:
-    """Conversations, None where a problem is noted."""
+    """The conversation of each row; None where a problem is noted."""
     read: list[Conversation | None] = []
     bad: dict[str, list[int]] = {}
     for number, value in enumerate(values, 1):
@@ -270,10 +272,10 @@ def _conversations(
 
 
 def _names(values: Sequence[Any], column: str, found: Columns) -> list[str | None]:
-    """Ids, subjects and labels as text, None where empty.
+    """Ids, subjects or labels as text; None for an empty cell.
 
-    A whole float becomes its integer: a column of integers with a gap is one of floats in pandas
-    and what it writes.
+    A float with an integer value becomes that integer, because pandas writes a column of integers
+    with gaps as floats.
     """
     names: list[str | None] = []
     odd: list[int] = []
@@ -293,7 +295,7 @@ def _names(values: Sequence[Any], column: str, found: Columns) -> list[str | Non
 def _nameable(
     values: Sequence[Any], names: Sequence[str | None], column: str, found: Columns
 ) -> None:
-    """Note ids and subjects that a deletion could not name, or that are not what the data say."""
+    """Note ids and subjects that a deletion could not name, or that are not exact."""
     inexact = [
         number
         for number, value in enumerate(values, 1)
@@ -314,7 +316,7 @@ def _nameable(
 
 
 def _unguessed(values: Sequence[Any], column: str, guesses: str, found: Columns) -> None:
-    """Note ids and subjects that were text, and of which datasets has made something else."""
+    """Note ids and subjects that the package datasets has read as numbers or dates."""
     made = [
         number
         for number, value in enumerate(values, 1)
@@ -331,7 +333,7 @@ def _unguessed(values: Sequence[Any], column: str, guesses: str, found: Columns)
 def _risks(
     values: Sequence[Any], column: str, as_of: date | None, found: Columns
 ) -> list[float | None]:
-    """Values of the risk column, None where a problem is noted."""
+    """The risk value of each row; None where a problem is noted."""
     risks: list[float | None] = []
     blank: list[int] = []
     odd: list[int] = []

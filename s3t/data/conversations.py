@@ -1,11 +1,10 @@
-"""Instructions as values: who says what, turn by turn.
+"""Conversations: turns with a role and a content, as values.
 
     prompt, completion          ─┐
     messages: [{role, content}] ─┴► Conversation ─► digest: roles and contents
 
-Invariant: a conversation has something to learn, and nothing in it was left out: a message that
-holds more than a role and its content, or another role than these three, is refused, never cut down
-to what is understood (E8).
+Invariant: a conversation to learn from has a turn of the assistant, and nothing was left out. A
+message with another role than the three, or with more than a role and a content, is refused (E8).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message: whose it is, and what it says."""
+    """One message: its role and its content."""
 
     role: str
     content: str
@@ -43,24 +42,24 @@ class Conversation:
 
     @classmethod
     def of(cls, prompt: str, completion: str) -> Conversation:
-        """A question of a user, and its answer."""
+        """A conversation of two turns: the user's prompt and the assistant's completion."""
         return cls((Turn("user", prompt), Turn(ASSISTANT, completion)))
 
     def messages(self, turns: int | None = None) -> list[dict[str, str]]:
-        """The first ``turns`` of it, by default all, as chat templates take them."""
+        """The first ``turns`` turns, default all, as ``{role, content}`` for a chat template."""
         return [{"role": turn.role, "content": turn.content} for turn in self.turns[:turns]]
 
 
 def conversation_of(value: Any, asking: bool = False) -> Conversation:
-    """A list of ``{role, content}``, or the same as JSON text, as a conversation.
+    """Read a conversation from a list of ``{role, content}``, or from the same as JSON text.
 
     Args:
-        value: what a cell of the column holds.
-        asking: whether it is to be answered, so that it must not end with an answer; a row to
-            learn from must hold one.
+        value: the cell of the column.
+        asking: True if the model is to answer it, so it must not end with an answer; False if it
+            is learnt from, so it must hold one.
 
     Raises:
-        ValueError: in words that go on after "messages", what is wrong with it.
+        ValueError: what is wrong, as the rest of a sentence that begins with "messages".
     """
     if isinstance(value, str):
         try:
@@ -84,7 +83,7 @@ def conversation_of(value: Any, asking: bool = False) -> Conversation:
 
 
 def is_text(value: Any) -> bool:
-    """Whether it is text that has bytes in UTF-8."""
+    """Whether a value is text that can be encoded in UTF-8."""
     return isinstance(value, str) and not _SURROGATE.search(value)
 
 

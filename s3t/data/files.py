@@ -1,8 +1,8 @@
-"""Files on disk: which ones a config names, and the rows of text files.
+"""Finds the files that a config names, and reads rows from text files.
 
-Invariants: a csv cell stays the text that it is (``007`` is not 7, ``NA`` is not nothing) and a
-JSON string stays a string; a line that is not wholly understood, or that says a thing twice, is a
-problem, never skipped.
+Invariants: a csv cell stays text (``007`` is not 7, ``NA`` is not empty) and a JSON string stays a
+string. A line that is not wholly understood, or that has a key twice, is a problem; no line is
+skipped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ __all__ = [
     "one_line",
     "reading",
     "resolve",
-    "same_headers",
 ]
 
 _OPENERS: Mapping[str, Callable[..., IO[str]]] = {
@@ -46,10 +45,10 @@ TWICE = "keys occur twice"
 
 
 def resolve(files: str | Sequence[str], directories: bool = False) -> list[str]:
-    """Every file that paths and globs name, relative to the current directory.
+    """The files that paths and globs name, relative to the current directory, each once.
 
     Raises:
-        DataError: naming all that is missing, and directories unless they are allowed.
+        DataError: names all that do not exist, and directories unless they are allowed.
     """
     patterns = [files] if isinstance(files, str) else list(files)
     found: list[str] = []
@@ -73,13 +72,13 @@ def resolve(files: str | Sequence[str], directories: bool = False) -> list[str]:
 
 
 def numbered(numbers: Sequence[int], limit: int = 10) -> str:
-    """Up to ``limit`` row or line numbers, and a count of the rest."""
+    """Text with up to ``limit`` row or line numbers, and the number of the rest."""
     rest = len(numbers) - limit
     return ", ".join(map(str, numbers[:limit])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def one_line(error: BaseException) -> str:
-    """An error of another package as one line, with its root cause."""
+    """The root cause of an error of another package, as one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(".") + "."
@@ -87,7 +86,7 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def reading(file: str) -> Iterator[None]:
-    """Turns a failure to read ``file`` into a DataError that names it."""
+    """Turn an error while reading ``file`` into a DataError that names it."""
     try:
         yield
     except DataError:
@@ -102,21 +101,29 @@ def _open(file: str) -> IO[str]:
     return opener(file, "rt", encoding="utf-8-sig", newline="")
 
 
-def same_headers(files: Sequence[str]) -> None:
-    """Check that csv files have the same columns: an absent one would pass for empty cells.
+def csv_rows(files: Sequence[str], delimiter: str = ",") -> list[Row]:
+    """Rows of csv files with the same columns (gz, bz2, xz too), every cell as text.
+
+    Args:
+        files: paths, read in this order.
+        delimiter: the character between two cells.
 
     Raises:
-        DataError: naming the files that differ from the first.
+        DataError: a file that cannot be read, columns that differ from those of the first file
+            (an absent one would pass for empty cells), or lines with too many or too few cells.
     """
-    headers = {file: set(_header(file)) for file in files}
-    odd = [file for file in files if headers[file] != headers[files[0]]]
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses long documents
+    headers = [_header(file, delimiter) for file in files]
+    odd = [file for file, header in zip(files, headers, strict=True) if {*header} != {*headers[0]}]
     if odd:
         raise DataError([f"{named(odd)}: columns differ from those of {files[0]!r}"])
+    each = zip(files, headers, strict=True)
+    return [row for file, header in each for row in _cells(file, header, delimiter)]
 
 
-def _header(file: str) -> list[str]:
+def _header(file: str, delimiter: str) -> list[str]:
     with reading(file), _open(file) as stream:
-        header = next(csv.reader(stream), [])
+        header = next(csv.reader(stream, delimiter=delimiter), [])
     problem = ""
     if not header:
         problem = f"{file!r} is empty: its first line must name the columns"
@@ -128,18 +135,11 @@ def _header(file: str) -> list[str]:
     return header
 
 
-def csv_rows(file: str) -> list[Row]:
-    """Rows of a csv file (gz, bz2, xz too), every cell as text.
-
-    Raises:
-        DataError: a file that cannot be read, or lines with cells too many or too few.
-    """
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses long documents
-    header = _header(file)
+def _cells(file: str, header: Sequence[str], delimiter: str) -> list[Row]:
     rows: list[Row] = []
     ragged: list[int] = []
     with reading(file), _open(file) as stream:
-        reader = csv.reader(stream, strict=True)
+        reader = csv.reader(stream, delimiter=delimiter, strict=True)
         next(reader)
         for cells in reader:
             if not cells:
@@ -153,7 +153,11 @@ def csv_rows(file: str) -> list[Row]:
 
 
 def once(pairs: list[tuple[str, Any]]) -> Row:
-    """An object of JSON, for ``json.loads``: a key that stands there twice is a ValueError."""
+    """``object_pairs_hook`` of ``json.loads`` that refuses a key that occurs twice.
+
+    Raises:
+        ValueError: names the keys.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -162,13 +166,16 @@ def once(pairs: list[tuple[str, Any]]) -> Row:
     return found
 
 
-def json_rows(file: str) -> list[Row]:
-    """Rows of a file of JSON lines, or of one JSON list of objects (gz, bz2, xz too).
+def json_rows(files: Sequence[str]) -> list[Row]:
+    """Rows of files of JSON lines, or of one JSON list of objects each (gz, bz2, xz too).
 
     Raises:
-        DataError: a file that cannot be read, or lines that are not a JSON object, each key of it
-            once.
+        DataError: a file that cannot be read, or a line that is no JSON object or has a key twice.
     """
+    return [row for file in files for row in _objects(file)]
+
+
+def _objects(file: str) -> list[Row]:
     with reading(file), _open(file) as stream:
         text = stream.read()
     rows: list[Row] = []

@@ -3,21 +3,21 @@
     HMAC-SHA256(salt, subject or content) ─► 64 bits ─► mod m·W ─► shard = h div W, slice = h mod W
 
 W is L, the number of slices. With risk tiers it is the number of those that the sample's tier owns,
-and the slice is counted from the first of them:
+and the slice is counted from the first one of the tier:
 
               tier 0       tier 1
     shard 0   0  1  2      3          each tier is dealt across all shards; within a shard like
     shard 1   0  1  2      3          risks lie together, so that deletions hit few slices
 
-With clusters the shard is the one that the sample carries, the nearest public prototype
-(``model/prototypes.py``), and the hash tells the slice alone: slice = bits mod W.
+With clusters the shard is the number of the nearest public prototype, which the sample carries
+(``model/prototypes.py``), and the hash gives only the slice: slice = bits mod W.
 
-Invariant E3: a place is a function of the sample alone. No sample's place depends on another's
-presence, so a run without the deleted samples finds every other sample where it was. All samples
-of a subject lie in one slice, and so do exact copies, so that deleting a person touches one slice;
-hence a subject has one tier, and so have copies: data that say otherwise are refused where they
-are read, and so a tier never depends on another sample either (``data/risk.py``). With clusters
-that holds for copies; a person's rows lie in one slice of each shard that some of them are like.
+Invariant E3: a slot is a function of the sample alone. No sample's slot depends on another sample,
+so a run without the deleted samples puts all others into the same slots. All samples of a subject
+lie in one slot, and so do exact copies, so deleting a person hits one slot. Therefore all samples
+of a subject, and all exact copies, must have one risk tier: other data are refused when they are
+read (``data/risk.py``). With clusters this holds for copies; the rows of a person may lie in
+several shards, in one slice of each.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from itertools import pairwise
 
 from s3t.config import PartitionConfig
 from s3t.errors import DataError, named
-from s3t.types import Digest, Place, Sample, digest
+from s3t.types import Digest, Sample, Slot, digest
 
-__all__ = ["Partition", "partition", "place", "slice_digest", "slice_rates", "tier_slices"]
+__all__ = ["Partition", "partition", "slice_digest", "slice_rates", "slot_of", "tier_slices"]
 
 NAMED_EMPTY = 10
-"""Above this many empty slices they are counted, not listed in a sentence each."""
+"""If more slices are empty, one sentence gives their number; otherwise each has a sentence."""
 
 TOO_MANY = 100_000
-"""Above this many slices, and more of them than samples, they are not even made."""
+"""More slices than this, and than samples, are refused before any list of them is made."""
 
 
 def tier_slices(shape: PartitionConfig) -> tuple[int, ...]:
@@ -54,7 +54,7 @@ def tier_slices(shape: PartitionConfig) -> tuple[int, ...]:
 
 
 def slice_rates(shape: PartitionConfig) -> tuple[float, ...] | None:
-    """Relative deletion rate of each slice 0 … L−1 of every shard; None where all are equal."""
+    """Relative deletion rate of each slice, [L], the same in every shard; None if all are equal."""
     rates = shape.risk.rates if shape.risk is not None else None
     if rates is None or len(set(rates)) == 1:
         return None
@@ -67,10 +67,10 @@ def slice_digest(samples: Iterable[Sample]) -> Digest:
     return digest(sorted((sample.id, sample.content) for sample in samples))
 
 
-def place(
+def slot_of(
     sample: Sample, shards: int, slices: int, salt: str, tiers: Sequence[int] | None = None
-) -> Place:
-    """Place of a sample: a keyed hash of its subject or, without one, of its content.
+) -> Slot:
+    """The slot of a sample: a keyed hash of its subject or, without one, of its content.
 
     Args:
         sample: of a tier that ``tiers`` has. Its cluster, if it has one, is below ``shards``.
@@ -87,14 +87,14 @@ def place(
     tiers = tiers or (slices,)
     width, first = tiers[sample.tier], sum(tiers[: sample.tier])
     if sample.cluster is not None:
-        return Place(sample.cluster, first + bits % width)
+        return sample.cluster, first + bits % width
     shard, within = divmod(bits % (shards * width), width)
-    return Place(shard, first + within)
+    return shard, first + within
 
 
 @dataclass(frozen=True)
 class Partition:
-    """All samples in their places.
+    """All samples by slot.
 
     Attributes:
         shards: m, the number of shards.
@@ -114,12 +114,12 @@ class Partition:
         """Digest of each slice, ``digests()[shard][slice]`` (see ``slice_digest``)."""
         return tuple(tuple(slice_digest(members) for members in shard) for shard in self.members)
 
-    def places(self) -> Iterator[tuple[Sample, Place]]:
-        """Every sample with its place, by shard, slice and id."""
+    def slots(self) -> Iterator[tuple[Sample, Slot]]:
+        """Every sample with its slot, ordered by shard, slice and id."""
         for shard, row in enumerate(self.members):
             for slice_, members in enumerate(row):
                 for sample in members:
-                    yield sample, Place(shard, slice_)
+                    yield sample, (shard, slice_)
 
 
 def partition(
@@ -131,7 +131,7 @@ def partition(
     *,
     allow_empty: bool = False,
 ) -> Partition:
-    """Put every sample in its place.
+    """Sort samples into slots.
 
     Args:
         samples: in any order, each id once.
@@ -150,8 +150,8 @@ def partition(
         raise DataError([*_repeated(ordered), _too_few(shards * slices, ordered)], "partition")
     cells: list[list[list[Sample]]] = [[[] for _ in range(slices)] for _ in range(shards)]
     for sample in ordered:
-        at = place(sample, shards, slices, salt, tiers)
-        cells[at.shard][at.slice].append(sample)
+        shard, slice_ = slot_of(sample, shards, slices, salt, tiers)
+        cells[shard][slice_].append(sample)
     problems = [*_repeated(ordered), *([] if allow_empty else _empty(cells, ordered, tiers))]
     if problems:
         raise DataError(problems, "partition")

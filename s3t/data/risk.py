@@ -1,13 +1,12 @@
-"""From the risk column to tiers (``partition.risk``).
+"""Risk tiers from the risk column (``partition.risk``).
 
-    cell ─► value: a number, or the age of a date in days ─► tier: how many thresholds it reaches
-                     thresholds: of the config, or quantiles of public data
+    cell ─► value: a number, or the age of a date in days ─► tier: number of thresholds it reaches
+                     thresholds: from the config, or quantiles of public data
 
-Invariant E3: a tier follows from the row itself, the config and public data. So the values of a
-person are never put together, as a mean or a maximum: with one row gone the person's others could
-move to another tier, and a run without that row would not find them where they were. The rows of
-one person must agree on the tier by themselves, and so must exact copies of no subject, since both
-are promised to lie in one slice (``partition.py``); where they do not, that is a problem.
+Invariant E3: a tier follows from the row itself, the config and public data. It is never computed
+from several rows of a person, such as their mean or maximum: without one of them the others could
+move to another tier. All rows of a person must have one tier, and so must exact copies without a
+subject, since both lie in one slot (``partition.py``); otherwise a problem is reported.
 """
 
 from __future__ import annotations
@@ -27,11 +26,14 @@ def risk_value(cell: Any, as_of: date | None) -> float:
     """The value of a cell that is not blank.
 
     Args:
-        cell: a number or its text; with ``as_of`` a date, a time or its ISO text.
-        as_of: the day on which the age of dates is counted.
+        cell: a number, or text of one; with ``as_of`` a date, a time, or ISO text of one.
+        as_of: the day by which the age of a date is counted; None if cells are numbers.
+
+    Returns:
+        the number, or the age in days.
 
     Raises:
-        ValueError, OverflowError: it is no such thing, or not finite.
+        ValueError, OverflowError: the cell is something else, or not finite.
     """
     if as_of is not None:
         return float((as_of - _day(cell)).days)
@@ -58,23 +60,23 @@ def _day(cell: Any) -> date:
 
 
 def tier_of(value: float, thresholds: Sequence[float]) -> int:
-    """How many of the ascending thresholds the value reaches."""
+    """The tier of a value: the number of ascending thresholds that it reaches, from 0."""
     return bisect_right(thresholds, value)
 
 
 def quantile_thresholds(quantiles: Sequence[float], public: Iterable[float]) -> tuple[float, ...]:
-    """The values of public data below which these shares of it lie.
+    """Thresholds between tiers: quantiles of the values of public data.
 
     Args:
-        quantiles: shares in (0, 1), ascending.
-        public: at least one value.
+        quantiles: numbers in (0, 1), ascending.
+        public: values of public rows, at least one.
 
     Raises:
-        ValueError: some tier would hold none of the values.
+        ValueError: a tier would hold no value.
     """
     ordered = sorted(public)
     # a value that is there, not one between two: no rounding decides on a tier
-    found = tuple(ordered[int(share * len(ordered))] for share in quantiles)
+    found = tuple(ordered[int(part * len(ordered))] for part in quantiles)
     if any(low >= high for low, high in pairwise((ordered[0], *found))):
         raise ValueError(
             f"the quantiles {list(quantiles)} of its {len(ordered)} values are {list(found)}, "

@@ -1,7 +1,7 @@
-"""Rows as a model's preparation takes them: inputs by index, labels by number.
+"""Rows of data: inputs by index, labels by number, and their digests.
 
 Texts, conversations and digits lie in memory. Images stay encoded (a path or bytes) and are decoded
-at each access, so that a data set larger than memory can be indexed.
+at each access, so a data set may be larger than memory.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class LabelledRows:
     Attributes:
         inputs: ``str`` or a ``Pair`` for text tasks, or a ``Conversation`` where rows are
             instructions; for images an array H×W×C, uint8 or float32 (digits).
-        labels: a number of ``label_names`` for each input; None for causal-lm.
-        numbers: where rows are instructions, the row of the source that each is, from 1: what the
-            tokenizer finds wrong with one is told by it.
+        labels: for each input its number in ``label_names``; None for causal-lm.
+        numbers: for instructions, the row number of each input in its source, from 1, which
+            messages name; else empty.
     """
 
     inputs: Sequence[Any]
@@ -42,13 +42,13 @@ class LabelledRows:
         return len(self.inputs)
 
     def digest(self) -> Digest:
-        """Digest over the contents and labels of all rows, in their order."""
+        """Digest of the contents and labels of all rows, in order."""
         labels = self.labels or (None,) * len(self)
         pairs = zip(self.inputs, labels, strict=True)
         return digest([content_digest(row, None if n is None else str(n)) for row, n in pairs])
 
     def at(self, kept: Sequence[int]) -> LabelledRows:
-        """Some of the rows, in the order of ``kept``."""
+        """The rows of these numbers, from 0, in their order."""
         return LabelledRows(
             pick(self.inputs, kept),
             None if self.labels is None else tuple(self.labels[at] for at in kept),
@@ -57,18 +57,18 @@ class LabelledRows:
 
 
 class Pair(NamedTuple):
-    """Two texts that are judged together."""
+    """Two texts that are one input."""
 
     first: str
     second: str
 
 
 class Images(Sequence[Any]):
-    """Encoded images, decoded when they are asked for.
+    """A sequence of images that are decoded at each access.
 
     Args:
-        encoded: paths, bytes, Hugging Face's ``{"bytes", "path"}``, or arrays as they are.
-        order: which of them, in which order; all of them by default.
+        encoded: paths, bytes, Hugging Face's ``{"bytes", "path"}``, or arrays.
+        order: numbers of the images in this sequence; default: all, in order.
     """
 
     def __init__(self, encoded: Sequence[Any], order: Sequence[int] | None = None) -> None:
@@ -89,18 +89,21 @@ class Images(Sequence[Any]):
 
 
 def pick(inputs: Sequence[Any], order: Sequence[int]) -> Sequence[Any]:
-    """``inputs`` in another order; images stay encoded."""
+    """The inputs of these numbers, in their order; images stay encoded."""
     if isinstance(inputs, Images):
         return Images(inputs.encoded, [inputs.order[index] for index in order])
     return tuple(inputs[index] for index in order)
 
 
 def decode_image(value: Any) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """An array H×W×1 (grey) or H×W×3 (everything else, alpha dropped), upright by its EXIF tag.
+    """Decode an image, and turn it upright by its EXIF tag.
+
+    Returns:
+        H×W×1 for grey images, H×W×3 for all others, without alpha; arrays are returned as they are.
 
     Raises:
-        ValueError: a value that is not an image, one of more than 8 bits a channel, or several.
-        OSError: a file that is damaged or gone. Damaged files raise other errors of PIL's too.
+        ValueError: no image, several in one file, or more than 8 bits a channel.
+        OSError: a file that is damaged or missing. PIL may raise other errors on damaged files.
     """
     import numpy as np
     from PIL import Image, ImageOps
@@ -124,8 +127,12 @@ def decode_image(value: Any) -> NDArray[np.uint8] | NDArray[np.float32]:
 
 
 def content_digest(row: Any, label: str | None) -> Digest:
-    """Digest of an input (text, pair, conversation or array) and the name of its label, None for
-    causal-lm."""
+    """Digest of an input and its label.
+
+    Args:
+        row: a text, a pair, a conversation or an image as an array.
+        label: name of the label; None for causal-lm.
+    """
     if isinstance(row, str):
         return digest({"text": row, "label": label})
     if isinstance(row, Pair):

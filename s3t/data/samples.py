@@ -1,7 +1,7 @@
-"""Private samples with ids and digests, and public rows.
+"""Reads private samples, with ids and digests, and public rows.
 
-Invariant E5: label names come from the config or from public data. A private label that they do
-not hold is a problem, not a new class.
+Invariant E5: label names come from the config or from public data. A private row with another label
+is a problem, not a new class.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class PrivateData:
     Attributes:
         samples: sorted by id.
         rows: ``rows.inputs[i]`` and ``rows.labels[i]`` belong to ``samples[i]``.
-        folded: exact copies of the same subject, or of none, that became one sample because
-            their ids are derived from their content.
+        folded: number of rows that became one sample with another: exact copies of one subject, or
+            of none, have the same derived id.
     """
 
     samples: tuple[Sample, ...]
@@ -48,11 +48,11 @@ class PrivateData:
 
     @cached_property
     def index(self) -> dict[SampleId, int]:
-        """Position of each sample."""
+        """Number of each sample in ``samples``, by id."""
         return {sample.id: number for number, sample in enumerate(self.samples)}
 
     def without(self, gone: Container[str]) -> PrivateData:
-        """The same without the samples whose ids are in ``gone``."""
+        """The data without the samples whose ids are in ``gone``."""
         kept = [at for at, sample in enumerate(self.samples) if sample.id not in gone]
         if len(kept) == len(self.samples):
             return self
@@ -70,9 +70,9 @@ class Data:
         adapt: public rows for adapting the base, if configured.
         validation: public rows for choosing among prefixes.
         test: public rows for the final numbers.
-        overlap: private samples whose exact content the public data holds too: deleting them
-            does not make the run forget it.
-        thresholds: between the risk tiers; empty without ``partition.risk``.
+        overlap: number of private samples whose exact content is public too; deleting one does not
+            remove its content from the run.
+        thresholds: thresholds between the risk tiers; empty without ``partition.risk``.
     """
 
     labels: tuple[str, ...]
@@ -85,12 +85,13 @@ class Data:
 
 
 def label_names(config: Config) -> tuple[str, ...]:
-    """Label names in order: ``data.labels``, or those of the public data; none for causal-lm.
+    """Label names in order: ``data.labels``, or those of the public data; empty for causal-lm.
 
-    Public class names keep their order; what the rows hold beyond them follows, sorted.
+    Class names that a public source declares come first, in its order; other labels of public rows
+    follow, sorted.
 
     Raises:
-        DataError: problems of the public data, from which the names had to come.
+        DataError: problems of the public data, if the names come from it.
     """
     if config.task == "causal-lm":
         return ()
@@ -106,10 +107,10 @@ def load_private(config: Config, labels: Sequence[str]) -> PrivateData:
 
     Args:
         config: the run's config.
-        labels: what ``label_names`` gave.
+        labels: label names, from ``label_names``.
 
     Raises:
-        DataError: with every problem of the source.
+        DataError: lists every problem of the source.
     """
     found = read_columns(config, config.data.private, "data.private")
     risk, source, public = config.partition.risk, config.data.public.adapt, {}
@@ -123,10 +124,10 @@ def load_private(config: Config, labels: Sequence[str]) -> PrivateData:
 
 
 def private_origins(config: Config) -> list[tuple[SampleId, tuple[str, ...]]]:
-    """The id of every private row, copies of a sample too, and the files that are of it alone.
+    """For each private row, copies too: the sample's id, and the files that hold this row alone.
 
     Raises:
-        DataError: with every problem of the source.
+        DataError: lists every problem of the source.
     """
     found = read_columns(config, config.data.private, "data.private")
     contents = found.digests() if found.ids is None else [Digest("")] * len(found.ids)
@@ -144,7 +145,7 @@ def load_public(
     """Read public rows.
 
     Raises:
-        DataError: with every problem of the source, or when the config does not name it.
+        DataError: every problem of the source, or that the config does not name it.
     """
     where = f"data.public.{which}"
     source = _public(config).get(where)
@@ -157,10 +158,10 @@ def load_public(
 
 
 def load_all(config: Config) -> Data:
-    """Read every source once, with the problems of all of them in one report.
+    """Read every source once.
 
     Raises:
-        DataError: every problem, each opened by the section that it belongs to.
+        DataError: lists the problems of all sources, each with its section of the config.
     """
     private = read_columns(config, config.data.private, "data.private")
     public = {where: read_columns(config, s, where) for where, s in _public(config).items()}

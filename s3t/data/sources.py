@@ -1,8 +1,10 @@
-"""From a source in the config to a table of named columns.
+"""Reads a source of the config into a table of named columns.
 
-Invariant E7: csv, JSON, parquet and image files are read straight into memory (images: when they
-are needed), without the on-disk cache of Hugging Face datasets, so no copy of a private row is
-left behind. csv cells stay text (``007`` is not 7) and JSON strings stay strings.
+To add a format: write its reader, and name it in ``FORMATS`` and in ``SourceConfig.format``.
+
+Invariant E7: csv, JSON, parquet and image files are read straight into memory (images when they are
+needed), without the on-disk cache of Hugging Face datasets, so no copy of a private row is left.
+Cells of csv stay text (``007`` is not 7), and JSON strings stay strings.
 """
 
 from __future__ import annotations
@@ -22,34 +24,33 @@ from s3t.data.files import (
     one_line,
     reading,
     resolve,
-    same_headers,
 )
 from s3t.errors import DataError, named
 from s3t.system.scratch import scratch
 
-__all__ = ["Table", "read_table"]
+__all__ = ["FORMATS", "Table", "read_table"]
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"),
 )
-METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+METADATA_FILES = {"metadata.csv": csv_rows, "metadata.jsonl": json_rows}
 OF_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
-"""Files that file managers leave in folders of images."""
+"""Files of file managers, which are ignored in folders of images."""
 DIGITS_SPLITS = {"public": (0, 597), "private": (597, 1397), "test": (1397, 1797)}
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a source by column, not yet checked.
+    """The rows of a source by column, not checked yet.
 
     Attributes:
-        names: the columns that exist.
+        names: names of the columns.
         size: number of rows.
-        column: values of a column by name; images are paths, bytes or arrays, decoded later.
-        classes: class names of the columns whose type has them.
-        ids: ids that the source itself gives its rows (digits).
-        origins: the files that each row comes from, where it has some of its own (image folders).
-        guesses: the format of text, ``csv`` or ``json``, of which datasets has guessed the types.
+        column: returns the values of a column by name; images are paths, bytes or arrays.
+        classes: class names of each column whose type declares them.
+        ids: ids that the source gives its rows (digits); None without.
+        origins: for each row the files that hold this row alone (image folders); None without.
+        guesses: ``csv`` or ``json`` if the package datasets guessed types from such text; else "".
     """
 
     names: tuple[str, ...]
@@ -61,26 +62,26 @@ class Table:
     guesses: str = ""
 
 
+Reader = Callable[[SourceConfig, ColumnsConfig], Table]
+
+
 def read_table(source: SourceConfig, columns: ColumnsConfig) -> Table:
-    """Read a source.
+    """Read a source by the reader of its format.
 
     Raises:
         DataError: files that do not exist or cannot be read, or a split that does not exist.
     """
-    if source.format == "digits":
-        return _digits(source.split, columns)
-    if source.format == "hub":
-        return _hub(source)
-    if source.format == "parquet":
-        return _parquet(source)
-    if source.format == "imagefolder":
-        return _image_folder(source, columns)
-    files = resolve(source.files or ())
-    if source.format == "csv":
-        same_headers(files)
-    read = csv_rows if source.format == "csv" else json_rows
-    rows = [row for file in files for row in read(file)]
-    return _table([rows[i] for i in _split(source.split, "train", len(rows))])
+    return FORMATS[source.format](source, columns)
+
+
+def _text_files(read: Callable[[Sequence[str]], list[Row]]) -> Reader:
+    """The reader of a format whose files are text that ``read`` takes apart into rows."""
+
+    def table(source: SourceConfig, columns: ColumnsConfig) -> Table:
+        rows = read(resolve(source.files or ()))
+        return _table([rows[i] for i in _split(source.split, "train", len(rows))])
+
+    return table
 
 
 def _table(rows: Sequence[Row], classes: Mapping[str, tuple[str, ...]] | None = None) -> Table:
@@ -89,7 +90,7 @@ def _table(rows: Sequence[Row], classes: Mapping[str, tuple[str, ...]] | None = 
 
 
 def _split(spec: str, name: str, size: int) -> Sequence[int]:
-    """Rows of a Hugging Face split expression over one split called ``name``."""
+    """Row numbers that a Hugging Face split expression selects from one split called ``name``."""
     if spec == name:
         return range(size)
     import datasets
@@ -102,7 +103,7 @@ def _split(spec: str, name: str, size: int) -> Sequence[int]:
     return [row for part in parts for row in range(part.from_ or 0, min(part.to or size, size))]
 
 
-def _parquet(source: SourceConfig) -> Table:
+def _parquet(source: SourceConfig, columns: ColumnsConfig) -> Table:
     import datasets
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
@@ -123,10 +124,10 @@ def _parquet(source: SourceConfig) -> Table:
     return _dataset(datasets.Dataset(InMemoryTable(table)).select(rows))
 
 
-def _hub(source: SourceConfig) -> Table:
+def _hub(source: SourceConfig, columns: ColumnsConfig) -> Table:
     import datasets
 
-    # A data set on this machine may be private, so it is read through a cache that is removed.
+    # A local data set may be private, so its cache lies in a folder that is removed.
     local = Path(source.name or "").is_dir()
     try:
         with _quiet(), scratch() as folder:
@@ -145,7 +146,7 @@ def _hub(source: SourceConfig) -> Table:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars of datasets."""
+    """Disable the progress bars of datasets."""
     import datasets
 
     disabled = datasets.are_progress_bars_disabled()
@@ -158,7 +159,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _dataset(dataset: Any) -> Table:
-    """A Hugging Face data set as a table: class numbers become names, images stay encoded."""
+    """A Hugging Face data set as a table; class numbers become names, images stay encoded."""
     import datasets
 
     features = dataset.features
@@ -182,13 +183,12 @@ def _dataset(dataset: Any) -> Table:
 
 
 def _image_folder(source: SourceConfig, columns: ColumnsConfig) -> Table:
-    """Images by directory: the label is the name of the directory that an image lies in.
+    """Images in directories: the label of an image is the name of its directory.
 
-    A directory with a sub-directory named as the split (``train``) is read from there. A file
+    If a directory has a sub-directory named as the split (``train``), that one is read. A file
     ``metadata.csv`` or ``metadata.jsonl`` in an image's directory or above gives it more columns
-    by ``file_name``, a label among them. Every image that metadata names must exist, and if there
-    is metadata every image must be in it, once. A file that is neither is a problem. Links to
-    directories are followed.
+    by ``file_name``; one may be the label. If there is metadata, it must name every image once,
+    and only images that exist. Any other file is a problem. Links to directories are followed.
     """
     split = re.split(r"[\[+]", source.split)[0]
     named_files = resolve(source.files or (), directories=True)
@@ -229,7 +229,7 @@ _NO_IMAGES = {*METADATA_FILES, *OF_SYSTEMS}
 
 
 def _walk(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """All files below a directory, those of linked ones too; or the path itself, if it is none."""
+    """All files below a directory, through links too; or the path itself if it is a file."""
     if not path.is_dir():
         yield path
         return
@@ -245,14 +245,13 @@ def _walk(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
 def _metadata(
     files: Sequence[Path], images: Sequence[Path]
 ) -> tuple[dict[Path, Row], dict[Path, tuple[str]]]:
-    """Columns that metadata files give to images, and the file of each."""
+    """The columns that metadata files give each image, and the metadata file of each."""
     found: dict[Path, Row] = {}
     told_in: dict[Path, tuple[str]] = {}
     twice: set[str] = set()
     problems: list[str] = []
     for file in files:
-        rows = csv_rows(str(file)) if file.suffix == ".csv" else json_rows(str(file))
-        for row in rows:
+        for row in METADATA_FILES[file.name]([str(file)]):
             image = file.parent / str(row.get("file_name"))
             if image in found:
                 twice.add(str(image))
@@ -269,7 +268,7 @@ def _metadata(
     return found, told_in
 
 
-def _digits(split: str, columns: ColumnsConfig) -> Table:
+def _digits(source: SourceConfig, columns: ColumnsConfig) -> Table:
     """A split of scikit-learn's digits: 8×8×1 float32 from 0 to 1, by a permutation fixed here."""
     import numpy as np
 
@@ -280,11 +279,11 @@ def _digits(split: str, columns: ColumnsConfig) -> Table:
         raise DataError([problem]) from None
 
     digits = load_digits()
-    name = split.partition("[")[0]
+    name = source.split.partition("[")[0]
     start, stop = DIGITS_SPLITS[name]
     # RandomState's stream is frozen by numpy for good, Generator's is not.
     order = np.random.RandomState(0).permutation(len(digits.target))[start:stop]
-    rows = order[list(_split(split, name, len(order)))]
+    rows = order[list(_split(source.split, name, len(order)))]
     images = (digits.images[rows].astype(np.float32) / 16)[..., None]
     names = [str(digits.target[row]) for row in rows]
     values: dict[str, Sequence[Any]] = {columns.image: tuple(images), columns.label: names}
@@ -295,3 +294,14 @@ def _digits(split: str, columns: ColumnsConfig) -> Table:
         classes={columns.label: tuple(str(digit) for digit in range(10))},
         ids=tuple(f"digit-{row:04d}" for row in rows),
     )
+
+
+FORMATS: Mapping[str, Reader] = {
+    "digits": _digits,
+    "csv": _text_files(csv_rows),
+    "json": _text_files(json_rows),
+    "parquet": _parquet,
+    "imagefolder": _image_folder,
+    "hub": _hub,
+}
+"""The reader of each ``format`` of a source; a test holds the names and the config's equal."""

@@ -111,10 +111,10 @@ class Assembly:
         wanted: Wanted,
     ) -> tuple[Adapter, Merge]:
         config, model, engine = self._config, self._model(), wanted.engine()
-        by_data, targets = config.aggregation.weights == "data", model.base.targets
-        found = merge_members(members, by_data, targets, wanted.rank)
+        weights, targets = config.aggregation.weights, model.base.targets
+        found = merge_members(members, weights, targets, wanted.rank)
         if engine is not None and engine.ranks:
-            found = merge_members(members, by_data, targets, wanted.rank, engine.rank(found.rank))
+            found = merge_members(members, weights, targets, wanted.rank, engine.rank(found.rank))
         keys = [one.key for node in serving for one in plan.forest.lineage(node.key)]
         adapter = self._adapter(found.member, found.rank, keys, None, plan)
         if engine is not None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from s3t.model.adapters.lora import Target
-from s3t.serving.ensemble.ensemble import Member, averaged
+from s3t.serving.ensemble.members import WEIGHTS, Member, averaged
 
 __all__ = ["Merged", "merge_members"]
 
@@ -39,7 +39,7 @@ class Merged:
 
 def merge_members(
     members: Sequence[Member],
-    by_data: bool,
+    weights: str,
     targets: Sequence[Target],
     rank: int | None = None,
     least: int = 1,
@@ -48,12 +48,12 @@ def merge_members(
 
     Args:
         members: of one base; at least one.
-        by_data: weights by samples seen; else all alike.
+        weights: a name in ``WEIGHTS``.
         targets: all adapted maps of the base.
         rank: the greatest rank; by default the exact average's.
         least: the rank is filled up to this one.
     """
-    seen = [member.samples if by_data else 1 for member in members]
+    seen = [WEIGHTS[weights](member) for member in members]
     whole = averaged(members, [count / sum(seen) for count in seen], targets)
     held = [target for target in targets if target.a in whole.tensors]
     most = max(len(whole.tensors[target.a]) for target in held)

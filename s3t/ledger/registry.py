@@ -24,7 +24,7 @@ from s3t.ledger import counters, likeness
 from s3t.ledger.database import schema
 from s3t.ledger.database.schema import REGISTERED, incoming, run, samples
 from s3t.ledger.purging import Gone
-from s3t.types import Digest, Place, Sample, SampleId, Slot, Subject
+from s3t.types import Digest, Sample, SampleId, Slot, Subject
 
 __all__ = [
     "ROWS",
@@ -38,7 +38,7 @@ __all__ = [
     "registered",
 ]
 
-Offered = Iterable[tuple[Sample, Place]]
+Offered = Iterable[tuple[Sample, Slot]]
 
 ROWS = 10_000
 """Rows per insert and per page read."""
@@ -154,10 +154,10 @@ def _taken_in(
             "sample_id": sample.id,
             "subject": sample.subject,
             "content": sample.content,
-            "shard": place.shard,
-            "slice": place.slice,
+            "shard": shard,
+            "slice": slice_,
         }
-        for sample, place in offered
+        for sample, (shard, slice_) in offered
         if sample.id not in purged
     )
     incoming.create(connection)

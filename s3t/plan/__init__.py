@@ -2,7 +2,7 @@
 
 sequences ──► prefixes ──► nodes with keys (lineage) ──► Forest (trie) ──► Plan (layout)
     ▲
-strategies ◄── survival: how long prefixes last    not imported here: numpy, scipy take their time
+strategies ◄── survival: how long prefixes last    not imported here: loading scipy takes long
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Which layers belong to which block: block 1 is the top one.
+"""Divides the layers of the base into blocks; block 1 is at the top.
 
     N = 8, L = 3:   layers 7 6 5 │ 4 3 2 │ 1 0
                       block 1      block 2  block 3
 
-The blocks are as even as they can be; the upper ones take the remainder, because they are trained
-on the fewest slices and survive the longest.
+Sizes of blocks differ by one layer at most. The upper blocks get the remainder, because they are
+trained on the fewest slices and survive the longest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["block_layers"]
 
 
 def block_layers(depth: int, slices: int) -> tuple[tuple[int, int], ...]:
-    """Half-open ranges (lo, hi) of layer numbers, block 1 first.
+    """The layers lo … hi − 1 of each block, as L pairs (lo, hi), block 1 first.
 
     Args:
         depth: number of layers N of the base.

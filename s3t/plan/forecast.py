@@ -1,15 +1,15 @@
-"""How many requests a running system has left: until its first shard dies, until exhaustion.
+"""How many deletion requests a running system has left: until a shard dies, until exhaustion.
 
-    State (persons left, living first slices) ──► Forecast: p5, p50, p95, mean, in requests and days
+    RunningSystem (persons left, living first slices) ──► Forecast: quantiles, in requests and days
 
-A request deletes one person who is still there: a subject with all samples, or a sample of no
-subject. A person lies in one slot, so a first slice dies at the first request for one of its
-persons, a shard dies with the last of its first slices, and the system is exhausted when no shard
-is left. Nobody asks twice, so the persons left are all that can come.
+A request deletes one person who is left: a subject with all samples, or a sample without a subject.
+A person lies in one slot. So a first slice dies at the first request for one of its persons, a
+shard dies with the last of its first slices, and the system is exhausted when no shard is left. A
+person is deleted once, so there are at most as many requests as persons left.
 
-    persons alike   ``survival.exhaustion``: the exact law, nothing is drawn
-    risk rates      ``survival.persons``: the next one is drawn in proportion to the rates of those
-                    left; simulated
+    persons alike   ``survival.exhaustion``: the exact law
+    risk rates      ``survival.persons``: simulated; the next person is drawn in proportion to the
+                    rates of those left
 
 Invariant: no I/O, no clock, no global random state; the same state, trials and seed give the same
 forecast.
@@ -35,35 +35,35 @@ __all__ = [
     "Forecast",
     "Observed",
     "Outlook",
+    "RunningSystem",
     "ShardOutlook",
-    "State",
     "forecast",
     "observed_rate",
     "person_weights",
 ]
 
-SHARES = (0.05, 0.5, 0.95)
+QUANTILES = (0.05, 0.5, 0.95)
 
 TRIALS = 20_000
-"""Simulated streams, unless there are so many first slices that it would take seconds."""
+"""Default number of simulated streams of requests."""
 
 _DRAWS = 1 << 22
-"""First slices × trials that take half a second; ``_FEWEST`` trials are made in any case."""
+"""Maximum of first slices × trials, which takes half a second; there are at least ``_FEWEST``."""
 
 _FEWEST = 500
 
 
 @dataclass(frozen=True, eq=False)
-class State:
+class RunningSystem:
     """What a forecast starts from.
 
     Attributes:
-        view: of the ledger, passed on.
-        left: int [m, L], persons of each slot who are still there.
-        living: bool [m, L], first slices that still carry a prefix: trained, and not hit.
-        missing: first slices that no deletion has hit and that cannot serve all the same.
-        weights: [L], how likely a person of each slice is to ask next, relative to the others;
-            None if all are alike (``person_weights``).
+        view: view of the ledger.
+        left: int [m, L], number of persons left in each slot.
+        living: bool [m, L], whether the slot is a first slice whose node is alive.
+        missing: number of first slices that are not hit and whose node is not trained or damaged.
+        weights: [L], relative rate at which a person of each slice asks to be deleted; None if all
+            are equal (``person_weights``).
     """
 
     view: int
@@ -75,11 +75,11 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """How fast persons were deleted so far.
+    """The observed rate of deletions.
 
     Attributes:
-        persons: deleted after the first request.
-        days: from the first request until now.
+        persons: number of persons deleted after the first request.
+        days: days from the first request until now.
     """
 
     persons: int
@@ -93,7 +93,7 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """When something happens, counted in requests; inf where it need not happen at all."""
+    """Quantiles and mean of the number of requests until an event; inf if it may never happen."""
 
     p5: float
     p50: float
@@ -101,7 +101,7 @@ class Outlook:
     mean: float
 
     def to_dict(self, observed: Observed | None) -> dict[str, Any]:
-        """As JSON values: in ``requests`` and, at the observed rate, ``days``; null for inf."""
+        """As JSON values: ``requests``, and ``days`` at the observed rate; null for inf."""
         requests = asdict(self)
         days = None if observed is None else _divided(requests, observed.per_day)
         return {"requests": _divided(requests, 1), "days": days}
@@ -109,13 +109,14 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class ShardOutlook:
-    """One shard.
+    """The forecast of one shard.
 
     Attributes:
-        first_slices: those that live, ascending; none if the shard is dead.
-        persons_left: in all its slices.
-        median_requests: until it dies, right to about one request; inf if it need not die, None
-            if it is dead.
+        shard: its number.
+        first_slices: first slices whose node is alive, ascending; empty if the shard is dead.
+        persons_left: number of persons left in all its slices.
+        median_requests: median number of requests until it dies, to about one request; inf if it
+            may never die, None if it is dead.
     """
 
     shard: int
@@ -126,21 +127,21 @@ class ShardOutlook:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What lies ahead of a running system.
+    """The forecast of a running system.
 
     Attributes:
-        view: of the ledger that it was made from.
-        persons_left: the most requests that can come.
-        first_slices_left: distinct (shard, first slice) that still carry a prefix.
-        first_slices_missing: those that no deletion has hit but that cannot serve: not trained, or
-            damaged. They count as dead.
-        first_death: until the first of the shards that still serve dies; None if none serves.
-        exhaustion: until no shard serves; None if none does.
-        observed: the rate that turns requests into days, None if there is none.
+        view: view of the ledger that it was computed from.
+        persons_left: number of persons left, the maximum number of requests.
+        first_slices_left: number of (shard, first slice) whose node is alive.
+        first_slices_missing: number of first slices that are not hit and whose node is not trained
+            or damaged. They count as dead.
+        first_death: requests until one of the shards that serve dies; None if no shard serves.
+        exhaustion: requests until no shard serves; None if none does now.
+        observed: the rate that turns requests into days; None if it is unknown.
         trials, seed: of the simulation; None where the figures are exact.
-        shards: by number.
-        in_each_shard: a person may have rows in several shards, and counts in each of them. One
-            request then deletes from several: fewer of them may be enough than is told here.
+        shards: forecasts of all shards, by number.
+        in_each_shard: whether a person may have rows in several shards and counts in each of them.
+            One request then deletes from several shards, so events may come sooner than forecast.
     """
 
     view: int
@@ -161,8 +162,7 @@ class Forecast:
         return self.exhaustion is None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; what need not happen at all is null, and ``in_each_shard`` is there only
-        where it is true."""
+        """As JSON values: null for inf; ``in_each_shard`` only if true."""
         seen = self.observed
         each = {"in_each_shard": True} if self.in_each_shard else {}
         return {
@@ -185,19 +185,19 @@ class Forecast:
 
 
 def person_weights(registered: Counts, tiers: Sequence[int], rates: Sequence[float]) -> Floats:
-    """How likely each person is to ask next, from how often the slices of their tier are hit.
+    """The relative rate at which a person of each slice asks to be deleted.
 
-    Tier k owns s_k slices of each of m shards, and each of them is to be hit at the relative rate
-    r_k. All persons of a tier are alike. So the rate m · s_k · r_k of the tier is shared among the
-    P_k persons that it had at the start, and keeps falling as they go: w_k = m · s_k · r_k / P_k.
+    Tier k owns s_k slices in each of m shards, each hit at the relative rate r_k. Persons of a tier
+    are alike, so each of the P_k persons that the tier had at the start gets an equal part of its
+    rate: w_k = m · s_k · r_k / P_k. The rate of the tier falls as persons leave.
 
     Args:
-        registered: [m, L], persons of each slot at the start.
-        tiers: s_k, L in all.
-        rates: r_k (``partition.risk.rates``).
+        registered: [m, L], number of persons in each slot at the start.
+        tiers: s_k for each tier; they sum to L.
+        rates: r_k for each tier (``partition.risk.rates``).
 
     Returns:
-        [L], by slice.
+        [L].
     """
     owner = np.repeat(np.arange(len(tiers)), tiers)
     persons = np.bincount(owner, weights=registered.sum(axis=0), minlength=len(tiers))
@@ -209,15 +209,15 @@ def person_weights(registered: Counts, tiers: Sequence[int], rates: Sequence[flo
 def observed_rate(history: Iterable[tuple[datetime, int]], now: datetime) -> Observed | None:
     """The rate of deletions since the first one.
 
-    Counting starts with the first request and leaves it out: its moment is chosen by where the
-    counting starts. For a Poisson stream the rate is then unbiased however few requests there are.
+    The first request starts the clock and is not counted, so the rate of a Poisson stream is
+    unbiased even for few requests.
 
     Args:
-        history: moment and persons of each deletion (``Ledger.history``).
-        now: end of the counting, unless a deletion is later.
+        history: time and number of persons of each deletion (``Ledger.history``).
+        now: end of the observation, unless a deletion is later; with a time zone.
 
     Returns:
-        None with fewer than two deletions, or all of them in one moment.
+        None if there are fewer than two deletions, or all have the same time.
 
     Raises:
         InputError: ``now`` without a time zone.
@@ -233,16 +233,20 @@ def observed_rate(history: Iterable[tuple[datetime, int]], now: datetime) -> Obs
 
 
 def forecast(
-    state: State, *, observed: Observed | None = None, trials: int | None = None, seed: int = 0
+    state: RunningSystem,
+    *,
+    observed: Observed | None = None,
+    trials: int | None = None,
+    seed: int = 0,
 ) -> Forecast:
     """Requests until the first shard dies, and until the system is exhausted.
 
     Args:
-        state: the system as it is.
-        observed: turns requests into days.
-        trials: simulated streams if persons differ in weight; by default 20,000, fewer if that
-            would take seconds.
-        seed: of the simulation, from 0.
+        state: the system now.
+        observed: the rate that turns requests into days; None leaves days out.
+        trials: number of simulated streams, used only if persons differ in weight; default
+            20,000, fewer if that would take seconds.
+        seed: seed of the simulation, from 0.
 
     Raises:
         InputError: no trials, or a negative seed.
@@ -279,17 +283,17 @@ def forecast(
 
 
 def _exact(law: RequestLaw) -> Outlook:
-    p5, p50, p95 = (law.quantile(share) for share in SHARES)
+    p5, p50, p95 = (law.quantile(quantile) for quantile in QUANTILES)
     return Outlook(p5, p50, p95, law.mean)
 
 
 def _simulated(requests: Floats) -> Outlook:
     ranked = np.sort(requests)
-    p5, p50, p95 = (float(ranked[math.ceil(share * len(ranked)) - 1]) for share in SHARES)
+    p5, p50, p95 = (float(ranked[math.ceil(quantile * len(ranked)) - 1]) for quantile in QUANTILES)
     return Outlook(p5, p50, p95, float(ranked.mean()))
 
 
-def _shards(state: State) -> tuple[ShardOutlook, ...]:
+def _shards(state: RunningSystem) -> tuple[ShardOutlook, ...]:
     weights = np.ones(state.left.shape[1]) if state.weights is None else state.weights
     medians = median_requests(state.left, state.living, weights)
     return tuple(

@@ -1,15 +1,15 @@
-"""The plan: every node that a run trains, with its key, cost and place, and its one file form.
+"""The plan: every node that a run trains, with its key and cost, and its file ``plan.json``.
 
     sizes, digests, sequences, base, recipe ──make_plan──► Plan ──to_json──► plan.json
                                                             ▲                    │
-                                                            └─────from_json──────┘  all keys anew
+                                                            └─────from_json──────┘  all keys again
 
-A node belongs to one environment (software, and what its arithmetic does), and a run may hold nodes
-of several: what is there stays what it is, and what is missing is trained where one is now. So for
-each (shard, prefix) the plan has one node: the one that is there, else one of this environment.
+A node belongs to one environment (software, processor, switches), and a run may hold nodes of
+several. For each (shard, prefix) the plan has one node: the one that exists, of whatever
+environment, or else one of the present environment, which will train it.
 
-Invariant: a Plan follows from its arguments alone. So a file is believed only when every node in
-it comes out of the arguments in it once more. A plan holds digests of slices, never a sample id.
+Invariant: a Plan follows from its arguments alone. A file is accepted only if every node in it is
+computed again from the arguments in it. A plan holds digests of slices and no sample id.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ class Plan:
     """What a run trains.
 
     Attributes:
-        sequences: per shard, its sequences of slice numbers.
-        sizes: [m][L], samples per slice.
-        digests: [m][L], digests of the slices.
+        sequences: [m], the sequences of each shard.
+        sizes: [m][L], number of samples in each slot.
+        digests: [m][L], digest of each slot's samples.
         base: fingerprint of the frozen base.
-        recipe: JSON values; everything in config and code that shapes bytes.
-        environments: JSON values of each environment of a node, by their digest, in the order in
-            which they came to the run.
-        prepared: digest of the environment in which the base was made or adapted, and the public
-            head and the prototypes trained.
+        recipe: everything in config and code that shapes bytes, as JSON values.
+        environments: JSON values of each environment that a node has, by its digest, in the order
+            in which the run used them.
+        prepared: digest of the environment that made or adapted the base, and trained the public
+            head and the prototypes.
         epochs: epochs per stage.
-        cumulative: a stage trains on all slices of its prefix, not on the last alone.
-        stage_bytes: size of a node of stage 1, 2, ….
+        cumulative: whether a stage trains on all slices of its prefix, or on the last one alone.
+        stage_bytes: bytes of a node of stage 1, 2, ….
         forest: the nodes.
     """
 
@@ -68,30 +68,30 @@ class Plan:
 
     @property
     def shards(self) -> int:
-        """m."""
+        """m, number of shards."""
         return len(self.sizes)
 
     @property
     def slices(self) -> int:
-        """L, slices per shard."""
+        """L, number of slices of each shard."""
         return len(self.sizes[0])
 
     @property
     def budget(self) -> int:
-        """B, sequences per shard."""
+        """B, the greatest number of sequences of a shard."""
         return max(len(sequences) for sequences in self.sequences)
 
     def environment_counts(self) -> dict[Digest, int]:
-        """How many nodes are of each environment, in the order of ``environments``."""
+        """Number of nodes of each environment, in the order of ``environments``."""
         counts = Counter(node.environment for node in self.forest)
         return {environment: counts[environment] for environment in self.environments}
 
     def in_environment(self, environment: Mapping[str, Any], there: Collection[NodeKey]) -> Plan:
-        """The same plan where what is missing will be trained in another environment.
+        """The same plan, with another environment for the nodes that are not trained yet.
 
         Args:
-            environment: JSON values.
-            there: keys of the nodes that are trained already, of whatever environment.
+            environment: JSON values of the environment.
+            there: keys of the nodes that are trained already, of any environment.
         """
         return _grow(
             **self._shape(),
@@ -102,15 +102,16 @@ class Plan:
 
     @property
     def expected_deletions(self) -> float:
-        """Random requests until no shard has a prefix left (``survival.expected_deletions``)."""
+        """Expected number of uniform deletions until no shard has a prefix left
+        (``survival.expected_deletions``)."""
         first = sum(1 for node in self.forest.nodes if node.stage == 1)
         return expected_deletions(self.shards * self.slices, first)
 
     def summary(self) -> dict[str, Any]:
-        """Counts and costs, as JSON values: what a plan takes and how long it should last.
+        """Counts and costs, as JSON values.
 
         ``sample_passes`` counts samples × epochs, ``bytes`` the weights of all nodes,
-        ``expected_deletions`` the random requests until the run is exhausted.
+        ``expected_deletions`` the uniform deletions until the run is exhausted.
         """
         nodes = self.forest.nodes
         return {
@@ -136,17 +137,17 @@ class Plan:
 
     @cached_property
     def digest(self) -> Digest:
-        """Digest over all of it, by which the ledger names a plan."""
+        """Digest of the whole plan, by which the ledger names it."""
         return digest(self._body())
 
     def to_json(self) -> str:
-        """The whole plan as text, with its format version and a digest over the rest."""
+        """The plan as the text of ``plan.json``, with a format version and a digest of the rest."""
         body = {"digest": self.digest, **self._body()}
         return json.dumps(body, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Read a plan back, and prove it.
+        """Read a plan from the text of ``plan.json``, and compute every node in it again.
 
         Raises:
             IntegrityError: not a plan, written by a newer s3t, changed since it was written, or
@@ -182,7 +183,7 @@ class Plan:
         return {"format": PLAN_FORMAT, **self._arguments(), "nodes": _node_values(self.forest)}
 
     def _shape(self) -> dict[str, Any]:
-        """What ``_grow`` takes, environments apart."""
+        """The arguments of ``_grow`` without those about environments."""
         names = ("sequences", "sizes", "digests", "base", "recipe")
         more = ("epochs", "cumulative", "stage_bytes")
         return {name: getattr(self, name) for name in (*names, *more)}
@@ -217,21 +218,22 @@ def make_plan(
     before: Plan | None = None,
     there: Collection[NodeKey] = (),
 ) -> Plan:
-    """Plan a run.
+    """Compute the plan of a run.
 
     Args:
-        sizes: [m][L], samples per slice.
-        digests: [m][L], ``slice_digest`` of each slice.
-        sequences: of one shard; every shard trains the same.
+        sizes: [m][L], number of samples in each slot.
+        digests: [m][L], ``slice_digest`` of each slot.
+        sequences: the sequences of each shard; all shards train the same.
         base: fingerprint of the frozen base.
-        recipe: JSON values; whatever shapes a node's bytes, epochs and isolation included.
+        recipe: everything that shapes a node's bytes, epochs and isolation included, as JSON
+            values.
         epochs: epochs per stage.
-        cumulative: whether stage i trains on the whole prefix or on its last slice.
-        stage_bytes: size of a node of stage i + 1, at least as many as the longest sequence.
-        leave_out_empty: pass over slices without samples, as deletions leave them, instead of
-            refusing them; a shard without any samples has no nodes.
-        environment: JSON values; of the one in which what is missing will be trained.
-        before: the plan that this one follows, whose environments its nodes may be of.
+        cumulative: whether stage i trains on the whole prefix or on its last slice alone.
+        stage_bytes: bytes of a node of stage 1, 2, …, up to the longest sequence at least.
+        leave_out_empty: leave slices without samples out of the sequences (deletions may empty
+            one) instead of refusing them; a shard without any samples has no nodes.
+        environment: JSON values of the environment that will train the missing nodes.
+        before: the plan that this one follows; its nodes may have its environments.
         there: keys of the nodes that are trained already.
 
     Raises:
@@ -255,7 +257,7 @@ def make_plan(
 
 
 def _of_shard(sequences: Sequence[Sequence[int]], sizes: Sequence[int] | None) -> Sequences:
-    """The sequences; with sizes, without empty slices, and each that is left once."""
+    """The sequences of a shard; given sizes, without empty slices and without repetitions."""
     if sizes is None or all(sizes[c] for sequence in sequences for c in sequence):
         return tuple(tuple(sequence) for sequence in sequences)
     kept = (tuple(c for c in sequence if sizes[c]) for sequence in sequences)
@@ -276,10 +278,11 @@ def _grow(
     prepared: Digest,
     chosen: Callable[[int, tuple[int, ...], Mapping[Digest, NodeKey]], Digest],
 ) -> Plan:
-    """Grow the forest.
+    """Compute all nodes.
 
     Args:
-        chosen: of a shard, a prefix, and the key that it has in each environment, the environment.
+        chosen: gives the environment of a node, from its shard, its prefix, and the key that it
+            would have in each environment.
     """
     _check(sequences, sizes, digests, stage_bytes)
     recipe_digest = digest(recipe)
@@ -315,7 +318,7 @@ def _grow(
 
 
 def _distinct(*environments: Mapping[str, Any]) -> dict[Digest, Mapping[str, Any]]:
-    """Environments by their digest, each once."""
+    """Environments by their digests, without repetitions."""
     plain = (json.loads(json.dumps(one, allow_nan=False)) for one in environments)
     return {digest(one): one for one in plain}
 
@@ -323,7 +326,8 @@ def _distinct(*environments: Mapping[str, Any]) -> dict[Digest, Mapping[str, Any
 def _first_there(
     there: Collection[NodeKey], here: Mapping[str, Any]
 ) -> Callable[[int, tuple[int, ...], Mapping[Digest, NodeKey]], Digest]:
-    """The environment of the node that is there, the oldest of several; else this one."""
+    """Chooses the environment of a node that exists, the oldest of several; else the present
+    one."""
     (missing,) = _distinct(here)
 
     def chosen(shard: int, prefix: tuple[int, ...], keys: Mapping[Digest, NodeKey]) -> Digest:
@@ -361,7 +365,7 @@ def _check(
 
 
 def _document(text: str) -> dict[str, Any]:
-    """The JSON of a plan file without its digest, once format and digest hold."""
+    """The JSON of a plan file without its digest, after format and digest were checked."""
     try:
         body: dict[str, Any] = json.loads(text)
         version = body["format"]

@@ -1,9 +1,10 @@
-"""Keys that prove what a node has seen (invariant E1).
+"""Keys of nodes: each is a digest of all that the node has seen (invariant E1).
 
     key(node) = digest(format, base, recipe, environment, key(parent), digests of its slices)
 
-Invariant: nothing else may influence a node's weights. So resuming is "skip the keys that exist",
-repair is "train the keys that are missing", and forgetting is a question of reachability.
+Invariant: nothing else may influence a node's weights. So resuming a training skips the keys that
+exist, a repair trains the keys that are missing, and a deletion kills the nodes whose keys hold a
+slice that was hit.
 """
 
 from __future__ import annotations
@@ -27,15 +28,14 @@ def node_key(
     slices: Sequence[Digest],
     environment: Digest,
 ) -> NodeKey:
-    """Key of a node.
+    """The key of a node.
 
     Args:
         base: fingerprint of the frozen base.
         recipe: digest of everything in the config and the code that shapes bytes.
-        parent: key of the node of the prefix that is one slice shorter, None for the first stage.
+        parent: key of the node whose prefix is one slice shorter; None at stage 1.
         slices: digests of all slices of the prefix, in the order of the sequence.
-        environment: digest of the software and the arithmetic with which the node itself is
-            trained; its parent may be of another.
+        environment: digest of the environment that trains this node; its parent may have another.
     """
     lineage = {
         "format": FORMAT,
@@ -49,7 +49,7 @@ def node_key(
 
 
 def environment_name(environment: Mapping[str, Any]) -> str:
-    """An environment in a line, as people read it: what most often differs, and its digest."""
+    """One line of text that describes an environment: versions, device, switches, short digest."""
     parts = ("arithmetic", "device", "machine", "capability", "libc", "gpu")
     kind = " ".join(str(environment[part]) for part in parts if part in environment)
     versions = f"torch {environment.get('torch')}, transformers {environment.get('transformers')}"
@@ -58,5 +58,5 @@ def environment_name(environment: Mapping[str, Any]) -> str:
 
 
 def node_seed(key: NodeKey, purpose: str) -> int:
-    """Seed of 63 bits that belongs to the node and to one purpose (``init``, ``order``, …)."""
+    """A seed of 63 bits for one use of randomness in a node's training (``init``, ``order``, …)."""
     return int.from_bytes(hashlib.sha256(f"{key}/{purpose}".encode()).digest()[:8], "big") >> 1

@@ -1,13 +1,13 @@
-"""Which prefix each shard serves, as deletions come in. Pure: no I/O, no clock, no samples.
+"""Which prefix each shard serves after deletions. Pure: no I/O, no clock, no samples.
 
-    slots hit ──outcome──► Outcome (what dies, what serves instead) ──apply──► state
+    slots hit ──outcome──► Outcome (nodes that die, new prefixes) ──apply──► Schedule
 
-A node is *alive* when it and all its ancestors are available and no slice of its prefix is hit,
-*dead* when a slice of its prefix is hit (so its weights must go), else merely missing.
+A node is *dead* if a slice of its prefix is hit; a purge removes it. It is *alive* if it and all
+its ancestors are available and none is dead. Otherwise it is missing.
 
-Invariant: alive nodes only become fewer. Hence each shard's order of preference is fixed at the
-start, its cursor only moves forward, and outcomes may be applied late, twice or in any order. All
-deletions together cost the number of nodes, plus one step per touched shard each.
+Invariant: the set of alive nodes only shrinks. So each shard's order of preference is fixed when
+the schedule is made, its cursor only moves forward, and outcomes may be applied late, twice or in
+any order. All deletions together take O(nodes), plus one step per deletion and shard hit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Outcome", "Schedule", "ShardChange"]
 
 @dataclass(frozen=True, slots=True)
 class ShardChange:
-    """What a touched shard serves, before and after; the same node when another one was hit."""
+    """The node that a shard serves before and after some hits, None for none; they may be equal."""
 
     shard: int
     before: Node | None
@@ -34,14 +34,13 @@ class ShardChange:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What some hits, or some lost blocks, do to a schedule.
+    """The effect of some hits, or of some lost nodes, on a schedule.
 
     Attributes:
-        slots: newly hit (shard, slice), sorted; those hit before are left out.
-        died: keys, sorted, that were alive before and no longer are. A node that was unavailable
-            (itself or an ancestor) was not alive, so it is not among them; ``Schedule.dead``
-            names it too.
-        changes: one per touched shard, by shard.
+        slots: slots that were not hit before, sorted.
+        died: keys of the nodes that were alive and no longer are, sorted. A missing node was not
+            alive, so it is not listed; ``Schedule.dead`` lists it.
+        changes: one for each shard that was hit or lost a node, by shard.
     """
 
     slots: tuple[Slot, ...]
@@ -50,7 +49,7 @@ class Outcome:
 
 
 class Schedule:
-    """Per shard the longest surviving prefix. Not thread-safe: the caller holds the lock."""
+    """The longest surviving prefix of each shard. Not thread-safe: the caller holds a lock."""
 
     def __init__(
         self,
@@ -60,14 +59,14 @@ class Schedule:
         scores: Mapping[NodeKey, float],
         hits: Iterable[Slot] = (),
     ) -> None:
-        """Order every shard's alive nodes: greatest stage, then greatest score, then key.
+        """Order the alive nodes of each shard: greatest stage first, then greatest score, then key.
 
         Args:
             forest: all nodes of the plan.
             shards: m; a shard without nodes serves None.
-            available: keys whose weights are there and verified.
-            scores: public validation score by key; a missing one (or NaN) counts as −inf.
-            hits: slots that hold a deleted sample.
+            available: keys of the nodes whose files exist and were verified.
+            scores: score on public validation rows, by key; NaN or no score counts as −inf.
+            hits: slots that lost a sample.
 
         Raises:
             IntegrityError: a node or a hit lies in a shard that does not exist.
@@ -94,7 +93,7 @@ class Schedule:
 
     @property
     def prefixes(self) -> tuple[Node | None, ...]:
-        """By shard, the last node of the prefix it serves, or None."""
+        """The last node of the prefix that each shard serves, [m]; None for a shard without one."""
         return tuple(self._serving(shard, self._cursor[shard]) for shard in range(self._shards))
 
     @property
@@ -104,31 +103,31 @@ class Schedule:
 
     @property
     def first_slices_left(self) -> int:
-        """Distinct (shard, first slice) that still carry a prefix."""
+        """Number of (shard, first slice) whose node of stage 1 is alive."""
         return self._first_left
 
     @property
     def exhausted(self) -> bool:
-        """No shard has a surviving prefix."""
+        """Whether no shard has a surviving prefix."""
         return self._first_left == 0
 
     def alive(self, shard: int) -> frozenset[NodeKey]:
-        """Keys of the shard that can serve."""
+        """Keys of the shard's alive nodes."""
         return frozenset(self._alive[shard])
 
     def dead(self, shard: int) -> frozenset[NodeKey]:
-        """Keys of the shard whose lineage holds a hit slice, available or not: those to purge."""
+        """Keys of the shard's dead nodes, available or not: those that a purge removes."""
         hit = {c for of, c in self._hits if of == shard}
         return frozenset(
             node.key for node in self._forest.of_shard(shard) if not hit.isdisjoint(node.prefix)
         )
 
     def is_alive(self, key: NodeKey) -> bool:
-        """Whether the node can serve; False for a key outside the plan."""
+        """Whether the node is alive; False for a key outside the plan."""
         return key in self._forest and key in self._alive[self._forest[key].shard]
 
     def outcome(self, slots: Iterable[Slot]) -> Outcome:
-        """What hitting ``slots`` would do. Changes nothing; ``apply`` does.
+        """The effect of hitting ``slots``. Changes nothing; ``apply`` does.
 
         Raises:
             IntegrityError: a slot of a shard that does not exist.
@@ -138,13 +137,13 @@ class Schedule:
         for shard, c in new:
             self._check_shard(shard)
             for node in self._by_slot.get((shard, c), ()):
-                self._fell(node, died)
+                self._kill(node, died)
         return self._decide(tuple(new), died, {shard for shard, _ in new})
 
     def without(self, keys: Iterable[NodeKey]) -> Outcome:
-        """What losing ``keys`` (missing or corrupt weights) would do, with all that grew on them.
+        """The effect of losing nodes whose files are missing or damaged, and their descendants.
 
-        Changes nothing; ``apply`` does. They stay lost until a new schedule is made.
+        Changes nothing; ``apply`` does. The nodes stay lost until a new schedule is made.
 
         Raises:
             IntegrityError: a key outside the plan.
@@ -156,11 +155,11 @@ class Schedule:
                 raise IntegrityError(f"node {key!r} is not in the plan: reload the run")
             node = self._forest[key]
             touched.add(node.shard)
-            self._fell(node, died)
+            self._kill(node, died)
         return self._decide((), died, touched)
 
     def apply(self, outcome: Outcome) -> None:
-        """Make an outcome true. An outcome from an earlier state, or a second time, is fine."""
+        """Put an outcome into effect. It may come from an earlier state, or be applied twice."""
         self._hits.update(outcome.slots)
         for key in outcome.died:
             node = self._forest[key]
@@ -181,14 +180,14 @@ class Schedule:
         )
         return Outcome(slots, tuple(sorted(died)), changes)
 
-    def _fell(self, node: Node, died: set[NodeKey]) -> None:
-        """Add what is still alive of the node's subtree; below a dead node nothing is."""
+    def _kill(self, node: Node, died: set[NodeKey]) -> None:
+        """Add the alive nodes of the node's subtree to ``died``."""
         alive, stack = self._alive[node.shard], [node]
         while stack:
-            fallen = stack.pop()
-            if fallen.key in alive and fallen.key not in died:
-                died.add(fallen.key)
-                stack.extend(self._forest.children(fallen.key))
+            below = stack.pop()
+            if below.key in alive and below.key not in died:  # no child of a dead node is alive
+                died.add(below.key)
+                stack.extend(self._forest.children(below.key))
 
     def _advance(self, shard: int, died: Collection[NodeKey]) -> int:
         order, alive, cursor = self._order[shard], self._alive[shard], self._cursor[shard]

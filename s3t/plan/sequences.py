@@ -1,10 +1,10 @@
-"""Sequences of slices: what they are, those that a config lists, and the paper's rotation.
+"""Sequences of slices: the paper's cyclic rotation, and sequences that a config lists.
 
-A sequence is an order in which the slices of a shard are learnt, one per stage. Only its prefixes
-matter: each becomes a node, and a prefix survives as long as none of its slices is hit.
+A sequence is an order in which a shard learns its slices, one per stage. Each of its prefixes
+becomes a node, and a prefix survives as long as none of its slices is hit. Other ways to choose
+sequences are in ``strategies``.
 
-Invariant: the sequences of a shard are distinct, and each meets a slice once at most. Further ways
-to choose them are in ``strategies``.
+Invariant: the sequences of a shard are distinct, and none holds a slice twice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from s3t.errors import ConfigError
 __all__ = ["Sequences", "cyclic", "explicit", "filled", "rotated_bases"]
 
 Sequences = tuple[tuple[int, ...], ...]
-"""The sequences of one shard, in the order of the budget."""
+"""The sequences of one shard: tuples of slice numbers from 0; a smaller budget takes the first."""
 
 
 def cyclic(slices: int, budget: int) -> Sequences:
@@ -47,7 +47,12 @@ def cyclic(slices: int, budget: int) -> Sequences:
 
 
 def explicit(sequences: Sequence[Sequence[int]], slices: int) -> Sequences:
-    """The sequences that a config lists. They may be shorter than L: a chain that ends early.
+    """Check the sequences that a config lists (``sequences.explicit``).
+
+    Args:
+        sequences: slice numbers from 0; a sequence may be shorter than L.
+        slices: L.
+
 
     Raises:
         ConfigError: with every sequence that is empty, repeated or impossible.
@@ -70,7 +75,7 @@ def explicit(sequences: Sequence[Sequence[int]], slices: int) -> Sequences:
 def filled(
     found: Iterable[tuple[int, ...]], more: Iterable[tuple[int, ...]], budget: float
 ) -> Sequences:
-    """The distinct ones among ``found``, filled up from ``more`` to ``budget`` of them."""
+    """The distinct sequences of ``found``, then those of ``more``, ``budget`` of them in all."""
     listed = dict.fromkeys(found)
     if len(listed) < budget:
         for sequence in more:
@@ -81,7 +86,8 @@ def filled(
 
 
 def rotated_bases(slices: int) -> Iterator[tuple[int, ...]]:
-    """Every permutation once: all rotations of 0, 1, …, L − 1, then of the next base, and so on."""
+    """All L! permutations of the slices, each once: the rotations of 0, 1, …, L − 1 first, then
+    those of the next permutation that begins with 0, and so on."""
     for tail in permutations(range(1, slices)):
         base = (0, *tail)
         for start in range(slices):

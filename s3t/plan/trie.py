@@ -1,12 +1,12 @@
-"""The forest of nodes: one trie of prefixes per shard. The one door to networkx.
+"""The forest of nodes: one trie of prefixes for each shard. Only this module uses networkx.
 
     shard 0, sequences (0,1,2) and (0,2,1)
 
         (0) ──► (0,1) ──► (0,1,2)
          └────► (0,2) ──► (0,2,1)         a prefix that is shared is one node, trained once
 
-Invariant: a Forest that exists is whole. Every parent is there, has the prefix that is one slice
-shorter and lies in the same shard; a key and a prefix occur once. It never changes.
+Invariant: a Forest is complete and immutable. Each parent is in it, in the same shard, with the
+prefix that is one slice shorter; no key and no (shard, prefix) occurs twice.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ __all__ = ["Forest", "Node", "prefixes"]
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One trained prefix of one shard: the block of its last stage, with its head.
+    """One prefix of one shard: what its last stage trains, the block and the head.
 
     Attributes:
-        key: proof of what the node has seen (``lineage.node_key``).
-        parent: key of the prefix that is one slice shorter, None at stage 1.
-        shard: shard number from 0.
-        prefix: slice numbers, in the order learnt.
-        samples: samples trained on at this stage.
+        key: digest of all that the node has seen (``lineage.node_key``).
+        parent: key of the node whose prefix is one slice shorter; None at stage 1.
+        shard: shard number, from 0.
+        prefix: slice numbers, in the order in which they are learnt.
+        samples: number of samples trained on at this stage.
         passes: samples × epochs.
-        bytes: size of the node's weights.
-        environment: digest of the one that it is trained in; empty where that is left open.
+        bytes: size of the node's weights in bytes.
+        environment: digest of the environment that trains the node; empty if that is not decided.
     """
 
     key: NodeKey
@@ -48,7 +48,7 @@ class Node:
 
     @property
     def stage(self) -> int:
-        """The stage that trains this node, from 1."""
+        """Number of the stage that trains this node, from 1: the length of the prefix."""
         return len(self.prefix)
 
     @property
@@ -57,7 +57,7 @@ class Node:
         return self.prefix[-1]
 
     def is_hit(self, hits: Collection[Slot]) -> bool:
-        """Whether a slice of the prefix is among the (shard, slice) that hold a deleted sample."""
+        """Whether one of these slots is a slice of the prefix."""
         return any((self.shard, part) in hits for part in self.prefix)
 
 
@@ -67,7 +67,7 @@ class Forest:
     __slots__ = ("_by_key", "_by_shard", "_children", "_graph", "_nodes")
 
     def __init__(self, nodes: Iterable[Node]) -> None:
-        """Build and check the forest.
+        """Sort, check and link the nodes.
 
         Raises:
             IntegrityError: a key or prefix twice, an empty prefix, or a parent that does not fit.
@@ -116,31 +116,38 @@ class Forest:
         return f"Forest({len(self._nodes)} nodes, {len(self._by_shard)} shards)"
 
     def of_shard(self, shard: int) -> tuple[Node, ...]:
-        """Nodes of one shard by prefix; empty for a shard without any."""
+        """Nodes of one shard, sorted by prefix; empty for a shard without nodes."""
         return self._by_shard.get(shard, ())
 
     def roots(self, shard: int) -> tuple[Node, ...]:
-        """Nodes of stage 1 of one shard."""
+        """Nodes of stage 1 of one shard, sorted by prefix."""
         return tuple(node for node in self.of_shard(shard) if node.parent is None)
 
     def children(self, key: NodeKey) -> tuple[Node, ...]:
-        """Nodes whose parent is ``key``, by prefix."""
+        """Nodes whose parent is ``key``, sorted by prefix."""
         return self._children[key]
 
     def lineage(self, key: NodeKey) -> tuple[Node, ...]:
-        """The path from stage 1 to ``key``, itself included: the blocks that serve together."""
+        """The nodes from stage 1 to ``key``, itself included: their blocks serve together.
+
+        Raises:
+            KeyError: a key that is not in the forest.
+        """
         path = [self._by_key[key]]
         while (parent := path[-1].parent) is not None:
             path.append(self._by_key[parent])
         return tuple(reversed(path))
 
     def subtree(self, key: NodeKey) -> tuple[Node, ...]:
-        """``key`` and everything that grew from it, by prefix."""
+        """``key`` and all its descendants, sorted by prefix."""
         keys = nx.descendants(self._graph, key) | {key}
         return tuple(node for node in self.of_shard(self._by_key[key].shard) if node.key in keys)
 
     def stages(self) -> list[tuple[Node, ...]]:
-        """Nodes by stage, from stage 1; those of one stage can be trained in any order."""
+        """Nodes by stage, from stage 1, each sorted by (shard, prefix).
+
+        Nodes of one stage do not depend on each other.
+        """
         generations: list[tuple[Node, ...]] = []
         for keys in nx.topological_generations(self._graph):
             chosen = sorted(
@@ -173,7 +180,7 @@ class Forest:
 
 
 def prefixes(sequences: Iterable[Sequence[int]]) -> list[tuple[int, ...]]:
-    """The distinct non-empty prefixes of all sequences, sorted: a parent before its children."""
+    """The distinct non-empty prefixes of all sequences, sorted, so parents come before children."""
     return sorted(
         {tuple(sequence[:stage]) for sequence in sequences for stage in range(1, len(sequence) + 1)}
     )

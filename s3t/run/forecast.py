@@ -14,7 +14,7 @@ import numpy as np
 from s3t.data.partition import tier_slices
 from s3t.errors import IntegrityError
 from s3t.ledger import SlotPersons
-from s3t.plan.forecast import Forecast, State, forecast, observed_rate, person_weights
+from s3t.plan.forecast import Forecast, RunningSystem, forecast, observed_rate, person_weights
 from s3t.plan.survival.persons import Counts
 from s3t.run.deletion import Forgetting
 
@@ -46,7 +46,7 @@ def run_forecast(
     return replace(found, in_each_shard=spread)
 
 
-def _state(forgetting: Forgetting) -> State:
+def _state(forgetting: Forgetting) -> RunningSystem:
     plan, shape = forgetting.plan, forgetting.config.partition
     registered, left = _tables(forgetting.ledger.persons(), plan.shards, plan.slices)
     view, first, missing = forgetting.first_slices()
@@ -55,7 +55,7 @@ def _state(forgetting: Forgetting) -> State:
         living[slot] = True
     rates = None if shape.risk is None else shape.risk.rates
     weights = None if rates is None else person_weights(registered, tier_slices(shape), rates)
-    return State(view, left, living, len(missing), weights)
+    return RunningSystem(view, left, living, len(missing), weights)
 
 
 def _tables(persons: list[SlotPersons], shards: int, slices: int) -> tuple[Counts, Counts]:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from s3t.config.aggregation import ServeConfig
+from s3t.config.serve import ServeConfig
 from s3t.server.http.middleware import MonitorMiddleware
 from s3t.server.http.problems import MEDIA_TYPE, ProblemBody, handle_problems, refusals
 from s3t.server.routes import completions, deletions, health, page, predict, repair, status

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from fastapi import FastAPI
 
-from s3t.config.aggregation import ServeConfig
+from s3t.config.serve import ServeConfig
 from s3t.errors import InputError, S3TError
 from s3t.server.app import create_app
 from s3t.server.http.connection import connection_class

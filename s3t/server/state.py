@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
 
-from s3t.config.aggregation import ServeConfig
+from s3t.config.serve import ServeConfig
 from s3t.server.deletions.service import DeletionService
 from s3t.server.logs import FailureLog
 from s3t.server.metrics import Metrics

@@ -1,4 +1,4 @@
-"""Files that are replaced whole and durably, or not at all."""
+"""Atomic and durable writes: after a crash a file has its old or its new content, never a part."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def fresh_beside(path: Path) -> Path:
-    """A name in the same folder that no other writer uses, on this machine or another."""
+    """A path in the same folder with a name that no other process uses, on any machine."""
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
@@ -34,8 +34,8 @@ def write_durably(path: Path, content: bytes, mode: int = 0o666) -> None:
 
     Args:
         path: the file.
-        content: all of it.
-        mode: who may do what with the file, from its first byte on; the process's umask takes away.
+        content: the whole new content.
+        mode: permissions of the file from its first byte on, less the process's umask.
     """
     with _written_beside(path, content, mode) as temporary:
         os.replace(temporary, path)
@@ -43,10 +43,10 @@ def write_durably(path: Path, content: bytes, mode: int = 0o666) -> None:
 
 
 def create_durably(path: Path, content: bytes) -> None:
-    """Make ``path`` with all its content at once, durably.
+    """Create ``path`` with its whole content, atomically and durably.
 
     Raises:
-        FileExistsError: there is a file of that name, or NFS has lost the answer to our making it.
+        FileExistsError: the file exists; or it was created, and NFS lost the reply.
     """
     with _written_beside(path, content, 0o666) as temporary:
         os.link(temporary, path)
@@ -55,7 +55,7 @@ def create_durably(path: Path, content: bytes) -> None:
 
 @contextmanager
 def _written_beside(path: Path, content: bytes, mode: int) -> Iterator[Path]:
-    """A file of the content in the same folder, on the disk; it is gone when the block ends."""
+    """A temporary file with the content in the same folder, synced; removed when the block ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = fresh_beside(path)
     try:
@@ -69,7 +69,7 @@ def _written_beside(path: Path, content: bytes, mode: int) -> Iterator[Path]:
 
 
 def remove_whole(path: Path) -> None:
-    """Remove a file, a folder with all that it holds, or a link but not what it leads to."""
+    """Remove a file, a folder with its content, or a link (not its target)."""
     if path.is_symlink() or not path.is_dir():
         path.unlink()
     else:
@@ -77,7 +77,10 @@ def remove_whole(path: Path) -> None:
 
 
 def other_names(path: Path) -> str | None:
-    """Where the bytes of a file stay when this name of it is removed; None if nowhere."""
+    """A sentence that says where a file's bytes stay after this path is removed; None if nowhere.
+
+    They stay at the target of a link, and under other hard links.
+    """
     try:
         found = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -90,7 +93,7 @@ def other_names(path: Path) -> str | None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make durable what was put into a folder, and what was taken out of it."""
+    """Make new and removed names in a folder durable."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -100,12 +103,12 @@ def sync_folder(path: Path) -> None:
 
 @contextmanager
 def held_folder(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask for the same folder out, without leaving a file behind.
+    """Hold an exclusive lock on a folder; other callers of this function wait.
 
-    The system lets go of it when the holder dies.
+    No file is left behind, and the system frees the lock when the process dies.
 
     Raises:
-        InputError: there is no such folder, or it may not be read.
+        InputError: the folder does not exist or may not be read.
     """
     try:
         held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

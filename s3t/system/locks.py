@@ -1,11 +1,11 @@
-"""Whether locks hold on a file system, tried with two processes.
+"""Tries with two processes whether file locks work on a file system.
 
-    this process   takes every lock that a run relies on ─────┐              ─ lets go ─┐
-    another one    tries the same ───────────── all refused? ─┘   all granted? ─────────┘
+    this process    takes every lock that a run relies on ────┐              ─ frees them ─┐
+    a second one    tries the same ──────────── all refused? ─┘   all granted? ────────────┘
 
-Some network and user-space file systems grant every lock, or know only some kinds. There two
-processes would train a run at once, SQLite would lose what was committed, and deletions would not
-see answers under way.
+Some network and user-space file systems grant every lock, or support only some kinds. On those two
+processes would train a run at once, SQLite would lose commits, and deletions would not wait for
+answers under way.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from s3t.system.durable import fresh_beside
 __all__ = ["prove_locks"]
 
 _SECONDS = 30.0
-"""After which a file system that does not answer is refused."""
+"""Seconds after which a file system that does not answer is refused."""
 
 _WHOLE = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
@@ -34,7 +34,7 @@ _KINDS: dict[str, Callable[[int], object]] = {
     "POSIX": lambda file: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB),  # SQLite's
     "open file": lambda file: fcntl.fcntl(file, fcntl.F_OFD_SETLK, _WHOLE),
 }
-"""Each on a file of its own, since the last two are in each other's way."""
+"""The kinds of locks; each is tried on its own file, since the last two exclude each other."""
 
 _OTHER = """
 import fcntl, sys
@@ -52,14 +52,14 @@ for number, (path, lock) in enumerate(zip(paths, tries, strict=True)):
             continue
         print(number)
 """
-"""What the other process does: print the numbers of the locks that it was granted."""
+"""The second process: it prints the numbers of the locks that it was granted."""
 
 
 def prove_locks(folder: Path) -> None:
-    """Refuse a folder where a lock does not keep other processes out, or not only while it is held.
+    """Refuse a folder where locks do not keep other processes out, or are not freed.
 
     Raises:
-        InputError: what is wrong with its file system.
+        InputError: says what is wrong with the file system.
     """
     path = fresh_beside(folder / "locks")
     paths = [path.with_name(f"{path.name}{number}.tmp") for number in range(len(_KINDS))]
@@ -98,7 +98,7 @@ def _take(folder: Path, kind: str, file: int) -> None:
 
 
 def _granted(folder: Path, paths: list[Path]) -> list[str]:
-    """The kinds of locks that another process is granted now."""
+    """The kinds of locks that a second process is granted now."""
     words = [sys.executable, "-I", "-S", "-c", _OTHER, _WHOLE.hex(), *map(str, paths)]
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=_SECONDS)

@@ -1,18 +1,17 @@
-"""Arithmetic is pinned before torch is loaded, or in a process of its own that is started for it.
+"""Pins how torch rounds: sets its switches before it is loaded, here or in a process of its own.
 
-    caller ── pin ──► torch not loaded yet: its switches are set here, and the call is made here
-                  └─► torch loaded already (a notebook): python -m s3t.system.pinned
-                                                 request ─ stdin ─► call ─► reply
+    pin ──► torch is not loaded: the switches are set, and the call is made in this process
+       └──► torch is loaded (a notebook): python -m s3t.system.pinned ◄─ request ── reply ─►
 
-    native     what the processor does fastest, with products that round a row alike wherever it
-               stands (MKL's strict mode); whatever else the user has set stays as it is
+    native     what the processor does fastest, in MKL's strict mode, in which a product rounds a
+               row alike wherever it stands; other switches stay as the user has set them
     portable   one set of instructions for every x86-64 processor with AVX2
 
-Why: MKL, oneDNN and ATen choose their kernels by the processor and by environment variables that
-they read once. So who trains must set them first, whoever calls.
+MKL, oneDNN and ATen choose their kernels by the processor and by environment variables, which they
+read once, when torch is loaded.
 
-Invariant: no node is trained, and none is trained again to be compared, by a process whose
-arithmetic was not pinned. This module loads no third-party package.
+Invariant: only a pinned process trains a node, or trains it again to compare. This module imports
+no third-party package.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ __all__ = [
 Arithmetic = Literal["native", "portable"]
 
 _STRICT = ("AUTO", "AVX2", "AVX512")
-"""How MKL's branches begin that have a strict mode."""
+"""Values of ``MKL_CBWR`` that have a strict mode begin with one of these."""
 
 _PORTABLE = {
     "MKL_CBWR": "COMPATIBLE",
@@ -55,20 +54,28 @@ _PORTABLE = {
     "ONEDNN_MAX_CPU_ISA": "SSE41",
 }
 _FAMILIES = ("MKL_", "ONEDNN_", "DNNL_", "ATEN_", "TORCH_MKLDNN_", "MKLDNN_")
-"""How the names of switches begin that choose kernels."""
+"""Environment variables that choose kernels begin with one of these."""
 
 _HARMLESS = ("NUM_THREADS", "DYNAMIC", "VERBOSE", "THREADING_LAYER", "INTERFACE_LAYER", "JIT_DUMP")
-"""What of these families changes no byte, since there is one thread: it may differ."""
+"""Variables that end with one of these change no byte where there is one thread."""
 
 _CLEANING = 20.0
-"""Seconds that a process has to remove its scratch folder in once it is to end."""
+"""Seconds that a process gets to remove its scratch folder when it is told to end."""
 
 _pinned: Arithmetic | None = None
 _before: dict[str, str | None] = {}
 
 
 def pinned_environment(arithmetic: Arithmetic) -> dict[str, str]:
-    """The environment of a process that is to be pinned so, from this one's."""
+    """The environment variables for a new process whose arithmetic is to be pinned.
+
+    Args:
+        arithmetic: ``native`` keeps the user's switches and adds MKL's strict mode; ``portable``
+            removes them and sets its own.
+
+    Returns:
+        all variables of this process, as they were before it was pinned itself, with those changes.
+    """
     found = dict(os.environ)
     for name, value in _before.items():
         found.pop(name, None)
@@ -85,7 +92,11 @@ def pinned_environment(arithmetic: Arithmetic) -> dict[str, str]:
 
 
 def pin(arithmetic: Arithmetic) -> bool:
-    """Pin this process, unless torch is loaded already; returns whether it is pinned so."""
+    """Pin this process, unless torch is loaded already.
+
+    Returns:
+        whether the process is now pinned to ``arithmetic``. A process is pinned once.
+    """
     global _pinned  # noqa: PLW0603  (a process is pinned once, for good)
     if _pinned is None and "torch" not in sys.modules:
         wanted = pinned_environment(arithmetic)
@@ -101,20 +112,26 @@ def pin(arithmetic: Arithmetic) -> bool:
 
 
 def arithmetic_here() -> Arithmetic | None:
-    """How this process is pinned; None if it is not."""
+    """The arithmetic that this process is pinned to; None if it is not pinned."""
     return _pinned
 
 
 def strict() -> bool:
-    """Whether this process is pinned such that a product of MKL rounds a row alike, wherever it
-    stands and however its operands are aligned: without that a few numbers at the edge of a
-    product may differ, too few to be seen at once."""
+    """Whether this process is pinned to a strict mode of MKL.
+
+    Only then does a product round a row alike wherever it stands and however it is aligned. In
+    other modes a few numbers at the edge of a product may differ.
+    """
     branch = os.environ.get("MKL_CBWR", "")
     return _pinned is not None and branch.startswith(_STRICT) and branch.endswith("STRICT")
 
 
 def switches(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Environment variables in force that may change what a product rounds to, by name."""
+    """The environment variables that may change how a product rounds, with their values.
+
+    Args:
+        environment: variables to look at; default: those of this process.
+    """
     found = os.environ if environment is None else environment
     named = {name: value for name, value in sorted(found.items()) if _is_switch(name)}
     tuned = [part for part in found.get("GLIBC_TUNABLES", "").split(":") if "hwcap" in part]
@@ -122,15 +139,16 @@ def switches(environment: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def call_elsewhere(arithmetic: Arithmetic, function: Callable[..., Any], **words: Any) -> Any:
-    """Call a function of this package in a process that is pinned so, and wait for it.
+    """Call a function in a new process with pinned arithmetic, and wait for its result.
 
     Args:
-        arithmetic: how.
-        function: of a module of ours; it takes JSON values by name, and returns one.
-        words: those values.
+        arithmetic: what the process is pinned to.
+        function: a module-level function of this package; its arguments, given by name, and its
+            result are JSON values.
+        words: the arguments.
 
     Raises:
-        S3TError: what the function raises; or the process has ended without an answer.
+        S3TError: the error that the function raised; or the process ended without a reply.
     """
     request = {"function": f"{function.__module__}:{function.__qualname__}", "words": words}
     reader, writer = os.pipe()
@@ -139,7 +157,7 @@ def call_elsewhere(arithmetic: Arithmetic, function: Callable[..., Any], **words
         subprocess.Popen(
             [sys.executable, "-m", "s3t.system.pinned", arithmetic, str(writer)],
             stdin=subprocess.PIPE,
-            stdout=2,  # whatever a library prints is no answer of ours
+            stdout=2,  # what a library prints must not mix with the reply
             env=pinned_environment(arithmetic),
             pass_fds=(writer,),
             text=True,
@@ -162,7 +180,7 @@ def call_elsewhere(arithmetic: Arithmetic, function: Callable[..., Any], **words
         code = process.wait()
     if not reply:
         raise S3TError(
-            f"the process that trains ended with exit code {code} and without a word, maybe since "
+            f"the process that trains ended with exit code {code} and without a reply, maybe since "
             "memory ran out: finished nodes are kept, run the same again to go on"
         )
     told = json.loads(reply)
@@ -176,7 +194,7 @@ def _is_switch(name: str) -> bool:
 
 
 def rebuilt(kind: str, message: str, state: Mapping[str, Any] | None = None) -> S3TError:
-    """An error of ours as another process raised it: its class, its message, its attributes."""
+    """An ``S3TError`` that another process raised, from its class name, message and attributes."""
     made = getattr(errors, kind, S3TError)
     raised: S3TError = made.__new__(made)
     Exception.__init__(raised, message)
@@ -196,7 +214,7 @@ def _answer(function: str, words: dict[str, Any]) -> dict[str, Any]:
 
 
 def _end_with_parent() -> None:
-    """Nothing more comes over the pipe: when it closes, the parent has ended."""
+    """Wait until the pipe from the parent closes, which means that it has ended; then end too."""
     sys.stdin.read()
     os.kill(os.getpid(), signal.SIGTERM)  # what must not stay is removed, then it ends
     time.sleep(_CLEANING)
@@ -204,7 +222,7 @@ def _end_with_parent() -> None:
 
 
 def main(arithmetic: str, pipe: str) -> None:
-    """Serve one call of ``call_elsewhere``."""
+    """The new process of ``call_elsewhere``: read a request, call, write the reply."""
     pin("portable" if arithmetic == "portable" else "native")
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()

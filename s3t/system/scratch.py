@@ -1,10 +1,11 @@
-"""Folders for what must not stay: trained again for an audit, or copied out of private data.
+"""Temporary folders for models trained again by an audit, and for copies of private data.
 
-    scratch(run) ─► RUN/.scratch/s3t-scratch-XXXX/  locked by its process ─► removed: at the end, by
-    scratch()    ─► TMPDIR/s3t-scratch-XXXX/                an error, by SIGINT, SIGTERM or SIGHUP
-    killed or switched off meanwhile ─► without a holder: swept by the next command, told by purge
+    scratch(run) ─► RUN/.scratch/s3t-scratch-XXXX/  ┐ locked by its process, and removed at the end,
+    scratch()    ─► TMPDIR/s3t-scratch-XXXX/        ┘ on an error, on SIGINT, SIGTERM or SIGHUP
+    process killed ─► the lock is free: the next command removes the folder
 
-Invariant: what lies here outlives no process that can still act. Only its owner may enter.
+Invariant: a folder is removed before its process ends, unless the process is killed. Only the owner
+may read it.
 """
 
 from __future__ import annotations
@@ -27,34 +28,34 @@ from s3t.errors import S3TError
 __all__ = ["FOLDER", "PREFIX", "ended_by_signals", "places", "scratch", "sweep"]
 
 FOLDER = ".scratch"
-"""Where they are in a run directory."""
+"""Folder in a run directory that holds the scratch folders."""
 
 PREFIX = "s3t-scratch-"
-"""How their names begin."""
+"""Prefix of the names of scratch folders."""
 
 _HELD = "held"
-"""File that is locked as long as the process that made the folder lives."""
+"""File in a scratch folder that its process keeps locked."""
 
 _MAKING = 60.0
-"""Seconds after which a folder that is not locked yet is one of a process that was killed."""
+"""Seconds after which a folder without a lock file counts as left by a killed process."""
 
 
 def places(run: Path | None = None) -> list[Path]:
-    """Folders in which there may be some: of a run, and of the user here (``TMPDIR``)."""
+    """Folders that may hold scratch folders: that of the run, and ``TMPDIR``."""
     own = Path(tempfile.gettempdir())
     return [own] if run is None else [run / FOLDER, own]
 
 
 @contextmanager
 def scratch(run: Path | None = None) -> Iterator[Path]:
-    """An empty folder for this process alone.
+    """An empty folder for this process, removed when the block ends.
 
     Args:
-        run: the run directory that it is for; where that cannot be written, and without one, it
-            lies in the system's temporary folder.
+        run: the run directory in which to make it; without one, or if it cannot be written, the
+            folder lies in ``TMPDIR``.
 
     Raises:
-        S3TError: at the end, if it cannot be removed.
+        S3TError: the folder cannot be removed at the end.
     """
     sweep(run)
     with ended_by_signals():
@@ -73,15 +74,15 @@ def scratch(run: Path | None = None) -> Iterator[Path]:
 
 
 def sweep(run: Path | None = None, *, remove: bool = True) -> tuple[int, int]:
-    """Remove the folders whose process is no more.
+    """Remove the scratch folders whose process has ended.
 
     Args:
-        run: its directory; without it only the system's temporary folder is looked at.
-        remove: remove them, or only look.
+        run: the run directory to look in, besides ``TMPDIR``.
+        remove: False only counts.
 
     Returns:
-        how many there were; and how many stay, since their process lives or since they are not
-        ours to remove.
+        the number of folders whose process has ended; and of folders that stay, because their
+        process lives or they belong to another user.
     """
     gone = stay = 0
     for place in places(run):
@@ -108,7 +109,8 @@ def _made(run: Path | None) -> Path:
 
 
 def _hold(folder: Path) -> TextIO:
-    """Lock the folder; it has the lock's name only once it is held."""
+    """Create the lock file under another name, lock it, then rename it, so it is never seen
+    unlocked."""
     coming = folder / f".{_HELD}"
     held = coming.open("w", encoding="utf-8")
     fcntl.flock(held, fcntl.LOCK_EX)
@@ -134,7 +136,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _is_abandoned(folder: Path, remove: bool) -> bool:
-    """Whether it was abandoned and, if asked for, is removed now."""
+    """Whether the folder's process has ended; removes the folder if asked for."""
     if not _is_ours(folder):
         return False
     try:
@@ -156,7 +158,7 @@ def _is_abandoned(folder: Path, remove: bool) -> bool:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Turn what would end the process at once into an exit that cleans up."""
+    """Turn SIGTERM and SIGHUP into ``SystemExit``, so that ``finally`` blocks clean up."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

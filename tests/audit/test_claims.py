@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from harness.damage.victim import HIT, Victim
 from s3t.audit.audit import audit
 from s3t.audit.claim import MOST_NAMED, Audit, Claim, Findings, judged
-from s3t.audit.evidence import Case
+from s3t.audit.evidence import RunEvidence
 from s3t.cli import main
 from s3t.data.partition import partition, slice_digest
 from s3t.errors import InputError, IntegrityError
@@ -99,27 +99,27 @@ class TestReckoning:
         run = RunDir(tmp_path)
         parts = partition(self.samples(), 2, 3, "salt")
         with run.ledger(create=True) as ledger:
-            ledger.register(parts.places())
-            gone = [sample for sample, _ in parts.places()][::7]
+            ledger.register(parts.slots())
+            gone = [sample for sample, _ in parts.slots()][::7]
             for number, sample in enumerate(gone):
                 ledger.delete([sample.id], [], decide=lambda deletion: {})
                 if number == 2:
                     ledger.purge(ledger.view(), [], {})
             persons = {(row.shard, row.slice): row for row in ledger.persons()}
-        books = Case(run).books
+        ledger = RunEvidence(run).ledger
         left = {sample.id for sample in self.samples()} - {sample.id for sample in gone}
         for shard, row in enumerate(parts.members):
             for part, members in enumerate(row):
-                slot = books.slot(shard, part)
+                slot = ledger.slot(shard, part)
                 stay = [sample for sample in members if sample.id in left]
                 assert slot.digest == slice_digest(stay)
                 assert (slot.samples, slot.left) == (len(members), len(stay))
                 there = persons[shard, part]
                 assert (slot.persons, slot.persons_left) == (there.registered, there.left)
-        assert books.purged == 3
-        assert not books.wrong_copies
-        reckoned = {slot: book.last_hit for slot, book in books.reckoned.items()}
-        assert books.hits == {slot: view for slot, view in reckoned.items() if view}
+        assert ledger.purged == 3
+        assert not ledger.wrong_copies
+        reckoned = {slot: counts.last_hit for slot, counts in ledger.recounted.items()}
+        assert ledger.hits == {slot: view for slot, view in reckoned.items() if view}
 
     def test_all_of_it_is_of_one_moment(self, victim: Victim) -> None:
         with Ledger.open(victim.run.ledger_path) as ledger, ledger.evidence() as evidence:

@@ -19,8 +19,7 @@ from harness.damage.kind import Kind
 from harness.damage.kinds import KINDS
 from harness.damage.opening import Opening
 from harness.damage.victim import Victim
-from s3t.audit.audit import audit
-from s3t.audit.claim import TITLES
+from s3t.audit.audit import CLAIMS, audit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,7 +40,7 @@ def test_it_is_found_and_named(kind: Kind, victim: Victim) -> None:
     assert wrong >= {*kind.claims}
     said = [problem for claim in found.claims for problem in claim.problems]
     assert any(name in problem for problem in said), said
-    assert [claim.name for claim in found.claims] == [*TITLES]
+    assert [claim.name for claim in found.claims] == [*CLAIMS]
 
 
 @pytest.mark.parametrize(

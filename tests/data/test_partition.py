@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3t.config import PartitionConfig
-from s3t.data.partition import partition, place, slice_digest, slice_rates, tier_slices
+from s3t.data.partition import partition, slice_digest, slice_rates, slot_of, tier_slices
 from s3t.errors import DataError
-from s3t.types import Digest, Place, Sample, SampleId, Subject, digest
+from s3t.types import Digest, Sample, SampleId, Subject, digest
 
 SUBJECTS = st.none() | st.text(st.characters(codec="utf-8"), min_size=1, max_size=6)
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 5))
@@ -38,22 +38,22 @@ def test_a_place_does_not_depend_on_other_samples(samples: list[Sample], data: s
     kept = samples[:40] + data.draw(
         st.lists(st.sampled_from(samples[40:]), unique=True) if samples[40:] else st.just([])
     )
-    whole = dict(partition(samples, 1, 2, "salt").places())
-    part = dict(partition(data.draw(st.permutations(kept)), 1, 2, "salt").places())
+    whole = dict(partition(samples, 1, 2, "salt").slots())
+    part = dict(partition(data.draw(st.permutations(kept)), 1, 2, "salt").slots())
     assert all(whole[one] == at for one, at in part.items())
 
 
 @given(SUBJECTS.filter(bool), SHAPES, st.text(st.characters(codec="utf-8"), max_size=5))
 def test_a_subject_has_one_place(subject: str, shape: tuple[int, int], salt: str):
-    places = {place(sample(number, subject), *shape, salt) for number in range(10)}
+    places = {slot_of(sample(number, subject), *shape, salt) for number in range(10)}
     assert len(places) == 1
     (only,) = places
-    assert 0 <= only.shard < shape[0] and 0 <= only.slice < shape[1]
+    assert 0 <= only[0] < shape[0] and 0 <= only[1] < shape[1]
 
 
 def test_exact_copies_have_one_place_whatever_their_ids():
     copies = [Sample(SampleId(name), None, Digest("c" * 64)) for name in "abc"]
-    assert len({place(copy, 8, 8, "s3t") for copy in copies}) == 1
+    assert len({slot_of(copy, 8, 8, "s3t") for copy in copies}) == 1
 
 
 def test_subject_and_content_are_different_keys():
@@ -64,13 +64,13 @@ def test_subject_and_content_are_different_keys():
         )
         for n in range(50)
     ]
-    assert any(place(one, 16, 16, "s3t") != place(other, 16, 16, "s3t") for one, other in same)
+    assert any(slot_of(one, 16, 16, "s3t") != slot_of(other, 16, 16, "s3t") for one, other in same)
 
 
 def test_known_places():
-    assert place(sample(0), 4, 4, "s3t") == Place(2, 3)
-    assert place(sample(0, "ann"), 4, 4, "s3t") == Place(2, 2)
-    assert place(sample(0, "ann"), 4, 4, "other") == Place(3, 0)
+    assert slot_of(sample(0), 4, 4, "s3t") == (2, 3)
+    assert slot_of(sample(0, "ann"), 4, 4, "s3t") == (2, 2)
+    assert slot_of(sample(0, "ann"), 4, 4, "other") == (3, 0)
 
 
 @pytest.mark.parametrize(
@@ -87,18 +87,18 @@ def test_places_without_tiers_are_those_of_the_first_version(
     samples = [sample(n, f"person {n}" if n % 2 else None) for n in range(200)]
     one_tier = tier_slices(PartitionConfig(slices=shape[1]))
     for tiers in (None, one_tier):
-        places = [place(one, *shape, tiers) for one in samples]
-        assert digest([[at.shard, at.slice] for at in places]) == expected
+        places = [slot_of(one, *shape, tiers) for one in samples]
+        assert digest([[*at] for at in places]) == expected
 
 
 def test_places_are_the_same_in_another_process():
     code = (
-        "from s3t.data.partition import place; from s3t.types import Sample;"
-        "print([place(Sample('i', f'p{n}', 'c'), 4, 5, 'x') for n in range(20)])"
+        "from s3t.data.partition import slot_of; from s3t.types import Sample;"
+        "print([slot_of(Sample('i', f'p{n}', 'c'), 4, 5, 'x') for n in range(20)])"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     here = [
-        place(Sample(SampleId("i"), Subject(f"p{n}"), Digest("c")), 4, 5, "x") for n in range(20)
+        slot_of(Sample(SampleId("i"), Subject(f"p{n}"), Digest("c")), 4, 5, "x") for n in range(20)
     ]
     assert told.stdout.strip() == str(here)
 
@@ -120,21 +120,21 @@ def test_members_are_sorted_and_digested():
         for members, found in zip(row, digests, strict=True):
             assert list(members) == sorted(members, key=lambda one: one.id)
             assert found == slice_digest(members)
-    assert {one for one, _ in result.places()} == set(samples)
-    assert all(place(one, 2, 3, "s3t") == at for one, at in result.places())
+    assert {one for one, _ in result.slots()} == set(samples)
+    assert all(slot_of(one, 2, 3, "s3t") == at for one, at in result.slots())
     assert result == partition(samples, 2, 3, "s3t")
 
 
 def test_every_empty_slice_is_named_with_advice():
     samples = [sample(n, "ann") for n in range(9)]
-    taken = place(samples[0], 2, 2, "s3t")
+    taken = slot_of(samples[0], 2, 2, "s3t")
     with pytest.raises(DataError) as caught:
         partition(samples, 2, 2, "s3t")
     assert len(caught.value.problems) == 3
     for shard in range(2):
         for slice_ in range(2):
             named = f"shard {shard} slice {slice_} " in str(caught.value)
-            assert named == (Place(shard, slice_) != taken)
+            assert named == ((shard, slice_) != taken)
     assert "9 samples (1 subjects" in caught.value.problems[0]
     for advice in ("fewer shards or slices", "partition.salt", "more data"):
         assert advice in caught.value.problems[0]
@@ -196,11 +196,11 @@ def test_with_tiers_too_no_place_depends_on_other_samples(
     samples = [replace(one, tier=tier[one.subject or one.id]) for one in samples]
     kept = data.draw(st.lists(st.sampled_from(samples), unique=True))
     shape = (2, sum(tiers), "salt", tiers)
-    whole = dict(partition(samples, *shape, allow_empty=True).places())
-    part = dict(partition(kept, *shape, allow_empty=True).places())
+    whole = dict(partition(samples, *shape, allow_empty=True).slots())
+    part = dict(partition(kept, *shape, allow_empty=True).slots())
     assert all(whole[one] == at for one, at in part.items())
     owner = [number for number, count in enumerate(tiers) for _ in range(count)]
-    assert all(owner[at.slice] == one.tier for one, at in whole.items())
+    assert all(owner[at[1]] == one.tier for one, at in whole.items())
     places = {(one.subject, at) for one, at in whole.items() if one.subject}
     assert len(places) == len({subject for subject, _ in places})
 

@@ -31,23 +31,23 @@ def product(tensors: dict[str, torch.Tensor], target: Target) -> torch.Tensor:
     return tensors[target.b] @ tensors[target.a]
 
 
-@pytest.mark.parametrize("by_data", [False, True])
-def test_the_average_is_exact_and_of_one_rank(by_data: bool) -> None:
-    found = merge_members(MEMBERS, by_data, TARGETS, least=8)
-    shares = [0.5, 1 / 6, 1 / 3] if by_data else [1 / 3] * 3
+@pytest.mark.parametrize("weights", ["uniform", "data"])
+def test_the_average_is_exact_and_of_one_rank(weights: str) -> None:
+    found = merge_members(MEMBERS, weights, TARGETS, least=8)
+    shares = [0.5, 1 / 6, 1 / 3] if weights == "data" else [1 / 3] * 3
     assert (found.rank, found.error, found.member.lowest) == (8, 0.0, 0)
     for target in TARGETS:
         expected = sum(w * product(m.tensors, target) for m, w in zip(MEMBERS, shares, strict=True))
         a, b = found.member.tensors[target.a], found.member.tensors[target.b]
         assert (a.shape, b.shape) == ((8, 6), (8, 8))
         assert torch.allclose(b @ a, expected, atol=1e-5)
-    assert merge_members(MEMBERS, by_data, TARGETS).rank == 6, "three shards at the top layer"
+    assert merge_members(MEMBERS, weights, TARGETS).rank == 6, "three shards at the top layer"
 
 
 def test_what_is_cut_is_the_least_there_is_and_is_told() -> None:
-    whole = merge_members(MEMBERS, False, TARGETS)
+    whole = merge_members(MEMBERS, "uniform", TARGETS)
     lost = total = 0.0
-    cut = merge_members(MEMBERS, False, TARGETS, rank=3)
+    cut = merge_members(MEMBERS, "uniform", TARGETS, rank=3)
     for target in TARGETS:
         exact = product(whole.member.tensors, target)
         values = torch.linalg.svdvals(exact.double())
@@ -63,4 +63,4 @@ def test_what_is_cut_is_the_least_there_is_and_is_told() -> None:
 
 
 def test_a_rank_above_that_of_the_average_changes_nothing() -> None:
-    assert merge_members(MEMBERS, False, TARGETS, rank=50).rank == 6
+    assert merge_members(MEMBERS, "uniform", TARGETS, rank=50).rank == 6

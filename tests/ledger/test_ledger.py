@@ -29,9 +29,9 @@ from s3t.errors import (
 )
 from s3t.ledger import Deletion, Ledger, SlotPersons, State
 from s3t.ledger.database import backend, database, schema
-from s3t.types import Digest, Place, Sample, SampleId, Subject
+from s3t.types import Digest, Sample, SampleId, Slot, Subject
 
-Rows = list[tuple[Sample, Place]]
+Rows = list[tuple[Sample, Slot]]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,7 +45,7 @@ def rows(count: int = 24, start: int = 0) -> Rows:
                 None if number % 4 == 3 else Subject(f"p{number // 4}"),
                 Digest(f"c{number // 2}"),
             ),
-            Place(number % 2, number // 2 % 3),
+            (number % 2, number // 2 % 3),
         )
         for number in range(start, start + count)
     ]
@@ -296,12 +296,12 @@ class TestRegister:
         [
             lambda sample, place: (Sample(sample.id, sample.subject, Digest("x")), place),
             lambda sample, place: (Sample(sample.id, None, sample.content), place),
-            lambda sample, place: (sample, Place(place.shard, 2)),
+            lambda sample, place: (sample, (place[0], 2)),
             lambda sample, place: (Sample(SampleId("new"), None, sample.content), place),
         ],
     )
     def test_other_samples_are_refused(
-        self, ledger: Ledger, where: str, change: Callable[[Sample, Place], Any]
+        self, ledger: Ledger, where: str, change: Callable[[Sample, Slot], Any]
     ) -> None:
         before = dump(where)
         with pytest.raises(InputError, match="differs from what the run was planned on"):
@@ -344,7 +344,7 @@ class TestPersons:
             opened.register(
                 (
                     Sample(SampleId(f"s{number}"), who and Subject(who), Digest("same")),
-                    Place(shard, part),
+                    (shard, part),
                 )
                 for number, (shard, part, who) in enumerate(placed)
             )

@@ -20,7 +20,7 @@ from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.training.prepare.replan import Renewal
 from s3t.training.work.train import train
-from s3t.types import Digest, Place, Sample, SampleId, Subject
+from s3t.types import Digest, Sample, SampleId, Slot, Subject
 from tests.conftest import Run
 from tests.support.small_runs import person_rows, small_configs, write_csv
 
@@ -28,11 +28,11 @@ NFC, NFD = (unicodedata.normalize(form, "Jos\u00e9") for form in ("NFC", "NFD"))
 PEOPLE = [NFC, NFD, "p99", "p99 ", "P99", "\u00a0p99", "p 99", "p\u200b99", "p98", None]
 
 
-def rows(people: list[str | None], prefix: str = "s") -> list[tuple[Sample, Place]]:
+def rows(people: list[str | None], prefix: str = "s") -> list[tuple[Sample, Slot]]:
     return [
         (
             Sample(SampleId(f"{prefix}{n}"), Subject(one) if one else None, Digest(f"{prefix}{n}")),
-            Place(0, n % 2),
+            (0, n % 2),
         )
         for n, one in enumerate(people)
     ]
@@ -82,7 +82,7 @@ def test_the_deleted_and_the_named_are_not_counted(ledger: Ledger) -> None:
 def test_ids_look_alike_too(where: str) -> None:
     with Ledger.open(where, create=True) as ledger:
         ids = ["u003", "u003 ", "U003", "u004"]
-        ledger.register((Sample(SampleId(one), None, Digest(one)), Place(0, 0)) for one in ids)
+        ledger.register((Sample(SampleId(one), None, Digest(one)), (0, 0)) for one in ids)
         assert delete(ledger, ["u003"], []).look_alikes == 2
         with pytest.raises(
             UnknownSampleError, match="2 samples have names that look alike"

@@ -14,7 +14,7 @@ import pytest
 from s3t.errors import IntegrityError, RequestConflictError
 from s3t.ledger import Claim, Deletion, Ledger, Outbox, job_claim
 from s3t.ledger.log import chain
-from s3t.types import Digest, Place, Sample, SampleId, Subject
+from s3t.types import Digest, Sample, SampleId, Subject
 from tests.support.postgres import Server
 
 IDS = [f"s{number}" for number in range(5)]
@@ -32,7 +32,7 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def ledger(where: str) -> Iterator[Ledger]:
     with Ledger.open(where, create=True) as ledger:
         samples = [Sample(SampleId(f"s{n}"), Subject(f"p{n}"), Digest("c")) for n in range(9)]
-        ledger.register((one, Place(0, 0)) for one in samples)
+        ledger.register((one, (0, 0)) for one in samples)
         yield ledger
 
 

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from s3t.errors import InputError, IntegrityError, S3TError, UnavailableError
 from s3t.ledger import Deletion, Ledger, without_password
 from s3t.ledger.database import backend, schema
-from s3t.types import Digest, Place, Sample, SampleId, Subject
+from s3t.types import Digest, Sample, SampleId, Slot, Subject
 from tests.support.postgres import Proxy, Server
 
 
@@ -24,13 +24,13 @@ def agree(deletion: Deletion) -> dict[str, Any]:
     return {}
 
 
-def rows(count: int = 24) -> list[tuple[Sample, Place]]:
+def rows(count: int = 24) -> list[tuple[Sample, Slot]]:
     return [
         (
             Sample(
                 SampleId(f"s{number:05}"), Subject(f"person-{number // 4}"), Digest(f"c{number}")
             ),
-            Place(number % 2, number // 2 % 3),
+            (number % 2, number // 2 % 3),
         )
         for number in range(count)
     ]
@@ -77,7 +77,7 @@ class TestOpen:
 
     def test_listing_is_in_the_order_of_a_file(self, database_url: str, tmp_path: Path) -> None:
         names = ["a", "B", "_", "é", "Z", "aa", "A", "ö", "zz", "\U0001f600", "\uffff"]
-        offered = [(Sample(SampleId(n), None, Digest("c")), Place(0, 0)) for n in names]
+        offered = [(Sample(SampleId(n), None, Digest("c")), (0, 0)) for n in names]
         found = []
         for where in (database_url, str(tmp_path / "ledger.db")):
             with Ledger.open(where, create=True) as opened:

@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 
 from s3t.errors import InputError, UnknownSampleError
 from s3t.ledger import Deletion, Ledger
-from s3t.types import Digest, Place, Sample, SampleId, Subject
+from s3t.types import Digest, Sample, SampleId, Slot, Subject
 
-Rows = list[tuple[Sample, Place]]
+Rows = list[tuple[Sample, Slot]]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,13 +34,13 @@ def agree(deletion: Deletion) -> dict[str, Any]:
     return {}
 
 
-def rows(count: int) -> Iterator[tuple[Sample, Place]]:
+def rows(count: int) -> Iterator[tuple[Sample, Slot]]:
     """Out of order; every other sample is of a person, who has three; some share their content."""
     for number in range(count):
         sample_id = SampleId(f"s{number * 7919 % 100_003:06}")
         subject = Subject(f"p{number // 6}") if number % 2 else None
         content = Digest(f"c{number - (number % 7 == 1)}")
-        yield Sample(sample_id, subject, content), Place(number // 6 % 3, number // 18 % 4)
+        yield Sample(sample_id, subject, content), (number // 6 % 3, number // 18 % 4)
 
 
 def dump(path: Path) -> list[str]:
@@ -64,7 +64,7 @@ class Truth:
             here = [sample for sample, at in self.samples if at == place]
             left = [sample for sample in here if sample.id not in gone]
             counts = len(here), len(left), len(self.persons(here)), len(self.persons(left))
-            found.append((place.shard, place.slice, *counts))
+            found.append((*place, *counts))
         return found
 
     def persons(self, samples: Sequence[Sample]) -> set[tuple[bool, str]]:
@@ -88,7 +88,7 @@ def stored(path: Path, table: str) -> list[Any]:
 @st.composite
 def stories(draw: st.DrawFn) -> tuple[Rows, list[tuple[list[str], list[str], bool]]]:
     """Samples, now and then of a person in two slots, and requests that overlap and repeat."""
-    slot = st.builds(Place, st.integers(0, 1), st.integers(0, 2))
+    slot = st.tuples(st.integers(0, 1), st.integers(0, 2))
     who = st.sampled_from([None, None, "ann", "bob", "cy"])
     made = draw(st.lists(st.tuples(who, st.sampled_from("xyz"), slot), min_size=1, max_size=12))
     samples = [
@@ -267,7 +267,7 @@ def test_nobody_waits_for_a_proof(tmp_path: Path) -> None:
     with Ledger.open(path, create=True) as ledger, Ledger.open(path) as other:
         ledger.register(rows(300))
 
-        def meanwhile() -> Iterator[tuple[Sample, Place]]:
+        def meanwhile() -> Iterator[tuple[Sample, Slot]]:
             for number, row in enumerate(rows(300)):
                 if number == 100:
                     other.register(rows(300))

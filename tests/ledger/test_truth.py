@@ -25,17 +25,17 @@ from s3t.errors import IntegrityError, S3TError, UnavailableError
 from s3t.ledger import Deletion, Ledger, Witnessed
 from s3t.ledger.database import backend
 from s3t.ledger.log.chain import canonical, link
-from s3t.types import Digest, NodeKey, Place, Sample, SampleId, Subject
+from s3t.types import Digest, NodeKey, Sample, SampleId, Slot, Subject
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = [np.zeros((8, 8))]
 
 
-def offered(count: int = 12) -> Iterator[tuple[Sample, Place]]:
+def offered(count: int = 12) -> Iterator[tuple[Sample, Slot]]:
     """Samples s00, s01, …, three of each person p0, p1, …; four slots."""
     for number in range(count):
         sample = Sample(SampleId(f"s{number:02}"), Subject(f"p{number // 3}"), Digest(f"c{number}"))
-        yield sample, Place(number % 2, number // 2 % 2)
+        yield sample, (number % 2, number // 2 % 2)
 
 
 def agree(deletion: Deletion) -> dict[str, Any]:

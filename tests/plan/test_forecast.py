@@ -19,7 +19,7 @@ from s3t.errors import InputError
 from s3t.plan.forecast import (
     Observed,
     Outlook,
-    State,
+    RunningSystem,
     forecast,
     observed_rate,
     person_weights,
@@ -37,11 +37,11 @@ SYSTEMS: dict[str, tuple[list[list[int]], list[list[int]]]] = {
 }
 
 
-def state(left: Any, living: Any, **more: Any) -> State:
-    return State(7, np.array(left), np.array(living, dtype=bool), **more)
+def state(left: Any, living: Any, **more: Any) -> RunningSystem:
+    return RunningSystem(7, np.array(left), np.array(living, dtype=bool), **more)
 
 
-def enumerated(system: State) -> list[dict[int, Fraction]]:
+def enumerated(system: RunningSystem) -> list[dict[int, Fraction]]:
     """Laws of the requests until the first living shard dies, until none lives, until each dies."""
     m, slices = system.left.shape
     slots = [(s, c) for s in range(m) for c in range(slices) for _ in range(system.left[s, c])]

@@ -13,7 +13,7 @@ import pytest
 
 from s3t import S3T
 from s3t.errors import InputError, IntegrityError
-from s3t.plan.forecast import Observed, State, forecast
+from s3t.plan.forecast import Observed, RunningSystem, forecast
 from s3t.run import RunDir
 from s3t.run.deletion import Forgetting
 from s3t.run.forecast import run_forecast
@@ -52,7 +52,7 @@ def made(run: Path, *days_ago: float) -> None:
 
 def test_a_fresh_run(digits: Forgetting) -> None:
     found = run_forecast(digits, now=NOW)
-    assert found == forecast(State(0, persons(digits), np.ones((4, 4), dtype=bool)))
+    assert found == forecast(RunningSystem(0, persons(digits), np.ones((4, 4), dtype=bool)))
     assert (found.persons_left, found.first_slices_left, found.first_slices_missing) == (800, 16, 0)
     assert (found.observed, found.trials) == (None, None)
 
@@ -64,7 +64,7 @@ def test_along_deletions_until_exhausted(digits: Forgetting) -> None:
         digits.delete([name], [], None, False)
         living[slot] = False
         found = run_forecast(digits, now=NOW)
-        expected = forecast(State(view, persons(digits), living), observed=found.observed)
+        expected = forecast(RunningSystem(view, persons(digits), living), observed=found.observed)
         assert found == expected
         medians.append(found.exhaustion.p50 if found.exhaustion else 0)
     assert medians == sorted(medians, reverse=True)
@@ -110,7 +110,7 @@ def test_rates_of_the_config_are_simulated(text_run: Path) -> None:
     with closing(Forgetting(RunDir.existing(text_run))) as opened:
         left = persons(opened)
     weights = np.array([2 * 1, 2 * 9]) / left.sum(axis=0)
-    state = State(0, left, np.ones((2, 2), dtype=bool), weights=weights)
+    state = RunningSystem(0, left, np.ones((2, 2), dtype=bool), weights=weights)
     assert found == forecast(state, trials=2000)
 
 

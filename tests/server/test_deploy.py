@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from s3t.config.aggregation import ServeConfig
+from s3t.config.serve import ServeConfig
 from tests.conftest import ROOT, Run
 
 DEPLOY = ROOT / "configs" / "deploy"

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from s3t import S3T
-from s3t.config.aggregation import ServeConfig
+from s3t.config.serve import ServeConfig
 from s3t.server.app import create_app
 from s3t.server.security.tokens import ROLES, TokenFile, token_path
 from s3t.server.state import Service

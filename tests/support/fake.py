@@ -14,7 +14,7 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from s3t.config import load_config
-from s3t.config.aggregation import ServeConfig
+from s3t.config.serve import ServeConfig
 from s3t.errors import InputError
 from s3t.ledger import Ledger, Outbox
 from s3t.server.app import create_app

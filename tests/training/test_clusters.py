@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from s3t.audit.audit import audit
 from s3t.config import Config, load_config
-from s3t.data.partition import partition, place
+from s3t.data.partition import partition, slot_of
 from s3t.errors import ConfigError, DataError, InputError, IntegrityError
 from s3t.model import prototypes as clusters
 from s3t.model.inputs.encoders import Encoded
@@ -164,15 +164,15 @@ def sample(name: str, cluster: int | None, subject: str | None = None) -> Sample
 
 
 def test_the_cluster_is_the_shard_and_the_hash_tells_the_slice() -> None:
-    found = [place(sample("one", shard), 5, 4, "salt") for shard in range(5)]
-    assert [at.shard for at in found] == [0, 1, 2, 3, 4]
-    assert len({at.slice for at in found}) == 1, "of one content in one slice of each"
-    spread = {place(sample(f"s{number}", 2), 5, 4, "salt").slice for number in range(50)}
+    found = [slot_of(sample("one", shard), 5, 4, "salt") for shard in range(5)]
+    assert [at[0] for at in found] == [0, 1, 2, 3, 4]
+    assert len({at[1] for at in found}) == 1, "of one content in one slice of each"
+    spread = {slot_of(sample(f"s{number}", 2), 5, 4, "salt")[1] for number in range(50)}
     assert spread == {0, 1, 2, 3}
-    rows = [place(sample(f"s{number}", 1, "who"), 5, 4, "salt") for number in range(9)]
+    rows = [slot_of(sample(f"s{number}", 1, "who"), 5, 4, "salt") for number in range(9)]
     assert len(set(rows)) == 1
     tiered = [
-        place(replace(sample(f"s{n}", 1), tier=1), 5, 4, "salt", (3, 1)).slice for n in range(9)
+        slot_of(replace(sample(f"s{n}", 1), tier=1), 5, 4, "salt", (3, 1))[1] for n in range(9)
     ]
     assert set(tiered) == {3}
 
@@ -209,12 +209,12 @@ def test_no_private_row_has_a_part_in_prototypes_or_in_anothers_place(
     config = make()
     whole = draft(config)
     assert whole.prototypes is not None
-    before = {one.id: at for one, at in whole.partition.places()}
+    before = {one.id: at for one, at in whole.partition.slots()}
     for name in ("s000", "s031", "s152"):
         less = draft(config, {name})
         assert less.prototypes is not None
         assert less.prototypes.digest == whole.prototypes.digest
-        after = {one.id: at for one, at in less.partition.places()}
+        after = {one.id: at for one, at in less.partition.slots()}
         assert after == {key: at for key, at in before.items() if key != name}
     write_csv(tmp_path / "other.csv", [row | {"text": row["text"][::-1]} for row in person_rows()])
     other = draft(make(private="other.csv"))
@@ -274,7 +274,7 @@ def test_a_repaired_run_of_clusters_is_one_that_never_saw_the_person(
     purge(RunDir(one.run_dir))
     judged = audit(one.run_dir, retrain="all", from_scratch=True)
     assert judged.holds, [claim.problems for claim in judged.claims]
-    assert "clusters of 45 samples reckoned" in judged["E3"].checked
+    assert "clusters of 45 samples computed" in judged["E3"].checked
     assert "made again the same" in judged["E5"].checked
 
 

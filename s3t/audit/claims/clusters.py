@@ -1,14 +1,13 @@
-"""Claims E3 and E5 where shards are clusters: places by likeness, prototypes by public data alone.
+"""Claims E3 and E5 where shards are clusters: each row lies in the shard of its nearest prototype.
 
     public rows ──frozen base──► prototypes, made again ──compared──► those of the run
     private rows ──frozen base──► nearest prototype ──compared──► the shard in the ledger
 
-The ledger holds no features, so from its rows alone no more can be said of a shard than that the
-plan's digests hold its samples. What a row is like is judged where the rows are read anyway, since
-nodes are trained again, on the kind of machine that the run was planned on: on another the last bit
-of a feature may differ.
+The ledger holds no features, so its rows cannot show which prototype a sample is nearest to. The
+features are computed only where nodes are trained again, since the private rows are read then, and
+only in the environment that the run was planned in: elsewhere the last bit of a feature may differ.
 
-Invariant: nothing is taken from what the run placed its samples by; private rows are only read.
+Invariant: the shards of the run are compared with shards computed here; private rows are only read.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from s3t.audit.claim import Findings
-from s3t.audit.evidence import Case
+from s3t.audit.evidence import RunEvidence
 from s3t.config import Config
 from s3t.errors import named
 from s3t.ledger import Ledger
@@ -28,25 +27,28 @@ if TYPE_CHECKING:
 __all__ = ["judge_clusters", "judge_prototypes"]
 
 
-def judge_prototypes(case: Case, found: Findings, again: bool) -> Prototypes | None:
-    """Judge what E5 says of prototypes; returns those of the run, None without clusters.
+def judge_prototypes(evidence: RunEvidence, found: Findings, again: bool) -> Prototypes | None:
+    """Judge what E5 says of prototypes.
 
     Args:
-        case: the run.
+        evidence: the run.
         found: where to report.
-        again: make them again from the public data.
+        again: make them again from the public data, and compare.
+
+    Returns:
+        the prototypes of the run; None if its shards are not clusters.
     """
     from s3t.model.prototypes import read_prototypes
 
-    config, base = case.config, case.loaded.base
+    config, base = evidence.config, evidence.loaded.base
     if config.partition.clusters is None:
         return None
-    own = read_prototypes(case.run.prototypes_path, base.fingerprint)
-    again = again and _rounds_alike(case)
-    if again and _made_again(case, config).digest != own.digest:
+    own = read_prototypes(evidence.run.prototypes_path, base.fingerprint)
+    again = again and _rounds_alike(evidence)
+    if again and _made_again(evidence, config).digest != own.digest:
         found.broken(
-            f"the prototypes {case.run.prototypes_path} are not what the public data gives here: "
-            "restore them, or the public data"
+            f"the prototypes {evidence.run.prototypes_path} are not what the public data gives "
+            "here: restore them, or the public data"
         )
     found.checked(
         f"{len(own)} prototypes are of this base" + (", and made again the same" if again else "")
@@ -54,21 +56,21 @@ def judge_prototypes(case: Case, found: Findings, again: bool) -> Prototypes | N
     return own
 
 
-def judge_clusters(case: Case, found: Findings) -> None:
-    """Judge what E3 says of clusters: each sample lies in the shard that its row is nearest to."""
+def judge_clusters(evidence: RunEvidence, found: Findings) -> None:
+    """Judge what E3 says of clusters: a sample's shard is that of the nearest prototype."""
     from s3t.data import label_names, load_private
     from s3t.model.prototypes import read_prototypes
     from s3t.training.prepare.clusters import clustered
 
-    config, loaded = case.config, case.loaded
+    config, loaded = evidence.config, evidence.loaded
     if config.partition.clusters is None:
         return
-    if not _rounds_alike(case):
-        found.checked("clusters not reckoned: the run was planned on another kind of machine")
+    if not _rounds_alike(evidence):
+        found.checked("clusters not computed: the run was planned on another kind of machine")
         return
-    own = read_prototypes(case.run.prototypes_path, loaded.base.fingerprint)
-    shards = _shards(case)
-    private = load_private(config, label_names(config)).without(case.run.gone())
+    own = read_prototypes(evidence.run.prototypes_path, loaded.base.fingerprint)
+    shards = _shards(evidence)
+    private = load_private(config, label_names(config)).without(evidence.run.gone())
     samples = clustered(private, own, loaded.base, loaded.encoder, {}).samples
     there = [sample for sample in samples if sample.id in shards]
     wrong = [sample.id for sample in there if sample.cluster != shards[sample.id]]
@@ -77,26 +79,26 @@ def judge_clusters(case: Case, found: Findings) -> None:
             f"{len(wrong)} samples do not lie in the shard whose prototype their row is nearest "
             f"to ({named(wrong, 3)}): the ledger or the data was changed; restore them"
         )
-    found.checked(f"clusters of {len(there)} samples reckoned from their rows")
+    found.checked(f"clusters of {len(there)} samples computed from their rows")
 
 
-def _rounds_alike(case: Case) -> bool:
-    """Whether features have the same bits here as where the run was prepared."""
-    return case.here == case.plan.prepared
+def _rounds_alike(evidence: RunEvidence) -> bool:
+    """Whether features have the same bits here as in the environment the run was planned in."""
+    return evidence.here == evidence.plan.prepared
 
 
-def _shards(case: Case) -> dict[SampleId, int]:
-    """Shards of the samples that are rows in the ledger."""
-    at = case.run.ledger_at
-    with Ledger.open(at, read_only=True) as ledger, ledger.evidence() as evidence:
-        return {SampleId(row.sample_id): int(row.shard) for row in evidence.samples()}
+def _shards(evidence: RunEvidence) -> dict[SampleId, int]:
+    """The shard of each sample in the ledger that is not purged."""
+    at = evidence.run.ledger_at
+    with Ledger.open(at, read_only=True) as ledger, ledger.evidence() as rows:
+        return {SampleId(row.sample_id): int(row.shard) for row in rows.samples()}
 
 
-def _made_again(case: Case, config: Config) -> Prototypes:
+def _made_again(evidence: RunEvidence, config: Config) -> Prototypes:
     from s3t.data import label_names, load_public
     from s3t.model.prototypes import find_prototypes
     from s3t.training.node.rows import encode_rows
 
-    loaded = case.loaded
+    loaded = evidence.loaded
     rows = load_public(config, "adapt", label_names(config))
     return find_prototypes(config, loaded.base, encode_rows(loaded.encoder, rows).rows)

@@ -1,35 +1,38 @@
-"""What became of a node that nothing needs any more, and whether it should have gone by now.
+"""Nodes that no plan needs: why they are dead, and whether a purge should have removed them.
 
-    died, or left the plan, after the last purge     awaits the next one: pending
-    before it, or purged and there again             broken
-    of no plan, told by no trainer                   broken
+    died, or left the plan, after the last purge     awaits the next purge: pending
+    died before it, or was purged and is back        broken
+    in no plan, and announced by no trainer          broken
 
-Invariant: when a node died is told from the rows of deleted samples, and what a purge has taken
-away from its entry in the log.
+Invariant: the rows of deleted samples say when a node died, and the purge's entry in the log says
+what it removed.
 """
 
 from __future__ import annotations
 
-from s3t.audit.evidence import Case
+from s3t.audit.evidence import RunEvidence
 from s3t.audit.ledger_facts import LogEntry
 from s3t.plan import Plan
 from s3t.types import NodeKey
 
-__all__ = ["PURGE", "Fate"]
+__all__ = ["PURGE", "DeadNodes"]
 
 PURGE = "run s3t purge RUN"
 
 
-class Fate:
-    """Why a node is not needed, and whether it should have gone."""
+class DeadNodes:
+    """Judges nodes that the plans in force and to come do not need."""
 
-    def __init__(self, case: Case) -> None:
-        self._books, self._plan, self._dead = case.books, case.plan, case.dead_slots
-        self._purges = list(case.books.of_kind("purge"))
+    def __init__(self, evidence: RunEvidence) -> None:
+        self._ledger, self._plan, self._dead = evidence.ledger, evidence.plan, evidence.dead_slots
+        self._purges = list(evidence.ledger.of_kind("purge"))
         self._last = self._purges[-1] if self._purges else None
 
-    def of(self, key: NodeKey) -> tuple[bool, str]:
-        """Whether a node that is not needed is wrong to be there, and a sentence."""
+    def judge(self, key: NodeKey) -> tuple[bool, str]:
+        """Whether it is an error that the node still exists, and a sentence that says why.
+
+        False means that the node died after the last purge and awaits the next one.
+        """
         purged = [entry for entry in self._purges if key in entry.body["nodes"]]
         if purged:
             return True, (
@@ -40,8 +43,8 @@ class Fate:
         died = _death(self._plan, key, self._dead)
         if died is not None:
             return self._since(died, f"died at view {died}")
-        if key in self._books.nodes:
-            plan = self._books.plan
+        if key in self._ledger.nodes:
+            plan = self._ledger.plan
             replaced = 0 if plan is None else plan.in_force or 0
             return self._since(replaced, f"is of no plan since view {replaced}")
         return True, (
@@ -59,7 +62,8 @@ class Fate:
 
 
 def _death(plan: Plan, key: NodeKey, dead: dict[tuple[int, int], int]) -> int | None:
-    """View that killed a node of the plan."""
+    """The first view that deleted a sample of one of the node's slices; None for no node of the
+    plan."""
     if key not in plan.forest:
         return None
     node = plan.forest[key]

@@ -1,10 +1,10 @@
-"""Copies of nodes elsewhere: adapters in folders that the run has exported to. Part of E7.
+"""Part of E7: adapters that the run has exported, which hold copies of nodes.
 
     RUN/exports.json ─► folders ─► adapters that lie there ─► the nodes that each holds ─► alive?
                                         └─ files ─► digest ─► its name
 
-Invariant: nothing of the code that exports is used. An adapter is what its name says, or it is
-broken: the name is a digest over the keys of its nodes and its weights.
+Invariant: no code of ``export/`` is used. The name of an adapter is a digest over its weights and
+the keys of its nodes; an adapter that does not match its name is broken.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from s3t.audit.claim import Findings
-from s3t.audit.claims.dead_nodes import PURGE, Fate
-from s3t.audit.evidence import Case
+from s3t.audit.claims.dead_nodes import PURGE, DeadNodes
+from s3t.audit.evidence import RunEvidence
 from s3t.errors import IntegrityError
 from s3t.types import NodeKey, digest
 
@@ -29,17 +29,17 @@ _ADAPTER = re.compile(r"s3t-([0-9a-f]{8})-(?:shard-[0-9]{3,}|merged)-([0-9a-f]{1
 
 _HALF = re.compile(r"\.s3t-([0-9a-f]{8})-(?:shard-[0-9]{3,}|merged)-[0-9a-f]{16}\..*\.tmp")
 _YOUNG = 60.0
-"""Seconds for which a half-written adapter may be one that an export is at."""
+"""A half-written adapter younger than this, in seconds, may be of an export under way."""
 
 
-def judge_exports(case: Case, found: Findings) -> None:
-    """Judge it."""
-    path = case.run.root / "exports.json"
+def judge_exports(evidence: RunEvidence, found: Findings) -> None:
+    """Judge that no exported adapter holds a dead node."""
+    path = evidence.run.root / "exports.json"
     records, owner = _records(path)
     if owner != str(path.parent.resolve()) and (Path(owner) / path.name).exists():
         found.checked(f"exports are of {owner}, of which this run is a copy")
         return
-    needed, fate = {node.key for node in case.living} | case.wanted(), Fate(case)
+    needed, dead_nodes = evidence.needed, DeadNodes(evidence)
     looked, absent = 0, []
     for folder, known in sorted(records.items()):
         place = Path(folder)
@@ -52,7 +52,7 @@ def judge_exports(case: Case, found: Findings) -> None:
             parts = _ADAPTER.fullmatch(path.name)
             if parts is not None and (path.name in held or parts[1] in tags):
                 looked += 1
-                _judge(path, held.get(path.name, []), needed, fate, found)
+                _judge(path, held.get(path.name, []), needed, dead_nodes, found)
             half = _HALF.fullmatch(path.name)
             if half is not None and half[1] in tags and _is_old(path):
                 found.pending(f"{path} is half-written, by an export that was killed: {PURGE}")
@@ -68,16 +68,18 @@ def _is_old(path: Path) -> bool:
         return False
 
 
-def _judge(path: Path, nodes: list[str], needed: set[NodeKey], fate: Fate, found: Findings) -> None:
+def _judge(
+    path: Path, nodes: list[str], needed: set[NodeKey], dead_nodes: DeadNodes, found: Findings
+) -> None:
     if not nodes or not _is_what_it_says(path, nodes):
         found.broken(
-            f"the adapter {path} is not what its name says, so nobody knows what it holds: remove "
+            f"the adapter {path} is not what its name says, so its nodes are unknown: remove "
             "it, and export the run again"
         )
         return
     dead = [key for key in map(NodeKey, nodes) if key not in needed]
     if dead:
-        broken = any(fate.of(key)[0] for key in dead)
+        broken = any(dead_nodes.judge(key)[0] for key in dead)
         (found.broken if broken else found.pending)(
             f"the adapter {path} holds {len(dead)} dead nodes, such as {dead[0]}: {PURGE}, and "
             "s3t sync for engines that have loaded it"
@@ -106,7 +108,7 @@ def _digest_of(path: Path) -> str:
 
 
 def _records(path: Path) -> tuple[Mapping[str, Mapping[str, list[str]]], str]:
-    """Folders, the names in them, and the nodes of each; and the run that has written it down."""
+    """From ``exports.json``: folder → adapter → keys of its nodes; and the run that wrote it."""
     if not path.exists():
         return {}, str(path.parent.resolve())
     try:
@@ -117,14 +119,14 @@ def _records(path: Path) -> tuple[Mapping[str, Mapping[str, list[str]]], str]:
             _ = [[*map(str, nodes)] for nodes in held.values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(
-            f"{path} cannot be understood ({error}), so nobody knows where copies of nodes lie: "
+            f"{path} cannot be understood ({error}), so copies of nodes cannot be found: "
             "restore it from a copy, or remove it and all exports by hand"
         ) from None
     return found, owner
 
 
 def _told(folder: Path) -> dict[str, list[str]]:
-    """What the folder's own manifest says, if that can be understood."""
+    """Adapter name → keys of its nodes, by the folder's own manifest; empty if unreadable."""
     try:
         document = json.loads((folder / "s3t-export.json").read_bytes())
         listed = [*document["adapters"], *document.get("replaced", [])]

@@ -1,65 +1,65 @@
-"""Claims E1 and E3: what nodes have seen, and that nobody's place depends on another.
+"""Claims E1 and E3: what nodes have seen, and that no sample's slot depends on another sample.
 
     rows of samples left ──► digest of each slice ──► plan ──► key of each node ◄── its metadata
-    subject or content ──keyed hash──► place; its slice alone where shards are clusters
+    subject or content ──keyed hash──► slot; only the slice where shards are clusters
 
-Invariant: a node counts as clean because the digests in its own file are those of the samples that
-are left, reckoned from their rows; the tables of hits and the schedule are not asked.
+Invariant: a node counts as clean if the digests in its own file are those of the samples left,
+computed from their rows. The hits and the schedule are not used.
 """
 
 from __future__ import annotations
 
 from s3t.audit.claim import Findings
 from s3t.audit.claims.node_files import NodeFacts
-from s3t.audit.evidence import Case
-from s3t.audit.ledger_facts import Books
+from s3t.audit.evidence import RunEvidence
+from s3t.audit.ledger_facts import LedgerFacts
 from s3t.errors import named
 from s3t.plan import Plan
 from s3t.plan.trie import Node
 from s3t.types import Digest, digest
 
-__all__ = ["judge_lineage", "judge_places"]
+__all__ = ["judge_lineage", "judge_slots"]
 
 
-def judge_lineage(case: Case, found: Findings) -> None:
-    """Judge E1."""
-    plan = case.plan
-    row = case.books.plan
+def judge_lineage(evidence: RunEvidence, found: Findings) -> None:
+    """Judge E1: each living node has seen the samples left of its slices, and no other."""
+    plan = evidence.plan
+    row = evidence.ledger.plan
     if row is not None:
         found.checked(f"plan {row.generation} is the one in force, and proves itself")
     with found.part():
-        _slices(case.books, plan, found)
+        _slices(evidence.ledger, plan, found)
     with found.part():
-        _nodes(case, plan, found)
+        _nodes(evidence, plan, found)
 
 
-def judge_places(case: Case, found: Findings) -> None:
-    """Judge what E3 says of places."""
-    books, shape = case.books, case.config.partition
-    wrong = books.misplaced
+def judge_slots(evidence: RunEvidence, found: Findings) -> None:
+    """Judge what E3 says of slots: each follows from the sample and the config alone."""
+    ledger, shape = evidence.ledger, evidence.config.partition
+    wrong = ledger.misplaced
     if wrong:
         found.broken(
             f"{len(wrong)} samples do not lie where salt, subject, content and tiers put them "
             f"({named(sorted(wrong), 3)}): the ledger or partition in config.yaml was changed; "
             "restore them"
         )
-    there = sum(slot.samples for slot in books.reckoned.values()) - books.purged
+    there = sum(slot.samples for slot in ledger.recounted.values()) - ledger.purged
     if shape.clusters is not None:
-        found.checked(f"slices of {there} samples reckoned from each alone")
+        found.checked(f"slices of {there} samples computed from each alone")
         return
     found.checked(
-        f"places of {there} samples in {shape.shards} × {shape.slices} slices reckoned from each "
+        f"places of {there} samples in {shape.shards} × {shape.slices} slices computed from each "
         "alone"
     )
 
 
-def _slices(books: Books, plan: Plan, found: Findings) -> None:
-    """Sizes and digests of slices in the plan follow from the rows."""
-    added = _added_since(books)
+def _slices(ledger: LedgerFacts, plan: Plan, found: Findings) -> None:
+    """Judge whether sizes and digests of slices in the plan follow from the rows."""
+    added = _added_since(ledger)
     count = unknown = 0
     for shard in range(plan.shards):
         for part in range(plan.slices):
-            slot = books.slot(shard, part)
+            slot = ledger.slot(shard, part)
             stated = plan.sizes[shard][part], plan.digests[shard][part]
             if slot.planned_digest is None:
                 unknown += 1
@@ -78,33 +78,33 @@ def _slices(books: Books, plan: Plan, found: Findings) -> None:
                 )
     outside = sorted(
         slot
-        for slot, book in books.reckoned.items()
-        if book.samples and not (slot[0] < plan.shards and slot[1] < plan.slices)
+        for slot, counts in ledger.recounted.items()
+        if counts.samples and not (slot[0] < plan.shards and slot[1] < plan.slices)
     )
     for shard, part in outside:
         found.broken(f"the ledger has samples in slice {part} of shard {shard}: no such slice")
     found.checked(
         f"{count} of {plan.shards * plan.slices} slices are the samples left in the ledger"
-        + (f", {unknown} hold purged ones and cannot be reckoned" if unknown else "")
+        + (f", {unknown} hold purged ones and cannot be computed" if unknown else "")
     )
 
 
-def _added_since(books: Books) -> bool:
+def _added_since(ledger: LedgerFacts) -> bool:
     """Whether samples were registered after the plan was made."""
-    if books.plan is None:
+    if ledger.plan is None:
         return False
-    generation = books.plan.generation
-    made = [e.number for e in books.of_kind("plan") if e.body["generation"] == generation]
-    return any(entry.number > max(made, default=0) for entry in books.of_kind("samples"))
+    generation = ledger.plan.generation
+    made = [e.number for e in ledger.of_kind("plan") if e.body["generation"] == generation]
+    return any(entry.number > max(made, default=0) for entry in ledger.of_kind("samples"))
 
 
-def _nodes(case: Case, plan: Plan, found: Findings) -> None:
-    """Each living node's file says what the plan says, and saw only samples that are left."""
-    books, recipe = case.books, digest(plan.recipe)
-    living = case.living
+def _nodes(evidence: RunEvidence, plan: Plan, found: Findings) -> None:
+    """Judge whether each living node's file agrees with the plan, and saw only samples left."""
+    ledger, recipe = evidence.ledger, digest(plan.recipe)
+    living = evidence.living
     count = 0
     for node in living:
-        facts = case.files.sound(node.key)
+        facts = evidence.files.sound(node.key)
         if facts is None:  # missing or damaged, which E8 names
             continue
         count += 1
@@ -115,14 +115,14 @@ def _nodes(case: Case, plan: Plan, found: Findings) -> None:
                 "and run s3t train CONFIG again"
             )
         for part, stated in zip(facts.meta.prefix, facts.meta.slices, strict=False):
-            slot = books.slot(facts.meta.shard, part)
-            if slot.digest != stated and not _added_since(books):
+            slot = ledger.slot(facts.meta.shard, part)
+            if slot.digest != stated and not _added_since(ledger):
                 found.broken(
                     f"node {node.key} has learnt slice {part} of shard {facts.meta.shard} as it "
                     "no longer is in the ledger: do not serve it; restore ledger and nodes"
                 )
     seen = {(node.shard, part) for node in living for part in node.prefix}
-    samples = sum(books.slot(*slot).left for slot in seen)
+    samples = sum(ledger.slot(*slot).left for slot in seen)
     found.checked(
         f"{count} of {len(living)} living nodes prove keys over {samples} samples, none deleted"
     )

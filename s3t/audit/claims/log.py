@@ -2,12 +2,12 @@
 
     genesis ◄── entry 1 ◄── entry 2 ◄── … ◄── entry n      numbers, digests, signatures
                                         ▲
-                    receipts that someone kept
+                    receipts that the caller kept
 
-What a chain alone cannot show is that its end was cut off, or all of it made anew, together with
-the tables. Whoever has a later receipt, or the public key of the one who signs, can.
+A chain alone cannot show that its last entries were cut off, or that all of it was written again
+together with the tables. A later receipt, or the public key of the signer, shows it.
 
-Invariant: the digest of each entry is reckoned from the text that lies there.
+Invariant: the digest of each entry is computed from its text in the ledger.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from hashlib import sha256
 from typing import Any
 
 from s3t.audit.claim import Findings
-from s3t.audit.evidence import Case, short
-from s3t.audit.ledger_facts import Books, LogEntry
+from s3t.audit.evidence import RunEvidence, short
+from s3t.audit.ledger_facts import LedgerFacts, LogEntry
 from s3t.ledger import GENESIS, Verifier, link
 from s3t.ledger.log.chain import canonical
 
@@ -41,32 +41,35 @@ _ADDED = {
 
 
 def judge_ledger(
-    case: Case, found: Findings, verifiers: Sequence[Verifier], receipts: Mapping[str, Any]
+    evidence: RunEvidence,
+    found: Findings,
+    verifiers: Sequence[Verifier],
+    receipts: Mapping[str, Any],
 ) -> None:
-    """Judge it.
+    """Judge the claim ``ledger``.
 
     Args:
-        case: the run.
+        evidence: the run.
         found: where to report.
-        verifiers: of the public keys that entries are to be signed with, the oldest first.
-        receipts: receipts that were kept, by where each was read.
+        verifiers: public keys that entries must be signed with, the oldest first.
+        receipts: receipts that the caller kept, by the path of each.
     """
-    books = case.books
+    ledger = evidence.ledger
     with found.part():
-        _chain(books.log, found)
+        _chain(ledger.log, found)
     with found.part():
-        _acknowledged(books, found)
+        _acknowledged(ledger, found)
     with found.part():
-        _signatures(books.log, verifiers, found)
+        _signatures(ledger.log, verifiers, found)
     for name, receipt in receipts.items():
         with found.part():
-            _kept(books.log, name, receipt, found)
+            _kept(ledger.log, name, receipt, found)
     for judge in (_database, _commitments, _samples, _nodes, _view):
         with found.part():
-            judge(books, found)
+            judge(ledger, found)
     with found.part():
-        found.checked(f"{len(books.plans)} plans")
-        if books.plan is None:
+        found.checked(f"{len(ledger.plans)} plans")
+        if ledger.plan is None:
             found.pending("no plan is in force: run s3t train CONFIG again")
 
 
@@ -79,8 +82,8 @@ def _chain(log: Sequence[LogEntry], found: Findings) -> None:
             found.broken(f"entry {gap} of the log is missing: {_RESTORE}")
         elif entry.previous != previous:
             found.broken(f"{name} does not follow from the one before it: {_RESTORE}")
-        reckoned = link(entry.number, entry.kind, entry.at, entry.text, entry.previous)
-        if reckoned != entry.digest:
+        computed = link(entry.number, entry.kind, entry.at, entry.text, entry.previous)
+        if computed != entry.digest:
             found.broken(f"{name} was changed after it was written: {_RESTORE}")
         previous, number = entry.digest, entry.number
     if not log:
@@ -89,12 +92,12 @@ def _chain(log: Sequence[LogEntry], found: Findings) -> None:
     found.checked(f"{len(log)} entries, each with the digest of the one before{head}")
 
 
-def _acknowledged(books: Books, found: Findings) -> None:
-    """What a writer was through with is there: a file, or its log of writes, may have lost it."""
-    if books.acknowledged is None:
+def _acknowledged(ledger: LedgerFacts, found: Findings) -> None:
+    """Judge that the log holds the last acknowledged entry: the database may have lost it."""
+    if ledger.acknowledged is None:
         return
-    number, digest = books.acknowledged
-    if not any((entry.number, entry.digest) == (number, digest) for entry in books.log):
+    number, digest = ledger.acknowledged
+    if not any((entry.number, entry.digest) == (number, digest) for entry in ledger.log):
         found.broken(
             f"entry {number} of the log was acknowledged and is not there, so deletions were lost: "
             f"{_RESTORE}"
@@ -102,7 +105,7 @@ def _acknowledged(books: Books, found: Findings) -> None:
 
 
 def _signatures(log: Sequence[LogEntry], verifiers: Sequence[Verifier], found: Findings) -> None:
-    """Keys may follow each other, but none comes back: somebody may have found an old one."""
+    """Signing keys may follow each other, but none may sign again: an old one may be stolen."""
     signed = [entry for entry in log if entry.signature is not None]
     if not verifiers:
         if signed:
@@ -110,8 +113,8 @@ def _signatures(log: Sequence[LogEntry], verifiers: Sequence[Verifier], found: F
         return
     if not signed:
         found.broken(
-            "no entry of the log is signed: it was made anew, or receipts.signing_key never set; "
-            "compare it with a receipt that was kept (--receipt)"
+            "no entry of the log is signed: it was written again, or receipts.signing_key was "
+            "never set; compare it with a receipt that was kept (--receipt)"
         )
         return
     places = {verifier.fingerprint: place for place, verifier in enumerate(verifiers)}
@@ -135,7 +138,7 @@ def _signatures(log: Sequence[LogEntry], verifiers: Sequence[Verifier], found: F
 
 
 def _kept(log: Sequence[LogEntry], name: str, receipt: Any, found: Findings) -> None:
-    """A receipt that was kept is in the log, as it was."""
+    """Judge whether the log holds a receipt that the caller kept, unchanged."""
     body = {key: value for key, value in receipt.items() if key not in _ADDED}
     number, previous, digest = receipt["number"], receipt["previous"], receipt["digest"]
     own = link(number, "deletion", receipt["accepted_at"], canonical(body), previous)
@@ -151,7 +154,7 @@ def _kept(log: Sequence[LogEntry], name: str, receipt: Any, found: Findings) -> 
     elif there.digest != digest:
         found.broken(
             f"receipt {name} is entry {number}, in whose place the log has another: it was "
-            f"written anew; {_RESTORE}"
+            f"written again; {_RESTORE}"
         )
     else:
         wrong = _later(log, receipt, there)
@@ -160,7 +163,7 @@ def _kept(log: Sequence[LogEntry], name: str, receipt: Any, found: Findings) -> 
 
 
 def _later(log: Sequence[LogEntry], receipt: Any, there: LogEntry) -> list[str]:
-    """What a kept receipt says of its signature and of later entries, against those."""
+    """What a kept receipt says of its signature and of later entries that the log contradicts."""
     view, number = there.body["view"], there.number
     effective = (one.at for one in log if one.kind == "effective" and
                  one.body["deletion"] == number)  # fmt: skip
@@ -175,31 +178,31 @@ def _later(log: Sequence[LogEntry], receipt: Any, there: LogEntry) -> list[str]:
     return [
         f"says {key} {receipt[key]}, and the log {'has no such entry' if own is None else own}"
         for key, own in true.items()
-        # one that was kept before a thing had happened says nothing of it
+        # a receipt says nothing of what happened after it was printed
         if receipt.get(key) is not None and receipt[key] != own
     ]
 
 
-def _database(books: Books, found: Findings) -> None:
-    """The database's own look at its pages and indexes."""
-    found.each([f"{books.database} finds: {one}: {_RESTORE}" for one in books.faults], "faults")
-    found.checked(books.database)
+def _database(ledger: LedgerFacts, found: Findings) -> None:
+    """Judge what the database finds wrong with its own pages and indexes."""
+    found.each([f"{ledger.database} finds: {one}: {_RESTORE}" for one in ledger.faults], "faults")
+    found.checked(ledger.database)
 
 
-def _commitments(books: Books, found: Findings) -> None:
-    """The secrets, and the hashes that stay of purged samples, are those that the log tells."""
-    first = next(books.of_kind("samples"), None)
+def _commitments(ledger: LedgerFacts, found: Findings) -> None:
+    """Judge whether the log commits to the secrets, and to the hashes of purged samples."""
+    first = next(ledger.of_kind("samples"), None)
     told = {} if first is None else first.body.get("secrets", {})
-    wrong = sorted(name for name, one in books.commitments.items() if told.get(name) != one)
+    wrong = sorted(name for name, one in ledger.commitments.items() if told.get(name) != one)
     if first is not None and wrong:
         found.broken(
             f"the key of the hashes of {' and '.join(wrong)} is not the one that entry "
             f"{first.number} of the log commits to, so a deleted sample may be taken for a new "
             f"one: {_RESTORE}"
         )
-    tells = [entry for entry in books.log if "forgotten" in entry.body]
+    tells = [entry for entry in ledger.log if "forgotten" in entry.body]
     empty = sha256().hexdigest()
-    if tells and (books.left_behind or empty) != tells[-1].body["forgotten"]:
+    if tells and (ledger.purged_digest or empty) != tells[-1].body["forgotten"]:
         found.broken(
             f"the hashes of purged samples are not those that entry {tells[-1].number} of the log "
             f"commits to: {_RESTORE}"
@@ -207,34 +210,34 @@ def _commitments(books: Books, found: Findings) -> None:
     found.checked("secrets and purged hashes as the log commits to them")
 
 
-def _samples(books: Books, found: Findings) -> None:
-    """As many samples as were registered, and the very ones."""
-    told = sum(int(entry.body["registered"]) for entry in books.of_kind("samples"))
-    there = sum(slot.samples for slot in books.reckoned.values())
+def _samples(ledger: LedgerFacts, found: Findings) -> None:
+    """Judge whether the ledger holds the samples that were registered, by number and digest."""
+    told = sum(int(entry.body["registered"]) for entry in ledger.of_kind("samples"))
+    there = sum(slot.samples for slot in ledger.recounted.values())
     if told != there:
         found.broken(
             f"the log tells of {told} samples, and the ledger has {there} with those purged: rows "
             f"were removed or put in; {_RESTORE}"
         )
-    last = next((entry for entry in reversed(books.log) if "all" in entry.body), None)
-    if last is not None and books.samples_digest != last.body["all"]:
+    last = next((entry for entry in reversed(ledger.log) if "all" in entry.body), None)
+    if last is not None and ledger.samples_digest != last.body["all"]:
         found.broken(
             f"the rows of samples are not those that entry {last.number} of the log commits to: "
             f"{_RESTORE}"
         )
-    found.checked(f"{there} samples as registered, {books.purged} of them purged")
+    found.checked(f"{there} samples as registered, {ledger.purged} of them purged")
 
 
-def _nodes(books: Books, found: Findings) -> None:
+def _nodes(ledger: LedgerFacts, found: Findings) -> None:
     """The digests of nodes that trainers told, and the one digest over them in the log."""
-    count, sealed = len(books.nodes), books.sealed
-    if books.nodes_sealed or not (count or sealed):
+    count, sealed = len(ledger.nodes), ledger.sealed
+    if ledger.nodes_sealed or not (count or sealed):
         found.checked(f"{count} nodes as announced")
     elif sealed is None:
         found.pending(f"{count} nodes were announced, and none entered into the log: {_FINISH}")
     else:
         told = f"entry {sealed.number} of the log tells of {sealed.body['nodes']} nodes"
-        if books.nodes_growing:
+        if ledger.nodes_growing:
             found.pending(f"{told}, and by now {count} were announced: {_FINISH}")
         else:
             found.broken(
@@ -243,11 +246,11 @@ def _nodes(books: Books, found: Findings) -> None:
             )
 
 
-def _view(books: Books, found: Findings) -> None:
+def _view(ledger: LedgerFacts, found: Findings) -> None:
     """The view is the last one that anything made, and views only grow."""
     made = [
         (int(entry.body["view"]), entry)
-        for entry in books.log
+        for entry in ledger.log
         if (entry.kind == "force" and entry.body["generation"])  # the first one makes no view
         or (entry.kind == "deletion" and entry.body["deleted"])
         or entry.kind == "announced"
@@ -260,10 +263,10 @@ def _view(books: Books, found: Findings) -> None:
                 f"{highest}: {_RESTORE}"
             )
         highest = max(highest, view)
-    rows = (slot.last_hit for slot in books.reckoned.values())
+    rows = (slot.last_hit for slot in ledger.recounted.values())
     last = max([highest, *rows])
-    if books.view != last:
+    if ledger.view != last:
         found.broken(
-            f"the view counter says {books.view}, and the last view that anything made is {last}: "
+            f"the view counter says {ledger.view}, and the last view that anything made is {last}: "
             f"processes that have the run open may miss deletions; {_RESTORE}"
         )

@@ -1,9 +1,9 @@
-"""The node files of a run, each read once and reduced to facts. Nothing is written, nothing kept.
+"""The facts of a run's node files. Each file is read once; nothing is written.
 
     file ──opened, proved──► metadata, digest of the tensors, names and shapes, digest of the head
 
-Invariant: a fact is of the very bytes that lie there. With ``store.url`` those at the URL are the
-truth, and copies are facts of their own; reading never makes a copy.
+Invariant: facts come from the bytes of the file itself. With ``store.url`` the files there are the
+run's nodes; copies on this machine have facts of their own. Reading never makes a copy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["NodeFacts", "NodeFiles"]
 
 HEAD = "head."
-"""How the names of a head's tensors begin."""
+"""Prefix of the names of a head's tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,11 @@ class NodeFacts:
 
     Attributes:
         meta: its metadata, which prove its key.
-        weights: digest of its tensors, reckoned anew.
-        shapes: of its tensors, by name.
-        head: digest of the head's tensors, None if there are none.
-        zero: names of tensors that are zero throughout.
-        odd: names of tensors that hold infinity or no number, or are not float32.
+        weights: digest of its tensors, computed from their values.
+        shapes: shape of each tensor, by name.
+        head: digest of the head's tensors; None if there are none.
+        zero: names of tensors whose values are all zero.
+        odd: names of tensors that are not float32, or hold infinity or NaN.
     """
 
     meta: NodeMeta
@@ -49,7 +49,7 @@ class NodeFacts:
 
     @classmethod
     def of(cls, meta: NodeMeta, tensors: Mapping[str, Tensor]) -> NodeFacts:
-        """Facts of a node that was read."""
+        """The facts of a node, from its metadata and tensors."""
         import torch
 
         head = {name: tensors[name] for name in tensors if name.startswith(HEAD)}
@@ -72,20 +72,20 @@ class NodeFiles:
     """All node files of a run.
 
     Args:
-        store: the run's; only its places and its sealer are used.
+        store: the run's store; only its paths, its depot and its sealer are used.
     """
 
     def __init__(self, store: NodeStore) -> None:
         self._store = store
         self._read: dict[NodeKey, NodeFacts | DamagedNodeError] = {}
         self.there = store.keys()
-        """Nodes that lie where the truth is."""
+        """Keys of the nodes in the store."""
         folder = store.root.glob("*.safetensors") if store.depot is not None else ()
         self.copies = frozenset(NodeKey(path.stem) for path in folder)
-        """Nodes of which a copy lies on this machine."""
+        """Keys of the nodes that this machine has a copy of; empty without ``store.url``."""
 
     def facts(self, key: NodeKey) -> NodeFacts:
-        """What the node's file holds.
+        """The facts of a node's file.
 
         Raises:
             DamagedNodeError: missing, unreadable, or not what its key or its digest says.
@@ -101,14 +101,14 @@ class NodeFiles:
         return found
 
     def sound(self, key: NodeKey) -> NodeFacts | None:
-        """The same, None for a node that is not sound."""
+        """The facts of a node's file; None if it is missing or damaged."""
         try:
             return self.facts(key)
         except DamagedNodeError:
             return None
 
     def copy(self, key: NodeKey) -> NodeFacts:
-        """What the copy on this machine holds.
+        """The facts of the copy on this machine.
 
         Raises:
             DamagedNodeError: as ``facts``.
@@ -116,7 +116,7 @@ class NodeFiles:
         return NodeFacts.of(*NodeStore(self._store.root, None, self._store.sealer).read(key))
 
     def where(self, key: NodeKey) -> str:
-        """Where the node's file lies, or would."""
+        """Path or URL of the node's file, which may be missing."""
         return self._original(key).where
 
     def _original(self, key: NodeKey) -> NodeFile:

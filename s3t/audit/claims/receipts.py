@@ -1,14 +1,14 @@
-"""Claim ``receipts``: each receipt is of a deletion that is in force, and says what it did.
+"""Claim ``receipts``: each receipt states a deletion that is in force, and its true effect.
 
     receipt n ◄──► row of requests            names, number, view, time
         │     ◄──► rows of deleted samples    as many, with these keyed hashes; in these slots
         └─────◄──► replay over the plan       what died, what serves before and after
 
-Only receipts of the plan in force are replayed: older plans are not kept. A node that was not there
-when a receipt was made was not switched off by it; that is told from one left out of the receipt
-only after a training of the plan has come to its end.
+Only receipts of the plan in force are replayed, since older plans are not kept. A receipt names the
+nodes that existed and died. Before the first training of the plan has ended, a node that a receipt
+leaves out may not have existed yet, so leaving nodes out is judged only afterwards.
 
-Invariant: a replay starts from rows and plan, and takes nothing from the tables of hits.
+Invariant: a replay starts from rows and plan, and takes nothing from the hits in the log.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from s3t.audit.claim import Findings
-from s3t.audit.evidence import Case
-from s3t.audit.ledger_facts import Books, LogEntry
+from s3t.audit.evidence import RunEvidence
+from s3t.audit.ledger_facts import LedgerFacts, LogEntry
 from s3t.plan import Plan, expected_deletions
 from s3t.plan.schedule import Schedule
 from s3t.types import Slot
@@ -27,21 +27,21 @@ __all__ = ["judge_receipts"]
 _RESTORE = "restore the ledger from a copy"
 
 
-def judge_receipts(case: Case, found: Findings) -> None:
-    """Judge it."""
-    books = case.books
-    entries = list(books.of_kind("deletion"))
+def judge_receipts(evidence: RunEvidence, found: Findings) -> None:
+    """Judge the claim ``receipts``."""
+    ledger = evidence.ledger
+    entries = list(ledger.of_kind("deletion"))
     with found.part():
-        _requests(books, entries, found)
+        _requests(ledger, entries, found)
     with found.part():
-        _samples(books, entries, found)
+        _samples(ledger, entries, found)
     found.checked(
         f"{len(entries)} receipts of {sum(len(e.body['deleted']) for e in entries)} samples"
     )
     with found.part():
-        plan, row = case.plan, books.plan
+        plan, row = evidence.plan, ledger.plan
         if row is not None:
-            replayed = _Replay(books, plan, row.view, row.generation).judge(found)
+            replayed = _Replay(ledger, plan, row.view, row.generation).judge(found)
             older = len(entries) - replayed
             found.checked(
                 f"{replayed} replayed"
@@ -49,9 +49,9 @@ def judge_receipts(case: Case, found: Findings) -> None:
             )
 
 
-def _requests(books: Books, entries: list[LogEntry], found: Findings) -> None:
-    by_number = {row.number: row for row in books.requests.values()}
-    effective = {one.body["deletion"]: one.number for one in books.of_kind("effective")}
+def _requests(ledger: LedgerFacts, entries: list[LogEntry], found: Findings) -> None:
+    by_number = {row.number: row for row in ledger.requests.values()}
+    effective = {one.body["deletion"]: one.number for one in ledger.of_kind("effective")}
     wrong = []
     for entry in entries:
         body, row = entry.body, by_number.pop(entry.number, None)
@@ -81,15 +81,15 @@ def _requests(books: Books, entries: list[LogEntry], found: Findings) -> None:
     found.each(wrong, "requests")
 
 
-def _samples(books: Books, entries: list[LogEntry], found: Findings) -> None:
-    """Receipts and the rows of deleted samples."""
+def _samples(ledger: LedgerFacts, entries: list[LogEntry], found: Findings) -> None:
+    """Compare receipts with the rows of deleted samples."""
     number_of = {name: e.number for e in entries for name in e.body["deleted"]}
     found.each(
         [
             f"a sample of shard {shard} slice {part} stands as not deleted, and entry "
             f"{number_of[name]} of the log deletes it (keyed hash {name}): {_RESTORE}, and serve "
             "nothing of it until then"
-            for name, (shard, part) in books.restored
+            for name, (shard, part) in ledger.restored
         ],
         "samples",
     )
@@ -97,14 +97,14 @@ def _samples(books: Books, entries: list[LogEntry], found: Findings) -> None:
         [
             f"a sample of shard {shard} slice {part} is marked as deleted at view {view}, and no "
             f"receipt of that view names it: {_RESTORE}"
-            for (shard, part), view in books.unreceipted
+            for (shard, part), view in ledger.unreceipted
         ],
         "samples",
     )
     wrong = []
     for entry in entries:
-        told, names = books.told[entry.body["view"]], entry.body["deleted"]
-        back = sum(name in names for name, _ in books.restored)
+        told, names = ledger.confirmed[entry.body["view"]], entry.body["deleted"]
+        back = sum(name in names for name, _ in ledger.restored)
         if names and told + back != len(names):
             wrong.append(
                 f"entry {entry.number} of the log deleted {len(names)} samples, and the ledger "
@@ -114,28 +114,28 @@ def _samples(books: Books, entries: list[LogEntry], found: Findings) -> None:
     views = {entry.body["view"] for entry in entries if entry.body["deleted"]}
     wrong += [
         f"{count} samples are deleted at view {view}, of which the log has no receipt: {_RESTORE}"
-        for view, count in sorted(books.told.items())
+        for view, count in sorted(ledger.confirmed.items())
         if view not in views
     ]
     found.each(wrong, "receipts")
 
 
 class _Replay:
-    """The deletions since a plan was in force, once more, over that plan."""
+    """Repeats the deletions since a plan was put in force, over that plan."""
 
-    def __init__(self, books: Books, plan: Plan, view: int, generation: int) -> None:
-        self.books, self.plan, self._generation = books, plan, generation
+    def __init__(self, ledger: LedgerFacts, plan: Plan, view: int, generation: int) -> None:
+        self.ledger, self.plan, self._generation = ledger, plan, generation
         keys = {node.key for node in plan.forest}
         self._schedule = Schedule(plan.forest, plan.shards, keys, {})
         self._complete = False
-        """Whether a training of this plan had come to its end, so all living nodes were there."""
+        """Whether a training of this plan has ended, so all living nodes existed."""
         self._applied = view
 
     def judge(self, found: Findings) -> int:
-        """Judge the receipts that were made while the plan was in force; returns how many."""
+        """Judge the receipts that were made while the plan was in force; returns their number."""
         wrong: list[str] = []
         count, before, newest = 0, "", 0
-        for entry in self.books.log:
+        for entry in self.ledger.log:
             if entry.kind == "plan":
                 newest = entry.body["generation"]
             elif entry.kind == "nodes":  # of a training, or of the purge just before it
@@ -151,11 +151,11 @@ class _Replay:
     def _receipt(self, entry: LogEntry) -> Iterator[str]:
         body, schedule = entry.body, self._schedule
         self._catch_up(body["view"] - bool(body["deleted"]))
-        struck = self.books.struck.get(body["view"], set()) if body["deleted"] else set()
-        places = [list(slot) for slot in sorted(struck)]
-        if places != body["slots"]:
-            yield f"names slots {body['slots']}, and its samples lie in {places}"
-        outcome = schedule.outcome(struck)
+        hit = self.ledger.slots_hit.get(body["view"], set()) if body["deleted"] else set()
+        slots = [list(slot) for slot in sorted(hit)]
+        if slots != body["slots"]:
+            yield f"names slots {body['slots']}, and its samples lie in {slots}"
+        outcome = schedule.outcome(hit)
         died, told = set(outcome.died), set(body["schedule"]["nodes_dead"])
         for key in sorted(told - died):
             yield f"says that node {key} died, which holds nothing that it deleted"
@@ -182,8 +182,8 @@ class _Replay:
     def _prefix(
         self, shard: int, word: str, prefix: tuple[int, ...], alive: frozenset[str]
     ) -> Iterator[str]:
-        """A prefix that a receipt tells is one that could serve and, once all are there, the
-        longest that could."""
+        """Problems of a prefix that a receipt states: it could serve and, once training has ended,
+        no longer prefix could."""
         nodes = [node for node in self.plan.forest.of_shard(shard) if node.key in alive]
         longest = max((node.stage for node in nodes), default=0)
         there = not prefix or any(node.prefix == prefix for node in nodes)
@@ -196,9 +196,9 @@ class _Replay:
             )
 
     def _catch_up(self, view: int) -> None:
-        """Apply what views up to this one have hit, also those of receipts of an older plan."""
+        """Apply the hits of all views up to this one, also of receipts of an older plan."""
         slots: set[Slot] = set()
         for at in range(self._applied + 1, view + 1):
-            slots |= self.books.struck.get(at, set())
+            slots |= self.ledger.slots_hit.get(at, set())
         self._schedule.apply(self._schedule.outcome(slots))
         self._applied = max(self._applied, view)

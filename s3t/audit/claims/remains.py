@@ -1,12 +1,11 @@
 """Claim E7: nothing dead lies on disk.
 
-    living          a node of the plan in force or to come, none of its slices hit since
-    died since      waits for the next purge: pending
-    died before     a purge that is in the log: came back, or was never taken away: broken
-    anything else   no trainer told of it, no plan names it: broken
+    living          in the plan in force or to come, and no slice of it hit: needed
+    dead            died after the last purge: pending; died before it, or came back: broken
+    anything else   announced by no trainer and in no plan: broken
 
-Invariant: whether a node is dead is told from the rows of deleted samples, and what a purge has
-taken away from its entry in the log.
+Invariant: the rows of deleted samples say which nodes are dead, and the purge's entry in the log
+says which nodes it removed.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from s3t.audit.claim import Findings
-from s3t.audit.claims.dead_nodes import PURGE, Fate
+from s3t.audit.claims.dead_nodes import PURGE, DeadNodes
 from s3t.audit.claims.exports import judge_exports
-from s3t.audit.evidence import Case
-from s3t.audit.ledger_facts import Books
+from s3t.audit.evidence import RunEvidence
+from s3t.audit.ledger_facts import LedgerFacts
 from s3t.errors import DamagedNodeError, IntegrityError
 from s3t.plan import Plan
 from s3t.run.contents import half_written, strangers
@@ -29,50 +28,50 @@ from s3t.system.scratch import places, sweep
 __all__ = ["judge_remains"]
 
 
-def judge_remains(case: Case, found: Findings) -> None:
-    """Judge it."""
+def judge_remains(evidence: RunEvidence, found: Findings) -> None:
+    """Judge E7."""
     with found.part():
-        _nodes(case, found)
+        _nodes(evidence, found)
     with found.part():
-        _store(case, found)
+        _store(evidence, found)
     with found.part():
-        _copies(case, found)
+        _copies(evidence, found)
     with found.part():
-        judge_exports(case, found)
+        judge_exports(evidence, found)
     with found.part():
-        _data_keys(case, found)
+        _data_keys(evidence, found)
     with found.part():
-        _rows(case.books, found)
+        _rows(evidence.ledger, found)
     with found.part():
-        _jobs(case.books, found)
+        _jobs(evidence.ledger, found)
     with found.part():
-        _leftovers(case, found)
+        _leftovers(evidence, found)
 
 
-def _nodes(case: Case, found: Findings) -> None:
-    """No file of a node that neither plan needs."""
-    files = case.files
-    needed = {node.key for node in case.living} | case.wanted()
-    fate = Fate(case)
+def _nodes(evidence: RunEvidence, found: Findings) -> None:
+    """Judge that each node file is needed by the plan in force or the plan to come."""
+    files = evidence.files
+    needed = evidence.needed
+    dead_nodes = DeadNodes(evidence)
     for key in sorted((files.there | files.copies) - needed):
         what = "the copy of node" if key not in files.there else "node"
-        broken, why = fate.of(key)
-        if broken and key not in files.there and case.elsewhere:
+        broken, why = dead_nodes.judge(key)
+        if broken and key not in files.there and evidence.elsewhere:
             found.pending(f"{what} {key} is of before another machine purged it: {PURGE}")
             continue
         (found.broken if broken else found.pending)(f"{what} {key} {why}")
     found.checked(f"{len(files.there)} node files, {len(needed)} nodes needed")
 
 
-def _store(case: Case, found: Findings) -> None:
-    """The store knows of every deletion, and keeps no older version of a dead node."""
-    store = case.run.store
-    if store.depot is None or case.run.joined:
+def _store(evidence: RunEvidence, found: Findings) -> None:
+    """Judge that the store has a notice of every deletion, and no older version of a dead node."""
+    store = evidence.run.store
+    if store.depot is None or evidence.run.joined:
         return
-    made = {view for view, slots in case.books.struck.items() if slots}
-    notices = case.run.notices()
+    made = {view for view, slots in evidence.ledger.slots_hit.items() if slots}
+    notices = evidence.run.notices()
     told, last = set(notices.views()), notices.last_entry()
-    log = {None, *(entry.digest for entry in case.books.of_kind("deletion"))}
+    log = {None, *(entry.digest for entry in evidence.ledger.of_kind("deletion"))}
     strange = told - made - {0}
     if last is not None and last[1] not in log:
         strange.add(last[0])
@@ -86,30 +85,32 @@ def _store(case: Case, found: Findings) -> None:
             f"{store.depot.url} was not told of the deletions at views {sorted(untold)}, so who "
             "trains there may still build on them: run s3t status RUN, which tells it"
         )
-    plans = {row.digest for row in (case.books.pending, case.books.plan) if row is not None}
-    if old := case.run.plans.superseded(plans):
+    plans = {
+        row.digest for row in (evidence.ledger.pending, evidence.ledger.plan) if row is not None
+    }
+    if old := evidence.run.plans.superseded(plans):
         found.pending(
             f"{store.depot.url} keeps {len(old)} plans that were replaced, with digests of deleted "
             f"samples in them: {PURGE}"
         )
-    older, needed = store.versions(), {node.key for node in case.living} | case.wanted()
+    older, needed = store.versions(), evidence.needed
     if older is None:
         found.broken(
             f"{store.depot.url} does not let us see older versions of its objects, which may be "
             "dead nodes: allow s3:ListBucketVersions and s3:DeleteObjectVersion"
         )
         return
-    fate = Fate(case)
-    for key in sorted(older - needed - case.files.there):
-        broken, why = fate.of(key)
+    dead_nodes = DeadNodes(evidence)
+    for key in sorted(older - needed - evidence.files.there):
+        broken, why = dead_nodes.judge(key)
         (found.broken if broken else found.pending)(f"an older version of node {key} {why}")
     found.checked(f"the store knows of {len(told & made)} deletions, and keeps no dead versions")
 
 
-def _copies(case: Case, found: Findings) -> None:
-    """Copies on this machine are what lies at the URL."""
-    files = case.files
-    living = {node.key for node in case.living}
+def _copies(evidence: RunEvidence, found: Findings) -> None:
+    """Judge that copies on this machine equal the nodes at ``store.url``."""
+    files = evidence.files
+    living = {node.key for node in evidence.living}
     count = 0
     for key in sorted(files.copies & living):
         original = files.sound(key)
@@ -125,14 +126,14 @@ def _copies(case: Case, found: Findings) -> None:
         found.checked(f"{count} copies are what lies at store.url")
 
 
-def _data_keys(case: Case, found: Findings) -> None:
-    """Of sealed nodes that were purged no data key is left, so that backups forget them too."""
-    kept = case.config.store
+def _data_keys(evidence: RunEvidence, found: Findings) -> None:
+    """Judge that the key ring has no data key of a purged node, so backups cannot open it."""
+    kept = evidence.config.store
     if not kept.keys:
         return
-    ring = open_ring(kept.keys, kept.url or str(case.run.root.absolute()), ())
-    purged = {key for entry in case.books.of_kind("purge") for key in entry.body["nodes"]}
-    gone = purged - {node.key for node in case.living} - case.wanted()
+    ring = open_ring(kept.keys, kept.url or str(evidence.run.root.absolute()), ())
+    purged = {key for entry in evidence.ledger.of_kind("purge") for key in entry.body["nodes"]}
+    gone = purged - evidence.needed
     for key in sorted(gone):
         with suppress(MissingKeyError):
             ring.get(key)
@@ -143,13 +144,13 @@ def _data_keys(case: Case, found: Findings) -> None:
     found.checked(f"{len(gone)} data keys of purged nodes destroyed")
 
 
-def _rows(books: Books, found: Findings) -> None:
-    """Rows of deleted samples have made room for hashes."""
-    purges = [int(entry.body["view"]) for entry in books.of_kind("purge")]
+def _rows(ledger: LedgerFacts, found: Findings) -> None:
+    """Judge that a purge has replaced the rows of deleted samples by hashes."""
+    purges = [int(entry.body["view"]) for entry in ledger.of_kind("purge")]
     last = max(purges, default=-1)
     count = 0
-    for (shard, part), book in sorted(books.reckoned.items()):
-        for view, rows in sorted(book.marked.items()):
+    for (shard, part), counts in sorted(ledger.recounted.items()):
+        for view, rows in sorted(counts.marked.items()):
             count += rows
             name = f"{rows} rows of samples of shard {shard} slice {part} deleted at view {view}"
             if view <= last:
@@ -158,12 +159,12 @@ def _rows(books: Books, found: Findings) -> None:
                 )
             else:
                 found.pending(f"{name} await a purge: {PURGE}")
-    found.checked(f"{books.purged} samples are hashes, {count} deleted ones are rows")
+    found.checked(f"{ledger.purged} samples are hashes, {count} deleted ones are rows")
 
 
-def _leftovers(case: Case, found: Findings) -> None:
-    """No cache, half-written file or stranger."""
-    run, store = case.run, case.run.store
+def _leftovers(evidence: RunEvidence, found: Findings) -> None:
+    """Judge that no cache, half-written file or unknown file is left."""
+    run, store = evidence.run, evidence.run.store
     training = _is_trained_now(run.root / ".training.lock")
     left, _ = sweep(run.root, remove=False)
     if left:
@@ -174,18 +175,18 @@ def _leftovers(case: Case, found: Findings) -> None:
             count = sum(1 for path in run.trunk_path.rglob("hidden") if path.is_file())
             found.pending(
                 f"{run.trunk_path} holds {count} files of hidden states of private rows, and "
-                f"nobody trains: a killed training left it; {PURGE}"
+                f"no process trains: a killed training left it; {PURGE}"
             )
         for path in [*half_written(run.root), *sorted(store.root.glob(".*.tmp"))]:
             found.pending(f"{path} is half-written, by a process that was killed: {PURGE}")
-    for name in case.beside_ledger():
+    for name in evidence.beside_ledger():
         found.broken(f"the ledger's database holds {name}, which is no part of it: drop it")
     for path in strangers(run.root, run.plans.others()):
         found.broken(f"{path} is no part of a run, and may hold anything: move it away")
     for stray in store.strays():
         found.broken(f"{stray} lies among the nodes and is none: move it away")
     with found.part():
-        _next_plans(case, found)
+        _next_plans(evidence, found)
     found.checked(
         "a training is under way, so what it has in hand is left out"
         if training
@@ -193,17 +194,17 @@ def _leftovers(case: Case, found: Findings) -> None:
     )
 
 
-def _jobs(books: Books, found: Findings) -> None:
-    """What was accepted names samples until it is done, and no longer."""
+def _jobs(ledger: LedgerFacts, found: Findings) -> None:
+    """Judge that accepted deletions name samples only until they are done."""
     waiting = 0
-    for row in books.jobs:
+    for row in ledger.jobs:
         names = f"the deletion {row.request_id!r}, accepted at {row.received},"
         if row.cancelled is not None:
             if (row.sample_ids, row.subjects) != ("[]", "[]"):
                 found.broken(f"{names} was cancelled, and still names samples: restore the ledger")
             continue
         waiting += 1
-        done = row.request_id in books.requests
+        done = row.request_id in ledger.requests
         found.pending(
             f"{names} {'is done and' if done else 'is not done, and'} names samples in the ledger: "
             f"{'s3t purge RUN takes them away' if done else 's3t serve RUN does it'}"
@@ -211,9 +212,11 @@ def _jobs(books: Books, found: Findings) -> None:
     found.checked(f"{waiting} accepted deletions name samples until they are done")
 
 
-def _next_plans(case: Case, found: Findings) -> None:
-    known = {row.digest for row in (case.books.pending, case.books.plan) if row is not None}
-    for path in case.run.plans.others():
+def _next_plans(evidence: RunEvidence, found: Findings) -> None:
+    known = {
+        row.digest for row in (evidence.ledger.pending, evidence.ledger.plan) if row is not None
+    }
+    for path in evidence.run.plans.others():
         try:
             digest = Plan.from_json(path.read_text(encoding="utf-8")).digest
         except (IntegrityError, UnicodeDecodeError) as error:
@@ -226,7 +229,7 @@ def _next_plans(case: Case, found: Findings) -> None:
 
 
 def _is_trained_now(lock: Path) -> bool:
-    """Whether another process holds the training lock; looks at it without taking it for long."""
+    """Whether another process holds the training lock."""
     if not lock.is_file():
         return False
     with lock.open() as file:

@@ -1,10 +1,11 @@
-"""Claims E6 and E8: what would be served now, what was deleted, and that all of it can be proved.
+"""Claims E6 and E8: nothing deleted is served, and all that would be served is proved.
 
     rows of deleted samples ──► slots hit ──► Schedule ──► prefix of each shard ──► its files
                                     ▲
-                     the table of hits, by which serving processes go
+                     the hits in the log, by which serving processes decide
 
-Invariant: rows are believed, and the tables that deletions keep up to date are what is judged.
+Invariant: the rows of samples are believed; the hits and counters that deletions keep up to date
+are judged by them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from s3t.audit.claim import Findings
-from s3t.audit.evidence import Case
-from s3t.audit.ledger_facts import Books
+from s3t.audit.evidence import RunEvidence
+from s3t.audit.ledger_facts import LedgerFacts
 from s3t.errors import DamagedNodeError
 from s3t.plan.schedule import Schedule
 from s3t.plan.trie import Node
@@ -24,21 +25,21 @@ __all__ = ["judge_deleted", "judge_served"]
 _RESTORE = "restore the ledger from a copy"
 
 
-def judge_deleted(case: Case, found: Findings) -> None:
-    """Judge E6."""
-    books = case.books
+def judge_deleted(evidence: RunEvidence, found: Findings) -> None:
+    """Judge E6: no shard serves a node that has seen a deleted sample."""
+    ledger = evidence.ledger
     with found.part():
-        _hits(books, found)
+        _hits(ledger, found)
     with found.part():
-        _counters(books, found)
+        _counters(ledger, found)
     with found.part():
-        _served(case, found)
+        _served(evidence, found)
 
 
-def judge_served(case: Case, found: Findings) -> None:
-    """Judge E8."""
-    files, told = case.files, case.books.nodes
-    living, missing, damaged = case.living, [], {}
+def judge_served(evidence: RunEvidence, found: Findings) -> None:
+    """Judge E8: every living node exists and proves its key."""
+    files, told = evidence.files, evidence.ledger.nodes
+    living, missing, damaged = evidence.living, [], {}
     for node in living:
         try:
             files.facts(node.key)
@@ -57,8 +58,8 @@ def judge_served(case: Case, found: Findings) -> None:
     found.each(missing, "missing nodes")
     found.each(list(damaged.values()), "damaged nodes")
     keys = {node.key for node in living}
-    for last in _prefixes(case, keys, case.dead_slots):
-        for node in () if last is None else case.plan.forest.lineage(last.key):
+    for last in _prefixes(evidence, keys, evidence.dead_slots):
+        for node in () if last is None else evidence.plan.forest.lineage(last.key):
             if last is not None and node.key in damaged:
                 found.broken(
                     f"shard {last.shard} should serve {_arrows(last)}, and cannot: node {node.key} "
@@ -67,10 +68,12 @@ def judge_served(case: Case, found: Findings) -> None:
     found.checked(f"{len(living) - len(missing) - len(damaged)} of {len(living)} living nodes read")
 
 
-def _hits(books: Books, found: Findings) -> None:
-    reckoned = {slot: book.last_hit for slot, book in books.reckoned.items() if book.last_hit}
-    for slot in sorted({*reckoned, *books.hits}):
-        there, stated = reckoned.get(slot), books.hits.get(slot)
+def _hits(ledger: LedgerFacts, found: Findings) -> None:
+    recounted = {
+        slot: counts.last_hit for slot, counts in ledger.recounted.items() if counts.last_hit
+    }
+    for slot in sorted({*recounted, *ledger.hits}):
+        there, stated = recounted.get(slot), ledger.hits.get(slot)
         name = f"slice {slot[1]} of shard {slot[0]}"
         if stated is None:
             found.broken(
@@ -83,16 +86,16 @@ def _hits(books: Books, found: Findings) -> None:
             found.broken(
                 f"{name} was hit last by view {there}, and the receipts say {stated}: {_RESTORE}"
             )
-    found.checked(f"{len(reckoned)} slices hit, as the rows of deleted samples say")
+    found.checked(f"{len(recounted)} slices hit, as the rows of deleted samples say")
 
 
-def _counters(books: Books, found: Findings) -> None:
-    once = len([*books.of_kind("samples")]) <= 1
-    for slot in sorted({*books.slots, *books.reckoned}):
-        book = books.slot(*slot)
-        counted = [book.samples, book.left, book.persons, book.persons_left]
-        stated = list(books.slots.get(slot, (0, 0, 0, 0)))
-        if not once:  # who was purged and came again counts as two persons
+def _counters(ledger: LedgerFacts, found: Findings) -> None:
+    once = len([*ledger.of_kind("samples")]) <= 1
+    for slot in sorted({*ledger.slots, *ledger.recounted}):
+        counts = ledger.slot(*slot)
+        counted = [counts.samples, counts.left, counts.persons, counts.persons_left]
+        stated = list(ledger.slots.get(slot, (0, 0, 0, 0)))
+        if not once:  # a person who was purged and added again counts as two
             counted[2] = stated[2] = 0
         if counted != stated:
             found.broken(
@@ -100,21 +103,21 @@ def _counters(books: Books, found: Findings) -> None:
                 f"registered and left, and the table slots says {stated}: rows were removed "
                 f"or changed; {_RESTORE}"
             )
-    if books.wrong_copies:
+    if ledger.wrong_copies:
         found.broken(
-            f"{len(books.wrong_copies)} contents have other copies left than the table copies "
+            f"{len(ledger.wrong_copies)} contents have other copies left than the table copies "
             f"says: {_RESTORE}"
         )
-    left = sum(book.left for book in books.reckoned.values())
-    found.checked(f"counters of {len(books.slots)} slices, {left} samples left")
+    left = sum(counts.left for counts in ledger.recounted.values())
+    found.checked(f"counters of {len(ledger.slots)} slices, {left} samples left")
 
 
-def _served(case: Case, found: Findings) -> None:
-    """What processes serve, which go by the log, against the rows."""
-    books, files = case.books, case.files
-    hits = [slot for slot, view in books.hits.items() if view > books.plan_view]
-    shown, dead = [], case.dead_slots
-    for shard, node in enumerate(_prefixes(case, files.there, hits)):
+def _served(evidence: RunEvidence, found: Findings) -> None:
+    """Compare what processes serve, by the hits in the log, with the rows of deleted samples."""
+    ledger, files = evidence.ledger, evidence.files
+    hits = [slot for slot, view in ledger.hits.items() if view > ledger.plan_view]
+    shown, dead = [], evidence.dead_slots
+    for shard, node in enumerate(_prefixes(evidence, files.there, hits)):
         if node is None:
             continue
         shown.append(f"{shard}: {_arrows(node)}")
@@ -128,12 +131,12 @@ def _served(case: Case, found: Findings) -> None:
 
 
 def _prefixes(
-    case: Case, there: Collection[NodeKey], hits: Iterable[Slot]
+    evidence: RunEvidence, there: Collection[NodeKey], hits: Iterable[Slot]
 ) -> tuple[Node | None, ...]:
-    """What each shard serves, of nodes that are there, with some slots hit."""
-    files, plan = case.files, case.plan
+    """The node that each shard serves, [m], of the nodes that exist, with these slots hit."""
+    files, plan = evidence.files, evidence.plan
     facts = {node.key: files.sound(node.key) for node in plan.forest if node.key in there}
-    told = case.books.nodes
+    told = evidence.ledger.nodes
     scores = {
         key: told[key].score if key in told else one.meta.score
         for key, one in facts.items()

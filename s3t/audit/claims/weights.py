@@ -1,11 +1,11 @@
 """Claims E2, E4 and E9: the bytes of living nodes, their heads, and the blocks that they train.
 
-    tensors ──► digest ◄── metadata ◄── what the trainer told the ledger
-       ├── head.*                     each node its own
+    tensors ──► digest ◄── metadata ◄── what the trainer announced to the ledger
+       ├── head.*                     each node has its own
        └── layers.007.….lora_A        7 lies in the block of the node's stage
         or prompt.002                 2 is the node's stage
 
-Invariant: names are taken apart, and layers compared as integers.
+Invariant: names of tensors are parsed, and layers compared as integers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 
 from s3t.audit.claim import Findings
 from s3t.audit.claims.node_files import HEAD, NodeFacts
-from s3t.audit.evidence import Case
+from s3t.audit.evidence import RunEvidence
 from s3t.errors import DamagedNodeError, InputError, S3TError
 from s3t.plan import Plan
 from s3t.plan.trie import Node
@@ -25,53 +25,53 @@ __all__ = ["judge_blocks", "judge_heads", "judge_weights"]
 
 _ADAPTER = re.compile(r"layers\.(\d+)\.(.+)\.lora_([AB])")
 _PROMPT = re.compile(r"prompt\.(\d+)")
-_ANEW = "remove the file, and run s3t train CONFIG again"
+_AGAIN = "remove the file, and run s3t train CONFIG again"
 
 
-def judge_weights(case: Case, found: Findings) -> None:
-    """Judge what E2 says of bytes that lie there."""
-    told, living = case.books.nodes, case.living
+def judge_weights(evidence: RunEvidence, found: Findings) -> None:
+    """Judge what E2 says of files: the weights are those that the trainer announced."""
+    told, living = evidence.ledger.nodes, evidence.living
     wrong, count = [], 0
     for node in living:
         try:
-            facts = case.files.facts(node.key)
+            facts = evidence.files.facts(node.key)
         except DamagedNodeError as error:
-            if node.key in case.files.there:
+            if node.key in evidence.files.there:
                 wrong.append(str(error))
             continue
-        if node.key not in told and case.books.nodes_growing:
+        if node.key not in told and evidence.ledger.nodes_growing:
             found.pending(
                 f"node {node.key} was not announced yet: a training was not finished; run s3t "
                 "train CONFIG or s3t repair RUN again"
             )
         elif node.key not in told:
             wrong.append(
-                f"node {node.key} was announced by no trainer, so nobody knows whether its weights "
-                f"are what training gave: {_ANEW}"
+                f"node {node.key} was announced by no trainer, so its weights may not be "
+                f"what training gave: {_AGAIN}"
             )
         elif told[node.key].weights != facts.weights:
             wrong.append(
                 f"node {node.key} has other weights than its trainer told the ledger, though its "
-                f"file proves itself: it was made anew; {_ANEW}"
+                f"file proves itself: it was written again; {_AGAIN}"
             )
         elif told[node.key].rows == facts.meta.rows and told[node.key].score != facts.meta.score:
             wrong.append(
                 f"node {node.key} has the score {facts.meta.score:g} in its file, and its trainer "
-                f"told the ledger {told[node.key].score:g}: the file was edited; {_ANEW}"
+                f"told the ledger {told[node.key].score:g}: the file was edited; {_AGAIN}"
             )
         else:
             count += 1
     found.each(wrong, "nodes")
     found.checked(f"{count} of {len(living)} living nodes have the weights that training gave")
     with found.part():
-        _scored(case, found)
+        _scored(evidence, found)
 
 
-def _scored(case: Case, found: Findings) -> None:
-    """Scores are of the public validation rows as they are now."""
+def _scored(evidence: RunEvidence, found: Findings) -> None:
+    """Judge that scores were computed on the public validation rows as they are now."""
     from s3t.data import label_names, load_public
 
-    config, told = case.config, case.books.nodes
+    config, told = evidence.config, evidence.ledger.nodes
     try:
         now = load_public(config, "validation", label_names(config)).digest()
     except InputError as error:
@@ -79,7 +79,7 @@ def _scored(case: Case, found: Findings) -> None:
             f"scores not held against data.public.validation, which is not here ({error})"
         )
         return
-    others = sum(node.key in told and told[node.key].rows != now for node in case.living)
+    others = sum(node.key in told and told[node.key].rows != now for node in evidence.living)
     if others:
         found.pending(
             f"{others} living nodes were scored on other rows than data.public.validation holds "
@@ -88,42 +88,42 @@ def _scored(case: Case, found: Findings) -> None:
         )
 
 
-def judge_heads(case: Case, found: Findings) -> None:
-    """Judge E4."""
-    plan, files = case.plan, case.files
+def judge_heads(evidence: RunEvidence, found: Findings) -> None:
+    """Judge E4: each living node has a head of its own, of the right shape."""
+    plan, files = evidence.plan, evidence.files
     classes = len(plan.recipe["labels"])
-    hidden = _hidden(case)
+    hidden = _hidden(evidence)
     wrong, owner, count = [], dict[Digest, NodeKey](), 0
-    for node in case.living:
+    for node in evidence.living:
         facts = files.sound(node.key)
         if facts is None:
             continue
         count += 1
         shapes = {name: shape for name, shape in facts.shapes.items() if name.startswith(HEAD)}
         if not _is_head(shapes, classes, hidden):
-            wrong.append(f"node {node.key} has the head {_text(shapes)}: {_ANEW}")
+            wrong.append(f"node {node.key} has the head {_text(shapes)}: {_AGAIN}")
         if facts.head is not None:
             first = owner.setdefault(facts.head, node.key)
             if first != node.key:
                 wrong.append(
                     f"node {node.key} carries the very head of node {first}, and no two trainings "
-                    f"end alike: one was swapped; {_ANEW}"
+                    f"end alike: one was swapped; {_AGAIN}"
                 )
     found.each(wrong, "nodes")
     kind = f"{classes} classes, all different" if classes else "none, the base's own answers"
     found.checked(f"heads of {count} living nodes: {kind}")
 
 
-def judge_blocks(case: Case, found: Findings) -> None:
-    """Judge E9."""
-    plan = case.plan
+def judge_blocks(evidence: RunEvidence, found: Findings) -> None:
+    """Judge E9: the base is the plan's, and a node holds tensors of its stage's block alone."""
+    plan = evidence.plan
     shapes: Mapping[str, tuple[int, ...]] | None = None
     with found.part():
-        base = case.loaded.base
+        base = evidence.loaded.base
         if base.fingerprint != plan.base:
             found.broken(
                 "the base is not the one of the plan, a weight of it differs: restore "
-                f"{case.run.base_path if case.run.base_path.is_dir() else 'model.base'}"
+                f"{evidence.run.base_path if evidence.run.base_path.is_dir() else 'model.base'}"
             )
         else:
             found.checked(f"{len(base.state)} frozen tensors are those of the plan's base")
@@ -131,12 +131,12 @@ def judge_blocks(case: Case, found: Findings) -> None:
         shapes = {t.a: (rank, t.inputs) for t in base.targets}
         shapes |= {t.b: (t.outputs, rank) for t in base.targets}
     wrong, count = [], 0
-    for node in case.living:
-        facts = case.files.sound(node.key)
+    for node in evidence.living:
+        facts = evidence.files.sound(node.key)
         if facts is not None:
             count += 1
             wrong += [
-                f"node {node.key} {what}: {_ANEW}" for what in _odd(node, facts, plan, shapes)
+                f"node {node.key} {what}: {_AGAIN}" for what in _odd(node, facts, plan, shapes)
             ]
     found.each(wrong, "nodes")
     found.checked(
@@ -149,7 +149,7 @@ def judge_blocks(case: Case, found: Findings) -> None:
 def _odd(
     node: Node, facts: NodeFacts, plan: Plan, shapes: Mapping[str, tuple[int, ...]] | None
 ) -> Iterator[str]:
-    """What of a node's tensors is not as its stage trains them."""
+    """Problems of a node's tensors: names, shapes or values that its stage does not train."""
     if "prompt" in plan.recipe:
         yield from _odd_prompts(node, facts, plan)
     else:
@@ -204,10 +204,10 @@ def _odd_adapters(
             yield f"has {name!r} at zero, where training begins: it was never trained"
 
 
-def _hidden(case: Case) -> int | None:
-    """Width of the base, None if it cannot be had (which E9 says)."""
+def _hidden(evidence: RunEvidence) -> int | None:
+    """Hidden size of the base; None if the base cannot be loaded (E9 reports that)."""
     try:
-        return case.loaded.base.hidden_size
+        return evidence.loaded.base.hidden_size
     except S3TError:
         return None
 

@@ -1,4 +1,4 @@
-"""Extraction: how much of a text a language model gives away when it is prompted with the rest.
+"""Extraction: how much of a text a language model reproduces when it is prompted with the rest.
 
     row       t0 t1 t2 t3 t4 t5 t6 t7
     argmax       ✗  ✓  ✗  ✓  ✓  ✓  ✓     one pass, each place given the true tokens before it
@@ -8,13 +8,12 @@
     extraction strength            the last 4 of 7 follow from what is before them: 4/7
 
 Greedy decoding reproduces a stretch of tokens if and only if each of them is the argmax given the
-*true* tokens before it: as long as it has been right, what it has written is the true text, and at
-the first miss it has failed. So one pass over the true tokens decides for every prompt length at
-once, and nothing is generated.
+*true* tokens before it: until its first error, the decoded text is the true text. So one pass over
+the true tokens decides for all prompt lengths at once, and nothing is generated.
 
-Invariant: works on any function from tokens to logits, of transformers and peft models and of
-ensembles alike, that sees no later token. Rows of one pass are of one length, so it needs no mask.
-torch is loaded when a row is first measured.
+Invariant: works with any function from tokens to logits that sees no later token: models of
+transformers and peft, and ensembles. Rows of one pass have one length, so no mask is needed. torch
+is loaded when a row is first measured.
 """
 
 from __future__ import annotations
@@ -47,21 +46,21 @@ Rows = Sequence[Sequence[int]]
 Measure = TypeVar("Measure")
 
 Logits = Callable[["Tensor"], "Tensor"]
-"""From tokens [n, t], whole numbers on the CPU, to next-token logits [n, t, V] on any device; those
-at place i may depend on tokens 0 … i alone."""
+"""From tokens [n, t], integers on the CPU, to next-token logits [n, t, V] on any device. Logits at
+position i may depend on tokens 0 … i only."""
 
 _TOKENS_PER_PASS = 2048
-"""Logits of as many tokens are held at once: 400 MB for a vocabulary of 50,000."""
+"""Maximum number of tokens whose logits are held at once: 400 MB for a vocabulary of 50,000."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A share of hits, and its interval.
+    """A rate of hits, with its confidence interval.
 
     Attributes:
-        hits, trials: counted.
+        hits, trials: counts.
         share: hits / trials.
-        low, high: interval of the true share.
+        low, high: confidence interval of the true rate.
     """
 
     hits: int
@@ -77,13 +76,14 @@ class Rate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenStatistics:
-    """What a model says about the tokens of one row of t; each [t − 1], the first has no forecast.
+    """Statistics of the tokens of one row of t tokens; each [t − 1], since the first has no
+    forecast.
 
     Attributes:
         log_probabilities: log p of each true token given those before it.
-        means: mean of log p(z) for z drawn from the model's distribution at that place (minus its
-            entropy).
-        deviations: standard deviation of the same.
+        means: mean of log p(z), z drawn from the model's distribution at that position: minus its
+            entropy.
+        deviations: standard deviation of log p(z).
     """
 
     log_probabilities: Floats
@@ -92,14 +92,14 @@ class TokenStatistics:
 
 
 def rate(hits: Sequence[bool], *, confidence: float = 0.95) -> Rate:
-    """The share of hits with the exact interval of Clopper and Pearson (1934, Biometrika 26:404).
+    """The rate of hits with the exact interval of Clopper and Pearson (1934, Biometrika 26:404).
 
     Args:
-        hits: one per trial; trials are independent.
-        confidence: held at least, whatever the true share.
+        hits: whether each trial was a hit; trials are independent.
+        confidence: minimum confidence of the interval, for any true rate; between 0 and 1.
 
     Raises:
-        InputError: no trials, or a confidence that is none.
+        InputError: no trials, or an impossible confidence.
     """
     from scipy.special import betaincinv
 
@@ -116,22 +116,23 @@ def rate(hits: Sequence[bool], *, confidence: float = 0.95) -> Rate:
 
 
 def verbatim(logits: Logits, rows: Rows, prompt: int | Sequence[int], answer: int) -> list[bool]:
-    """Whether the first ``prompt`` tokens of each row draw the next ``answer`` ones out, exactly.
+    """Whether greedy decoding continues the first ``prompt`` tokens of a row with its next
+    ``answer``.
 
-    TinyMem's measure (Sakarvadia et al. 2025, arXiv 2410.02159): greedy decoding, all tokens must
-    match. What stands behind the first ``prompt + answer`` tokens is not looked at.
+    TinyMem's measure (Sakarvadia et al. 2025, arXiv 2410.02159): all ``answer`` tokens must match.
+    Tokens after the first ``prompt + answer`` are ignored.
 
     Args:
-        logits: of the model.
+        logits: the model.
         rows: [n], each of at least ``prompt + answer`` tokens.
-        prompt, answer: numbers of tokens, from 1; the prompt's may be one of each row.
+        prompt, answer: numbers of tokens, from 1; ``prompt`` may be given for each row.
 
     Returns:
         [n].
 
     Raises:
-        InputError: a row is too short, or a number is below 1; the model's logits have another
-            shape or are no numbers.
+        InputError: a row is too short, a number is below 1, or the model's logits have another
+            shape or are NaN.
     """
     starts = [prompt] * len(rows) if isinstance(prompt, int) else list(prompt)
     if min(starts, default=1) < 1 or answer < 1:
@@ -145,7 +146,7 @@ def verbatim(logits: Logits, rows: Rows, prompt: int | Sequence[int], answer: in
 def extraction_strength(
     logits: Logits, rows: Rows, starts: Sequence[int] | None = None
 ) -> list[float]:
-    """How little of each row must be given until greedy decoding reproduces the rest.
+    """Extraction strength: how few tokens of a row must be given until the rest is reproduced.
 
     1 − (k − 1) / (t − 1) for a row of t tokens of which the first k draw all others out, k as small
     as possible: 1 if the first token is enough, 0 if not even the last one follows from the others.
@@ -157,7 +158,7 @@ def extraction_strength(
     1 if the prompt draws all of them out.
 
     Args:
-        logits: of the model.
+        logits: the model.
         rows: [n], each of at least 2 tokens.
         starts: [n], s of each row, from 1 to its tokens − 1; default: 1.
 
@@ -175,12 +176,12 @@ def extraction_strength(
 
 
 def token_statistics(logits: Logits, rows: Rows) -> list[TokenStatistics]:
-    """What membership scores of texts are made of (``membership.min_k``, ``min_k_plus_plus``).
+    """Statistics of rows for the scores ``membership.min_k`` and ``min_k_plus_plus``.
 
-    Minus the mean of the log probabilities is a row's loss.
+    Minus the mean of the log probabilities is a row's loss, in nats.
 
     Args:
-        logits: of the model.
+        logits: the model.
         rows: [n], each of at least 2 tokens.
 
     Raises:
@@ -193,7 +194,7 @@ def token_statistics(logits: Logits, rows: Rows) -> list[TokenStatistics]:
 def contrast(
     before_logits: Tensor, after_logits: Tensor, strength: float = 2.0, margin: float = 5.0
 ) -> Tensor:
-    """Logits of the two-snapshot attack: what the model before said and the one after no longer.
+    """Logits of the two-snapshot attack, which favour what only the model before would say.
 
     log p_after + strength · (log p_before − log p_after), and −inf for tokens that were less likely
     before than the likeliest one by a factor of e^margin or more: there the difference of two small

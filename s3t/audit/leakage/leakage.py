@@ -1,15 +1,14 @@
-"""Leakage: what attacks still learn about deleted samples, and what they would have learnt.
+"""Leakage: what attacks learn about deleted samples, before and after their deletion.
 
-    suspects ─► rows: members (deleted), strangers (public test), neighbours (left)
-    snapshots ─► models: before, after, control, reference      one after another
-                   │
-    answers ◄──────┘ losses, … ─► membership, extraction ─► exposure: states and verdicts
+    rows.py       members (deleted), strangers (public test), neighbours (left)
+    snapshots.py  models: before, after, control, reference, one after another
+        └─► scores.py  losses, … ─► membership, extraction ─► report.py: figures and verdicts
 
-This is evidence of another kind than the claims: it looks at answers, not at bytes, and it is
-statistical. One audit in twenty of a run that has forgotten exactly finds a difference by chance.
+The claims look at bytes; this looks at answers, and is statistical. One audit in twenty of a run
+that has forgotten exactly finds a difference by chance.
 
-Invariant: nothing is written to the run. The models that were trained to be attacked, which have
-seen deleted samples, are gone when this returns, whatever happens.
+Invariant: nothing is written to the run. The models that are trained to be attacked have seen
+deleted samples; they are removed when this returns or raises.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from s3t.audit.evidence import Case
+from s3t.audit.evidence import RunEvidence
 from s3t.audit.leakage import membership, snapshots
 from s3t.audit.leakage.extraction import Rate, rate
 from s3t.audit.leakage.membership import Attack
-from s3t.audit.leakage.report import CHANCE, Leakage, Moment, Snapshots, State
-from s3t.audit.leakage.rows import Suspects, find_suspects
+from s3t.audit.leakage.report import CHANCE, Leakage, ModelLeakage, Moment, Snapshots
+from s3t.audit.leakage.rows import SuspectedRows, find_suspected_rows
 from s3t.audit.leakage.scores import Answers, answers_of, contrasted, window_of
-from s3t.audit.leakage.snapshots import Trained
+from s3t.audit.leakage.snapshots import ScratchRun
 from s3t.errors import InputError, S3TError
 from s3t.ledger import Ledger
 from s3t.run import RunDir
@@ -42,7 +41,7 @@ __all__ = ["leakage"]
 Floats = npt.NDArray[np.float64]
 
 _ERROR = 0.05
-"""Probability that any of the verdicts about a model that never saw the samples is wrong."""
+"""Probability of at least one wrong verdict about a model that never saw the samples."""
 
 _REPAIRED = (
     "the run itself, which is repaired: its nodes have the keys of one that never saw the samples "
@@ -50,7 +49,8 @@ _REPAIRED = (
 )
 
 _ENOUGH = 400
-"""Strangers from which on the interval of a TPR holds what it says (see ``membership.attack``)."""
+"""With fewer strangers the interval of a TPR covers less than its confidence
+(see ``membership.attack``)."""
 
 
 def leakage(
@@ -62,70 +62,70 @@ def leakage(
 ) -> Leakage:
     """Attack a run with the samples that were deleted from it.
 
-    Trains a run of all the data, of which the nodes that still exist are taken over, and one
-    without the deleted samples, unless the run is repaired and so is that one itself.
+    Trains two runs in a temporary folder: one on all the data, which copies the nodes that still
+    exist, and one without the deleted samples. A repaired run is the second one itself.
 
     Args:
         run: a prepared run from which something was deleted. Rows of deleted samples must still be
             in the user's own data.
-        samples: how many deleted samples to attack with, drawn; default: all.
-        seed: of the draws.
-        on_step: told what is being done, in a sentence.
+        samples: number of deleted samples to attack with, drawn at random; default: all.
+        seed: seed of the draws.
+        on_step: called before each step with a sentence that says what is done.
 
     Raises:
         InputError: nothing was deleted, or too few rows are left to attack with.
         IntegrityError: a part of the run is damaged.
-        S3TError: a deletion came in between; or the temporary folder cannot be removed.
+        S3TError: the ledger changed meanwhile, or the temporary folder cannot be removed.
     """
     if samples is not None and samples < 2:
         raise InputError(f"samples {samples}: leakage is measured on at least 2")
-    case = Case(run)
+    evidence = RunEvidence(run)
     with Ledger.open(run.ledger_at, read_only=True) as ledger:
         gone, name = ledger.gone(), ledger.name
-    if gone.view != case.books.view:
+    if gone.view != evidence.ledger.view:
         raise S3TError(f"{name} was written to while it was read: run s3t audit again")
-    suspects = find_suspects(case, gone, samples, seed)
+    suspected = find_suspected_rows(evidence, gone, samples, seed)
     if torch.cuda.is_available():
-        case.loaded.base.to(torch.device("cuda"))
+        evidence.loaded.base.to(torch.device("cuda"))
     on_step("asking what the run serves now")
-    attacker = _Attacker(case, suspects)
-    serving = snapshots.after(case)
+    attacker = _Attacker(evidence, suspected)
+    serving = snapshots.after(evidence)
     after = None if serving is None else attacker.ask("after", "what the run serves now", serving)
     with scratch(run.root) as folder:
         on_step("training what was there before the deletions, in a temporary folder")
-        old = snapshots.before(case, folder / "before")
+        old = snapshots.before(evidence, folder / "before")
         before = attacker.ask("before", _of_before(old), old.ensemble)
         both = None
         if serving is not None and after is not None:
             together = attacker.extract(old.ensemble, serving)
-            both = attacker.compare(before, after, together, snapshots.dead_nodes(case))
-        if after is not None and snapshots.repaired(case):
+            both = attacker.compare(before, after, together, snapshots.dead_nodes(evidence))
+        if after is not None and snapshots.repaired(evidence):
             control = replace(after, name="control", what=_REPAIRED)
         else:
             on_step("training a control without the deleted samples, in a temporary folder")
-            new = snapshots.control(case, gone, folder / "control")
+            new = snapshots.control(evidence, gone, folder / "control")
             what = f"trained without the deleted samples from the start, {new.report.nodes} nodes"
             control = attacker.ask("control", what, new.ensemble)
-    shown = attacker.state(before)
+    shown = attacker.leaks(before)
     return Leakage(
         run=str(run.root),
         view=gone.view,
-        deleted=suspects.deleted,
-        members=len(suspects.members),
-        strangers=len(suspects.strangers),
+        deleted=suspected.deleted,
+        members=len(suspected.members),
+        strangers=len(suspected.strangers),
         window=attacker.window,
         confidence=attacker.confidence,
         before=shown,
-        after=None if after is None else attacker.state(after),
-        control=attacker.state(control),
+        after=None if after is None else attacker.leaks(after),
+        control=attacker.leaks(control),
         snapshots=both,
-        notes=tuple(_notes(suspects, attacker, shown)),
+        notes=tuple(_notes(suspected, attacker, shown)),
     )
 
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """What one model said about all suspects."""
+    """The scores that one model gives all suspected rows."""
 
     name: Moment
     what: str
@@ -135,18 +135,18 @@ class _Asked:
 
 
 class _Attacker:
-    """Asks models, and makes attacks of what they say.
+    """Asks models for scores of the suspected rows, and computes attacks from them.
 
     Attributes:
         window: see ``window_of``.
         confidence: of each interval, by Bonferroni over the verdicts.
     """
 
-    def __init__(self, case: Case, suspects: Suspects) -> None:
-        self._suspects = suspects
-        self.window = window_of(suspects.strangers)
+    def __init__(self, evidence: RunEvidence, suspected: SuspectedRows) -> None:
+        self._suspected = suspected
+        self.window = window_of(suspected.strangers)
         self._knows: _Asked | None = None
-        known = snapshots.reference(case, suspects)
+        known = snapshots.reference(evidence, suspected)
         if known is not None:
             self._knows = self.ask("control", "the base", known)
         self.confidence = 1 - _ERROR / (len(self._names) + bool(self.window))
@@ -163,30 +163,30 @@ class _Attacker:
         return ("loss", *(("reference",) if self.refers else ()), *more)
 
     def ask(self, name: Moment, what: str, model: Ensemble) -> _Asked:
-        """Ask a model about all suspects."""
-        suspects = self._suspects
-        near = suspects.neighbours if len(suspects.neighbours) > 1 else None
+        """Ask a model for scores of all suspected rows."""
+        suspected = self._suspected
+        near = suspected.neighbours if len(suspected.neighbours) > 1 else None
         return _Asked(
             name,
             what,
-            answers_of(model, suspects.members, self.window),
-            answers_of(model, suspects.strangers, self.window),
+            answers_of(model, suspected.members, self.window),
+            answers_of(model, suspected.strangers, self.window),
             None if near is None else answers_of(model, near, self.window),
         )
 
     def extract(self, before: Ensemble, after: Ensemble) -> Rate | None:
-        """Texts of members that come out of two models together."""
+        """Rate of members' texts that two models give away together; None for classifiers."""
         if not self.window:
             return None
-        return self._rate(contrasted(before, after, self._suspects.members, self.window))
+        return self._rate(contrasted(before, after, self._suspected.members, self.window))
 
-    def state(self, asked: _Asked) -> State:
+    def leaks(self, asked: _Asked) -> ModelLeakage:
         """All attacks on one model."""
         inside, outside = asked.members, asked.strangers
         attacks = tuple(self._attack(name, asked) for name in self._names)
         strength = [one.scores.get("extraction strength") for one in (inside, outside)]
         means = [None if one is None else float(one.mean()) for one in strength]
-        return State(
+        return ModelLeakage(
             name=asked.name,
             what=asked.what,
             attacks=attacks,
@@ -201,7 +201,7 @@ class _Attacker:
     def compare(
         self, before: _Asked, after: _Asked, together: Rate | None, dead: tuple[NodeKey, ...]
     ) -> Snapshots:
-        """The attack of who holds two models."""
+        """The attack by someone who holds the models before and after."""
 
         def risen(older: Answers, newer: Answers) -> Floats:
             return membership.two_snapshot_scores(older.losses, newer.losses)
@@ -235,28 +235,28 @@ class _Attacker:
         return rate(hits, confidence=self.confidence) if hits else None
 
 
-def _of_before(old: Trained) -> str:
+def _of_before(old: ScratchRun) -> str:
     own, again = old.report.found, old.report.trained
     return f"of all the data: {own} nodes are the run's own, {again} were trained again"
 
 
-def _notes(suspects: Suspects, attacker: _Attacker, before: State) -> Iterator[str]:
+def _notes(suspected: SuspectedRows, attacker: _Attacker, before: ModelLeakage) -> Iterator[str]:
     """What to know about the figures."""
-    if suspects.absent:
-        yield f"{suspects.absent} deleted samples are no longer in the private data"
-    if suspects.known:
+    if suspected.absent:
+        yield f"{suspected.absent} deleted samples are no longer in the private data"
+    if suspected.known:
         yield (
-            f"{suspects.known} deleted samples are left out: living samples or public data hold "
+            f"{suspected.known} deleted samples are left out: living samples or public data hold "
             "their content too, or they are texts of one token"
         )
-    if not suspects.persons:
+    if not suspected.persons:
         yield (
             "rows of few persons are taken for independent draws: the intervals are too narrow, "
             "and a difference may be the persons'"
         )
-    if len(suspects.strangers) < _ENOUGH:
+    if len(suspected.strangers) < _ENOUGH:
         yield (
-            f"{len(suspects.strangers)} public test rows: from {_ENOUGH} on the intervals of TPR "
+            f"{len(suspected.strangers)} public test rows: from {_ENOUGH} on the intervals of TPR "
             "hold what they say"
         )
     if not attacker.refers:

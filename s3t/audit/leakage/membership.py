@@ -1,4 +1,4 @@
-"""Membership inference: scores of samples, and how well they tell members from others.
+"""Membership inference: scores of samples, and how well they separate members from others.
 
                                         others ▁▂▅█▅▂▁
     losses, token probabilities ─► score       members ▁▂▅█▅▂▁     higher: more likely a member
@@ -6,13 +6,12 @@
                                                        └ threshold: at most 1 % of others beyond it
 
     auc   probability that a member scores higher than another, ties counted half; 0.5 is chance
-    tpr   share of members beyond the threshold (Carlini et al. 2022, arXiv 2112.03570)
+    tpr   fraction of members beyond the threshold (Carlini et al. 2022, arXiv 2112.03570)
 
-Scores count as independent draws. Where a person has several samples, give one score a person (the
-mean of theirs), or the intervals are too narrow.
+Scores count as independent draws. If a person has several samples, give one score a person (the
+mean), since otherwise the intervals are too narrow.
 
-Invariant: no interval has width zero, and none rests on a figure that it does not count: few
-samples, ties and perfect separation make it wide.
+Invariant: no interval has width zero; few samples, ties and perfect separation make it wide.
 """
 
 from __future__ import annotations
@@ -41,19 +40,19 @@ Floats = npt.NDArray[np.float64]
 Scores = Sequence[float] | Floats
 
 _OTHERS_PER_ALARM = 100
-"""``tpr`` is told at a false positive rate of 1 %."""
+"""``tpr`` is at a false positive rate of 1 %: one false alarm for so many others."""
 
 _LEAST_DEVIATION = 1e-3
-"""Below this a next-token distribution is certain of one token, and the rest mostly rounding."""
+"""With a smaller deviation the model is certain of one token, and the rest is mostly rounding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """How well one attack tells members from others.
+    """How well one attack separates members from others.
 
     Attributes:
-        name: of the attack.
-        members, others: how many were scored.
+        name: name of the attack.
+        members, others: numbers of samples scored.
         auc, auc_low, auc_high: area under the ROC curve, and its interval.
         tpr, tpr_low, tpr_high: true positive rate at a false positive rate of at most 1 %, and its
             interval. With fewer than 100 others no false alarm is allowed at all.
@@ -71,7 +70,7 @@ class Attack:
 
     @property
     def tpr_by_chance(self) -> float:
-        """The ``tpr`` to be expected of scores that know nothing: above 1 % for few others.
+        """The expected ``tpr`` of scores without information: above 1 % if there are few others.
 
         The threshold is the (a + 1)-th highest of n others, a of which may be false alarms. Another
         draw of the same law lies beyond it with probability (a + 1) / (n + 1).
@@ -92,10 +91,10 @@ def attack(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Attack:
-    """Weigh the scores of an attack: AUC, and TPR at 1 % FPR, with intervals.
+    """AUC and TPR at 1 % FPR of the scores of an attack, with confidence intervals.
 
     The AUC's interval is the wider, on either side, of two. One is DeLong's, on the logit scale:
-    it takes any law of scores, but no variance is seen where members and others hardly overlap. The
+    it holds for any law of scores, but has no width where members and others hardly overlap. The
     other inverts a normal test with the variance of Hanley and McNeil at the tested value: never
     degenerate, and the only one where the AUC is 0 or 1 or all scores are tied. In simulations of
     normal and of skewed scores, 8 to 200 a side and AUC 0.5 to 0.98, it held the true AUC in 94 to
@@ -111,16 +110,16 @@ def attack(
     (Statistics in Medicine 25:559); Platt, Hanley and Yang 2000 (Statistics in Medicine 19:313).
 
     Args:
-        name: of the attack, to be reported.
-        members: scores of samples that were, or are suspected to be, trained on.
-        others: scores of samples that were not; as like the members as can be had.
-        confidence: of both intervals.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        name: name of the attack, for the report.
+        members: scores of samples that were, or may have been, trained on.
+        others: scores of samples that were not, from a distribution as near as possible.
+        confidence: confidence of both intervals, between 0 and 1.
+        resamples: number of resamples of the bootstrap.
+        seed: seed of the bootstrap.
 
     Raises:
-        InputError: fewer than two members or others, a score that is no finite number, or a
-            confidence or number of resamples that is none.
+        InputError: fewer than two members or others, a score that is not finite, or an impossible
+            confidence or number of resamples.
     """
     # in order, so that not even the last bit depends on how the samples were listed
     inside = np.sort(_finite(members, f"{name}: members"))

@@ -1,10 +1,11 @@
-"""What a leakage audit found, as values and as lines for people.
+"""The results of a leakage audit, as values and as lines of text.
 
-    Leakage ─┬─ State  before, after, control ─── Attack …, Rate
-             ├─ Snapshots  for who holds the models before and after
-             └─ Verdict  for each measure: is after what never having seen the samples would be?
+    Leakage ─┬─ ModelLeakage  before, after, control ─── Attack …, Rate
+             ├─ Snapshots  attacks by someone who holds the models before and after
+             └─ Verdict  for each measure: does the model after differ from one that never saw them?
 
-Invariant: a verdict follows from the figures beside it. None says "yes" where nothing was measured.
+Invariant: a verdict follows from the figures beside it. No verdict says "yes" where nothing was
+measured.
 """
 
 from __future__ import annotations
@@ -19,30 +20,31 @@ if TYPE_CHECKING:
     from s3t.audit.leakage.extraction import Rate
     from s3t.audit.leakage.membership import Attack
 
-__all__ = ["CHANCE", "Leakage", "Moment", "Snapshots", "State", "Verdict", "lines"]
+__all__ = ["CHANCE", "Leakage", "ModelLeakage", "Moment", "Snapshots", "Verdict", "lines"]
 
 Moment = Literal["before", "after", "control"]
 
 CHANCE = 0.5
-"""AUC of an attack that knows nothing."""
+"""AUC of guessing."""
 
 _NAMED = 5
-"""Dead nodes that lines name; JSON names all."""
+"""So many dead nodes are named in the text; JSON names all."""
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """What a model gives away of the deleted samples.
+class ModelLeakage:
+    """What one model gives away about the deleted samples.
 
     Attributes:
         name: ``before`` the deletions, ``after`` them, or the ``control`` that never saw them.
         what: which model it is, in a sentence.
         attacks: membership inference, deleted samples against strangers.
-        loss_members, loss_strangers: mean losses.
-        verbatim: share of the deleted texts that come out, None for classifiers or if no text is
+        loss_members, loss_strangers: mean losses, in nats.
+        verbatim: rate of deleted texts that are reproduced; None for classifiers or if no text is
             long enough.
-        verbatim_strangers: the same of strangers.
-        strength_members, strength_strangers: mean extraction strength, None for classifiers.
+        verbatim_strangers: the same rate of strangers.
+        strength_members, strength_strangers: mean extraction strength, from 0 to 1; None for
+            classifiers.
     """
 
     name: Moment
@@ -62,17 +64,18 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Snapshots:
-    """What is given away to who holds the models of before and after the deletions.
+    """What someone learns who holds the models of before and after the deletions.
 
-    Exact deletion does not help against that; only removing the older model does.
+    Exact deletion does not prevent this attack; only removing the older model does.
 
     Attributes:
-        strangers: which samples were deleted, told from those never trained on.
-        neighbours: told from the samples left in the same slices; None if there are fewer than 2.
-        verbatim: share of the deleted texts that come out of both models together; None for
-            classifiers, or if no text is long enough.
-        dead: nodes of before that still lie in the store, or as copies beside the run. Without any
-            the attack needs weights that were taken away earlier.
+        strangers: the attack on deleted samples against rows that were never trained on.
+        neighbours: the same against the samples left in the same slices; None if there are fewer
+            than 2.
+        verbatim: rate of deleted texts that both models together reproduce; None for classifiers,
+            or if no text is long enough.
+        dead: keys of dead nodes that are still in the store, or copied beside the run. Without any,
+            the attack needs weights that were copied earlier.
     """
 
     strangers: Attack
@@ -88,14 +91,14 @@ class Snapshots:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One measure of the model after, held against one that never saw the samples.
+    """One measure of the model after, compared with a model that never saw the samples.
 
     Attributes:
         measure: name of the attack, or ``verbatim``.
-        expected: what never having seen the samples gives: an AUC of 0.5 or, where the control's
-            interval does not hold that, the control's (then strangers and deleted samples differ in
-            kind); for ``verbatim`` the control's share.
-        low, high: interval of the model after.
+        expected: value for a model that never saw the samples: an AUC of 0.5 or, if the control's
+            interval excludes 0.5, the control's AUC (then strangers and deleted samples differ in
+            kind); for ``verbatim`` the control's rate.
+        low, high: confidence interval of the model after.
     """
 
     measure: str
@@ -105,7 +108,7 @@ class Verdict:
 
     @property
     def indistinguishable(self) -> bool:
-        """Whether the interval holds what is expected."""
+        """Whether the expected value lies in the interval."""
         return self.low <= self.expected <= self.high
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,14 +123,14 @@ class Leakage:
     Attributes:
         run: the run directory.
         view: the ledger's view that was attacked.
-        deleted: samples deleted by then.
-        members, strangers: rows of them, and of public test data, that were attacked with.
-        window: tokens given, and asked for, in verbatim extraction; 0 for classifiers.
-        confidence: of each interval, so that those of all verdicts together hold at 95 %.
-        before, after, control: the states; ``after`` is None if the run is exhausted and refuses
-            to answer.
-        snapshots: None together with ``after``.
-        notes: what to know about the figures.
+        deleted: number of samples deleted by then.
+        members, strangers: number of rows of deleted samples, and of public test rows, attacked.
+        window: tokens given, and tokens asked for, in verbatim extraction; 0 for classifiers.
+        confidence: confidence of each interval, so that all verdicts together hold at 95 %.
+        before, after, control: what each model gives away; ``after`` is None if the run is
+            exhausted and refuses to answer.
+        snapshots: attacks with two models; None if ``after`` is.
+        notes: how to read the figures, a sentence each.
     """
 
     run: str
@@ -137,20 +140,20 @@ class Leakage:
     strangers: int
     window: int
     confidence: float
-    before: State
-    after: State | None
-    control: State
+    before: ModelLeakage
+    after: ModelLeakage | None
+    control: ModelLeakage
     snapshots: Snapshots | None
     notes: tuple[str, ...]
 
     @property
-    def states(self) -> tuple[State, ...]:
-        """The states that there are, in the order of time."""
+    def states(self) -> tuple[ModelLeakage, ...]:
+        """Before, after (if the run answers) and control."""
         return tuple(one for one in (self.before, self.after, self.control) if one is not None)
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """One a measure; none if nothing answers."""
+        """A verdict for each measure; none if the run refuses to answer."""
         if self.after is None:
             return ()
         found = []
@@ -165,8 +168,7 @@ class Leakage:
 
     @property
     def indistinguishable(self) -> bool:
-        """Whether no measure tells the model after from one that never saw the samples; so, too,
-        if nothing answers."""
+        """Whether every verdict is "indistinguishable"; true if the run refuses to answer."""
         return all(verdict.indistinguishable for verdict in self.verdicts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -188,7 +190,7 @@ class Leakage:
 
 
 def lines(found: Leakage) -> Iterator[str]:
-    """The whole of it for people."""
+    """All figures and verdicts as lines of text."""
     yield (
         f"leakage of {found.run} at view {found.view}: {found.members} rows of {found.deleted} "
         f"deleted samples against {found.strangers} public test rows"
@@ -237,7 +239,7 @@ def _extracted(found: Leakage) -> Iterator[str]:
 
 
 def _both(found: Snapshots) -> Iterator[str]:
-    yield "two snapshots, for who kept the weights of before:"
+    yield "two snapshots, for someone who kept the weights of before:"
     yield f"{'  from strangers':30s}{_attacked(found.strangers)}"
     if found.neighbours is not None:
         yield f"{'  from slice neighbours':30s}{_attacked(found.neighbours)}"

@@ -1,12 +1,12 @@
-"""Whose rows an attacker is shown: deleted samples, and rows that nothing was trained on.
+"""The rows to attack with: deleted samples, and rows that nothing was trained on.
 
     private rows ─┬─ deleted ───────────────► members   one a person, if there are enough persons
                   └─ left, in slices hit ───► neighbours
     public test rows ───────────────────────► strangers     in no other data
 
-Invariant: a member's content is taught by nothing that may stay: rows that a living sample or
-``data.public.adapt`` holds too are left out, and so are strangers that anything was trained on.
-What is drawn depends on the seed and on the order of ids alone.
+Invariant: a member whose content a living sample or ``data.public.adapt`` also holds is left out,
+since the model may keep it; so is a stranger that anything was trained on. What is drawn depends on
+the seed and on the order of ids alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from s3t.audit.evidence import Case
+from s3t.audit.evidence import RunEvidence
 from s3t.data import Data, PrivateData, load_all
 from s3t.data.rows import LabelledRows
 from s3t.errors import InputError
@@ -27,33 +27,33 @@ from s3t.training.prepare.clusters import clustered, prototypes_of
 from s3t.training.prepare.prepare import encode_rows, placed
 from s3t.types import Sample
 
-__all__ = ["Suspects", "find_suspects"]
+__all__ = ["SuspectedRows", "find_suspected_rows"]
 
 _PERSONS = 20
-"""From so many deleted persons on one row each is enough to attack."""
+"""If at least so many persons were deleted, one row of each is drawn."""
 
 _MOST = 1000
-"""Strangers, and neighbours, at most: a TPR at 1 % FPR is told by 400."""
+"""Maximum number of strangers, and of neighbours. 400 are enough for a TPR at 1 % FPR."""
 
 _LEAST = 2
-"""Members and strangers at least, see ``membership.attack``."""
+"""Minimum number of members, and of strangers (see ``membership.attack``)."""
 
 
 @dataclass(frozen=True, eq=False)
-class Suspects:
-    """Rows to attack.
+class SuspectedRows:
+    """Encoded rows to attack with.
 
     Attributes:
-        members: of deleted samples.
+        members: rows of deleted samples.
         strangers: public test rows.
-        neighbours: samples left in the slices that hold deleted ones; empty if there are none.
-        persons: whether each member is another person's, or nobody's.
+        neighbours: rows of samples left in the slices that lost a sample; may be empty.
+        persons: whether no two members belong to the same person.
         deleted: number of samples that were deleted.
-        absent: how many of them are no longer in the private data.
-        known: how many were left out: something that may stay teaches their content, or they are
-            texts of one token.
-        classes: number of labels, 0 for a language model.
-        adapt: public rows that the base may have been trained on, and a reference may be.
+        absent: number of those that are no longer in the private data.
+        known: number of those left out because a living sample or public data has their content
+            too, or because they are texts of one token.
+        classes: number of labels; 0 for a language model.
+        adapt: public rows that the base may have been trained on; None without any.
     """
 
     members: LabelledSet
@@ -67,25 +67,27 @@ class Suspects:
     adapt: LabelledSet | None
 
 
-def find_suspects(case: Case, gone: Gone, samples: int | None, seed: int) -> Suspects:
-    """The rows to attack, from the user's own data.
+def find_suspected_rows(
+    evidence: RunEvidence, gone: Gone, samples: int | None, seed: int
+) -> SuspectedRows:
+    """Choose the rows to attack with, from the user's own data.
 
     Args:
-        case: the run.
+        evidence: the run.
         gone: its deleted samples.
-        samples: how many members at most; default: all.
-        seed: of the draws.
+        samples: maximum number of members; default: all.
+        seed: seed of the draws.
 
     Raises:
         InputError: no deletions, or too few rows of them, or of the public test data, are left.
     """
     if not len(gone):
         raise InputError(
-            f"nothing was deleted from {case.run.root}, so there is nothing that could leak: "
+            f"nothing was deleted from {evidence.run.root}, so there is nothing that could leak: "
             "delete samples with s3t deactivate first"
         )
-    data = load_all(case.config)
-    rows = _Rows(case, data, gone)
+    data = load_all(evidence.config)
+    rows = _Rows(evidence, data, gone)
     persons = len({_person(data.private.samples[at]) for at in rows.members}) >= _PERSONS
     draw = np.random.default_rng(seed)
     members = _drawn(rows.members, data.private.samples, persons, samples, draw)
@@ -98,7 +100,7 @@ def find_suspects(case: Case, gone: Gone, samples: int | None, seed: int) -> Sus
             f"must still be in your own data files ({rows.absent} of {len(gone)} are not), and in "
             f"no living sample or public row ({rows.known} are)"
         )
-    return Suspects(
+    return SuspectedRows(
         members=_at(rows.private, members),
         strangers=_at(rows.test, sorted(strangers)),
         neighbours=_at(rows.private, neighbours),
@@ -113,10 +115,10 @@ def find_suspects(case: Case, gone: Gone, samples: int | None, seed: int) -> Sus
 
 
 class _Rows:
-    """All rows as tensors, and the numbers of those that may be drawn."""
+    """All rows, encoded, and the row numbers that may be drawn."""
 
-    def __init__(self, case: Case, data: Data, gone: Gone) -> None:
-        self._case = case
+    def __init__(self, evidence: RunEvidence, data: Data, gone: Gone) -> None:
+        self._evidence = evidence
         samples = data.private.samples
         self.private, self.test = self._encoded(data.private.rows), self._encoded(data.test)
         self.adapt = None if data.adapt is None else self._encoded(data.adapt)
@@ -129,23 +131,23 @@ class _Rows:
         self.members = [at for at in deleted if contents[at] not in taught and at in able]
         self.absent, self.known = len(gone) - len(deleted), len(deleted) - len(self.members)
         seen = public | {*contents}
-        near = _neighbours(case, data.private, {*deleted})
+        near = _neighbours(evidence, data.private, {*deleted})
         self.neighbours = [at for at in near if at in able]
         able, tests = _askable(self.test), enumerate(_contents(self.test))
         self.strangers = [at for at, one in tests if one not in seen and at in able]
 
     def _encoded(self, rows: LabelledRows) -> LabelledSet:
-        return encode_rows(self._case.loaded.encoder, rows)
+        return encode_rows(self._evidence.loaded.encoder, rows)
 
 
-def _neighbours(case: Case, private: PrivateData, deleted: set[int]) -> list[int]:
-    """Numbers of the samples left that share a slice with a deleted one."""
-    config, loaded = case.config, case.loaded
-    prototypes = prototypes_of(case.run, config, loaded.base)
+def _neighbours(evidence: RunEvidence, private: PrivateData, deleted: set[int]) -> list[int]:
+    """Row numbers of the samples left that share a slot with a deleted one, sorted."""
+    config, loaded = evidence.config, evidence.loaded
+    prototypes = prototypes_of(evidence.run, config, loaded.base)
     samples = clustered(private, prototypes, loaded.base, loaded.encoder, {}).samples
     number = {sample.id: at for at, sample in enumerate(samples)}
     found = []
-    for shard in placed(config, samples, case.plan.shards).members:
+    for shard in placed(config, samples, evidence.plan.shards).members:
         for part in shard:
             held = [number[sample.id] for sample in part]
             if not deleted.isdisjoint(held):
@@ -154,14 +156,14 @@ def _neighbours(case: Case, private: PrivateData, deleted: set[int]) -> list[int
 
 
 def _askable(found: LabelledSet) -> set[int]:
-    """Rows about which a model says anything: not a text of one token."""
+    """Row numbers that a model can score: all but texts of one token."""
     if found.rows.mask is None or found.labels is not None:
         return {*range(len(found))}
     return {*found.rows.scored[:, 1:].any(dim=1).nonzero().flatten().tolist()}
 
 
 def _contents(found: LabelledSet) -> Iterator[bytes]:
-    """The input of each row, without its label and its padding."""
+    """The bytes of each row's input, without its label and its padding."""
     rows = found.rows
     for at, values in enumerate(rows.values):
         kept = values if rows.mask is None else values[: int(rows.mask[at].sum())]
@@ -175,7 +177,7 @@ def _drawn(
     most: int | None,
     draw: np.random.Generator,
 ) -> list[int]:
-    """Some of the rows, one a person if asked for, sorted."""
+    """At most ``most`` row numbers drawn at random, one per person if asked for, sorted."""
     mixed = [int(at) for at in draw.permutation(numbers)]
     if persons:
         mixed = [*{_person(samples[at]): at for at in mixed}.values()]

@@ -1,4 +1,4 @@
-"""What a model says about rows, in the numbers that attacks are made of.
+"""Scores of rows by a model, from which attacks are computed.
 
     rows ─► ensemble ─► losses                            classifiers: −log p of the true label
                     └─► Min-K %, Min-K %++, verbatim,     language models: of all tokens, or of
@@ -29,17 +29,18 @@ __all__ = ["Answers", "answers_of", "contrasted", "window_of"]
 Floats = npt.NDArray[np.float64]
 
 _LONGEST = 50
-"""Tokens given, and tokens asked for, at most: those of TinyMem."""
+"""Maximum number of tokens given, and of tokens asked for, as in TinyMem."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What one model says about n rows.
+    """The scores that one model gives n rows.
 
     Attributes:
-        losses: [n], in nats; of a language model the mean over the tokens that count.
-        scores: [n] each, by attack that needs more than losses; a language model's only.
-        verbatim: whether a row came out, of those that are long enough; a language model's only.
+        losses: [n], in nats; for a language model the mean over the scored tokens.
+        scores: [n] each, by the name of the attack; only for language models.
+        verbatim: for each row that is long enough, whether it was reproduced; only for language
+            models.
     """
 
     losses: Floats
@@ -48,9 +49,11 @@ class Answers:
 
 
 def window_of(strangers: LabelledSet) -> int:
-    """Tokens that are given, and as many that have to follow: half of a public text in the middle
-    of all by length. Of answers so many have to follow, and their prompts are given whole. 0 for a
-    classifier."""
+    """Number of tokens that are given, and that must follow, in verbatim extraction.
+
+    Half of the median length of the public texts, at most 50; 0 for a classifier. For instructions
+    it is the length of the answer that must follow, and the whole prompt is given.
+    """
     if strangers.labels is not None:
         return 0
     if strangers.rows.targets is None:
@@ -61,12 +64,12 @@ def window_of(strangers: LabelledSet) -> int:
 
 
 def answers_of(model: Ensemble, rows: LabelledSet, window: int) -> Answers:
-    """Ask a model about rows.
+    """Compute the scores that a model gives rows.
 
     Args:
-        model: to be asked.
-        rows: with labels for a classifier; of a language model, texts of at least 2 tokens.
-        window: see ``window_of``.
+        model: the model under attack.
+        rows: n rows, with labels for a classifier; texts of at least 2 tokens otherwise.
+        window: tokens given and asked for, from ``window_of``.
     """
     if rows.labels is not None:
         return Answers(_label_losses(model.probabilities(rows.rows), rows.labels))
@@ -89,14 +92,14 @@ def answers_of(model: Ensemble, rows: LabelledSet, window: int) -> Answers:
 
 
 def contrasted(before: Ensemble, after: Ensemble, rows: LabelledSet, window: int) -> list[bool]:
-    """Whether rows come out of two models of a run, one from before and one from after a deletion
-    (``extraction.contrast``); of those that are long enough."""
+    """For each row that is long enough, whether the models of before and after a deletion together
+    reproduce it (``extraction.contrast``)."""
     older, newer = _logits(before), _logits(after)
     return _verbatim(lambda t: extraction.contrast(older(t), newer(t)), rows.rows, window)
 
 
 def _verbatim(logits: Logits, rows: Encoded, window: int) -> list[bool]:
-    """Of the rows that are long enough, whether the window follows from what is given."""
+    """For each row that is long enough, whether the model continues it exactly for one window."""
     texts = rows.targets is None
     given = [(row, window) for row in _tokens(rows)] if texts else _answers(rows)
     long = [(row, start) for row, start in given if len(row) >= start + window]
@@ -123,7 +126,7 @@ def _tokens(rows: Encoded) -> list[list[int]]:
 
 
 def _scored(rows: Encoded) -> npt.NDArray[np.bool_]:
-    """Which tokens count, [n, T]."""
+    """Which tokens are scored, [n, T]."""
     return rows.scored.bool().numpy()
 
 
@@ -139,8 +142,8 @@ def _answers(rows: Encoded) -> list[tuple[list[int], int]]:
 
 
 def _label_losses(probabilities: Tensor, labels: Tensor) -> Floats:
-    """−log p of the labels. Where p is near 1 it is 1 minus the others: single precision would make
-    all that was learnt well alike."""
+    """−log p of the labels, [n]. Where p is near 1 it is computed from the other classes, since in
+    single precision all well-learnt rows would have the same loss."""
     p = probabilities.double()
     chosen = labels.unsqueeze(1)
     others = p.scatter(1, chosen, 0.0).sum(dim=1)

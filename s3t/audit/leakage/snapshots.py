@@ -1,12 +1,12 @@
-"""A run at three moments, each as an ensemble to be asked: before, after, and never.
+"""The models that are attacked: a run before and after its deletions, and one that never saw them.
 
-    before    a run of all the data, trained in a scratch folder; nodes that still exist are copied
-    after     what serves now: plan in force, slots hit, node files
-    control   a run that never saw the deleted samples, trained in a scratch folder from nothing;
-              the run itself once it is repaired
+    before    trained on all the data in a scratch folder; nodes that still exist are copied there
+    after     what the run serves now: plan in force, slots hit, node files
+    control   trained in a scratch folder without the deleted samples, from nothing; the run itself
+              once it is repaired
 
-Invariant: nothing is written to the run, and nothing of a scratch run is told to its store, its
-trackers or its log. The members of an ensemble come from node files that prove their keys.
+Invariant: nothing is written to the run, its store, its trackers or its log. The members of an
+ensemble come from node files that prove their keys.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from torch import Tensor
 
 from s3t.audit.claims.node_files import NodeFiles
-from s3t.audit.evidence import Case
-from s3t.audit.leakage.rows import Suspects
+from s3t.audit.evidence import RunEvidence
+from s3t.audit.leakage.rows import SuspectedRows
 from s3t.config import Config, StoreConfig, dump_config
 from s3t.config.operation import ReceiptsConfig, RepairConfig
 from s3t.errors import InputError, IntegrityError
@@ -38,106 +38,109 @@ from s3t.training.prepare.clusters import prototypes_of
 from s3t.training.work.train import Report, train
 from s3t.types import NodeKey, Slot
 
-__all__ = ["Trained", "after", "before", "control", "dead_nodes", "reference", "repaired"]
+__all__ = ["ScratchRun", "after", "before", "control", "dead_nodes", "reference", "repaired"]
 
 _FEW = 4
-"""Below one node in so many, starting workers takes longer than they save."""
+"""If fewer than one node in so many is missing, one worker is faster than starting several."""
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
-    """A scratch run: what it answers with, and what training it took."""
+class ScratchRun:
+    """A run trained in a scratch folder: its ensemble, and the report of its training."""
 
     ensemble: Ensemble
     report: Report
 
 
-def after(case: Case) -> Ensemble | None:
-    """What the run answers with now; None if it is exhausted and refuses to answer."""
-    plan_view, hits = case.books.plan_view, case.books.hits
+def after(evidence: RunEvidence) -> Ensemble | None:
+    """The ensemble that the run serves now; None if it is exhausted and refuses to answer."""
+    plan_view, hits = evidence.ledger.plan_view, evidence.ledger.hits
     return _serving(
-        case, case.run, case.plan, {slot for slot, view in hits.items() if view > plan_view}
+        evidence,
+        evidence.run,
+        evidence.plan,
+        {slot for slot, view in hits.items() if view > plan_view},
     )
 
 
-def before(case: Case, folder: Path) -> Trained:
-    """What the run would answer with if nobody had been deleted.
+def before(evidence: RunEvidence, folder: Path) -> ScratchRun:
+    """The ensemble that the run would serve if nothing had been deleted.
 
     Args:
-        case: the run.
-        folder: an empty one, for a run on all the data.
+        evidence: the run.
+        folder: an empty folder, for a run on all the data.
     """
-    config = _apart(case, folder)
+    config = _apart(evidence, folder)
     write_durably(folder / "config.yaml", dump_config(config).encode())  # begins a run of ours
-    taken = _take_over(case, folder / "nodes")
-    few = taken * _FEW > (_FEW - 1) * len(case.plan.forest)
-    return _trained(case, _with_one_worker(config) if few else config, None)
+    taken = _take_over(evidence, folder / "nodes")
+    few = taken * _FEW > (_FEW - 1) * len(evidence.plan.forest)
+    return _trained(evidence, _with_one_worker(config) if few else config, None)
 
 
-def control(case: Case, gone: Gone, folder: Path) -> Trained:
-    """What a run answers with that has never seen the deleted samples.
+def control(evidence: RunEvidence, gone: Gone, folder: Path) -> ScratchRun:
+    """The ensemble of a run that has never seen the deleted samples.
 
     Args:
-        case: the run.
+        evidence: the run.
         gone: its deleted samples.
-        folder: an empty one.
+        folder: an empty folder.
     """
-    return _trained(case, _apart(case, folder), gone)
+    return _trained(evidence, _apart(evidence, folder), gone)
 
 
-def repaired(case: Case) -> bool:
-    """Whether the plan in force is of the samples left, and all of it is there.
+def repaired(evidence: RunEvidence) -> bool:
+    """Whether the plan in force covers exactly the samples left, and all its nodes exist.
 
-    Such a plan follows from them as that of a new run would (E3), so it has the same keys.
+    Such a plan has the same keys as the plan of a new run on those samples (E3).
     """
-    if case.books.plan is None or case.dead_slots or case.pending is not None:
+    if evidence.ledger.plan is None or evidence.dead_slots or evidence.pending is not None:
         return False
-    return all(case.files.sound(node.key) is not None for node in case.plan.forest)
+    return all(evidence.files.sound(node.key) is not None for node in evidence.plan.forest)
 
 
-def dead_nodes(case: Case) -> tuple[NodeKey, ...]:
-    """Nodes that lie in the store, or as copies beside the run, and that no plan needs."""
-    files, needed = case.files, {node.key for node in case.living} | case.wanted()
+def dead_nodes(evidence: RunEvidence) -> tuple[NodeKey, ...]:
+    """Keys of the nodes in the store, or copied beside the run, that no plan needs, sorted."""
+    files, needed = evidence.files, evidence.needed
     return tuple(sorted((files.there | files.copies) - needed))
 
 
-def reference(case: Case, suspects: Suspects) -> Ensemble | None:
-    """The base with a head of public data, or with its own: it saw no private sample.
+def reference(evidence: RunEvidence, suspected: SuspectedRows) -> Ensemble | None:
+    """A model that saw no private sample: the base with its own head, or one of public data.
 
-    None for a classifier whose run names no public rows to train a head on.
+    None for a classifier whose run has no public rows to train a head on.
     """
-    base, head = case.loaded.base, dict[str, Tensor]()
-    if suspects.classes:
-        if case.run.head_path.is_file():
-            head = read_public_head(case.run.head_path, base.fingerprint)
-        elif suspects.adapt is not None:
-            head = public_head(case.config, base, suspects.adapt, suspects.classes)
+    base, head = evidence.loaded.base, dict[str, Tensor]()
+    if suspected.classes:
+        if evidence.run.head_path.is_file():
+            head = read_public_head(evidence.run.head_path, base.fingerprint)
+        elif suspected.adapt is not None:
+            head = public_head(evidence.config, base, suspected.adapt, suspected.classes)
         else:
             return None
-    return _ensemble(case, base, [Member(0, base.depth, head, 1)])
+    return _ensemble(evidence, base, [Member(0, base.depth, head, 1)])
 
 
-def _trained(case: Case, config: Config, gone: Gone | None) -> Trained:
+def _trained(evidence: RunEvidence, config: Config, gone: Gone | None) -> ScratchRun:
     report = train(config, without=gone)
     run = RunDir.existing(config.run_dir)
     plan = run.plan()
-    if plan.base != case.loaded.base.fingerprint:
+    if plan.base != evidence.loaded.base.fingerprint:
         raise IntegrityError(
-            f"the base of {case.run.root} has fingerprint {case.loaded.base.fingerprint}, and "
-            f"loaded again {plan.base}: restore model.base"
+            f"the base of {evidence.run.root} has fingerprint "
+            f"{evidence.loaded.base.fingerprint}, and loaded again {plan.base}: restore model.base"
         )
-    ensemble = _serving(case, run, plan, ())
+    ensemble = _serving(evidence, run, plan, ())
     if ensemble is None:
         raise InputError(
-            f"no private sample is left, and {case.run.root} has nothing to answer with then: a "
-            "model that never saw the deleted ones would refuse to answer too"
+            f"no private sample is left, and {evidence.run.root} has nothing to answer with then: "
+            "a model that never saw the deleted ones would refuse to answer too"
         )
-    return Trained(ensemble, report)
+    return ScratchRun(ensemble, report)
 
 
-def _apart(case: Case, folder: Path) -> Config:
-    """The config of a run of its own, on the base that the run has."""
-    config, base = case.config, case.run.base_path
+def _apart(evidence: RunEvidence, folder: Path) -> Config:
+    """The config of a separate run in ``folder``, on the base that the run has."""
+    config, base = evidence.config, evidence.run.base_path
     model = config.model
     if base.is_dir():  # made or adapted here; else it is loaded as it was
         model = model.model_copy(update={"base": str(base), "revision": None, "adapt": None})
@@ -159,32 +162,34 @@ def _with_one_worker(config: Config) -> Config:
     return config.model_copy(update={"training": training})
 
 
-def _take_over(case: Case, folder: Path) -> int:
-    """Copy the run's sound nodes, as plain bytes; returns how many."""
-    taken, store = 0, case.run.store
-    for key in sorted(case.files.there):
-        if case.files.sound(key) is not None:
+def _take_over(evidence: RunEvidence, folder: Path) -> int:
+    """Copy the run's sound nodes into a folder, unsealed; returns how many."""
+    taken, store = 0, evidence.run.store
+    for key in sorted(evidence.files.there):
+        if evidence.files.sound(key) is not None:
             write_durably(folder / store.path(key).name, store.content(key))
             taken += 1
     return taken
 
 
-def _serving(case: Case, run: RunDir, plan: Plan, hits: Collection[Slot]) -> Ensemble | None:
-    """The ensemble of what a run serves, as its schedule has it."""
-    files = case.files if run is case.run else NodeFiles(run.store)
+def _serving(
+    evidence: RunEvidence, run: RunDir, plan: Plan, hits: Collection[Slot]
+) -> Ensemble | None:
+    """The ensemble of the prefixes that a run serves with these slots hit."""
+    files = evidence.files if run is evidence.run else NodeFiles(run.store)
     facts = {node.key: files.sound(node.key) for node in plan.forest}
     scores = {key: fact.meta.score for key, fact in facts.items() if fact is not None}
     prefixes = Schedule(plan.forest, plan.shards, scores.keys(), scores, hits).prefixes
-    config, base = case.config, case.loaded.base
+    config, base = evidence.config, evidence.loaded.base
     members = [_member(run, plan, node, config) for node in prefixes if node is not None]
     if not members and config.aggregation.on_exhausted == "base":
-        head = read_public_head(case.run.head_path, plan.base) if plan.recipe["labels"] else {}
+        head = read_public_head(evidence.run.head_path, plan.base) if plan.recipe["labels"] else {}
         members = [Member(0, base.depth, head, 1)]
-    return _ensemble(case, base, members) if members else None
+    return _ensemble(evidence, base, members) if members else None
 
 
 def _member(run: RunDir, plan: Plan, node: Node, config: Config) -> Member:
-    """One shard's prefix, read from node files that were proved."""
+    """One shard's prefix, read from node files that prove their keys."""
     lineage = plan.forest.lineage(node.key)
     if config.stage.isolation == "snapshot":
         lineage = lineage[-1:]
@@ -195,8 +200,8 @@ def _member(run: RunDir, plan: Plan, node: Node, config: Config) -> Member:
     return Member(node.shard, plan.recipe["blocks"][node.stage - 1][0], tensors, seen)
 
 
-def _ensemble(case: Case, base: Base, members: list[Member]) -> Ensemble:
-    """An ensemble as the run's config has it; its prototypes are those of any run on its base."""
-    lora, how = case.config.lora, case.config.aggregation
-    places = prototypes_of(case.run, case.config, base)
+def _ensemble(evidence: RunEvidence, base: Base, members: list[Member]) -> Ensemble:
+    """An ensemble of members, aggregated as the run's config says."""
+    lora, how = evidence.config.lora, evidence.config.aggregation
+    places = prototypes_of(evidence.run, evidence.config, base)
     return Ensemble(base, members, lora.scale, how.method, how.weights, None, places)

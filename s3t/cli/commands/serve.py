@@ -12,7 +12,7 @@ from s3t.cli.output import quiet
 from s3t.errors import InputError
 
 if TYPE_CHECKING:
-    from s3t.config.aggregation import ServeConfig
+    from s3t.config.serve import ServeConfig
 
 __all__: list[str] = []
 

@@ -1,16 +1,17 @@
-"""How much insurance to buy: the front of all plans, and one that is recommended.
+"""Compares all plans for a question, and recommends one.
 
     candidates ──► front over training cost, storage, utility, P(exhausted)
                      │   within the limits: risk, training, storage
                      ▼
                    best (greatest utility) ──► recommended: the cheapest that is nearly as good
 
-The rule: of the plans within the limits whose utility above that of an empty prefix is at least
-``ENOUGH`` of the best one's, the one that costs the least training; of those the one that takes the
-least storage. The last hundredth of utility is the most expensive, and no curve is known that well.
-Where no plan stays within the risk, the one with the least risk is shown, as what it is.
+The rule: take the plans within the limits whose gain in utility over no training is at least
+``ENOUGH`` of the best plan's gain; recommend the one with the lowest training cost, and of several
+the one with the least storage. The last hundredth of utility costs most, and no curve is known that
+precisely. If no plan stays within the risk, the one with the least risk is shown and named as such.
 
-Invariant: what is recommended lies on the front; with more training allowed it is never worth less.
+Invariant: the recommended plan lies on the front; if more training is allowed it is never worth
+less.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from s3t.plan.survival.exhaustion import uniform_exhaustion
 __all__ = ["Budget", "Cell", "advise", "config_of", "stairs"]
 
 ENOUGH = 0.99
-"""Share of the best plan's gain over no training at all that is as good as all of it."""
+"""A plan is good enough with this fraction of the best plan's gain over no training."""
 
 NEGLIGIBLE = 1e-6
 """Probabilities of exhaustion below this count as equal on the front."""
@@ -42,12 +43,12 @@ Rows = npt.NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the grid.
+    """A pair of m shards and L slices.
 
     Attributes:
         shards: m.
         slices: L.
-        utility: of the best plan within the limits, None if there is none.
+        utility: utility of the best plan within the limits; None if there is none.
     """
 
     shards: int
@@ -61,16 +62,16 @@ class Budget:
 
     Attributes:
         question: what was asked.
-        candidates: how many plans were weighed.
-        cells: the grid.
-        front: plans that no other one beats in training, storage, utility and risk together, by
-            training cost; within the limits or not.
-        lasts: whether any plan within the limits of cost stays within the risk.
-        recommended: by the rule of the module.
-        best: within the limits, the one with the greatest utility; the same where nothing lasts.
-        cyclic: the paper's plan of as many shards and slices as the recommended one.
-        safe: deletions up to which the recommended plan stays within the risk.
-        reason: why, in words.
+        candidates: number of plans that were compared.
+        cells: all cells, with the utility of the best plan in each.
+        front: Pareto front over training cost, storage, utility and risk, by training cost; plans
+            over the limits too.
+        lasts: whether a plan within the limits of cost stays within the risk.
+        recommended: the plan chosen by the rule of the module.
+        best: the plan within the limits with the greatest utility; ``recommended`` if none lasts.
+        cyclic: the paper's plan with the shards and slices of the recommended one.
+        safe: number of deletions up to which the recommended plan stays within the risk.
+        reason: why it is recommended, in sentences.
     """
 
     question: Question
@@ -85,18 +86,18 @@ class Budget:
     reason: str
 
     def affords(self, candidate: Candidate) -> bool:
-        """Whether a plan keeps to the limits of training and storage."""
+        """Whether a plan is within the limits of training and storage."""
         question = self.question
         return (
             candidate.passes <= question.max_passes and (candidate.bytes or 0) <= question.max_bytes
         )
 
     def within(self, candidate: Candidate) -> bool:
-        """Whether a plan keeps to all limits."""
+        """Whether a plan is within all limits, the risk included."""
         return self.affords(candidate) and candidate.exhausted <= self.question.risk
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; the plans of the front without their sequences."""
+        """As JSON values; plans of the front without their sequences."""
         question = {name: _finite(value) for name, value in vars(self.question).items()}
         return {
             "question": question | {"curve": str(self.question.curve)},
@@ -115,10 +116,10 @@ class Budget:
 
 
 def advise(question: Question) -> Budget:
-    """Weigh every plan and recommend one.
+    """Compare every plan and recommend one.
 
     Raises:
-        InputError: no plan is as cheap as the limits ask.
+        InputError: every plan is over the limits of cost.
     """
     found = candidates(question)
     affordable = found.passes <= question.max_passes
@@ -158,10 +159,11 @@ def advise(question: Question) -> Budget:
 
 
 def stairs(budget: Budget, limit: int = 15) -> list[Candidate]:
-    """Plans of the front to show: each dearer one is better than all cheaper ones.
+    """Plans of the front to show, by training cost: each is better than all cheaper ones.
 
-    Better in utility, among the plans within the limits; in risk where no plan lasts. Thinned to
-    about ``limit`` with even steps; the cheapest, the recommended and the best one stay.
+    Better means more utility, among the plans within the limits; or less risk, if no plan lasts.
+    About ``limit`` plans at even steps are kept, among them the cheapest, the recommended and the
+    best one.
     """
 
     def score(one: Candidate) -> float:
@@ -182,8 +184,8 @@ def stairs(budget: Budget, limit: int = 15) -> list[Candidate]:
 def config_of(candidate: Candidate, question: Question) -> str:
     """The lines of a config that ask for such a plan, as YAML.
 
-    A tree is grown anew from them, with a search on top (``strategies.settree``): it costs no more
-    and is worth as much or a little more, but need not be the same tree.
+    A run grows its tree again from these lines, with a local search (``strategies.settree``). That
+    tree costs no more and is worth as much or a little more, but may be another tree.
     """
     shape = f"partition: {{shards: {candidate.shards}, slices: {candidate.slices}}}\n"
     stage = f"stage: {{epochs: {question.epochs}}}\n"
@@ -203,7 +205,7 @@ def config_of(candidate: Candidate, question: Question) -> str:
 
 
 def _chosen(found: Candidates, rows: Rows) -> tuple[np.intp, np.intp]:
-    """The best row, and the one that is recommended."""
+    """Row numbers of the best and of the recommended plan."""
     best: np.intp = rows[np.argmax(found.utility[rows])]
     nothing = float(found.question.curve.utility(0, found.question.samples))
     goal = nothing + ENOUGH * (found.utility[best] - nothing)
@@ -213,14 +215,14 @@ def _chosen(found: Candidates, rows: Rows) -> tuple[np.intp, np.intp]:
 
 
 def _least_risky(found: Candidates, rows: Rows) -> np.intp:
-    """The row to show where nothing lasts: of equal risk the most useful, then the cheapest."""
+    """Row number of the plan with the least risk; of several the most useful, then the cheapest."""
     keys = (found.adapters, found.passes, -found.utility, found.exhausted)
     least: np.intp = rows[np.lexsort([key[rows] for key in keys])[0]]
     return least
 
 
 def _cyclic_like(found: Candidates, row: int | np.intp) -> np.intp:
-    """The cyclic plan of the same m and L; with one slice it is the one sequence."""
+    """Row number of the cyclic plan of the same m and L; with L = 1 that is the one sequence."""
     same = (found.shards == found.shards[row]) & (found.slices == found.slices[row])
     kind = found.kinds("cyclic" if found.slices[row] > 1 else "one sequence")
     first: np.intp = np.flatnonzero(same & kind)[0]
@@ -237,7 +239,8 @@ def _cells(found: Candidates, within: npt.NDArray[np.bool_]) -> Iterator[Cell]:
 
 @dataclass(frozen=True, eq=False)
 class _Reason:
-    """Why a plan is recommended, in words. ``affordable`` says of each candidate whether it is."""
+    """Sentences that say why a plan is recommended; ``affordable``: within the limits of cost,
+    [n]."""
 
     found: Candidates
     affordable: npt.NDArray[np.bool_]
@@ -247,7 +250,7 @@ class _Reason:
     safe: int
 
     def of_lasting(self) -> str:
-        """Of a plan that stays within the risk."""
+        """For a plan that stays within the risk."""
         found, question, one = self.found, self.found.question, self.chosen
         within = self.affordable & (found.exhausted <= question.risk)
         once = question.samples * question.epochs
@@ -275,7 +278,7 @@ class _Reason:
         return " ".join([*parts, self._compared()])
 
     def of_exhausted(self) -> str:
-        """Of the least risky plan where none stays within the risk."""
+        """For the plan with the least risk, where none stays within the risk."""
         question = self.found.question
         lasting = self.found.exhausted <= question.risk
         hint = "give more samples, a smaller min-slice or a base with more layers"
@@ -287,7 +290,7 @@ class _Reason:
             f"No plan lasts: the least risky one is exhausted within "
             f"{question.deletions:,} deletions with probability "
             f"{self.chosen.exhausted:.3g}, over {question.risk:.3g}. It keeps to that for "
-            f"{self.safe:,} deletions. Train anew by then, accept a greater risk, or {hint}. "
+            f"{self.safe:,} deletions. Train again by then, accept a greater risk, or {hint}. "
             f"{self._compared()}"
         )
 

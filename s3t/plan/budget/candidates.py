@@ -1,22 +1,24 @@
-"""Every plan that the planner weighs: in cells of m shards × L slices sequences and trees.
+"""Every plan that the budget planner compares, for many numbers of shards and slices.
 
-    plan (one sequence, cyclic, set trees)          cell (m, L)
+A *cell* is a pair of m shards and L slices. The plans of a cell are one sequence, the cyclic plan,
+and set trees.
+
+    plan                                            cell (m, L)
       │                                               │
       └ longest prefix, by untouched slices           └ law of their number, worth of 0 … L slices
                               └────────────┬────────────┘
                                            ▼
             training cost, storage, utility along the horizon, P(exhausted)
 
-Trees of one L are grown for a few cells and then weighed in all: what a tree covers does not depend
-on m. The weights are exact: requests are counted, each hitting one of the m·L slots alike, with
-repeats (arXiv 2406.16257, section 4).
+What a tree protects does not depend on m, so the trees of one L are grown for a few cells and
+compared in all. The figures are exact: each request hits one of the m·L slots with equal
+probability, with repeats (arXiv 2406.16257, section 4).
 
-What is left out, so that one shard can speak for all: slices are of equal size, a shard's worth
-depends on the data of its prefix alone (not on how many blocks that trains), the shards' utilities
-are averaged, a shard without a prefix counting what nothing is worth, and an ensemble is worth what
-its members are on average. Heads are not counted in the storage.
+Assumptions, so that one shard stands for all: slices have equal sizes; the worth of a shard depends
+on the data of its prefix alone; an ensemble is worth the average of its shards, where a shard
+without a prefix is worth what no data is worth. Storage leaves heads out.
 
-Invariant: candidates follow from the question alone, in the same order every time.
+Invariant: candidates follow from the question alone, always in the same order.
 """
 
 from __future__ import annotations
@@ -43,32 +45,33 @@ from s3t.plan.trie import prefixes
 __all__ = ["Candidate", "Candidates", "candidates"]
 
 HORIZONS = (0.25, 1.0, 4.0)
-"""Requests per slice for which trees are grown, in the nearest cell of each L. In a cell between
-two of them the best of these trees is worth, on average over costs, 0 to 2 % less than its own."""
+"""Horizons, in requests per slice, for which trees are grown: each in the nearest cell of an L.
+In other cells the best of these trees is worth 0 to 2 % less, on average over costs, than a tree
+grown for the cell itself."""
 
 FEW = 6
-"""Up to so many slices trees are grown until they cost what cyclic costs; beyond, until they are
-worth what cyclic is in the cell, which takes two thirds to an eighth of its cost."""
+"""Up to so many slices, trees are grown until they cost as much as the cyclic plan. With more
+slices they are grown until they are worth as much, at two thirds to an eighth of its cost."""
 
 Kind = Literal["tree", "cyclic", "one sequence"]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One plan, and what can be expected of it.
+    """One plan in one cell, with its costs and its expected utility.
 
     Attributes:
         shards: m.
         slices: L.
-        kind: a set tree, the paper's cyclic plan with a sequence per slice, or one sequence (SISA).
-        sequences: of each shard; of a tree its leaves.
-        nodes: of all shards.
+        kind: a set tree, the paper's cyclic plan with L sequences, or one sequence (SISA).
+        sequences: sequences of each shard; for a tree, its leaves.
+        nodes: number of nodes of all shards.
         passes: training cost in samples × epochs, with the overhead of each node.
-        adapters: storage; 1 is a whole adapter of all layers.
-        bytes: storage, None if a layer's bytes are unknown.
-        utility: expected, on average over 0, 1, … R deletions.
-        utility_at_end: expected after R deletions.
-        exhausted: P(no shard has a prefix left after R deletions).
+        adapters: storage, in adapters of all layers.
+        bytes: storage in bytes; None if the bytes of a layer are unknown.
+        utility: expected utility, averaged over 0, 1, … R deletions.
+        utility_at_end: expected utility after R deletions.
+        exhausted: probability that no shard has a prefix left after R deletions.
     """
 
     shards: int
@@ -85,13 +88,17 @@ class Candidate:
 
     @property
     def slice_passes(self) -> int:
-        """Cost of one shard as ``sequences.unit: slice-passes`` counts it."""
+        """Training cost of one shard in slice passes, as ``sequences.unit: slice-passes``
+        counts."""
         return sum(len(prefix) for prefix in prefixes(self.sequences))
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """All plans in all cells, by column [n]; the numbers as in ``Candidate``."""
+    """The n plans of all cells, as columns [n]; units as in ``Candidate``.
+
+    ``plans`` holds the distinct plans, and ``plan[i]`` is the number of row i's plan among them.
+    """
 
     question: Question
     plans: tuple[tuple[Kind, Sequences], ...]
@@ -128,16 +135,23 @@ class Candidates:
 
     @property
     def bytes(self) -> Floats:
-        """Storage in bytes, inf if a layer's bytes are unknown: [n]."""
+        """Storage in bytes, [n]; inf if the bytes of a layer are unknown."""
         return self.adapters * (self.question.layers * (self.question.layer_bytes or np.inf))
 
     def kinds(self, kind: Kind) -> npt.NDArray[np.bool_]:
-        """Which plans are of a kind: [n]."""
+        """Whether each plan is of a kind, [n]."""
         return np.array([found == kind for found, _ in self.plans])[self.plan]
 
 
 def candidates(question: Question) -> Candidates:
-    """Every plan in every cell, weighed exactly. A second for 64 cells."""
+    """Compute cost, storage, expected utility and risk of every plan in every cell.
+
+    Args:
+        question: what is planned for; ``question.cells`` gives the pairs of m shards and L slices.
+
+    Returns:
+        a row for each plan in each cell; 64 cells take about a second.
+    """
     plans: list[tuple[Kind, Sequences]] = []
     parts = []
     for slices, shards in question.cells.items():
@@ -163,7 +177,7 @@ def _plans(
 
 
 def _trees(question: Question, slices: int, shards: int) -> Iterator[Sequences]:
-    """A family of set trees, each the one before and a chain more, grown for one cell."""
+    """Set trees grown for one cell: each is the one before with one more chain."""
     training = question.samples / (shards * slices) * question.epochs
     costs = tuple(stage + question.overhead / training for stage in range(1, slices + 1))
     worth, rotations = question.worth(shards, slices), cyclic(slices, slices)
@@ -181,7 +195,7 @@ def _trees(question: Question, slices: int, shards: int) -> Iterator[Sequences]:
 def _weighed(
     question: Question, slices: int, shards: Sequence[int], plans: Sequence[Sequences], start: int
 ) -> tuple[npt.NDArray[np.generic], ...]:
-    """Columns of ``Candidates`` from ``plan`` on, plan by plan and m by m."""
+    """The columns of ``Candidates`` from ``plan`` on, for all plans of one L, each for every m."""
     nodes = [prefixes(plan) for plan in plans]
     stages = np.array([np.bincount([len(p) for p in n], minlength=slices + 1)[1:] for n in nodes])
     m = np.array(shards)
@@ -215,17 +229,17 @@ def _weighed(
 
 
 def _covers(nodes: Sequence[Sequence[int]], slices: int) -> Floats:
-    """Share of the sets of j slices whose longest trained set has k: [j, k], rows sum to 1."""
+    """[L + 1, L + 1]: of the sets of j slices, the fraction whose longest trained subset has k."""
     table = length_table(nodes, slices)
     width = slices + 1
     pairs = set_sizes(slices).astype(np.intp) * width + table
     counts = np.bincount(pairs, minlength=width * width).reshape(width, width)
-    shares: Floats = counts / counts.sum(axis=1, keepdims=True)
-    return shares
+    fractions: Floats = counts / counts.sum(axis=1, keepdims=True)
+    return fractions
 
 
 def _exhausted(slots: int, first: int, requests: int) -> float:
-    """P(all first slices are hit by so many requests); rounding below 1e-12 is taken for 0."""
+    """P(all ``first`` of ``slots`` are hit after so many requests); 0 if it is below 1e-12."""
     if requests < first:
         return 0.0
     found = 1 - float(uniform_exhaustion(slots, first).survival(requests))

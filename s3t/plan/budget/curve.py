@@ -1,11 +1,11 @@
-"""What a prefix is worth: the utility of one shard's model by the samples that it has seen.
+"""Utility curves: what the model of one shard is worth, by the number of samples it has seen.
 
-    linear                       the share of its shard's data: a whole shard is worth 1
+    linear                       the fraction of its shard's data: a whole shard is worth 1
     power:TOP,GAP,EXPONENT[,U0]  u(d) = TOP − GAP·d^−EXPONENT, never below u(0) = U0, 0 by default
-    points                       measured: straight lines over log(d + 1), level beyond the last
+    points                       measured: linear in log(d + 1), constant beyond the last point
 
-Invariant: a curve never falls, so more data is never worth less. Measured points that do fall are
-lifted to the greatest before them: noise of a benchmark, not knowledge of a plan.
+Invariant: a curve never falls, so more data is never worth less. A measured point that is below an
+earlier one is raised to it, since the difference is noise of the measurement.
 """
 
 from __future__ import annotations
@@ -29,20 +29,23 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Linear:
-    """Worth is the share of its shard's data that a prefix has seen: 1 for a whole shard.
+    """Utility is the fraction of its shard's data that a prefix has seen: 1 for a whole shard.
 
-    It sees no loss in cutting the data into many shards, so it asks for as many as there can be.
+    It counts no loss for many small shards, so the planner then chooses as many as possible.
     """
 
     def __str__(self) -> str:
         return "linear: the share of a shard's data"
 
     def utility(self, samples: npt.ArrayLike, shard: float) -> Floats:
-        """Worth of a model that was trained on so many of its shard's samples.
+        """Utility of a model that was trained on some of its shard's samples.
 
         Args:
-            samples: any shape.
-            shard: samples of the whole shard.
+            samples: numbers of samples, any shape.
+            shard: number of samples of the whole shard.
+
+        Returns:
+            the shape of ``samples``.
         """
         return np.asarray(samples, dtype=np.float64) / shard
 
@@ -52,10 +55,10 @@ class Power:
     """A learning curve with a power law: u(d) = top − gap·d^−exponent.
 
     Attributes:
-        top: worth with endless data.
-        gap: what a single sample lacks of it.
+        top: utility in the limit of infinite data.
+        gap: top minus the utility of one sample.
         exponent: how fast the gap closes.
-        nothing: worth without any sample, and the least of all.
+        nothing: utility without any sample, and the minimum.
     """
 
     top: float
@@ -83,19 +86,19 @@ class Power:
     def utility(self, samples: npt.ArrayLike, shard: float) -> Floats:
         """As ``Linear.utility``; the size of the shard does not matter."""
         known = np.asarray(samples, dtype=np.float64)
-        # Below one sample the law knows nothing: there it is that of one sample.
+        # The power law has no value below one sample: there it is that of one sample.
         worth = self.top - self.gap * np.maximum(known, 1.0) ** -self.exponent
         return np.where(known > 0, np.maximum(worth, self.nothing), self.nothing)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A curve through measured points; nothing is worth 0 unless a point says otherwise.
+    """A curve through measured points. No data is worth 0 unless a point says otherwise.
 
     Attributes:
-        name: where the points come from, as shown.
-        samples: ascending, from 0.
-        worth: of each, not falling.
+        name: where the points come from, for display.
+        samples: numbers of samples, ascending, from 0.
+        worth: utility of each, never falling.
     """
 
     name: str
@@ -165,20 +168,20 @@ class Measured:
 Curve = Linear | Power | Measured
 
 DEFAULT = Power(1.0, 1.0, 0.3)
-"""Assumed where nothing is measured: worth 0 with a sample, 0.75 with 100, 0.94 with 10,000.
+"""The default where nothing is measured: 0 with one sample, 0.75 with 100, 0.94 with 10,000.
 
-Errors of deep networks were found to fall like d^−0.07 … d^−0.35 (Hestness et al. 2017, arXiv
-1712.00409); what a fine-tuned model still has to learn is small, so this is near the steep end. It
-is an assumption all the same: a measured curve is better.
+Errors of deep networks fall like d^−0.07 … d^−0.35 (Hestness et al. 2017, arXiv 1712.00409). A
+fine-tuned model has little left to learn, so the exponent is near the steep end. This is an
+assumption: a measured curve is better.
 """
 
 
 def parse_curve(given: str, read: Callable[[str], str]) -> Curve:
-    """The curve that a command line names: a form of the module's header, or a file of points.
+    """The curve that a command line names (see the module).
 
     Args:
-        given: ``linear``, ``power:…`` or a path.
-        read: gives the text of a file; called for a path alone.
+        given: ``linear``, ``power:…`` or the path of a file of points.
+        read: returns the text of a file; called only for a path.
 
     Raises:
         InputError: numbers or points that are no curve, or what ``read`` raises.

@@ -1,8 +1,7 @@
-"""What a plan serves along a horizon of deletions: expected slices, and whether anything is left.
+"""What a plan serves after r deletions: the expected length of prefixes, and P(exhausted).
 
-Exact, by the laws of ``survival``: requests are counted, each hits a slice with its rate, with
-repeats. Over ``untouched.LIMIT`` slices what is served is simulated; the risk of exhaustion is
-exact for any number.
+Each request hits a slice with a probability in proportion to its rate, with repeats. Lengths are
+exact up to ``untouched.LIMIT`` slices and simulated beyond; P(exhausted) is always exact.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ from s3t.plan.trie import prefixes
 __all__ = ["Along", "Moment", "along"]
 
 TRIALS = 2000
-"""Of a simulation: within half a percent of all slices."""
+"""Number of simulated streams; the error is below half a percent of all slices."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What is expected after some deletions.
+    """Expectations after some deletions.
 
     Attributes:
-        requests: r, deletions so far.
-        slices_served: per shard, the longest surviving prefix.
-        data_served: the same as a share of all slices.
-        exhausted: P(no shard has a prefix left).
+        requests: r, number of deletions.
+        slices_served: expected length of a shard's longest surviving prefix, in slices.
+        data_served: the same as a fraction of all slices.
+        exhausted: probability that no shard has a prefix left.
     """
 
     requests: int
@@ -46,11 +45,11 @@ class Moment:
 
 @dataclass(frozen=True)
 class Along:
-    """A plan along a horizon.
+    """Expectations of one plan after several numbers of deletions.
 
     Attributes:
-        moments: as asked for.
-        trials: of the simulation of what is served, None where it is exact.
+        moments: one for each number of deletions asked for.
+        trials: number of simulated streams; None where lengths are exact.
     """
 
     moments: tuple[Moment, ...]
@@ -60,16 +59,16 @@ class Along:
 def along(
     shards: int, rates: Sequence[float], sequences: Sequences, requests: Sequence[int]
 ) -> Along:
-    """Expectations after r deletions, for each r that is asked for.
+    """Expectations after each of some numbers of deletions.
 
     Args:
-        shards: m, all alike.
-        rates: [L], relative, how often a slice of each shard is hit.
-        sequences: of each shard; they may end early.
-        requests: r ≥ 0, ascending.
+        shards: m, all with the same sequences.
+        rates: [L], relative rate at which each slice of a shard is hit.
+        sequences: sequences of each shard; they may be shorter than L.
+        requests: numbers of deletions, from 0, ascending.
 
     Raises:
-        InputError: rates or requests that are none.
+        InputError: impossible rates or numbers of deletions.
     """
     if not requests or min(requests) < 0:
         raise InputError(f"requests {list(requests)}: expected numbers from 0")

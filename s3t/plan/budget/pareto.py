@@ -1,4 +1,4 @@
-"""Which of many plans are not worse than another one in everything."""
+"""The Pareto front: the plans that no other plan beats."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ __all__ = ["non_dominated"]
 
 
 def non_dominated(points: npt.ArrayLike) -> npt.NDArray[np.intp]:
-    """Points that no other point beats: the Pareto front.
+    """The Pareto front of some points.
 
-    A point beats another if it is nowhere greater and somewhere smaller. Of equal points the first
-    stays. In lexicographic order no point can be beaten by a later one, so the first that is left
-    belongs to the front and takes out all that it beats: O(points × front).
+    A point beats another if no coordinate is greater and one is smaller. Of equal points the first
+    stays. In lexicographic order no point is beaten by a later one, so the first of those left is
+    in the front, and all that it beats are removed: O(points × front).
 
     Args:
-        points: [n, d], less is better.
+        points: [n, d], smaller is better.
 
     Returns:
-        Row numbers, ascending.
+        row numbers of the front, ascending.
     """
     table = np.asarray(points, dtype=np.float64)
     if not table.size:

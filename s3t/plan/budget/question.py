@@ -1,6 +1,6 @@
-"""What the planner is asked: how much data, how deep a base, how many deletions, at what price.
+"""The question to the budget planner: amount of data, depth of the base, deletions, limits of cost.
 
-Invariant: a Question that exists can be planned: its grid has a cell.
+Invariant: a Question has at least one cell, a possible pair of shards and slices.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from s3t.plan.survival.untouched import Floats
 __all__ = ["Question"]
 
 SLICES = (1, 2, 3, 4, 6, 8, 10, 12)
-"""L that are tried, and the number of layers if that is below the last. Each slice needs a layer of
-its own, tables over slice sets grow like 2^L, and so does what further slices cost in training: the
-cyclic plan trains on all data (L + 1)·L/2 times."""
+"""Numbers of slices L that are tried, and the number of layers if it is below the last of them.
+Each slice needs a layer of its own; tables over sets of slices have 2^L entries; and the cyclic
+plan trains on all data (L + 1)·L/2 times."""
 
 SHARDS = 8
-"""Powers of two that m is tried at: 64 cells with ``SLICES``."""
+"""So many powers of two are tried as the number of shards m: 64 cells with ``SLICES``."""
 
 LONGEST = 32.0
-"""Requests per slice that a tree is grown for at most; by then nearly nothing is left."""
+"""Maximum horizon that a tree is grown for, in requests per slice; few prefixes last so long."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be planned, and what it may cost and risk.
+    """What is planned for, and limits of cost and risk.
 
     Attributes:
-        samples: private samples in all.
-        layers: of the base; each slice of a shard needs one at least.
-        deletions: R, requests along the horizon.
-        curve: worth of a prefix by its samples.
-        epochs: of each stage.
-        least: samples per slice at the least, on average. The hash deals them at random: with 8 one
-            slice in 3,000 comes out empty.
-        overhead: sample passes that starting a stage costs on top of its own.
-        layer_bytes: bytes of one layer's adapter, None if unknown.
-        risk: greatest probability of exhaustion after R deletions, between 0 and 1.
-        max_passes: greatest training cost in samples × epochs, overhead included.
-        max_bytes: greatest storage; needs ``layer_bytes``.
+        samples: number of private samples.
+        layers: number of layers of the base; each slice of a shard needs at least one.
+        deletions: R, number of deletion requests that are expected.
+        curve: utility of a prefix by its number of samples.
+        epochs: epochs of each stage.
+        least: minimum average number of samples in a slot. A hash distributes the samples: with 8,
+            one slot in 3,000 is empty.
+        overhead: fixed cost of a stage, in sample passes.
+        layer_bytes: bytes of the adapter of one layer; None if unknown.
+        risk: maximum probability of exhaustion after R deletions, between 0 and 1.
+        max_passes: maximum training cost in samples × epochs, overhead included.
+        max_bytes: maximum storage in bytes; needs ``layer_bytes``.
 
     Raises:
-        ConfigError: every value that is impossible.
+        ConfigError: lists every value that is impossible.
     """
 
     samples: int
@@ -89,9 +89,9 @@ class Question:
 
     @property
     def cells(self) -> dict[int, tuple[int, ...]]:
-        """The grid: numbers of shards by number of slices. Up to ``SHARDS`` · 8 cells.
+        """The cells: for each number of slices L, the numbers of shards m to try. At most 64.
 
-        m goes up to 128, or twice the deletions if that is more: beyond, most shards are never hit.
+        m is at most 128, or twice the deletions if that is more: of more shards most are never hit.
         """
         most = min(self.samples // self.least, max(128, 2 * self.deletions))
         powers = [1 << power for power in range(most.bit_length())][-SHARDS:]
@@ -104,11 +104,11 @@ class Question:
         return {slices: found for slices, found in shards.items() if found}
 
     def worth(self, shards: int, slices: int) -> Floats:
-        """Utility of prefixes of 0 … L slices: [L + 1]."""
+        """Utility of prefixes of 0, 1, … L slices, [L + 1]."""
         shard = self.samples / shards
         found = self.curve.utility(np.arange(slices + 1) * (shard / slices), shard)
         return np.maximum.accumulate(found)  # rounding must not make it fall
 
     def horizon(self, shards: int, slices: int) -> float:
-        """Requests per slice, as ``sequences.horizon`` counts them."""
+        """Expected requests per slot, in the unit of ``sequences.horizon``."""
         return min(max(self.deletions, 1) / (shards * slices), LONGEST)

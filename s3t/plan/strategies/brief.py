@@ -1,7 +1,7 @@
-"""What a strategy is asked: how many slices, what may be spent, and what protection is worth.
+"""The input of a strategy: number of slices, budget, deletion rates, utility of prefixes.
 
-Invariant: a Brief that exists can be met. It holds nothing that depends on private data: sequences
-that did would not be those of a run without the deleted samples (E3).
+Invariant: a Brief can be met by at least one plan. Nothing in it depends on private data; otherwise
+a run without the deleted samples could get other sequences (E3).
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ __all__ = ["Brief", "Strategy", "spent"]
 
 @dataclass(frozen=True)
 class Brief:
-    """A strategy's task.
+    """What a strategy chooses sequences for.
 
     Attributes:
         slices: L.
-        budget: number of sequences; with ``costs`` the most that all nodes may cost together.
-        costs: [L], of a node of stage 1, 2, … L; None to count sequences.
-        rates: [L], relative rates of deletion per slice, uniform by default. Probabilities do:
-            they are scaled to a mean of 1. All zero: nothing is ever deleted.
-        utility: [L + 1], worth of a prefix of k slices, by default k/L, the share of data served.
-        horizon: deletion requests per slice over which protection counts.
+        budget: number of sequences; with ``costs`` the maximum cost of all nodes together.
+        costs: [L], cost of a node of stage 1, 2, … L; None if the budget counts sequences.
+        rates: [L], relative deletion rate of each slice, scaled to a mean of 1; default: all equal.
+            All zero means that nothing is deleted.
+        utility: [L + 1], utility of a prefix of 0, 1, … L slices; default k/L, the fraction of the
+            data.
+        horizon: number of deletion requests per slice over which utility is averaged.
+        seed: seed of strategies that draw.
     """
 
     slices: int
@@ -49,17 +51,17 @@ class Brief:
 
     @property
     def worth(self) -> tuple[float, ...]:
-        """[L + 1], worth of a prefix of k slices."""
+        """[L + 1], utility of a prefix of 0, 1, … L slices."""
         return self.utility or tuple(k / self.slices for k in range(self.slices + 1))
 
     @property
     def node_costs(self) -> tuple[float, ...]:
-        """[L], cost of a node of each stage; slices × stages without ``costs``."""
+        """[L], cost of a node of stage 1, 2, … L; without ``costs`` the number of its slices."""
         return self.costs or tuple(float(stage) for stage in range(1, self.slices + 1))
 
     @cached_property
     def scaled_rates(self) -> tuple[float, ...]:
-        """[L], rates with a mean of 1; zeros if nothing is ever deleted."""
+        """[L], rates scaled to a mean of 1; zeros if nothing is deleted."""
         rates = np.asarray(self.rates or (1.0,) * self.slices, dtype=np.float64)
         top = rates.max()
         if not top:
@@ -69,7 +71,8 @@ class Brief:
 
     @cached_property
     def law(self) -> Floats:
-        """[2^L], share of the horizon that each set of slices is the untouched one."""
+        """[2^L], for each set of slices the fraction of the horizon in which exactly it is
+        untouched."""
         return along_time(self.scaled_rates, self.horizon)
 
     def _shape_problems(self) -> list[str]:
@@ -119,9 +122,14 @@ class Brief:
 
 
 Strategy = Callable[[Brief], Sequences]
-"""Names the sequences of one shard; a pure function of the brief."""
+"""A pure function that chooses the sequences of one shard."""
 
 
 def spent(sequences: Iterable[Sequence[int]], costs: Sequence[float]) -> float:
-    """What the nodes of some sequences cost together; shared prefixes count once."""
+    """Cost of all nodes of some sequences; a prefix that several share counts once.
+
+    Args:
+        sequences: sequences of slice numbers.
+        costs: [L], cost of a node of stage 1, 2, … L.
+    """
     return math.fsum(costs[len(prefix) - 1] for prefix in prefixes(sequences))

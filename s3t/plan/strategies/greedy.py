@@ -1,6 +1,6 @@
-"""Greedy sequences: each the chain that protects most beyond those before it, then local search.
+"""Greedy sequences: each protects most beyond those before it; then local search.
 
-Invariant: marginal gains are exact (``lattice``); a sequence is dropped only for one that is worth
+Invariant: marginal gains are exact (``lattice``). A sequence is replaced only by one that is worth
 more, so the value never falls.
 """
 
@@ -18,11 +18,11 @@ _ROUNDS = 4
 
 
 def greedy(brief: Brief) -> Sequences:
-    """Max-weight chains one after another, with exact marginal gains, then drop and re-add.
+    """Choose sequences of greatest marginal gain one after another, then replace single ones.
 
-    Coverage is monotone and submodular, so the greedy part is at least 1 − 1/e of the optimum, and
-    0.97 and more of it where that is known. Beyond ``lattice.EXACT`` slices the gains are taken
-    over drawn scenarios.
+    Coverage is monotone and submodular, so the greedy part reaches at least 1 − 1/e of the optimum,
+    and at least 0.97 of it where the optimum is known. Beyond ``lattice.EXACT`` slices the gains
+    are estimated over drawn scenarios.
 
     Source: this project (docs/design.md); Nemhauser, Wolsey and Fisher 1978 for the bound.
     """
@@ -38,12 +38,12 @@ def greedy(brief: Brief) -> Sequences:
             break
     if len(found) > 1:
         found = _improved(coverage, found)
-    # where no set gains any more, rotations fill up
+    # if no further set gains anything, rotations fill the budget
     return filled(found, rotated_bases(brief.slices), brief.budget)
 
 
 def _improved(coverage: Coverage, found: list[Sequence]) -> list[Sequence]:
-    """Drop each sequence in turn and add the best one in its place, until nothing gets better."""
+    """Replace each sequence in turn by the best one, until no replacement gains anything."""
     value = coverage.value
     for _ in range(_ROUNDS):
         before = value

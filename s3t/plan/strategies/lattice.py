@@ -1,4 +1,4 @@
-"""The lattice of slice sets: what each further set would protect, and the best chain to add.
+"""The lattice of slice sets: the gain of training each further set, and the best chain to add.
 
               {0,1,2}            A trained set S of k slices covers every untouched set U ⊇ S: a
             ╱    │    ╲          shard with U untouched then serves k slices or more.
@@ -6,10 +6,10 @@
           │  ╳    ╳  │           value of a tree   Σ_U law(U)·utility(longest set inside U)
          {0}    {1}   {2}        gain of S         (u_k − u_{k−1})·law{U ⊇ S: nothing of size k yet}
             ╲    │    ╱
-                 ∅               A chain of sets gains the sum of its gains: levels do not meet.
+                 ∅               A chain gains the sum over its sets, which differ in size.
 
-Invariant: weights are whole multiples of 2^−40, so their sums are exact and equal gains are equal
-to the last bit: what is chosen depends on the numbers asked for, not on how they were added up.
+Invariant: weights are whole multiples of 2^−40, so sums are exact in any order, and equal gains are
+equal to the last bit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from s3t.plan.survival.untouched import Floats, contained, halves, set_sizes
 __all__ = ["EXACT", "Coverage", "levels"]
 
 EXACT = 14
-"""Most slices for which every set is looked at; beyond, ``scenarios`` draws some."""
+"""Maximum number of slices for which all sets are computed; beyond, ``scenarios`` draws some."""
 
 _UNIT = 2.0**40
 Masks = npt.NDArray[np.intp]
@@ -34,16 +34,16 @@ Masks = npt.NDArray[np.intp]
 
 @cache
 def levels(slices: int) -> tuple[Masks, ...]:
-    """Sets by size 0 … L, as bit masks in ascending order."""
+    """The sets of 0, 1, … L slices, each as bit masks in ascending order."""
     sizes = set_sizes(slices)
     return tuple(np.flatnonzero(sizes == size) for size in range(slices + 1))
 
 
 @cache
 def _extensions(slices: int) -> tuple[tuple[Masks, Masks], ...]:
-    """Per size k < L: the slices that each set lacks, ascending, and the sets with one of them.
+    """For each size k < L: the slices that each set lacks, ascending, and the set with each added.
 
-    Two arrays of shape [sets of size k, L − k].
+    Two arrays of shape [number of sets of size k, L − k].
     """
     found = []
     for size, masks in enumerate(levels(slices)[:-1]):
@@ -55,20 +55,20 @@ def _extensions(slices: int) -> tuple[tuple[Masks, Masks], ...]:
 
 
 class Coverage:
-    """Which untouched sets a growing tree covers, and what every further set would gain.
+    """The untouched sets that a growing tree covers, and the gain of every further set.
 
     Attributes:
         slices: L.
-        covered: [2^L], longest trained set inside each untouched set.
-        gains: [2^L], what training the set would add to the value, if its chain is trained too.
+        covered: [2^L], size of the longest trained set inside each untouched set.
+        gains: [2^L], gain in value from training the set, if the chain below it is trained too.
     """
 
     def __init__(self, law: Floats, utility: Sequence[float]) -> None:
-        """Nothing is trained yet.
+        """Start with no trained set.
 
         Args:
             law: [2^L], weight of each untouched set.
-            utility: [L + 1], worth of a prefix of k slices; must not fall.
+            utility: [L + 1], utility of a prefix of 0, 1, … L slices; must not fall.
 
         Raises:
             InputError: a utility that falls, or that does not fit the law.
@@ -96,11 +96,11 @@ class Coverage:
 
     @property
     def bound(self) -> float:
-        """``value`` if every set were trained: all permutations."""
+        """``value`` if every set were trained, the maximum."""
         return float(self._weights @ self._worth[self._sizes]) / _UNIT
 
     def train(self, sets: Iterable[int]) -> None:
-        """Count sets as trained; the chain below each must be trained too, before or with it."""
+        """Add trained sets; the chain below each must be trained too, before or with it."""
         fresh = np.array(sorted(sets), dtype=np.intp)
         table = np.zeros_like(self.covered)
         table[fresh] = self._sizes[fresh]
@@ -110,16 +110,16 @@ class Coverage:
         self._refresh(sorted({int(size) for size in self._sizes[fresh]}))
 
     def reset(self, sets: Iterable[int]) -> None:
-        """Start again from exactly these sets."""
+        """Replace the trained sets by these."""
         self.covered[:] = 0
         self._refresh(range(1, self.slices + 1))
         if trained := list(sets):
             self.train(trained)
 
     def bias(self, factors: Floats | None) -> None:
-        """Let chains be chosen as if gains were greater or smaller: [2^L] factors, None for none.
+        """Choose chains as if gains were multiplied by these factors, [2^L]; None for none.
 
-        What is covered and the value stay true.
+        ``covered`` and ``value`` are not changed.
         """
         self._bias = factors
 
@@ -136,10 +136,10 @@ class Coverage:
 
         Args:
             starts: sets from which a chain may start (0 is the empty set).
-            blocked: sets that a chain may not enter: those trained already.
-            price: [L], of a set of 1, 2, … L slices; free by default.
-            deepest: largest set that a chain may reach.
-            whole: go on to ``deepest`` even where nothing is gained.
+            blocked: sets that a chain may not enter, because they are trained already.
+            price: [L], price of a set of 1, 2, … L slices; default 0.
+            deepest: size of the largest set that a chain may reach; default L.
+            whole: extend the chain to ``deepest`` even if that gains nothing.
 
         Returns:
             (gain less price, start, slices added in order). Ties go to the smallest slice number

@@ -26,21 +26,22 @@ STRATEGIES: dict[str, Strategy] = {
     "conditional": conditional,
     "random": uniform,
 }
-"""Strategies by their name in the config, the best first; ``explicit`` computes nothing."""
+"""The function of each ``sequences.strategy``, the best first; ``explicit`` needs none. A test
+holds the names and the config's equal."""
 
 
 def sequences_for(
     strategy: str, brief: Brief, listed: Sequence[Sequence[int]] | None = None
 ) -> Sequences:
-    """Sequences of one shard.
+    """The sequences of one shard.
 
-    Where the budget is a cost, every strategy but the tree gets the greatest number of sequences
-    whose nodes it pays for.
+    If the budget is a cost, every strategy but the tree gets the greatest number of sequences
+    whose nodes fit in it.
 
     Args:
         strategy: a name in ``STRATEGIES``, or ``explicit``.
-        brief: slices, budget, and what protection is worth.
-        listed: the sequences themselves, for ``explicit``.
+        brief: slices, budget, rates, utility and horizon.
+        listed: the sequences, for ``explicit``.
 
     Raises:
         ConfigError: an unknown strategy, or a budget that cannot be met.
@@ -66,7 +67,8 @@ def _listed(found: Sequences, brief: Brief) -> Sequences:
 
 
 def _paid(strategy: Strategy, brief: Brief) -> Sequences:
-    """The greatest number of sequences within the cost; costs grow with it."""
+    """The greatest number of sequences whose nodes fit in the budget; cost grows with the
+    number."""
     best: Sequences = ()
     number = 1
     while True:

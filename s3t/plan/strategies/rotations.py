@@ -1,4 +1,4 @@
-"""Rotations: the strategies of the paper that know nothing of who is deleted.
+"""Rotations: the strategies that do not look at deletion rates.
 
     cyclic, L = 4          iterated, from the fifth        even, B = 2
     0 1 2 3                0 3 1 2                         0 1 2 3
@@ -32,12 +32,12 @@ def cyclic(brief: Brief) -> Sequences:
 
 
 def iterated(brief: Brief) -> Sequences:
-    """The paper's iterated rotation: beyond L sequences the rest behind the first slice is rotated
-    in its turn, then the rest behind the second, and so on.
+    """The paper's iterated rotation: beyond L sequences the slices behind the first are rotated
+    too, then those behind the second, and so on.
 
-    Sequence b, written in mixed radix (b mod L, b div L mod L − 1, …), says how far to rotate at
-    each depth, to the right as the authors do; so all L! come once. For L < B ≤ 2L the sets are
-    those of the first L rotations, so nothing is protected better.
+    The digits of b in mixed radix (b mod L, b div L mod L − 1, …) say how far sequence b is rotated
+    at each depth, to the right as in the authors' code; so all L! permutations come once. For
+    L < B ≤ 2L the sets are those of the first L rotations, so they protect nothing more.
 
     Source: arXiv 2406.16257, section 3 (iterative cyclic rotation), and the authors'
     ``sequence_selection.py``.
@@ -46,11 +46,11 @@ def iterated(brief: Brief) -> Sequences:
 
 
 def even(brief: Brief) -> Sequences:
-    """Evenly spaced rotations: nearly the best there is for B < L under uniform deletions.
+    """Evenly spaced rotations: nearly optimal for B < L under uniform deletions.
 
-    B ≤ L rotations of 0, 1, …, L − 1 start at ⌊b·L/B⌋. Beyond L the slices are stepped through by
-    2, 3, … (steps coprime to L and under L/2: a step and its mirror image give the same sets), each
-    in L rotations; then come the bases of ``cyclic``.
+    B ≤ L rotations of 0, 1, …, L − 1 start at ⌊b·L/B⌋. Beyond L come the L rotations of sequences
+    with steps 2, 3, … (coprime to L and below L/2, since a step and its mirror image give the same
+    sets), and then the sequences of ``cyclic``.
 
     Source: this project (docs/design.md).
     """

@@ -1,7 +1,7 @@
-"""Sequences drawn at random: uniformly, or with the slices that are deleted least first.
+"""Sequences drawn at random: uniformly, or with rarely deleted slices first.
 
-Invariant: the seed of the brief alone decides, and every draw ends: after a number of repeats what
-is missing is filled up in lexicographic order.
+Invariant: sequences follow from the brief and its seed. Drawing always ends: after some repetitions
+in a row, missing sequences are added in lexicographic order.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from s3t.plan.strategies.brief import Brief
 __all__ = ["conditional", "uniform"]
 
 _REPEATS = 50
-"""Draws in a row that bring nothing new before the rest is filled up."""
+"""Drawing ends after so many repetitions in a row."""
 
 
 def uniform(brief: Brief) -> Sequences:
-    """Distinct permutations, each as likely.
+    """Distinct permutations, all equally likely.
 
     Source: arXiv 2406.16257, appendix (random sampling, a baseline).
     """
@@ -58,10 +58,10 @@ def _draw(draws: random.Random, weights: Sequence[float]) -> tuple[int, ...]:
     left, sequence = list(range(len(weights))), []
     while left:
         total = sum(weights[c] for c in left)
-        shares = [weights[c] / total if total > 0 else 1 / len(left) for c in left]
-        at, mark = 0, draws.random() - shares[0]
+        chances = [weights[c] / total if total > 0 else 1 / len(left) for c in left]
+        at, mark = 0, draws.random() - chances[0]
         while mark >= 0 and at < len(left) - 1:
             at += 1
-            mark -= shares[at]
+            mark -= chances[at]
         sequence.append(left.pop(at))
     return tuple(sequence)

@@ -1,14 +1,14 @@
-"""Chains for many slices: gains over drawn scenarios instead of all 2^L sets.
+"""Chains for many slices: gains are estimated over drawn scenarios instead of all 2^L sets.
 
     scenario    a moment of the horizon, and which slices are untouched then
-    chain       from the root down, always to the slice that most of the scenarios still in reach
-                have left, each counted by what it lacks; nodes trained already are walked through
+    chain       from the root down, always to the slice that is untouched in most of the scenarios
+                left, each weighted by what it lacks; it may pass through trained nodes
 
-Each chain is led by another part of the scenarios: led by the same ones it would soon fit them and
-not the law they were drawn from. What it gains is counted over all of them.
+Each chain is chosen by another part of the scenarios; with the same ones for all it would soon fit
+those scenarios and not their law. Its gain is counted over all scenarios.
 
-Invariant: draws come from one fixed seed and are counted in whole numbers, so the same brief gives
-the same chains everywhere. What is drawn chooses the tree; it never measures it.
+Invariant: draws have one fixed seed and are counted in whole numbers, so a brief gives the same
+chains on every machine. Draws only choose the tree; its figures are computed elsewhere.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from s3t.plan.survival.untouched import Floats
 __all__ = ["grow"]
 
 _DRAWS, _LEADING = 1 << 16, 1 << 12
-"""Scenarios in all, and those that lead one chain."""
+"""Number of scenarios, and of those that choose one chain."""
 _DRAWN_CHAINS = 3
-"""Chains in drawn order that are weighed against the led one: for very many slices alike, where
-4,096 scenarios lead nowhere, one of them is often better."""
+"""Number of chains in random order that are compared with the chosen one. For very many equal
+slices 4,096 scenarios tell little, and one of these chains is often better."""
 Prefix = tuple[int, ...]
 
 
 def grow(brief: Brief, *, whole: bool) -> tuple[Prefix, ...]:
-    """Leaves of a tree in which every slice set is trained once, chain by chain.
+    """Grow a tree chain by chain, in which each slice set is trained once; returns its leaves.
 
     Args:
-        brief: with ``costs``, chains are cut where gain per cost is greatest and the whole stays
-            within the budget; else there are at most ``budget`` leaves.
-        whole: every chain goes on to all slices, and one set may be trained in several orders.
+        brief: with ``costs``, each chain is cut where its gain per cost is greatest, and the tree
+            stays within the budget; else it has at most ``budget`` leaves.
+        whole: each chain goes on to all L slices, and a set may be trained in several orders.
     """
     untouched = _drawn(brief)
     tree = _Tree(brief, untouched, whole)
@@ -65,18 +65,19 @@ class _Tree:
         self._whole = whole
 
     def leaves(self) -> tuple[Prefix, ...]:
-        """Prefixes that no other one goes on from, in the order grown."""
+        """Prefixes that no other prefix extends, in the order in which they were added."""
         inner = {prefix[:-1] for prefix in self._nodes}
         return tuple(prefix for prefix in self._nodes if prefix not in inner)
 
     def chains(self) -> list[tuple[Prefix, int]]:
-        """Chains from the root: one that is led, some drawn; how many of the last nodes are new."""
-        return [self._led(), *(self._walked() for _ in range(_DRAWN_CHAINS))]
+        """One chosen chain and some drawn ones, each with the number of its last nodes that are
+        new."""
+        return [self._chosen(), *(self._random() for _ in range(_DRAWN_CHAINS))]
 
-    def _walked(self) -> tuple[Prefix, int]:
-        """A chain that takes slices in a drawn order, those that are hit less often earlier.
+    def _random(self) -> tuple[Prefix, int]:
+        """A chain in random order, in which slices that are hit less often tend to come first.
 
-        Each slice draws log(u)·rate, and the greatest goes first: a slice with half the rate of
+        Each slice draws log(u)·rate, and the greatest comes first: a slice with half the rate of
         another comes before it in two of three draws.
         """
         prefix: Prefix = ()
@@ -90,8 +91,9 @@ class _Tree:
             fresh += prefix not in self._nodes
         return prefix, fresh
 
-    def _led(self) -> tuple[Prefix, int]:
-        """A chain that always takes the slice for which the leading scenarios have most to gain."""
+    def _chosen(self) -> tuple[Prefix, int]:
+        """A chain that always takes the slice with the greatest gain in its part of the
+        scenarios."""
         part = slice(self._chains % (_DRAWS // _LEADING), None, _DRAWS // _LEADING)
         self._chains += 1
         # Whole numbers as floats: exact, and a matrix product of floats is the fast one.
@@ -113,10 +115,11 @@ class _Tree:
     def worthwhile(
         self, prefix: Prefix, fresh: int, left: float | None
     ) -> tuple[float, Prefix, int, int]:
-        """How many of the new nodes to keep: up to the last that gains, or to the best ratio.
+        """Decide how many new nodes of a chain to keep: to the last that gains, or to the best
+        ratio.
 
         Returns:
-            (what is best: gain or ratio, the chain, new nodes in it, how many to keep).
+            the gain (or gain per cost), the chain, its number of new nodes, the number to keep.
         """
         worth = self._brief.worth
         gains, rows = [], np.flatnonzero(self._present > self._covered)
@@ -138,7 +141,7 @@ class _Tree:
         return best, prefix, fresh, kept
 
     def add(self, prefix: Prefix) -> None:
-        """Train a chain with all its prefixes."""
+        """Add a chain with all its prefixes."""
         rows = np.arange(len(self._untouched))
         for depth, c in enumerate(prefix, 1):
             rows = rows[self._untouched[rows, c]]
@@ -159,7 +162,7 @@ class _Tree:
 
 
 def _drawn(brief: Brief) -> npt.NDArray[np.bool_]:
-    """[draws, L], at moments spread evenly over the horizon."""
+    """[draws, L], whether a slice is untouched, at times spread evenly over the horizon."""
     generator = np.random.Generator(np.random.PCG64(0))
     moments = (np.arange(_DRAWS) + 0.5) / _DRAWS * brief.horizon
     rates = np.asarray(brief.scaled_rates)

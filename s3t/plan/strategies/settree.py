@@ -1,17 +1,17 @@
-"""The set tree: each slice set trained once, branches cut where they stop paying.
+"""The set tree: each slice set is trained once, and branches end where more gains too little.
 
     cyclic, L = 3: 9 nodes, 18 slices       set tree: 7 nodes, 12 slices, the same protection
         0 ─ 01 ─ 012                            0 ─ 01 ─ 012
         1 ─ 12 ─ 120                            1 ─ 12
         2 ─ 20 ─ 201                            2 ─ 20
 
-A prefix survives iff its set is untouched, so two orders of one set protect the same thing twice.
-The tree is grown chain by chain: of all chains of new sets that start from a set trained already
-(or from nothing) the one with the greatest gain per cost comes next. Then each branch in turn is
-dropped and the tree grown again, as long as that helps.
+A prefix survives iff its set is untouched, so a second order of a set protects nothing more. The
+tree is grown chain by chain: of all chains of new sets that start from a trained set (or from the
+empty set), the one with the greatest gain per cost is added next. Then each branch in turn is
+dropped and the tree grown again, as long as the value rises.
 
-Source: this project (docs/design.md, "Why a set tree"). Greedy choice of a monotone coverage within
-a budget; measured against the optimum in benchmarks/deletion_budget.
+Source: this project (docs/design.md, "Why a set tree"): a greedy choice for a monotone coverage
+within a budget. ``benchmarks/deletion_budget`` compares it with the optimum.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ __all__ = ["SetTree", "Step", "set_tree", "steps"]
 
 Prefix = tuple[int, ...]
 _SMALL, _SHAKES = 6, 64
-"""Restarts of the search for up to 6 slices; half as many for each slice more."""
+"""Number of restarts of the search for up to 6 slices; half as many for each further slice."""
 _BETTER = 1e-9
-"""A smaller gain in value is not worth another tree."""
+"""Smaller gains in value are ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Step:
     """The tree after one more chain.
 
     Attributes:
-        leaves: the longest prefixes, in the order grown.
-        cost: of all its nodes.
+        leaves: prefixes that no other prefix extends, in the order in which they were added.
+        cost: cost of all nodes.
         value: expected utility above that of an empty prefix.
     """
 
@@ -52,15 +52,15 @@ class Step:
 
 
 class SetTree:
-    """A tree of slice sets that grows; every set in it is the prefix of exactly one node."""
+    """A growing tree of slice sets; each set in it is the prefix of exactly one node."""
 
     def __init__(self, law: Floats, utility: Sequence[float], costs: Sequence[float]) -> None:
-        """An empty tree.
+        """Start with an empty tree.
 
         Args:
             law: [2^L], weight of each untouched set (``survival.untouched``).
-            utility: [L + 1], worth of a prefix of k slices.
-            costs: [L], of a node of stage 1, 2, … L.
+            utility: [L + 1], utility of a prefix of 0, 1, … L slices.
+            costs: [L], cost of a node of stage 1, 2, … L.
         """
         self._coverage = Coverage(law, utility)
         self._costs = tuple(float(cost) for cost in costs)
@@ -79,24 +79,31 @@ class SetTree:
 
     @property
     def leaves(self) -> tuple[Prefix, ...]:
-        """Prefixes that no other one goes on from, in the order grown."""
+        """Prefixes that no other prefix extends, in the order in which they were added."""
         inner = {prefix[:-1] for prefix in self._prefix.values()}
         return tuple(p for p in self._prefix.values() if p and p not in inner)
 
     def extend_free(self, leaves: int) -> bool:
-        """Add the chain with the greatest gain, cost what it may, within a number of leaves."""
+        """Add the chain with the greatest gain at any cost, within a number of leaves.
+
+        Returns:
+            False if no chain gains anything.
+        """
         ends = self.leaves
         starts = self._prefix if len(ends) < leaves else [_mask(prefix) for prefix in ends]
         return self._add(*self._coverage.best_chain(starts, self._prefix)[1:])
 
     def extend(self, left: float) -> bool:
-        """Add the chain with the greatest gain per cost that ``left`` still pays for.
+        """Add the chain with the greatest gain per cost that costs at most ``left``.
 
-        The ratio is maximised by Dinkelbach's iteration: the best chain at a price per cost gives
-        the next price, until no chain is worth more.
+        The ratio is maximised by Dinkelbach's iteration: the best chain at one price per cost gives
+        the next price, until no chain is better.
 
         Args:
-            left: what the chain may cost at most.
+            left: maximum cost of the chain.
+
+        Returns:
+            False if no chain fits and gains.
         """
         best: tuple[int, Prefix] | None = None
         ratio = 0.0
@@ -114,7 +121,7 @@ class SetTree:
         return best is not None and self._add(*best)
 
     def drop(self, leaf: Prefix) -> None:
-        """Take out a leaf and the nodes that led to it alone."""
+        """Remove a leaf, and its ancestors that lead to no other leaf."""
         kept = {p for p in self._prefix.values() if p != leaf}
         while leaf and not any(p[: len(leaf)] == leaf for p in kept if p):
             del self._prefix[_mask(leaf)]
@@ -128,17 +135,18 @@ class SetTree:
         self._coverage.bias(factors)
 
     def copy(self) -> dict[int, Prefix]:
-        """The tree as it is, for ``restore``."""
+        """A copy of the tree, for ``restore``."""
         return dict(self._prefix)
 
     def restore(self, prefixes: dict[int, Prefix]) -> None:
-        """Go back to a copy."""
+        """Set the tree back to a copy."""
         self._prefix = dict(prefixes)
         self.cost = sum(self._costs[len(p) - 1] for p in prefixes.values() if p)
         self._coverage.reset(mask for mask in prefixes if mask)
 
     def _reach(self, left: float) -> dict[int, list[int]]:
-        """By the deepest set that ``left`` pays for, the sets from which a chain may start."""
+        """From the size of the deepest set within ``left`` to the sets where its chain may
+        start."""
         reach: dict[int, list[int]] = {}
         deepest = []
         for size in range(len(self._costs) + 1):
@@ -165,7 +173,7 @@ class SetTree:
 
 
 def set_tree(brief: Brief) -> Sequences:
-    """The set tree: its leaves, each the sequence that leads to it.
+    """Grow a set tree within the budget of a brief; its leaves are the sequences.
 
     Within a number of sequences the chain with the greatest gain comes next, up to that many
     leaves; within a cost the one with the greatest gain per cost. Then branches are dropped and
@@ -190,7 +198,7 @@ def set_tree(brief: Brief) -> Sequences:
 
 
 def _exchange(tree: SetTree, brief: Brief) -> None:
-    """Drop each branch in turn and grow again, as long as the value gets better."""
+    """Drop each branch in turn and grow the tree again, as long as the value rises."""
     value = tree.value
     while True:
         before = value
@@ -209,7 +217,7 @@ def _exchange(tree: SetTree, brief: Brief) -> None:
 
 
 def _shake(tree: SetTree, brief: Brief, number: int) -> None:
-    """Drop some branches at once, grow others with an eye that is a little off, then exchange."""
+    """Drop several branches at once, grow others with randomly biased gains, then improve."""
     draws = np.random.Generator(np.random.PCG64(number))
     leaves = tree.leaves
     share = draws.uniform(0.2, 1.0)
@@ -224,7 +232,7 @@ def _shake(tree: SetTree, brief: Brief, number: int) -> None:
 
 
 def steps(brief: Brief) -> Iterator[Step]:
-    """The tree after every chain, up to the brief's cost: a frontier of cost against value.
+    """Yield the tree after each added chain, up to the brief's budget: rising cost and value.
 
     Args:
         brief: with ``costs``; up to ``lattice.EXACT`` slices.
@@ -235,7 +243,7 @@ def steps(brief: Brief) -> Iterator[Step]:
 
 
 def _fill(tree: SetTree, brief: Brief) -> None:
-    """Grow until the budget is spent or nothing gains any more."""
+    """Grow until the budget is spent or no chain gains anything."""
     if brief.costs is None:
         while tree.extend_free(int(brief.budget)):
             pass

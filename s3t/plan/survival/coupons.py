@@ -1,6 +1,6 @@
-"""How long a plan lasts: the expected number of deletions it takes to exhaust it.
+"""The expected number of deletions until a plan is exhausted.
 
-Invariant: closed forms only, no simulation, and every formula with its assumptions and source.
+Invariant: closed forms only, each with its assumptions and source.
 """
 
 from __future__ import annotations

@@ -1,19 +1,20 @@
 """How many requests a plan lasts: the exact laws of its first shard's death and its exhaustion.
 
-A shard has a prefix left iff one of its first slices is untouched: a slice that opens a sequence, a
-node of stage 1. So a shard dies when all its first slices are hit, and the system is exhausted when
-those of all shards are. On the clock of ``stream``, with w_i the weight of slot i,
+A first slice is one that begins a sequence: it has a node of stage 1. A shard has a prefix left iff
+one of its first slices is not hit. So a shard dies when all its first slices are hit, and the
+system is exhausted when those of all shards are. On the clock of ``stream``, with w_i the weight of
+slot i,
 
     P(all of a set are hit by t)   F(t) = Π (1 − e^{−w_i t})
     P(exhausted by t)              F over all first slices
     P(no shard dead by t)          Π_shards (1 − F_shard(t))
 
-and ``law`` turns time into requests. Only first slices matter: isolation by layers (S3T) or by
-snapshots (SISA) lasts as long with the same sequences.
+and ``law`` turns time into requests. Only first slices matter, so isolation by layers (S3T) and by
+snapshots (SISA) last equally long with the same sequences.
 
-Equal slots have closed forms, which the tests compare with: R = Σ_{i ≤ K} Geometric(i/N), with mean
-N·H(K) and variance Σ N·(N − i)/i² (arXiv 2406.16257, section 4: a coupon collector); and for K
-slices of n samples each, deleted without repeats, (M + 1)·(1 − Π_{j ≤ K} j/(j + 1/n)).
+For equal slots there are closed forms, which the tests compare with: R = Σ_{i ≤ K} Geometric(i/N),
+with mean N·H(K) and variance Σ N·(N − i)/i² (arXiv 2406.16257, section 4: a coupon collector); and
+for K slices of n samples each, deleted without repeats, (M + 1)·(1 − Π_{j ≤ K} j/(j + 1/n)).
 """
 
 from __future__ import annotations
@@ -37,31 +38,31 @@ __all__ = ["checked_mask", "uniform_exhaustion", "until_exhausted", "until_first
 Mask = npt.NDArray[np.bool_]
 
 _BLOCK = 1 << 17
-"""Times × weights that are worked on together: 2 MiB a table."""
+"""Times × weights that are computed in one block: 2 MiB a table."""
 
 
 def uniform_exhaustion(slots: int, first_slices: int) -> RequestLaw:
-    """Requests until K of N equally likely slots are hit, with repeats.
+    """The law of the number of requests until K of N equally likely slots are hit, with repeats.
 
     Args:
         slots: N = m · L.
-        first_slices: K ≤ N; m·min(B, L) for rotations.
+        first_slices: K ≤ N; for rotations m·min(B, L).
 
     Raises:
         InputError: no slot, or more first slices than slots.
     """
     if not 0 <= first_slices <= slots or not slots:
         raise InputError(f"{first_slices} first slices of {slots} slots: expected 0 to all of them")
-    share = np.array([1 / slots])
-    return RequestLaw(_AllHit(share, np.array([float(first_slices)])), None)
+    rate = np.array([1 / slots])
+    return RequestLaw(_AllHit(rate, np.array([float(first_slices)])), None)
 
 
 def until_exhausted(stream: Stream, first: npt.ArrayLike) -> RequestLaw:
-    """Requests until no shard has a surviving prefix.
+    """The law of the number of requests until no shard has a surviving prefix.
 
     Args:
-        stream: what the requests hit.
-        first: bool [m, L], the first slices that are still untouched.
+        stream: the stream of requests.
+        first: bool [m, L], the first slices that are not hit yet.
 
     Returns:
         R; 0 if no first slice is left, infinite if one can never be hit.
@@ -74,12 +75,12 @@ def until_exhausted(stream: Stream, first: npt.ArrayLike) -> RequestLaw:
 
 
 def until_first_death(stream: Stream, first: npt.ArrayLike) -> RequestLaw:
-    """Requests until the first of the shards that still serve has no surviving prefix.
+    """The law of the number of requests until one of the shards that serve has no prefix left.
 
     Args:
-        stream: what the requests hit.
-        first: bool [m, L], the first slices that are still untouched; a shard without any is dead
-            already, and not looked at.
+        stream: the stream of requests.
+        first: bool [m, L], the first slices that are not hit yet; a shard without any is dead and
+            is left out.
 
     Returns:
         R; infinite if each shard has a first slice that can never be hit.
@@ -100,10 +101,10 @@ def until_first_death(stream: Stream, first: npt.ArrayLike) -> RequestLaw:
 
 
 def checked_mask(stream: Stream, first: npt.ArrayLike) -> Mask:
-    """``first`` as bool [m, L] of the stream.
+    """``first`` as an array of bool, [m, L].
 
     Raises:
-        InputError: another shape, or no truth values.
+        InputError: another shape or type.
     """
     mask = np.asarray(first)
     if mask.dtype != np.bool_ or mask.shape != stream.weights.shape:
@@ -116,11 +117,11 @@ def checked_mask(stream: Stream, first: npt.ArrayLike) -> Mask:
 
 @dataclass(frozen=True, eq=False)
 class _AllHit:
-    """All slots of a set are hit. Equal weights are one group.
+    """The event that all slots of a set are hit. Slots of equal weight form a group.
 
     Attributes:
-        weights: [g], distinct.
-        counts: [g], slots of each weight.
+        weights: [g], the distinct weights.
+        counts: [g], number of slots of each weight.
     """
 
     weights: Floats
@@ -162,7 +163,7 @@ class _AllHit:
 
 @dataclass(frozen=True, eq=False)
 class _AnyShard:
-    """At least one shard has all its first slices hit.
+    """The event that at least one shard has all its first slices hit.
 
     Attributes:
         shards: distinct shards, with the number of those that are alike; all certain.

@@ -1,16 +1,16 @@
-"""Drawing first hits: which slots the requests reach, in which order, and at which request.
+"""Draws first hits: the order in which slots are hit for the first time, and at which request.
 
-A slot matters once, when it is hit for the first time, so a simulation needs N draws a trial,
-however many requests it takes to reach the last slot; those in between are counted, not made.
+Only the first hit of a slot matters, so a simulation makes N draws a trial, for any number of
+requests; the requests in between are counted, not drawn.
 
     order     slots by their exponential first hits (``stream``)
     numbers   request number of each hit in that order: one more than the hit before, plus the
-              requests in between that reach slots which are hit already
-                endless   geometric: each new request is such a one with their summed rates
-                finite    binomial: of the samples left in them, those that go before the next hit
+              requests in between that reach slots which are already hit
+                endless   geometric: each request is one of them with the sum of their rates
+                finite    binomial: of the samples left in them, those deleted before the next hit
 
-Invariant: exact draws, no approximation. They depend on seed and number of trials alone: a chunk of
-trials has its own generator, whoever works on it.
+Invariant: draws are exact, and depend on seed and number of trials alone: each chunk of trials has
+its own generator, on any thread.
 """
 
 from __future__ import annotations
@@ -33,14 +33,13 @@ Sizes = list[int]
 """Trials of the blocks of a chunk."""
 
 CELLS = 1 << 15
-"""Slots × trials of a block: its tables of 8 bytes a cell stay in a core's cache, and come from
-memory that the process holds already."""
+"""Slots × trials of a block, whose tables of 8 bytes a cell fit in a core's cache."""
 
 _LEAST = 16
-"""Trials of a block of many slots."""
+"""Minimum number of trials of a block."""
 
 _BLOCKS = 4
-"""Blocks of a chunk, which share a generator and a thread; one block of many slots is enough."""
+"""Number of blocks of a chunk, which have one generator and one thread; 1 if slots are many."""
 
 Part = TypeVar("Part")
 
@@ -55,11 +54,11 @@ def in_chunks(
 ) -> Iterator[Part]:
     """``task(generator, trials of each block)`` for every chunk of the trials, in order.
 
-    numpy lets go of the interpreter inside its loops, so threads do share the work.
+    numpy releases the interpreter lock inside its loops, so threads run in parallel.
 
     Args:
         seed: from 0; each chunk gets a generator spawned from it.
-        threads: how many chunks are worked on at a time; they do not change the results.
+        threads: number of chunks computed at a time; it does not change the results.
         cells: slots × trials of a block.
 
     Raises:

@@ -1,17 +1,18 @@
-"""The exact law of a number of requests, from the law of a time.
+"""The exact law of the number of requests until an event, from the law of its time.
 
-On the clock of ``stream`` slots are independent, so the chance that an event is still to come at
-time t, S(t), is a short product. What is wanted is R, the number of requests that it takes:
+On the clock of ``stream`` slots are independent, so S(t), the probability that the event comes
+after time t, is a short product. The wanted law is that of R, the number of requests until the
+event:
 
     endless   e^{x} · S(x)                 = Σ_r  x^r / r!    · P(R > r)
     finite    (1 + y)^M · S(log(1 + y))    = Σ_r  C(M, r) y^r · P(R > r)
 
 The left sides hold for complex arguments, so P(R > r) is Cauchy's integral over a circle. Its
 radius is the saddle point of the factor before S (x = r; y = r/(M − r)). All coefficients are ≥ 0,
-hence the integrand is largest on the real axis, and nothing is lost but the factor's own √(2πr):
-inclusion–exclusion is useless beyond some 30 slices, this holds for any number. The integrand falls
-like e^{−rθ²/2}, and the trapezoidal rule over a period converges geometrically: 20 nodes do, 45 for
-small r, whatever the number of slots and requests.
+so the integrand is largest on the real axis, and precision is lost only by the factor √(2πr).
+(Inclusion–exclusion loses all precision beyond some 30 slices.) The integrand falls like
+e^{−rθ²/2}, and the trapezoidal rule over a period converges geometrically: 20 nodes are enough, 45
+for small r, for any number of slots and requests.
 
 Invariant: P(R > r) is within 1e-13 + 1e-15·√r of the truth for any rates and sizes; the tests
 compare it with exact fractions and with step-by-step recursions.
@@ -37,10 +38,10 @@ Times = npt.NDArray[Any]
 """[n], float64 or complex128."""
 
 _CUT = 80.0
-"""Nodes where the factor before S is under e^{−80} of its peak are left out."""
+"""Nodes of the integral where the factor before S is below e^{−80} of its peak are left out."""
 
 _ROWS = 1024
-"""Numbers of requests that are worked on together."""
+"""Numbers of requests that are computed in one block."""
 
 _ROUNDING = 1e-12
 
@@ -53,24 +54,25 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
 
 
 class Event(Protocol):
-    """Something that happens once certain slots are hit, at a time T of the clock."""
+    """An event that happens once certain slots are hit, at a time T of the clock."""
 
     @property
     def certain(self) -> bool:
-        """Whether it happens at all; otherwise R is infinite."""
+        """Whether the event is sure to happen; otherwise R may be infinite."""
         ...
 
     @property
     def bracket(self) -> tuple[float, float]:
-        """Times before which P(T ≤ t) is nothing (1e-18), and after which P(T > t) is (1e-20)."""
+        """Two times: before the first P(T ≤ t) is below 1e-18, after the second P(T > t) below
+        1e-20."""
         ...
 
     def pending(self, times: Times) -> Times:
-        """P(T > t), continued to complex t ≠ 0; with its relative accuracy where it is small."""
+        """P(T > t), also for complex t ≠ 0, with small relative error where it is small."""
         ...
 
     def happened(self, times: Times) -> Times:
-        """P(T ≤ t), likewise."""
+        """P(T ≤ t), also for complex t ≠ 0, with small relative error where it is small."""
         ...
 
 
@@ -79,8 +81,8 @@ class RequestLaw:
     """Law of R, the number of requests until an event.
 
     Attributes:
-        event: its law in time.
-        samples: M of a finite stream, None for an endless one.
+        event: the event, with the law of its time.
+        samples: M, number of samples of a finite stream; None for an endless one.
     """
 
     event: Event
@@ -105,7 +107,7 @@ class RequestLaw:
         return self._moments[1]
 
     def survival(self, requests: npt.ArrayLike) -> Floats:
-        """P(R > r): the event is still to come after r requests.
+        """P(R > r): the probability that the event has not happened after r requests.
 
         Args:
             requests: whole numbers r, any shape. Each costs some 20 evaluations of P(T > t).
@@ -133,32 +135,32 @@ class RequestLaw:
         found: Floats = self.event.pending(asked.ravel()).reshape(asked.shape)
         return found
 
-    def quantile(self, share: float) -> float:
-        """The smallest r with P(R ≤ r) ≥ share; inf if the event may never happen.
+    def quantile(self, probability: float) -> float:
+        """The smallest r with P(R ≤ r) ≥ probability; inf if the event may never happen.
 
         Args:
-            share: between 0 and 1.
+            probability: over 0 and below 1.
 
         Raises:
-            InputError: a share of 0, 1 or beyond.
+            InputError: another probability.
         """
-        if not 0 < share < 1:
-            raise InputError(f"share {share}: expected a number between 0 and 1")
+        if not 0 < probability < 1:
+            raise InputError(f"probability {probability}: expected a number between 0 and 1")
         if not self.event.certain:
             return math.inf
         above = self.samples or 2 * math.ceil(self.mean) + 1
-        while self.samples is None and self._is_pending(above, 1 - share):
+        while self.samples is None and self._is_pending(above, 1 - probability):
             above *= 2
         below = -1
         while above - below > 1:
             middle = (above + below) // 2
-            pending = self._is_pending(middle, 1 - share)
+            pending = self._is_pending(middle, 1 - probability)
             below, above = (middle, above) if pending else (below, middle)
         return float(above)
 
-    def _is_pending(self, requests: int, share: float) -> bool:
-        """Whether P(R > r) > share; what differs by rounding is equal."""
-        return bool(self._survival(np.array([requests]))[0] > share + _ROUNDING)
+    def _is_pending(self, requests: int, probability: float) -> bool:
+        """Whether P(R > r) > probability, up to rounding errors."""
+        return bool(self._survival(np.array([requests]))[0] > probability + _ROUNDING)
 
     def _survival(self, requests: npt.NDArray[np.int64]) -> Floats:
         """P(R > r) for r of shape [n], up to ``_ROWS``."""
@@ -176,8 +178,8 @@ class RequestLaw:
 
     def _integral(self, requests: Floats) -> Floats:
         """Cauchy's integral for 0 < r < M, [n], by the trapezoidal rule over half the circle."""
-        share = np.zeros(len(requests)) if self.samples is None else requests / self.samples
-        spread = requests * (1 - share)  # variance of the Poisson or binomial weights
+        fraction = np.zeros(len(requests)) if self.samples is None else requests / self.samples
+        spread = requests * (1 - fraction)  # variance of the Poisson or binomial weights
         # Weights 9 deviations off are under 1e-17 of the peak; 30 more for the tails of small r.
         # The factor falls like e^{−2·spread·sin²(θ/2)}, or faster.
         period = 2 * np.ceil(4.5 * np.sqrt(spread) + 15) + 1
@@ -185,7 +187,7 @@ class RequestLaw:
         last = np.minimum((period - 1) // 2, np.ceil(widest * period / (2 * np.pi)))
         node = np.arange(last.max() + 1)
         angle = np.multiply.outer(2 * np.pi / period, node)
-        log_factor, times = self._on_circle(requests[:, None], share[:, None], angle)
+        log_factor, times = self._on_circle(requests[:, None], fraction[:, None], angle)
         kept = (node <= last[:, None]) & np.isfinite(times)
         values = np.zeros(angle.shape)
         values[kept] = (np.exp(log_factor[kept]) * self.event.pending(times[kept])).real
@@ -197,7 +199,7 @@ class RequestLaw:
         return found
 
     def _on_circle(
-        self, requests: Floats, share: Floats, angle: Floats
+        self, requests: Floats, fraction: Floats, angle: Floats
     ) -> tuple[npt.NDArray[np.complex128], npt.NDArray[np.complex128]]:
         """Logarithm of the factor before S relative to its peak, less irθ; and the times of S."""
         fall = np.sin(angle / 2) ** 2
@@ -206,10 +208,10 @@ class RequestLaw:
             return log_factor, requests * np.exp(1j * angle)
         # 1 + y = (1 − x + x·e^{iθ}) / (1 − x), with x = r/M
         with np.errstate(divide="ignore"):
-            size = np.log1p(-4 * share * (1 - share) * fall) / 2
-        turn = np.arctan2(share * np.sin(angle), 1 - share + share * np.cos(angle))
+            size = np.log1p(-4 * fraction * (1 - fraction) * fall) / 2
+        turn = np.arctan2(fraction * np.sin(angle), 1 - fraction + fraction * np.cos(angle))
         log_factor = self.samples * size + 1j * (self.samples * turn - requests * angle)
-        return log_factor, size - np.log1p(-share) + 1j * turn
+        return log_factor, size - np.log1p(-fraction) + 1j * turn
 
     @cached_property
     def _moments(self) -> tuple[float, float]:

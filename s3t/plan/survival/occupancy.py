@@ -1,10 +1,10 @@
-"""How many slices of a shard are untouched, if all slots are hit alike: no law over sets needed.
+"""The number of a shard's slices that are not hit, if all slots are hit with equal probability.
 
     P(a given set of s slices is untouched after r requests) = (1 − s/N)^r
     P(exactly j are) = C(L, j)·Σ_i (−1)^i·C(L − j, i)·P(a given j + i are)
 
-Given their number every set of untouched slices is as likely, so numbers say all there is to say.
-Along a horizon the powers become the sum of a geometric series, however long it is.
+Given the number, every set of untouched slices is equally likely, so the law of the number is
+enough. The mean along a horizon is a geometric series, so it costs the same for any length.
 
 Invariant: requests are counted, with repeats; nothing is simulated. Rounding is below 1e-9 up to
 ``SLICES`` slices; beyond, the alternating sum loses too much.

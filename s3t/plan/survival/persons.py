@@ -1,4 +1,4 @@
-"""Requests of persons who are not all equally likely to ask, each at most once.
+"""Deletion requests of persons with different rates, at most one a person.
 
     person of slice c asks after an exponential time of rate w_c, all independently
 
@@ -7,9 +7,10 @@ proportion to w; with equal weights it is the finite ``stream``. A slot of n per
 after an exponential time of rate n·w, a shard dies with the last of its living first slices, the
 system with the last shard.
 
-Invariant: no draw is approximate. Drawn are the first hits of the living first slices; the requests
-by then are those first ones, and binomial numbers of all other persons, whose clocks do not depend
-on them: n − 1 since the first hit of a living slice, n since the start anywhere else.
+Invariant: draws are exact. The first hits of the living first slices are drawn. The number of
+requests by then is the number of those hits plus a binomial number of all other persons, whose
+times do not depend on them: n − 1 since the first hit of a living slice, n since the start in other
+slots.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ Counts = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 _CELLS = 1 << 16
-"""First slices × trials that are drawn together: their tables stay in a core's cache."""
+"""First slices × trials of a block, whose tables fit in a core's cache."""
 
 
 def simulate_deaths(
     left: Counts, living: Mask, weights: Floats, trials: int, *, seed: int
 ) -> Floats:
-    """Requests until the first living shard dies, and until none lives.
+    """Simulate the number of requests until a living shard dies, and until none lives.
 
     Args:
-        left: [m, L], persons who are still there.
-        living: [m, L], first slices that are untouched; at least one.
+        left: [m, L], number of persons left in each slot.
+        living: bool [m, L], first slices whose node is alive; at least one.
         weights: [L], rate of a person of each slice.
-        trials: independent streams.
-        seed: from 0.
+        trials: number of independent streams.
+        seed: seed of the draws, from 0.
 
     Returns:
         [2, trials], the rows in this order; inf where it never comes.
@@ -64,11 +65,11 @@ def simulate_deaths(
 
 
 def median_requests(left: Counts, living: Mask, weights: Floats) -> Floats:
-    """Median number of requests until each shard dies, right to about one request.
+    """Median number of requests until each shard dies, to about one request, [m].
 
     The median time t is exact: Π (1 − e^{−n·w·t}) = ½ over the shard's living first slices. The
-    number of requests is the one expected given that the shard dies at t. It scatters evenly about
-    that, hence the median.
+    result is the expected number of requests given that the shard dies at t, which is close to the
+    median since the number is spread evenly about it.
 
     Args:
         left, living, weights: as ``simulate_deaths``.

@@ -1,13 +1,13 @@
-"""Monte Carlo of what serves along the requests: the longest surviving prefixes of all shards.
+"""Monte Carlo of the longest surviving prefixes of all shards after 0, 1, … R requests.
 
     order of first hits ──► longest prefix after each hit ──► mean and variance after r = 0 … R
                             tables      any tree, up to 16 slices: a look-up by untouched set
                             sequences   any number of slices and sequences: positions, and their
                                         running minimum along the hits of a shard
 
-What serves changes with first hits only, so a trial has N steps at most, however many requests they
-take. A request number is needed for each step; but where all slots are alike it does not depend on
-the order, and its exact law (an occupancy) is used in place of draws, which takes its noise away.
+Prefixes change only at first hits, so a trial has at most N steps, for any number of requests. Each
+step needs its request number. Where all slots are alike that does not depend on the order, and its
+exact law (an occupancy) replaces draws, which removes their noise.
 
 Several plans are followed over the same hits. Their sums are lanes of one 64-bit word: eight plans
 to a word while m · L ≤ 255, four beyond.
@@ -35,24 +35,24 @@ Lanes = npt.NDArray[Any]
 """Unsigned integers; sums of lengths over the shards."""
 
 TABLE_LIMIT = 16
-"""Most slices for tables: beyond, they leave the cache."""
+"""Maximum number of slices for tables; larger ones do not fit in the cache."""
 
 _CELLS = 1 << 17
 _OCCUPANCY_CELLS = 1 << 22
-"""Slots × requests up to which the occupancy's law is written out."""
+"""Maximum of slots × requests for which the law of the occupancy is tabulated."""
 
 _ROWS = 512
-"""Shards whose positions are followed together."""
+"""Number of shards whose positions are computed in one block."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectories:
-    """Served slices, the sum over shards of the longest surviving prefix, along the requests.
+    """Served slices after 0, 1, …, R requests: the sum over shards of the longest surviving prefix.
 
     Attributes:
-        mean: [plans, R + 1], after 0, 1, …, R requests.
+        mean: [plans, R + 1].
         variance: [plans, R + 1], of one trial.
-        trials: independent repetitions.
+        trials: number of independent trials.
     """
 
     mean: Floats

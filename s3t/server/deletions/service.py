@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from s3t.config.aggregation import ServeConfig
+from s3t.config.serve import ServeConfig
 from s3t.errors import InputError, S3TError, UnknownSampleError
 from s3t.ledger import Job, Signer
 from s3t.server.deletions.callbacks import Callbacks, Hosts, Seal

@@ -27,7 +27,7 @@ from fastapi.security.base import SecurityBase
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from s3t.config.aggregation import ServeConfig
+from s3t.config.serve import ServeConfig
 from s3t.server.http.problems import Problem
 from s3t.server.security.bodies import StrictRoute
 from s3t.server.security.rates import Buckets, Refusals

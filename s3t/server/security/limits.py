@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from s3t.config.aggregation import ServeConfig
+from s3t.config.serve import ServeConfig
 from s3t.server.http.problems import Problem
 
 __all__ = ["LimitMiddleware"]

@@ -25,7 +25,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from s3t.config.aggregation import ServeConfig
+from s3t.config.serve import ServeConfig
 from s3t.errors import InputError, UnavailableError
 from s3t.store import held_folder, write_durably
 

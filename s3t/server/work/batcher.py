@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
 
-from s3t.config.aggregation import ServeConfig
+from s3t.config.serve import ServeConfig
 from s3t.errors import ExhaustedError, IntegrityError, UnavailableError
 from s3t.server.http.problems import Problem
 from s3t.server.metrics import Metrics

@@ -28,7 +28,7 @@ from s3t.model.base import Base
 from s3t.model.head import BIAS, WEIGHT, classify, language_logits
 from s3t.model.inputs.encoders import Encoded, padded_lengths
 from s3t.model.prototypes import Prototypes
-from s3t.serving.ensemble.members import Member, aggregate, averaged
+from s3t.serving.ensemble.members import METHODS, WEIGHTS, Member, aggregate, averaged
 from s3t.serving.ensemble.prompts import Prompted
 from s3t.serving.ensemble.routing import Router, Trunk
 from s3t.serving.ensemble.stack import Branches
@@ -68,10 +68,9 @@ class Ensemble:
         base: the frozen base.
         members: one per shard that has a prefix; at least one.
         scale: alpha / rank.
-        method: ``mean-probabilities``, ``mean-logits``, ``vote``, or ``mean-adapters``: one
-            adapter and head, averaged over the members; ``route``: the member whose shard's
-            prototype is nearest to the row.
-        weights: ``uniform``, or ``data`` for weights by samples seen.
+        method: a name in ``METHODS``; ``mean-adapters`` is one adapter and head, averaged over the
+            members; ``route`` is the member whose shard's prototype is nearest to the row.
+        weights: a name in ``WEIGHTS``.
         before: the ensemble of the view before, to take over what has not changed.
         prototypes: of all shards, for ``route``.
     """
@@ -89,19 +88,18 @@ class Ensemble:
         self.shards = tuple(sorted(member.shard for member in members))
         # those with the longest prefixes branch off the trunk first
         members = sorted(members, key=lambda member: (member.lowest, member.shard))
-        seen = [member.samples if weights == "data" else 1 for member in members]
+        seen = [WEIGHTS[weights](member) for member in members]
         shares = torch.tensor(seen, dtype=torch.float32) / sum(seen)
         if method == "mean-adapters":
             members, shares = [averaged(members, shares.tolist(), base.targets)], torch.ones(1)
-            method = "mean-probabilities"  # of one
         self._lowest = [member.lowest for member in members]
         self._router: Router | None = None
         if method == "route":
             assert prototypes is not None
             shards = [member.shard for member in members]
             self._router = Router(base, prototypes, shards, self._lowest)
-            shares, method = torch.ones(1), "mean-probabilities"  # of one
-        self._base, self._method, self._shares = base, method, shares.to(base.device)
+            shares = torch.ones(1)
+        self._base, self._combine, self._shares = base, METHODS[method], shares.to(base.device)
         tensors = [member.tensors for member in members]
         known = None if before is None else before._branches
         self._branches: Branches = Branches(base, self._lowest, tensors, scale, known)
@@ -219,11 +217,11 @@ class Ensemble:
     def _begun(self, steps: Steps, members: range, rows: Encoded, room: int) -> Decoding:
         """Texts that some members continue."""
         assert rows.mask is not None
-        method, shares, count = self._method, self._shares, len(members)
+        mix, shares, count = self._combine, self._shares, len(members)
 
         def combine(logits: Tensor) -> Tensor:  # no part of it may hold this ensemble
             apart = logits.view(count, -1, *logits.shape[1:])
-            return aggregate(apart, shares, method).cpu().squeeze(1)
+            return mix(apart, shares).cpu().squeeze(1)
 
         lowest, lengths = [self._lowest[member] for member in members], rows.mask.sum(dim=1)
         found = Decoding(steps, self._branches, lowest, combine, lengths, room, first=members.start)
@@ -231,7 +229,7 @@ class Ensemble:
         return found
 
     def _aggregate(self, logits: Tensor) -> Tensor:
-        return aggregate(logits, self._shares, self._method).cpu()
+        return self._combine(logits, self._shares).cpu()
 
     @property
     def _vocabulary(self) -> int:

@@ -8,7 +8,7 @@ Invariant: a member holds the tensors of its own lineage and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from s3t.model.adapters.lora import Target
 from s3t.model.head import BIAS, WEIGHT
 
-__all__ = ["Member", "aggregate", "averaged"]
+__all__ = ["METHODS", "WEIGHTS", "Member", "aggregate", "averaged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Member:
 
 
 def averaged(
-    members: Sequence[Member], shares: Sequence[float], targets: Sequence[Target]
+    members: Sequence[Member], weights: Sequence[float], targets: Sequence[Target]
 ) -> Member:
     """One member whose adapters and head are the average of the members'.
 
@@ -47,21 +47,58 @@ def averaged(
 
     Args:
         members: of one base.
-        shares: their weights, summing to 1.
+        weights: [S], summing to 1.
         targets: all adapted maps of the base.
     """
     tensors: dict[str, Tensor] = {}
     for target in targets:
-        held = [(m, w) for m, w in zip(members, shares, strict=True) if m.lowest <= target.layer]
+        held = [(m, w) for m, w in zip(members, weights, strict=True) if m.lowest <= target.layer]
         if held:
             tensors[target.a] = torch.cat([m.tensors[target.a] for m, _ in held])
             tensors[target.b] = torch.cat([m.tensors[target.b] * w for m, w in held], dim=1)
     for name in (WEIGHT, BIAS):
         if name in members[0].tensors:
             each = torch.stack([member.tensors[name] for member in members])
-            tensors[name] = torch.einsum("s,s...->...", torch.tensor(shares).to(each), each)
+            tensors[name] = torch.einsum("s,s...->...", torch.tensor(weights).to(each), each)
     lowest = min(member.lowest for member in members)
     return Member(members[0].shard, lowest, tensors, sum(member.samples for member in members))
+
+
+def mean_probabilities(logits: Tensor, weights: Tensor) -> Tensor:
+    """Σ w·softmax of the logits. Arguments and result as in ``aggregate``."""
+    weights = _beside(logits, weights)
+    if _of_tokens(logits):
+        return (logits.log_softmax(dim=-1) + weights.log()).logsumexp(dim=0)
+    return (logits.softmax(dim=-1) * weights).sum(dim=0)
+
+
+def mean_logits(logits: Tensor, weights: Tensor) -> Tensor:
+    """Softmax of Σ w·logits. Arguments and result as in ``aggregate``."""
+    mean = (logits * _beside(logits, weights)).sum(dim=0)
+    return mean.log_softmax(dim=-1) if _of_tokens(logits) else mean.softmax(dim=-1)
+
+
+def vote(logits: Tensor, weights: Tensor) -> Tensor:
+    """Sum of the weights of the members whose likeliest class this is, [n, C]. Not for tokens."""
+    votes = torch.zeros_like(logits).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
+    return (votes * _beside(logits, weights)).sum(dim=0)
+
+
+METHODS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mean-probabilities": mean_probabilities,
+    "mean-logits": mean_logits,
+    "vote": vote,
+    "mean-adapters": mean_probabilities,  # of one member, see ``averaged``
+    "route": mean_probabilities,  # of one member, the one that the router chooses
+}
+"""How logits are combined, by ``aggregation.method``; a test holds names and config equal."""
+
+
+WEIGHTS: Mapping[str, Callable[[Member], int]] = {
+    "uniform": lambda member: 1,
+    "data": lambda member: member.samples,
+}
+"""What a member counts for, before all sum to 1, by ``aggregation.weights``; held equal too."""
 
 
 def aggregate(logits: Tensor, weights: Tensor, method: str) -> Tensor:
@@ -70,21 +107,21 @@ def aggregate(logits: Tensor, weights: Tensor, method: str) -> Tensor:
     Args:
         logits: [S, n, C], or [S, n, T, V] of a language model.
         weights: [S], summing to 1.
-        method: ``mean-probabilities``: Σ w·softmax; ``mean-logits``: softmax of Σ w·logits;
-            ``vote``: share of the weight whose argmax is the class.
+        method: a name in ``METHODS``.
 
     Returns:
         probabilities [n, C], or log probabilities [n, T, V].
+
+    Raises:
+        KeyError: an unknown method.
     """
-    shape = (-1,) + (1,) * (logits.ndim - 1)
-    weights = weights.view(shape)
-    language = logits.ndim == 4
-    if method == "mean-logits":
-        mean = (logits * weights).sum(dim=0)
-        return mean.log_softmax(dim=-1) if language else mean.softmax(dim=-1)
-    if method == "vote":
-        votes = torch.zeros_like(logits).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
-        return (votes * weights).sum(dim=0)
-    if language:
-        return (logits.log_softmax(dim=-1) + weights.log()).logsumexp(dim=0)
-    return (logits.softmax(dim=-1) * weights).sum(dim=0)
+    return METHODS[method](logits, weights)
+
+
+def _beside(logits: Tensor, weights: Tensor) -> Tensor:
+    """Weights [S] in as many dimensions as the logits have, [S, 1, …]."""
+    return weights.view((-1,) + (1,) * (logits.ndim - 1))
+
+
+def _of_tokens(logits: Tensor) -> bool:
+    return logits.ndim == 4

@@ -135,7 +135,7 @@ def prepare(
     plan = drafted.plan(base, digest_of(head), here)
     with run.ledger(create=True) as ledger:
         _refuse_other(ledger, plan)
-        ledger.register(drafted.partition.places(), without=without)
+        ledger.register(drafted.partition.slots(), without=without)
         kept = public_head_of(run, base)
         ledger.plans.put_in_force(ledger.plans.propose(plan.digest, 0, digest_of(kept)))
     write_durably(run.plan_path, plan.to_json().encode())
@@ -183,7 +183,7 @@ def open_material(run: RunDir, device: torch.device, group: Group | None = None)
             known = known_clusters(config, ledger)
             private = clustered(private, prototypes, base, encoder, known)
             whole = placed(config, private.samples, plan.shards)
-            ledger.register(whole.places())
+            ledger.register(whole.slots())
     _prove_slices(whole, plan, hits)
     if group is not None and spreads:
         base.spread(group.mesh)

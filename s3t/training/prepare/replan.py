@@ -83,9 +83,9 @@ def renew(run: RunDir, device: torch.device, renewal: Renewal) -> int:
             write_durably(run.config_path, dump_config(config).encode())
         added = 0
         if renewal.add:
-            added = ledger.add(drafted.partition.places())
+            added = ledger.add(drafted.partition.slots())
         else:
-            ledger.register(drafted.partition.places())  # proves that nothing else has changed
+            ledger.register(drafted.partition.slots())  # proves that nothing else has changed
         now = run.plans.find(lambda: ledger.state().plan)
         run.plans.settle(now, ledger.plans.newest().plan)
         base = drafted.base.to(device)

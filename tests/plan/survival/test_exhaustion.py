@@ -96,7 +96,7 @@ def test_a_large_system() -> None:
     assert far[0] == pytest.approx(slots * (1 - 1 / slots) ** 2_000_000, rel=1e-6)  # union bound
 
 
-@pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
+@pytest.mark.parametrize("probability", [0.05, 0.5, 0.95])
 @pytest.mark.parametrize(
     "law",
     [
@@ -104,9 +104,9 @@ def test_a_large_system() -> None:
         until_exhausted(finite([[9, 1], [4, 7]]), np.ones((2, 2), dtype=bool)),
     ],
 )
-def test_quantiles_are_where_the_law_says(law: RequestLaw, share: float) -> None:
-    at = int(law.quantile(share))
-    assert law.survival(at) <= 1 - share < law.survival(at - 1)
+def test_quantiles_are_where_the_law_says(law: RequestLaw, probability: float) -> None:
+    at = int(law.quantile(probability))
+    assert law.survival(at) <= 1 - probability < law.survival(at - 1)
 
 
 def test_quantiles_where_the_law_meets_the_share() -> None:
@@ -341,7 +341,7 @@ def test_what_else_is_refused() -> None:
     with pytest.raises(InputError, match="whole numbers"):
         uniform_exhaustion(3, 3).survival(1.5)
     for share in (0, 1, -0.1, math.nan):
-        with pytest.raises(InputError, match="share"):
+        with pytest.raises(InputError, match="probability"):
             uniform_exhaustion(3, 3).quantile(share)
 
 

@@ -1,11 +1,11 @@
-"""The books are made: one pass over all samples, those there and those purged.
+"""Reads a ledger into ``LedgerFacts``: one pass over all samples, purged ones included.
 
-    samples ───┐                   ┌─► slots: who is left, digest, counts, first and last hit
-    forgotten ─┼──one pass, by id──┼─► places that do not follow from the sample itself
-    log ───────┘                   └─► marks that no receipt speaks of, receipts without a mark
+    samples ───┐                   ┌─► each slot: samples left, digest, counts, first and last hit
+    purged ────┼──one pass, by id──┼─► samples whose slot does not follow from themselves
+    log ───────┘                   └─► deleted rows without a receipt, receipts without a row
 
-Invariant: memory grows with persons and deletions, not with samples; the digest of a slice is built
-up row by row.
+Invariant: memory grows with persons and deletions, not with samples. The digest of a slice is
+computed row by row.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-import s3t.data.partition as places
-from s3t.audit.ledger_facts import Books, LogEntry
+from s3t.audit.ledger_facts import LedgerFacts, LogEntry
 from s3t.config import PartitionConfig
+from s3t.data.partition import slot_of, tier_slices
 from s3t.ledger import Evidence, Ledger, Witnessed
 from s3t.types import Digest, NodeKey, Sample, SampleId, Slot, Subject
 
-__all__ = ["read_books"]
+__all__ = ["read_facts"]
 
 # Made once: a pass encodes every sample.
 _ITEM = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
@@ -31,22 +31,23 @@ _LINE = json.JSONEncoder()
 """Rows of the digests of all samples and of purged ones, see ``ledger.registry``, ``purging``."""
 
 
-def read_books(ledger: Ledger, shape: PartitionConfig | None) -> Books:
-    """Read a ledger whole, its tables at one moment.
+def read_facts(ledger: Ledger, shape: PartitionConfig | None) -> LedgerFacts:
+    """Read all tables of a ledger in one transaction.
 
     Args:
-        ledger: opened.
-        shape: of the run's config, to look at places; None leaves that out.
+        ledger: the ledger, open.
+        shape: ``partition`` of the run's config, by which the slot of each sample is computed;
+            None leaves that out.
     """
     faults = ledger.faults()
     with ledger.evidence() as evidence:
-        books = _read(ledger, faults, evidence)
-        _Pass(books, evidence, shape).go()
-    return books
+        facts = _read(ledger, faults, evidence)
+        _Pass(facts, evidence, shape).go()
+    return facts
 
 
-def _read(ledger: Ledger, faults: list[str], evidence: Evidence) -> Books:
-    return Books(
+def _read(ledger: Ledger, faults: list[str], evidence: Evidence) -> LedgerFacts:
+    return LedgerFacts(
         database=ledger.database,
         faults=faults,
         acknowledged=ledger.acknowledged,
@@ -80,93 +81,96 @@ class _Lines:
 
 
 class _Pass:
-    """The one pass over all samples, those there and those purged."""
+    """The pass over all samples: first the hashes of purged ones, then the rows by id."""
 
-    def __init__(self, books: Books, evidence: Evidence, shape: PartitionConfig | None) -> None:
-        self.books, self.evidence, self.shape = books, evidence, shape
-        self._plan_view = books.plan_view
+    def __init__(
+        self, facts: LedgerFacts, evidence: Evidence, shape: PartitionConfig | None
+    ) -> None:
+        self.facts, self.evidence, self.shape = facts, evidence, shape
+        self._plan_view = facts.plan_view
         self._left: dict[Slot, _Lines] = defaultdict(_Lines)
         self._planned: dict[Slot, _Lines] = defaultdict(_Lines)
         self._people: dict[Slot, set[str]] = defaultdict(set)
         self._people_left: dict[Slot, set[str]] = defaultdict(set)
         self._receipts = {
             name: int(entry.body["view"])
-            for entry in books.of_kind("deletion")
+            for entry in facts.of_kind("deletion")
             for name in entry.body.get("deleted", ())
         }
         self._copies = {row.content: int(row.samples_left) for row in evidence.copies()}
         self._counted: Counter[str] = Counter()
         self._all = hashlib.sha256()
-        self._tiers = () if shape is None else places.tier_slices(shape)
+        self._tiers = () if shape is None else tier_slices(shape)
 
     def go(self) -> None:
         gone_since = {(row.shard, row.slice) for row in self._purged()}
         for row in self.evidence.samples():
             self._sample(row)
-        books = self.books
-        for slot, book in books.reckoned.items():
-            book.digest = self._left[slot].digest()
-            book.planned_digest = None if slot in gone_since else self._planned[slot].digest()
-            book.persons += len(self._people[slot])
-            book.persons_left += len(self._people_left[slot])
-        books.samples_digest = Digest(self._all.hexdigest())
+        facts = self.facts
+        for slot, counts in facts.recounted.items():
+            counts.digest = self._left[slot].digest()
+            counts.planned_digest = None if slot in gone_since else self._planned[slot].digest()
+            counts.persons += len(self._people[slot])
+            counts.persons_left += len(self._people_left[slot])
+        facts.samples_digest = Digest(self._all.hexdigest())
         several = dict(self.evidence.repeated())
         for content in sorted({*several, *self._copies}):
             left = several.get(content, self._counted[content])
             if self._copies.get(content) != left:
-                books.wrong_copies.append(content)
+                facts.wrong_copies.append(content)
 
     def _purged(self) -> Iterator[Any]:
         """Count purged samples; yields those that were deleted after the plan."""
-        books, total = self.books, hashlib.sha256()
+        facts, total = self.facts, hashlib.sha256()
         for row in self.evidence.forgotten():
             total.update((_LINE.encode(list(row)) + "\n").encode())
-            books.left_behind = Digest(total.hexdigest())
+            facts.purged_digest = Digest(total.hexdigest())
             if row.shard < 0:  # kept out from the start, never registered here
                 continue
-            book = books.reckoned[row.shard, row.slice]
-            book.samples += 1
-            books.purged += 1
-            books.told[row.view] += 1
-            self._struck(row.shard, row.slice, row.view)
+            counts = facts.recounted[row.shard, row.slice]
+            counts.samples += 1
+            facts.purged += 1
+            facts.confirmed[row.view] += 1
+            self._hit(row.shard, row.slice, row.view)
             self._person((row.shard, row.slice), row.subject, left=False)
             if row.view > self._plan_view:
                 yield row
 
     def _sample(self, row: Any) -> None:
         slot, view = (row.shard, row.slice), row.deleted_view
-        book, text = self.books.reckoned[slot], _ITEM.encode([row.sample_id, row.content])
-        book.samples += 1
+        counts, text = self.facts.recounted[slot], _ITEM.encode([row.sample_id, row.content])
+        counts.samples += 1
         self._all.update(f"{_LINE.encode(list(row)[:5])}, ".encode())
         subject = row.subject
-        if subject is not None and self.books.purged:  # of whom persons are known by hashes
+        if subject is not None and self.facts.purged:  # of whom persons are known by hashes
             subject = self.evidence.hashed(subject)
         self._person(slot, subject, left=view is None)
         if view is None:
-            book.left += 1
+            counts.left += 1
             self._left[slot].add(text)
             if row.content in self._copies:
                 self._counted[row.content] += 1
         if view is None or view > self._plan_view:
-            book.planned += 1
+            counts.planned += 1
             self._planned[slot].add(text)
-        self._place(row, slot)
+        self._compare_slot(row, slot)
         self._mark(row, slot, view)
 
     def _person(self, slot: Slot, subject: str | None, left: bool) -> None:
-        book = self.books.reckoned[slot]
+        counts = self.facts.recounted[slot]
         if subject is None:
-            book.persons += 1
-            book.persons_left += left
+            counts.persons += 1
+            counts.persons_left += left
         else:
             self._people[slot].add(subject)
             if left:
                 self._people_left[slot].add(subject)
 
-    def _place(self, row: Any, slot: Slot) -> None:
-        """Whether a place follows from subject or content, and the tier that owns the slice.
+    def _compare_slot(self, row: Any, slot: Slot) -> None:
+        """Note a sample whose slot is not the one that its subject or content gives.
 
-        Of a cluster the rows of the ledger say nothing (``likeness``): then the slice does.
+        The tier is the one that owns the slice. With clusters only the slice is compared: the rows
+        of the ledger do not say which shard a sample is nearest to (``claims/clusters.py``).
         """
         shape = self.shape
         if shape is None:
@@ -179,30 +183,29 @@ class _Pass:
         subject = None if row.subject is None else Subject(row.subject)
         cluster = None if shape.clusters is None else int(row.shard)
         sample = Sample(SampleId(row.sample_id), subject, Digest(row.content), tier, cluster)
-        found = places.place(sample, shape.shards, shape.slices, shape.salt, self._tiers)
-        if (found.shard, found.slice) != slot:
-            self.books.misplaced.append(sample.id)
+        if slot_of(sample, shape.shards, shape.slices, shape.salt, self._tiers) != slot:
+            self.facts.misplaced.append(sample.id)
 
     def _mark(self, row: Any, slot: Slot, view: int | None) -> None:
-        """Whether mark and receipts agree about a sample."""
-        books = self.books
+        """Compare the deletion mark of a row with the receipts."""
+        facts = self.facts
         if view is not None:
-            books.reckoned[slot].marked[view] += 1
-            self._struck(*slot, view)
+            facts.recounted[slot].marked[view] += 1
+            self._hit(*slot, view)
         if not self._receipts and view is None:
             return
         name = self.evidence.keyed(row.sample_id)
         if view is None and name in self._receipts:
-            books.restored.append((name, slot))
-            self._struck(*slot, self._receipts[name])  # it is deleted, whatever its mark says
+            facts.restored.append((name, slot))
+            self._hit(*slot, self._receipts[name])  # it is deleted, whatever its mark says
         elif view is not None and self._receipts.get(name) != view:
-            books.unreceipted.append((slot, view))
+            facts.unreceipted.append((slot, view))
         elif view is not None:
-            books.told[view] += 1
+            facts.confirmed[view] += 1
 
-    def _struck(self, shard: int, part: int, view: int) -> None:
-        self.books.struck[view].add((shard, part))
-        self.books.reckoned[shard, part].hit(view, self._plan_view)
+    def _hit(self, shard: int, part: int, view: int) -> None:
+        self.facts.slots_hit[view].add((shard, part))
+        self.facts.recounted[shard, part].hit(view, self._plan_view)
 
 
 def _counters(row: Any) -> tuple[int, int, int, int]:
