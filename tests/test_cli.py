@@ -659,7 +659,7 @@ def test_a_name_is_what_the_data_say(name: str, what: str, odd: Path, here: Path
         (here / "plain.txt").write_bytes(f"\ufeff{name}\r\n\n".encode())
         ways.append([f"--{what}-file", "plain.txt"])
     with RunDir.existing(odd).ledger() as ledger:
-        expected = [ledger.keyed(name)]
+        expected = [ledger.deleted.keyed(name)]
     for way in ways:
         said = s3t("deactivate", odd, *way, "--dry-run", "--json")
         assert json.loads(said.out)["deleted"] == expected, way
@@ -682,7 +682,7 @@ def test_names_come_from_options_and_files(digits_run: Path, here: Path, s3t: Ru
     more = ["--ids", listed[0], "--ids", listed[2], "--ids-file", "ids.txt"]
     said = s3t("deactivate", digits_run, *more, "--json")
     with RunDir.existing(digits_run).ledger() as ledger:
-        expected = sorted(ledger.keyed(listed[number]) for number in (0, 2, 4, 5))
+        expected = sorted(ledger.deleted.keyed(listed[number]) for number in (0, 2, 4, 5))
     assert json.loads(said.out)["deleted"] == expected
 
 

@@ -34,7 +34,7 @@ from benchmarks.environment import table
 from benchmarks.reports import Report
 from s3t.errors import S3TError
 from s3t.run import RunDir
-from s3t.run.deletion import Forgetting
+from s3t.run.opened import OpenRun
 from s3t.run.purge import purge
 
 __all__ = ["run"]
@@ -105,7 +105,7 @@ def _script(run: RunDir, tell: Callable[[str], None]) -> None:
             elif step == "train":
                 train_again(run)
             else:
-                forgetting = Forgetting(run)
+                forgetting = OpenRun(run)
                 try:
                     forgetting.delete([step], [], f"step {number}", dry_run=False)
                     tell(f"deleted {step}")
@@ -124,7 +124,7 @@ def _held(run: RunDir, acknowledged: list[str], purged: list[str]) -> list[str]:
         elif step == "purge":
             purge(run)
         else:
-            forgetting = Forgetting(run)
+            forgetting = OpenRun(run)
             forgetting.delete([step], [], f"step {number}", dry_run=False)
             forgetting.close()
     everyone = [step for step in _SCRIPT if step.startswith("s0")]

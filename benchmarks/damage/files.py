@@ -261,9 +261,9 @@ def _(victim: Victim) -> str:
     one = victim.sql(
         "SELECT sample_id FROM samples WHERE shard = 1 AND slice = 0 AND deleted_view IS NULL"
     )[0][0]
-    from s3t.run.deletion import Forgetting
+    from s3t.run.opened import OpenRun
 
-    forgetting = Forgetting(victim.run)
+    forgetting = OpenRun(victim.run)
     dead = forgetting.delete([one], [], "third", dry_run=False).nodes_dead
     forgetting.close()
     return f"{dead[0]} died at view 3 and awaits a purge"

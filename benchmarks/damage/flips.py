@@ -32,7 +32,7 @@ from benchmarks.damage.victim import HIT, Victim, make_victim
 from benchmarks.environment import table
 from benchmarks.reports import Report
 from s3t.run import RunDir
-from s3t.run.deletion import Forgetting
+from s3t.run.opened import OpenRun
 
 __all__ = ["Flip", "chosen", "flipped", "run", "states_of"]
 
@@ -76,7 +76,7 @@ def states_of(victim: Victim) -> dict[str, State]:
     living, *_ = (one.sample_id for one in _left(victim.run))
     rest = State(_contents(victim.root), {"third": third}, living)
     used = victim.copy(victim.root.with_name("used"))
-    forgetting = Forgetting(used.run)
+    forgetting = OpenRun(used.run)
     try:  # open, so that what it commits stays in the write-ahead log
         ids = [one.sample_id for one in _left(used.run)][:2]
         for number, one in enumerate(ids):

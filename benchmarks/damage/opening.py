@@ -28,7 +28,7 @@ from s3t.errors import S3TError
 from s3t.ledger import Ledger
 from s3t.model.head import read_public_head
 from s3t.run import RunDir
-from s3t.run.deletion import Forgetting
+from s3t.run.opened import OpenRun
 from s3t.run.plans import plan_in
 from s3t.serving.predictor import Answering
 from s3t.store import tensors_digest
@@ -154,14 +154,14 @@ class Opening:
         run = self._run(name)
         if name == run.head_path.name:  # by a service whose config falls back on the base
             read_public_head(run.head_path, self._base)
-        forgetting = Forgetting(run)
+        forgetting = OpenRun(run)
         try:
             return self._seen(name, run, forgetting)
         finally:
             if forgetting.ledger is not self._ledger:
                 forgetting.close()
 
-    def _seen(self, name: str, run: _Run, forgetting: Forgetting) -> Seen:
+    def _seen(self, name: str, run: _Run, forgetting: OpenRun) -> Seen:
         ledger, plan = forgetting.ledger, forgetting.plan
         if ledger is not self._ledger or not self._sound:
             forgetting.prove_ledger()
@@ -190,7 +190,7 @@ class Opening:
             dead=frozenset(str(node.key) for node, state in survey if state == "dead"),
         )
 
-    def _content(self, name: str, run: _Run, ledger: Ledger, forgetting: Forgetting) -> Any:
+    def _content(self, name: str, run: _Run, ledger: Ledger, forgetting: OpenRun) -> Any:
         if name in LEDGER_FILES:
             with ledger.evidence() as rows:
                 tables = (rows.values, rows.log, rows.requests, rows.slots, rows.nodes,
@@ -202,7 +202,7 @@ class Opening:
             return forgetting.plan.to_json()
         return (self._root / name).read_bytes()
 
-    def _check_recipe(self, forgetting: Forgetting) -> None:
+    def _check_recipe(self, forgetting: OpenRun) -> None:
         """As a service that has loaded its base; here once, with the sound config."""
         config = forgetting.config
         if self._model is None:

@@ -23,7 +23,7 @@ from s3t.ledger import link
 from s3t.ledger.log.chain import canonical
 from s3t.plan import Plan
 from s3t.run import RunDir
-from s3t.run.deletion import Forgetting
+from s3t.run.opened import OpenRun
 from s3t.run.purge import purge
 from s3t.training.work.train import train
 from s3t.types import NodeKey, Slot
@@ -213,7 +213,7 @@ def _reread_schema(connection: sqlite3.Connection) -> None:
 def _delete(run: RunDir, request: str) -> str:
     with run.ledger() as ledger:
         entry = next(iter(ledger.samples(slot=HIT, deleted=False)))
-    forgetting = Forgetting(run)
+    forgetting = OpenRun(run)
     try:
         forgetting.delete([entry.sample_id], [], request, dry_run=False)
     finally:

@@ -124,13 +124,13 @@ def receipt(
 ) -> None:
     """Show the receipt of a deletion, as the log of the run holds it."""
     from s3t.run import RunDir
-    from s3t.serving.replica import receipt as stored_receipt
+    from s3t.serving.effective import stored_receipt
 
     opened = RunDir.existing(run)
     with opened.ledger() as ledger:
         found = stored_receipt(ledger, request_id, opened.tell_store)
     if as_json:
-        print_json(found)
+        print_json(found.to_dict())
     else:
         for line in stored_receipt_lines(found):
             print(line)
@@ -152,14 +152,14 @@ def log(run: RunPath, as_json: AsJson = False) -> None:
 def _due(run: Path) -> str | None:
     """Why a run is due for repair."""
     from s3t.run import RunDir
-    from s3t.run.deletion import Forgetting
+    from s3t.run.opened import OpenRun
     from s3t.run.repair import reason
 
-    forgetting = Forgetting(RunDir.existing(run))
+    opened = OpenRun(RunDir.existing(run))
     try:
-        return reason(forgetting)
+        return reason(opened)
     finally:
-        forgetting.close()
+        opened.close()
 
 
 def _renew(what: str, run: Path, files: list[str], options: list[str], as_json: bool) -> None:

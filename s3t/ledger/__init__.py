@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from s3t.ledger.counters import SlotPersons
 from s3t.ledger.database.database import Watch, without_password
-from s3t.ledger.deletion import Decide, Deleted, Deletion
+from s3t.ledger.deletion import Decide
 from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import State, Witnessed, nodes_digest
 from s3t.ledger.ledger import Ledger
@@ -27,6 +27,7 @@ from s3t.ledger.log.signing import Signer, Verifier
 from s3t.ledger.log.state import Generation
 from s3t.ledger.outbox import Callback, Claim, Job, Outbox, host_claim, job_claim
 from s3t.ledger.purging import Forgotten, Gone
+from s3t.ledger.receipt import Deletion, PrefixChange, Receipt
 from s3t.ledger.registry import Entry
 from s3t.ledger.replicas import Lease, clock
 
@@ -35,7 +36,6 @@ __all__ = [
     "Callback",
     "Claim",
     "Decide",
-    "Deleted",
     "Deletion",
     "Entry",
     "Evidence",
@@ -47,6 +47,8 @@ __all__ = [
     "Ledger",
     "LogEntry",
     "Outbox",
+    "PrefixChange",
+    "Receipt",
     "Signer",
     "SlotPersons",
     "State",

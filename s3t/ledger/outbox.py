@@ -17,7 +17,7 @@ stands for it: no other deletion takes that id.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -26,11 +26,12 @@ from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
-from s3t.errors import IntegrityError, RequestConflictError
+from s3t.errors import InputError, IntegrityError, RequestConflictError
 from s3t.ledger.database import schema
 from s3t.ledger.database.database import Database
 from s3t.ledger.database.outbox_tables import callbacks, claims, jobs
 from s3t.ledger.log import chain
+from s3t.ledger.receipt import Deletion
 
 __all__ = ["Callback", "Claim", "Job", "Outbox", "host_claim", "job_claim", "refuse_other"]
 
@@ -39,13 +40,13 @@ _COUNTER = "outbox"
 _EACH = timedelta(minutes=1)
 """By when a job should be done: so much for it, and for each that waits before it."""
 
+_DAMAGED = "an accepted deletion in the ledger is damaged: restore the ledger from a copy"
+
 _WAITS = jobs.c.cancelled.is_(None)
 _DONE = sa.select(schema.requests.c.view).where(
     schema.requests.c.request_id == sa.bindparam("request")
 )
-_NAMED = sa.select(jobs.c.sample_ids, jobs.c.subjects).where(
-    jobs.c.request_id == sa.bindparam("request"), _WAITS
-)
+_NAMED = sa.select(jobs).where(jobs.c.request_id == sa.bindparam("request"), _WAITS)
 
 
 def job_claim(request_id: str) -> str:
@@ -58,27 +59,22 @@ def host_claim(host: str) -> str:
     return f"host {host}"
 
 
-def refuse_other(
-    connection: sa.Connection, request_id: str, sample_ids: list[str], subjects: list[str]
-) -> None:
-    """Refuse a deletion whose request id stands for a job of other names.
+def refuse_other(connection: sa.Connection, deletion: Deletion) -> None:
+    """Refuse a deletion whose request id stands for a waiting job of other names.
 
     Args:
         connection: in the transaction of the deletion.
-        request_id: of the deletion.
-        sample_ids, subjects: what it names, sorted, each once.
+        deletion: with a request id.
 
     Raises:
-        RequestConflictError: it does.
+        RequestConflictError: the id stands for another one.
         IntegrityError: the job's row is damaged.
     """
-    held = connection.execute(_NAMED, {"request": request_id}).first()
-    if held is None:
-        return
-    if [sorted(set(_texts(one))) for one in held] != [sample_ids, subjects]:
+    held = connection.execute(_NAMED, {"request": deletion.request_id}).first()
+    if held is not None and _deletion(held).text != deletion.text:
         raise RequestConflictError(
-            f"request id {request_id!r} stands for another deletion, which was accepted and waits "
-            "to be done: nothing was deleted. Use a new request id"
+            f"request id {deletion.request_id!r} stands for another deletion, which was accepted "
+            "and waits to be done: nothing was deleted. Use a new request id"
         )
 
 
@@ -88,10 +84,10 @@ class Job:
 
     Attributes:
         request_id: its name, here and later in the log.
+        deletion: what to delete; it names nothing once it is cancelled.
         number: tells it from an earlier one of its name.
         received: ISO 8601 in UTC.
         expected: by when it should be done, ISO 8601 in UTC.
-        sample_ids, subjects: what to delete; empty once cancelled.
         callbacks: URLs to tell.
         controller: name of the token that asked.
         cancelled: when it was found that it can never be done, ISO 8601 in UTC.
@@ -100,21 +96,15 @@ class Job:
     """
 
     request_id: str
+    deletion: Deletion
     number: int
     received: str
     expected: str
-    sample_ids: tuple[str, ...]
-    subjects: tuple[str, ...]
     callbacks: tuple[str, ...]
     controller: str | None
     cancelled: str | None = None
     problem: tuple[str, str] | None = None
     running: bool = False
-
-    def same(self, sample_ids: Iterable[str], subjects: Iterable[str]) -> bool:
-        """Whether a request names the same samples and subjects."""
-        mine = set(self.sample_ids), set(self.subjects)
-        return mine == (set(sample_ids), set(subjects))
 
 
 class Callback(NamedTuple):
@@ -157,22 +147,19 @@ class Outbox:
 
     def accept(
         self,
-        request_id: str,
-        sample_ids: Sequence[str],
-        subjects: Sequence[str],
+        deletion: Deletion,
         urls: Sequence[str] = (),
         controller: str | None = None,
         *,
         limit: int,
     ) -> Job | None:
-        """Write a deletion down, durably; the one that waits if the name has one already.
+        """Write a deletion down, durably; the job that waits if its request id has one already.
 
-        A cancelled one of the name makes room for it, and whom that has not yet told is told of
-        this one.
+        A cancelled job of the id makes room for it. URLs that were not yet told of that one are
+        told of this one.
 
         Args:
-            request_id: names it.
-            sample_ids, subjects: what to delete.
+            deletion: what to delete, with a request id.
             urls: to tell.
             controller: name of the token that asked.
             limit: how many may wait.
@@ -183,6 +170,9 @@ class Outbox:
         Raises:
             RequestConflictError: a deletion of this id was done.
         """
+        request_id = deletion.request_id
+        if request_id is None:
+            raise InputError("a deletion that is to wait needs a request id")
         with self._database.transaction(writes=True) as connection:
             if connection.execute(_DONE, {"request": request_id}).first() is not None:
                 raise RequestConflictError(
@@ -200,11 +190,10 @@ class Outbox:
             known = connection.execute(untold.order_by(callbacks.c.number)).scalars().all()
             job = Job(
                 request_id=request_id,
+                deletion=deletion,
                 number=_next(connection),
                 received=now,
                 expected=_later(now, (before + 1) * _EACH),
-                sample_ids=tuple(sample_ids),
-                subjects=tuple(subjects),
                 callbacks=tuple(dict.fromkeys([*known, *urls])),
                 controller=controller,
             )
@@ -360,12 +349,10 @@ class Outbox:
 
 def _row(job: Job) -> dict[str, Any]:
     return {
-        "request_id": job.request_id,
+        **job.deletion.to_row(),
         "number": job.number,
         "received": job.received,
         "expected": job.expected,
-        "sample_ids": json.dumps(job.sample_ids),
-        "subjects": json.dumps(job.subjects),
         "callbacks": json.dumps(job.callbacks),
         "controller": job.controller,
     }
@@ -374,11 +361,10 @@ def _row(job: Job) -> dict[str, Any]:
 def _read(row: sa.Row[Any], running: bool) -> Job:
     return Job(
         request_id=row.request_id,
+        deletion=_deletion(row),
         number=row.number,
         received=row.received,
         expected=row.expected,
-        sample_ids=_texts(row.sample_ids),
-        subjects=_texts(row.subjects),
         callbacks=_texts(row.callbacks),
         controller=row.controller,
         cancelled=row.cancelled,
@@ -387,14 +373,23 @@ def _read(row: sa.Row[Any], running: bool) -> Job:
     )
 
 
+def _deletion(row: sa.Row[Any]) -> Deletion:
+    """What a job's row asks for.
+
+    Raises:
+        IntegrityError: it is damaged.
+    """
+    with suppress(InputError, TypeError, ValueError):
+        return Deletion.of_row(row)
+    raise IntegrityError(_DAMAGED)
+
+
 def _texts(column: str) -> tuple[str, ...]:
-    with suppress(ValueError):
+    with suppress(TypeError, ValueError):
         found = json.loads(column)
         if isinstance(found, list) and all(isinstance(one, str) for one in found):
             return tuple(found)
-    raise IntegrityError(
-        "an accepted deletion in the ledger is damaged: restore the ledger from a copy"
-    )
+    raise IntegrityError(_DAMAGED)
 
 
 def _tell(connection: sa.Connection, request_id: str, urls: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from s3t.ledger import likeness
+from s3t.ledger import look_alikes
 from s3t.ledger.counters import CHUNK, chunks
 from s3t.ledger.database.schema import forgotten, samples
 from s3t.types import Digest, Slot, Subject
@@ -156,7 +156,7 @@ def move(connection: sa.Connection, key: bytes, view: int) -> int:
         )
         for chunk in chunks([row.sample_id for row in rows]):
             connection.execute(sa.delete(samples).where(samples.c.sample_id.in_(chunk)))
-        likeness.forget(connection, rows)
+        look_alikes.forget(connection, rows)
         moved += len(rows)
     return moved
 

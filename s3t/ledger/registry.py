@@ -20,7 +20,7 @@ from itertools import islice
 import sqlalchemy as sa
 
 from s3t.errors import InputError, named
-from s3t.ledger import counters, likeness
+from s3t.ledger import counters, look_alikes
 from s3t.ledger.database import schema
 from s3t.ledger.database.schema import REGISTERED, incoming, run, samples
 from s3t.ledger.purging import Gone
@@ -165,7 +165,7 @@ def _taken_in(
     while chunk := list(islice(rows, ROWS)):
         connection.execute(statement, chunk)
         if stays:
-            likeness.note(connection, chunk)
+            look_alikes.note(connection, chunk)
     yield
     incoming.drop(connection)
 

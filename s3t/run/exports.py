@@ -39,7 +39,7 @@ Nodes = tuple[NodeKey, ...]
 
 def export_tag(ledger: Ledger) -> str:
     """What all names of a run's adapters have in common: 8 hex digits that stand for its ledger."""
-    return ledger.keyed("adapters")[:8]
+    return ledger.deleted.keyed("adapters")[:8]
 
 
 @dataclass(frozen=True, slots=True)

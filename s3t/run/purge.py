@@ -140,15 +140,19 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
         stores = [nodes_store]
         stores += [_exported(run, one, ledger, doomed, dry_run) for one in exports]
         stores += _caches(run, alone, dry_run)
-        stores += [_scratch(run, dry_run), *_left_alone(run, ledger, ledger.gone())]
+        stores += [_scratch(run, dry_run), *_left_alone(run, ledger, ledger.deleted.all())]
         stores.append(_jobs(ledger, dry_run))
-        rows, kept = ledger.unpurged(view), ""
+        rows, kept = ledger.deleted.unpurged(view), ""
         nodes = sorted((doomed.there | (set(ledger.plans.nodes()) & doomed.keys)) - left)
         if not dry_run:
             told = dict(sum((Counter({one.name: one.purged}) for one in stores), Counter()))
             found = nodes or rows or told
             # what an earlier one has left behind in the files is met again
-            if not (ledger.purge(view, nodes, {"stores": told}) if found else ledger.compact()):
+            if not (
+                ledger.deleted.purge(view, nodes, {"stores": told})
+                if found
+                else ledger.deleted.compact()
+            ):
                 kept = (
                     "a process reads an older state of it, whose bytes stay until it ends and this "
                     "is run again; "
@@ -162,7 +166,7 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
             dry_run=dry_run,
             nodes=tuple(sorted(doomed.there - left)),
             stores=tuple(stores),
-            own_files=tuple(_own_files(run.config(), ledger.gone())),
+            own_files=tuple(_own_files(run.config(), ledger.deleted.all())),
             out_of_reach=(
                 *_OUT_OF_REACH,
                 *((_OF_ENGINES,) if exports else ()),
@@ -264,7 +268,7 @@ def _kept(run: RunDir, ledger: Ledger) -> tuple[frozenset[NodeKey], frozenset[No
     """Keys of the nodes that live, and of all in these plans."""
     kept: set[NodeKey] = set()
     known: set[NodeKey] = set()
-    serving = run.plans.find(lambda: ledger.state().plan), ledger.state()
+    serving = run.plans.find(lambda: ledger.plans.in_force().plan), ledger.plans.in_force()
     training = run.plans.find(lambda: ledger.plans.newest().plan), ledger.plans.newest()
     for plan, state in (serving, training):
         hits = set(state.hits)

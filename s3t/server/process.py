@@ -184,7 +184,7 @@ class _Server(uvicorn.Server):
             self._reloading = asyncio.create_task(self._look_anew())
 
     async def _look_anew(self) -> None:
-        for reload in (*self._service.reloads, self._service.model.reload):
+        for reload in (*self._service.reloads, self._service.model.serving.reload):
             try:
                 await asyncio.to_thread(reload)
             except S3TError as error:

@@ -19,7 +19,7 @@ from s3t.audit.evidence import Case
 from s3t.cli import main
 from s3t.data.partition import partition, slice_digest
 from s3t.errors import InputError, IntegrityError
-from s3t.ledger import Ledger
+from s3t.ledger import Deletion, Ledger
 from s3t.model.head import write_public_head
 from s3t.run import RunDir
 from s3t.run.purge import purge
@@ -102,10 +102,10 @@ class TestReckoning:
             ledger.register(parts.places())
             gone = [sample for sample, _ in parts.places()][::7]
             for number, sample in enumerate(gone):
-                ledger.delete([sample.id], [], decide=lambda deletion: {})
+                ledger.delete(Deletion([sample.id]), lambda receipt, state: receipt)
                 if number == 2:
-                    ledger.purge(ledger.view(), [], {})
-            persons = {(row.shard, row.slice): row for row in ledger.persons()}
+                    ledger.deleted.purge(ledger.view(), [], {})
+            persons = {(row.shard, row.slice): row for row in ledger.counts.persons()}
         books = Case(run).books
         left = {sample.id for sample in self.samples()} - {sample.id for sample in gone}
         for shard, row in enumerate(parts.members):

@@ -37,6 +37,7 @@ from sqlalchemy.pool import QueuePool
 from s3t.errors import InputError, IntegrityError, S3TError, UnavailableError, unavailable
 from s3t.ledger.database import backend
 from s3t.ledger.database.backend import ACCESS, Access, Watch
+from s3t.system.replaced import replaced
 
 __all__ = ["SQLite"]
 
@@ -339,13 +340,11 @@ class SQLite:
         )
 
     def _replaced(self, path: Path, found: _Identity | None) -> UnavailableError:
-        what = "is gone" if found is None else "was replaced by another file"
-        return UnavailableError(
-            f"{path} {what} under this process, so what is deleted since cannot be known, and what "
-            "this process would write nobody would read: put back the one that was there, or "
-            "start the process again on the new one",
-            "run_gone",
+        so = (
+            "so what is deleted since cannot be known, and what this process would write no other "
+            "would read"
         )
+        return replaced(path, found is None, "another file", so)
 
     def _connect(self) -> sqlite3.Connection:
         # isolation_level=None: the driver leaves BEGIN to us. Its own comes too late for reads and

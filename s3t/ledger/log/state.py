@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -180,6 +180,10 @@ class LogReader:
                 if state.number > self._known.number:
                     self._known = state
             yield connection, state
+
+    def connection(self) -> AbstractContextManager[sa.Connection]:
+        """A transaction that reads tables alone, whatever the log says."""
+        return self._database.transaction()
 
     def tell(self, connection: sa.Connection) -> None:
         """Wake up all who watch the ledger, once this transaction is committed."""

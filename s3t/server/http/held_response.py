@@ -85,7 +85,7 @@ class Held(Response):
                 (b"x-s3t-view", b"%d" % view),
             ],
         }
-        with self._model.hold(view) as good:
+        with self._model.serving.hold(view) as good:
             if good:
                 await send_whole(scope, send, [start, part(body), part(b"", more=False)])
         return good

@@ -83,7 +83,7 @@ class Maintenance:
 
     async def reload(self) -> None:
         """Look at the store and the ledger anew."""
-        await self._threads.run(self._model.reload)
+        await self._threads.run(self._model.serving.reload)
 
     def close(self) -> None:
         """Wait for a purge or reload under way."""
