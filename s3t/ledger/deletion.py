@@ -8,7 +8,6 @@ Invariant: only ``write`` writes, and no step looks at more rows than the deleti
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -110,7 +109,7 @@ def judge(
     deleted = tuple(row.sample_id for row in fresh)
     already = tuple(sorted([*before, *named.purged]))
     return Receipt(
-        request_id=deletion.request_id or uuid.uuid4().hex,
+        **deletion.told(),
         view=state.view + bool(fresh),
         generation=state.generation,
         hashes=tuple(sorted(hashed(one, secret) for one in deleted)),
@@ -120,7 +119,6 @@ def judge(
         slots=tuple(sorted({(row.shard, row.slice) for row in fresh})),
         deleted=deleted,
         already_deleted=already,
-        dry_run=deletion.dry_run,
     )
 
 
@@ -154,8 +152,7 @@ def write(
     connection.execute(
         _ADD_REQUEST,
         {
-            "request_id": receipt.request_id,
-            "view": receipt.view,
+            **receipt.to_row(),
             "fingerprint": fingerprint,
             "created_at": at,
             "persons": persons,

@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from s3t.ledger.database import outbox_tables, schema
+from s3t.ledger.database import schema
 from s3t.ledger.database.database import Database
 from s3t.ledger.log.state import Secrets
 from s3t.ledger.purging import hashed
@@ -74,7 +74,7 @@ class Evidence:
 
     def jobs(self) -> list[Row]:
         """Large deletions that were accepted and are not done, and cancelled ones."""
-        return self._all(outbox_tables.jobs)
+        return self._all(schema.jobs)
 
     def values(self) -> dict[str, str]:
         """The table ``run`` but for its secrets."""

@@ -29,7 +29,7 @@ import sqlalchemy as sa
 from s3t.errors import InputError, IntegrityError, RequestConflictError
 from s3t.ledger.database import schema
 from s3t.ledger.database.database import Database
-from s3t.ledger.database.outbox_tables import callbacks, claims, jobs
+from s3t.ledger.database.schema import callbacks, claims, jobs
 from s3t.ledger.log import chain
 from s3t.ledger.receipt import Deletion
 

@@ -9,6 +9,7 @@ in a receipt only in the memory of the process that deleted them.
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -66,8 +67,12 @@ class Deletion:
         """The names as one text: equal for deletions that name the same."""
         return json.dumps([self.sample_ids, self.subjects])
 
+    def told(self) -> dict[str, Any]:
+        """What its receipt takes over from it; a request id of None gets a new one."""
+        return {"request_id": self.request_id or uuid.uuid4().hex, "dry_run": self.dry_run}
+
     def to_row(self) -> dict[str, Any]:
-        """The columns that a job which waits to be done keeps of it."""
+        """The columns of the table ``jobs`` that keep it while it waits to be done."""
         return {
             "request_id": self.request_id,
             "sample_ids": json.dumps(self.sample_ids),
@@ -150,6 +155,10 @@ class Receipt:
     untold: str | None = None
     entry: Entry | None = None
     purged_at: str | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        """The columns of the table ``requests`` that tell of it."""
+        return {"request_id": self.request_id, "view": self.view}
 
     def to_log(self, at: str) -> dict[str, Any]:
         """What the log holds of it, as JSON values.
