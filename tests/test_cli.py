@@ -405,7 +405,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], Sequence[str], Sequence[str]]
     "ledger is missing": (
         lambda run: (run / "ledger.db").unlink(),
         VERBS,
-        ["ledger.db is missing, so nobody knows what was deleted", "restore it"],
+        ["ledger.db is missing, so it is unknown what was deleted", "restore it"],
     ),
     "ledger without a table": (
         lambda run: execute(run, "DROP TABLE run"),

@@ -28,7 +28,7 @@ from s3t.errors import (
     S3TError,
     UnknownSampleError,
 )
-from s3t.ledger import Deletion, Ledger, Receipt, SlotPersons, State
+from s3t.ledger import Deletion, Ledger, LedgerState, Receipt, SlotPersons
 from s3t.ledger.database import backend, database, schema
 from s3t.types import Digest, Place, Sample, SampleId, Subject
 
@@ -52,7 +52,7 @@ def rows(count: int = 24, start: int = 0) -> Rows:
     ]
 
 
-def agree(receipt: Receipt, state: State) -> Receipt:
+def agree(receipt: Receipt, state: LedgerState) -> Receipt:
     return replace(receipt, expected_deletions_left=float(len(receipt.slots)))
 
 
@@ -419,9 +419,9 @@ class TestDelete:
         assert ledger.view() == 1
 
     def test_decide_sees_everything_and_the_hits_it_missed(self, ledger: Ledger) -> None:
-        seen: list[tuple[Receipt, State]] = []
+        seen: list[tuple[Receipt, LedgerState]] = []
 
-        def decide(receipt: Receipt, state: State) -> Receipt:
+        def decide(receipt: Receipt, state: LedgerState) -> Receipt:
             assert ledger.view() == receipt.view - 1, "not visible before it is committed"
             seen.append((receipt, state))
             return receipt
@@ -443,7 +443,7 @@ class TestDelete:
             deleted=(SampleId("s00002"),),
             already_deleted=(SampleId("s00000"),),
         )
-        assert seen == [(receipt, State(2, 0, None, 0, 0, hits=((1, 0),)))]
+        assert seen == [(receipt, LedgerState(2, 0, None, 0, 0, hits=((1, 0),)))]
 
     def test_unknown_names_all_and_changes_nothing(self, ledger: Ledger, where: str) -> None:
         ledger.delete(Deletion(["s00005"]), agree)
@@ -477,7 +477,7 @@ class TestDelete:
     def test_a_failing_decision_changes_nothing(self, ledger: Ledger, where: str) -> None:
         before = dump(where)
 
-        def fail(receipt: Receipt, state: State) -> Receipt:
+        def fail(receipt: Receipt, state: LedgerState) -> Receipt:
             raise RuntimeError("no block left")
 
         with pytest.raises(RuntimeError, match="no block left"):
@@ -509,7 +509,7 @@ class TestRequest:
         ledger.delete(Deletion(["s00010"]), agree)
         before = dump(where)
 
-        def fail(receipt: Receipt, state: State) -> Receipt:
+        def fail(receipt: Receipt, state: LedgerState) -> Receipt:
             raise AssertionError("a replay decides nothing")
 
         again = ledger.delete(Deletion(["s00002", "s00002"], ["p0"], request_id="r"), fail)
@@ -595,7 +595,7 @@ class TestTogether:
     def test_a_reader_does_not_wait_for_a_writer(self, ledger: Ledger) -> None:
         inside, go = threading.Event(), threading.Event()
 
-        def slow(receipt: Receipt, state: State) -> Receipt:
+        def slow(receipt: Receipt, state: LedgerState) -> Receipt:
             inside.set()
             assert go.wait(10)
             return receipt

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3t.errors import InputError, UnknownSampleError
-from s3t.ledger import Deletion, Ledger, Receipt, State
+from s3t.ledger import Deletion, Ledger, LedgerState, Receipt
 from s3t.types import Digest, Place, Sample, SampleId, Subject
 
 Rows = list[tuple[Sample, Place]]
@@ -30,7 +30,7 @@ Rows = list[tuple[Sample, Place]]
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def agree(receipt: Receipt, state: State) -> Receipt:
+def agree(receipt: Receipt, state: LedgerState) -> Receipt:
     return receipt
 
 

@@ -19,7 +19,7 @@ import pytest
 from s3t import S3T
 from s3t.audit.audit import audit
 from s3t.errors import IntegrityError, S3TError, UnavailableError
-from s3t.ledger import Deletion, Ledger, Receipt, State
+from s3t.ledger import Deletion, Ledger, LedgerState, Receipt
 from s3t.ledger.database import backend
 from s3t.ledger.log.chain import canonical, link
 from s3t.types import Digest, Place, Sample, SampleId, Subject
@@ -35,7 +35,7 @@ def offered(count: int = 12) -> Iterator[tuple[Sample, Place]]:
         yield sample, Place(number % 2, number // 2 % 2)
 
 
-def agree(receipt: Receipt, state: State) -> Receipt:
+def agree(receipt: Receipt, state: LedgerState) -> Receipt:
     return receipt
 
 
@@ -448,7 +448,7 @@ def test_a_ledger_that_is_replaced_is_neither_read_nor_written(
 
 
 def test_a_deletion_during_which_the_ledger_is_replaced_is_not_acknowledged(path: Path) -> None:
-    def swap(receipt: Receipt, state: State) -> Receipt:
+    def swap(receipt: Receipt, state: LedgerState) -> Receipt:
         replaced_by_a_copy(path)
         return receipt
 

@@ -13,13 +13,13 @@ import pytest
 import sqlalchemy as sa
 
 from s3t.errors import InputError, IntegrityError, S3TError, UnavailableError
-from s3t.ledger import Deletion, Ledger, Receipt, State, without_password
+from s3t.ledger import Deletion, Ledger, LedgerState, Receipt, without_password
 from s3t.ledger.database import backend, schema
 from s3t.types import Digest, Place, Sample, SampleId, Subject
 from tests.postgres import Proxy, Server
 
 
-def agree(receipt: Receipt, state: State) -> Receipt:
+def agree(receipt: Receipt, state: LedgerState) -> Receipt:
     return receipt
 
 
@@ -187,7 +187,7 @@ class TestTogether:
     def test_a_row_of_its_own_needs_no_lock(self, ledger: Ledger) -> None:
         inside, go = threading.Event(), threading.Event()
 
-        def slow(receipt: Receipt, state: State) -> Receipt:
+        def slow(receipt: Receipt, state: LedgerState) -> Receipt:
             inside.set()
             assert go.wait(10)
             return receipt
@@ -234,7 +234,7 @@ class TestWatch:
             timer.join()
 
     def test_what_is_rolled_back_wakes_nobody(self, ledger: Ledger) -> None:
-        def fail(receipt: Receipt, state: State) -> Receipt:
+        def fail(receipt: Receipt, state: LedgerState) -> Receipt:
             raise RuntimeError("no")
 
         with ledger.watch() as watch:
@@ -400,7 +400,7 @@ class TestFaults:
     def test_a_full_disk_is_told_and_changes_nothing(self, ledger: Ledger) -> None:
         full = "DO $$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END $$"
 
-        def fill(receipt: Receipt, state: State) -> Receipt:
+        def fill(receipt: Receipt, state: LedgerState) -> Receipt:
             with ledger._database.transaction() as connection:
                 connection.exec_driver_sql(full)
             return receipt

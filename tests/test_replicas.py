@@ -68,7 +68,7 @@ def cut_off(service: S3T, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]
 
     for owner, name in (
         (ledger, "view"),
-        (ledger, "state"),
+        (ledger.plans, "in_force"),
         (ledger, "watch"),
         (ledger, "delete"),
         *((ledger.replicas, name) for name in ("beat", "left", "all", "join", "pending")),

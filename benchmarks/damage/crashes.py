@@ -33,7 +33,9 @@ from benchmarks.damage.shim import COMPILER, Disk, Watched, compiled
 from benchmarks.environment import table
 from benchmarks.reports import Report
 from s3t.errors import S3TError
+from s3t.ledger import Deletion
 from s3t.run import RunDir
+from s3t.run.deletion import delete
 from s3t.run.opened import OpenRun
 from s3t.run.purge import purge
 
@@ -107,7 +109,7 @@ def _script(run: RunDir, tell: Callable[[str], None]) -> None:
             else:
                 forgetting = OpenRun(run)
                 try:
-                    forgetting.delete([step], [], f"step {number}", dry_run=False)
+                    delete(forgetting, Deletion([step], request_id=f"step {number}"))
                     tell(f"deleted {step}")
                 finally:
                     forgetting.close()
@@ -125,7 +127,7 @@ def _held(run: RunDir, acknowledged: list[str], purged: list[str]) -> list[str]:
             purge(run)
         else:
             forgetting = OpenRun(run)
-            forgetting.delete([step], [], f"step {number}", dry_run=False)
+            delete(forgetting, Deletion([step], request_id=f"step {number}"))
             forgetting.close()
     everyone = [step for step in _SCRIPT if step.startswith("s0")]
     return problems + unheld(run, everyone) + audited(run, pending=True)

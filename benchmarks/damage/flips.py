@@ -31,7 +31,9 @@ from benchmarks.damage.opening import Opening, State
 from benchmarks.damage.victim import HIT, Victim, make_victim
 from benchmarks.environment import table
 from benchmarks.reports import Report
+from s3t.ledger import Deletion
 from s3t.run import RunDir
+from s3t.run.deletion import delete
 from s3t.run.opened import OpenRun
 
 __all__ = ["Flip", "chosen", "flipped", "run", "states_of"]
@@ -80,7 +82,7 @@ def states_of(victim: Victim) -> dict[str, State]:
     try:  # open, so that what it commits stays in the write-ahead log
         ids = [one.sample_id for one in _left(used.run)][:2]
         for number, one in enumerate(ids):
-            forgetting.delete([one], [], f"more {number}", dry_run=False)
+            delete(forgetting, Deletion([one], request_id=f"more {number}"))
         living = next(one.sample_id for one in _left(used.run))
         requests = {"third": third, **{f"more {number}": one for number, one in enumerate(ids)}}
         return {AT_REST: rest, IN_USE: State(_contents(used.root), requests, living)}

@@ -30,7 +30,9 @@ from benchmarks.damage.made import make_run, train_again
 from benchmarks.environment import table
 from benchmarks.reports import Report
 from s3t.errors import IntegrityError, S3TError
+from s3t.ledger import Deletion
 from s3t.run import RunDir
+from s3t.run.deletion import delete
 from s3t.run.opened import OpenRun
 from s3t.run.purge import purge
 
@@ -158,7 +160,7 @@ class _Worker:
             try:
                 forgetting = forgetting or OpenRun(self.run)
                 one = f"s{self.random.randrange(_SAMPLES):05}"
-                forgetting.delete([one], [], None, dry_run=False)
+                delete(forgetting, Deletion([one]))
                 self._write("acknowledged", one)
             except BaseException as error:
                 self._wrong("delete", error)

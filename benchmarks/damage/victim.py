@@ -19,10 +19,11 @@ from typing import Any
 from torch import Tensor
 
 from s3t.config import load_config
-from s3t.ledger import link
+from s3t.ledger import Deletion, link
 from s3t.ledger.log.chain import canonical
 from s3t.plan import Plan
 from s3t.run import RunDir
+from s3t.run.deletion import delete
 from s3t.run.opened import OpenRun
 from s3t.run.purge import purge
 from s3t.training.work.train import train
@@ -215,7 +216,7 @@ def _delete(run: RunDir, request: str) -> str:
         entry = next(iter(ledger.samples(slot=HIT, deleted=False)))
     forgetting = OpenRun(run)
     try:
-        forgetting.delete([entry.sample_id], [], request, dry_run=False)
+        delete(forgetting, Deletion([entry.sample_id], request_id=request))
     finally:
         forgetting.close()
     return entry.sample_id

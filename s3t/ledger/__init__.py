@@ -19,7 +19,7 @@ from s3t.ledger.counters import SlotPersons
 from s3t.ledger.database.database import Watch, without_password
 from s3t.ledger.deletion import Decide
 from s3t.ledger.evidence import Evidence
-from s3t.ledger.generations import State, Witnessed, nodes_digest
+from s3t.ledger.generations import LedgerState, Witnessed, nodes_digest
 from s3t.ledger.ledger import Ledger
 from s3t.ledger.log.chain import GENESIS, link
 from s3t.ledger.log.chain import Entry as LogEntry
@@ -28,7 +28,7 @@ from s3t.ledger.log.state import Generation
 from s3t.ledger.outbox import Callback, Claim, Job, Outbox, host_claim, job_claim
 from s3t.ledger.purging import Forgotten, Gone
 from s3t.ledger.receipt import Deletion, PrefixChange, Receipt
-from s3t.ledger.registry import Entry
+from s3t.ledger.registry import SampleEntry
 from s3t.ledger.replicas import Lease, clock
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "Claim",
     "Decide",
     "Deletion",
-    "Entry",
     "Evidence",
     "Forgotten",
     "Generation",
@@ -45,13 +44,14 @@ __all__ = [
     "Job",
     "Lease",
     "Ledger",
+    "LedgerState",
     "LogEntry",
     "Outbox",
     "PrefixChange",
     "Receipt",
+    "SampleEntry",
     "Signer",
     "SlotPersons",
-    "State",
     "Verifier",
     "Watch",
     "Witnessed",

@@ -19,7 +19,7 @@ from s3t.errors import InputError, IntegrityError, RequestConflictError, Unknown
 from s3t.ledger import counters, look_alikes, purging
 from s3t.ledger.counters import chunks, select_in
 from s3t.ledger.database.schema import requests, run, samples
-from s3t.ledger.generations import State
+from s3t.ledger.generations import LedgerState
 from s3t.ledger.log import chain
 from s3t.ledger.log.signing import Signer
 from s3t.ledger.purging import hashed
@@ -28,7 +28,7 @@ from s3t.types import SampleId
 
 __all__ = ["Decide", "Named", "find", "judge", "read", "replay", "stored", "write"]
 
-Decide = Callable[[Receipt, State], Receipt]
+Decide = Callable[[Receipt, LedgerState], Receipt]
 """Fills in the schedule's part of a receipt before the deletion is committed: what dies and what
 serves instead, given the ledger's state before it. An exception from it undoes the deletion."""
 
@@ -101,7 +101,7 @@ def find(connection: sa.Connection, deletion: Deletion, key: bytes, run_name: st
 
 
 def judge(
-    connection: sa.Connection, named: Named, deletion: Deletion, state: State, secret: bytes
+    connection: sa.Connection, named: Named, deletion: Deletion, state: LedgerState, secret: bytes
 ) -> Receipt:
     """The receipt that deleting the samples named would have, but for the schedule's part."""
     fresh = [row for row in named.rows if row.deleted_view is None]

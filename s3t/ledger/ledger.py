@@ -25,7 +25,7 @@ from s3t.ledger.database.database import Database, Watch
 from s3t.ledger.deleted import DeletedSamples
 from s3t.ledger.deletion import Decide
 from s3t.ledger.evidence import Evidence
-from s3t.ledger.generations import State
+from s3t.ledger.generations import LedgerState
 from s3t.ledger.log import chain, proof
 from s3t.ledger.log.signing import Signer
 from s3t.ledger.log.state import HEAD, LogReader, LogState, Secrets
@@ -33,7 +33,7 @@ from s3t.ledger.outbox import Outbox, refuse_other
 from s3t.ledger.planning import Planning
 from s3t.ledger.purging import Gone
 from s3t.ledger.receipt import Deletion, Receipt
-from s3t.ledger.registry import Entry, Offered
+from s3t.ledger.registry import Offered, SampleEntry
 from s3t.ledger.replicas import Replicas
 from s3t.types import Digest, Slot, digest
 
@@ -204,7 +204,9 @@ class Ledger:
         """Waits for changes of the ledger; see ``Database.watch``."""
         return self._database.watch()
 
-    def samples(self, slot: Slot | None = None, deleted: bool | None = None) -> Iterator[Entry]:
+    def samples(
+        self, slot: Slot | None = None, deleted: bool | None = None
+    ) -> Iterator[SampleEntry]:
         """Samples by id, read in pages, so each page sees the deletions of its moment.
 
         Args:
@@ -220,7 +222,9 @@ class Ledger:
                 return
             last = page[-1].sample_id
 
-    def delete(self, deletion: Deletion, decide: Decide, known: State | None = None) -> Receipt:
+    def delete(
+        self, deletion: Deletion, decide: Decide, known: LedgerState | None = None
+    ) -> Receipt:
         """Delete what is asked for, in one durable transaction: all of it or, on an error, nothing.
 
         The same request id with the same names gives the stored receipt again.

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from s3t.ledger import generations
 from s3t.ledger.database.database import Database
-from s3t.ledger.generations import State, Witnessed
+from s3t.ledger.generations import LedgerState, Witnessed
 from s3t.ledger.log import chain
 from s3t.ledger.log.signing import Signer
 from s3t.ledger.log.state import Generation, LogReader, LogState
@@ -40,7 +40,7 @@ class Planning:
         with self._reader.transaction() as (_, log):
             return list(log.generations)
 
-    def in_force(self, known: State | None = None) -> State:
+    def in_force(self, known: LedgerState | None = None) -> LedgerState:
         """The state of the plan in force: what decides what may be served.
 
         Args:
@@ -49,7 +49,7 @@ class Planning:
         with self._reader.transaction() as (_, log):
             return generations.state(log, known)
 
-    def newest(self) -> State:
+    def newest(self) -> LedgerState:
         """The state as if the newest plan were in force already: what is to be trained."""
         with self._reader.transaction() as (_, log):
             return generations.newest(log)
@@ -88,7 +88,7 @@ class Planning:
     def announce(self, seen: Mapping[NodeKey, Witnessed]) -> None:
         """Write nodes down that are new in the store; a new view, if there are any.
 
-        Until a first training is through (``seal``) the view stays: nobody serves it yet.
+        Until a first training is through (``seal``) the view stays: no process serves the run yet.
 
         Args:
             seen: nodes by key; those known are passed over.

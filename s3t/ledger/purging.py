@@ -2,8 +2,8 @@
 
     samples (deleted)  ──purge──►  forgotten: HMAC(id), HMAC(subject), shard, slice, view
 
-Invariant: counters, hits and log do not change; a purged id is still known as deleted to whoever
-names it, and a row of it in the data is never taken in again.
+Invariant: counters, hits and log do not change. A purged id is still known as deleted when it is
+named, and a row of it in the data is never taken in again.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def filter_secret(secret: bytes) -> bytes:
 
 
 def hashed(text: str, key: bytes) -> str:
-    """HMAC-SHA256, 64 hex digits: proves an id to whoever has it, and tells nobody else."""
+    """HMAC-SHA256, 64 hex digits: proves an id to those who have it, and tells others nothing."""
     return hmac.digest(key, text.encode(), "sha256").hex()
 
 

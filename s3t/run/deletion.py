@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from s3t.ledger import Deletion, PrefixChange, Receipt, State
+from s3t.ledger import Deletion, LedgerState, PrefixChange, Receipt
 from s3t.plan.trie import Node
 from s3t.run.opened import OpenRun
 
@@ -39,7 +39,7 @@ class _Decision:
 
     opened: OpenRun
 
-    def decide(self, receipt: Receipt, state: State) -> Receipt:
+    def decide(self, receipt: Receipt, state: LedgerState) -> Receipt:
         """See ``s3t.ledger.Decide``."""
         self.opened.follow(state)
         plan, schedule = self.opened.plan, self.opened.schedule

@@ -211,7 +211,7 @@ class RunDir:
         own = at == str(self.ledger_path)
         if own and not create and not self.ledger_path.exists():
             raise IntegrityError(
-                f"{self.ledger_path} is missing, so nobody knows what was deleted: restore it "
+                f"{self.ledger_path} is missing, so it is unknown what was deleted: restore it "
                 "from a copy, or train a new run"
             )
         ledger = Ledger.open(at, create=create, signer=self._signer, run=self.root)

@@ -185,7 +185,7 @@ class ExportRecords:
             return {"exports": {}, "left": {}}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(
-                f"{self._path} cannot be read ({error}), so nobody knows where copies of nodes "
+                f"{self._path} cannot be read ({error}), so it is unknown where copies of nodes "
                 "lie: restore it from a copy, or remove it and every export by hand"
             ) from None
 

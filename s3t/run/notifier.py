@@ -43,7 +43,8 @@ class StoreNotifier:
     def tell(self) -> str | None:
         """Tell the store at ``store.url`` every deletion; why it was not told, if that fails.
 
-        For some seconds after it has failed it is not tried again, so that nobody waits each time.
+        After a failure it is not tried again for some seconds, so that callers do not wait each
+        time.
         """
         if self._run.store.depot is None:
             return None

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from s3t.config import Config
 from s3t.errors import DamagedNodeError, IntegrityError
-from s3t.ledger import Receipt, State
+from s3t.ledger import LedgerState, Receipt
 from s3t.plan import Plan, expected_deletions
 from s3t.plan.schedule import Schedule
 from s3t.plan.trie import Node
@@ -46,7 +46,7 @@ class OpenRun:
 
     plan: Plan
     schedule: Schedule
-    known: State
+    known: LedgerState
 
     def __init__(self, run: RunDir) -> None:
         self.run = run
@@ -170,7 +170,7 @@ class OpenRun:
         with self._lock:
             self._plan_of(self.ledger.plans.in_force())
 
-    def follow(self, state: State) -> None:
+    def follow(self, state: LedgerState) -> None:
         """Bring the schedule up to the ledger's state, from the one known."""
         if state.view < self.known.view:
             raise IntegrityError(
@@ -187,8 +187,8 @@ class OpenRun:
             self.schedule.apply(self.schedule.outcome(state.hits))
             self.known = state
 
-    def _plan_of(self, state: State) -> None:
-        """Begin anew with the plan in force; ``state`` holds all of its hits."""
+    def _plan_of(self, state: LedgerState) -> None:
+        """Begin again with the plan in force; ``state`` holds all of its hits."""
         plan = self.run.plans.find(lambda: self.ledger.plans.in_force().plan)
         while state.plan is not None and plan.digest != state.plan:  # replaced a moment ago
             state = self.ledger.plans.in_force()

@@ -246,10 +246,10 @@ class _Doomed:
 
 
 def is_dead(nodes: Collection[NodeKey] | None, kept: Collection[NodeKey]) -> bool:
-    """Whether a copy of nodes must go: one of them is not kept, or nobody knows which it holds.
+    """Whether a copy of nodes must go: one of them is not kept, or it is unknown which it holds.
 
     Args:
-        nodes: all whose weights are in it; None or empty if nobody knows.
+        nodes: all whose weights are in it; None or empty if that is unknown.
         kept: see ``kept_nodes``.
     """
     return not nodes or not all(node in kept for node in nodes)
@@ -323,7 +323,7 @@ def _exported(
     """Adapters that hold dead nodes, in one folder that the run has exported to."""
     known = dict(exported.adapters)
     if (owner := ExportRecords(run.root).owner()) is not None:
-        note = f"of {owner}, of which this run is a copy: purge that one, or export this one anew"
+        note = f"of {owner}, of which this run is a copy: purge that one, or export this one again"
         return Store("exports", str(exported.path), 0, 0, note)
     if not exported.path.is_dir():
         dead = [name for name in known if is_dead(known[name], doomed.kept)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from s3t.errors import IntegrityError, RequestConflictError
-from s3t.ledger import Claim, Deletion, Ledger, Outbox, Receipt, State, job_claim
+from s3t.ledger import Claim, Deletion, Ledger, LedgerState, Outbox, Receipt, job_claim
 from s3t.ledger.log import chain
 from s3t.types import Digest, Place, Sample, SampleId, Subject
 from tests.postgres import Server
@@ -40,7 +40,7 @@ def outbox(ledger: Ledger) -> Outbox:
     return ledger.outbox
 
 
-def agree(receipt: Receipt, state: State) -> Receipt:
+def agree(receipt: Receipt, state: LedgerState) -> Receipt:
     return receipt
 
 

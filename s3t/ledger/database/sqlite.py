@@ -36,7 +36,7 @@ from sqlalchemy.pool import QueuePool
 
 from s3t.errors import InputError, IntegrityError, S3TError, UnavailableError, unavailable
 from s3t.ledger.database import backend
-from s3t.ledger.database.backend import ACCESS, Access, Watch
+from s3t.ledger.database.backend import ACCESS, TransactionMode, Watch
 from s3t.system.replaced import replaced
 
 __all__ = ["SQLite"]
@@ -83,7 +83,7 @@ class SQLite:
                 raise InputError(f"there is no folder {path.parent} for the ledger: make it first")
         mode = "ro" if read_only else "rwc" if create else "rw"
         if read_only and not path.with_name(f"{path.name}-wal").exists():
-            mode += "&immutable=1"  # nobody has it open, and even a reader would leave files
+            mode += "&immutable=1"  # no process has it open, and even a reader would leave files
         self._path = path.absolute()
         self._uri = f"{self._path.as_uri()}?mode={mode}"
         self._opened: _Identity | None = None
@@ -422,7 +422,7 @@ def _locks(file: int, how: int) -> bool:
 
 
 def _begin(connection: sa.Connection) -> None:
-    access: Access = connection.get_execution_options().get(ACCESS, Access())
+    access: TransactionMode = connection.get_execution_options().get(ACCESS, TransactionMode())
     driver: sqlite3.Connection | None = connection.connection.driver_connection
     assert driver is not None
     if access.writes:  # past SQLAlchemy, which has begun a transaction, for SQLite has not

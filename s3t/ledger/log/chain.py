@@ -4,9 +4,9 @@
 
     digest(entry) = SHA-256 of {number, kind, at, body, previous}; signed, if there is a key
 
-Invariant: entries are only ever added, each in the transaction of what it tells of. So whoever has
-the digest of one entry can tell whether anything up to it was changed, and whoever has a signature
-that it was written by the holder of the key.
+Invariant: entries are only ever added, each in the transaction of what it tells of. So the digest
+of one entry shows whether anything up to it was changed, and a signature that the holder of the key
+wrote it.
 """
 
 from __future__ import annotations

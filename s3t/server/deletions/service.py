@@ -233,7 +233,7 @@ class DeletionService:
         if found is None or found.request_status in ("pending", "in_progress"):
             return None
         told = found.model_dump(exclude_none=True)
-        told.pop("receipt", None)  # whoever may see it asks at results_url
+        told.pop("receipt", None)  # those who may see it ask at results_url
         return told
 
 

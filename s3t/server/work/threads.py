@@ -12,7 +12,7 @@ from s3t.server.http.problems import Problem
 
 __all__ = ["ThreadPool"]
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class ThreadPool:
@@ -30,7 +30,7 @@ class ThreadPool:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"s3t-{name}")
         self._name, self._limit, self._taken = name, limit, 0
 
-    async def run(self, call: Callable[[], Answer]) -> Answer:
+    async def run(self, call: Callable[[], Result]) -> Result:
         """The call's result. To be used on one event loop.
 
         Raises:
