@@ -1,15 +1,17 @@
 """The durable truth of a run: its samples, deletions and receipts. The one door to SQLAlchemy.
 
 Ledger (ledger) ──► registry     samples: written down once, listed ─┐
-               ├──► deletion     one deletion, step by step ─────────┴─► counters   what is left
-               ├──► purging      what stays of a purged sample
+               ├──► deletion     one deletion, step by step ─────────┴─► counters
+               │       └──► receipt    what is asked for, and what was done
+               ├──► counts       what is left, when deletions were made
+               ├──► deleted      the deleted samples; a purge ──► purging   what stays of them
                ├──► planning     steps of planning and training ──► generations   plans and nodes
-               ├──► outbox       accepted and not done: large deletions, callbacks
-               ├──► logstate     what the log says is deleted, in force, hit
-               ├──► proof        the tables held against the log
+               ├──► replicas     who answers, which deletions are effective
+               ├──► outbox       accepted and not done: large deletions (jobs), callbacks
                ├──► evidence     all tables at one moment, for audits
-               ├──► chain        the log of all that was done ──► signing
-               └──► database     connections, transactions ──► schema   the tables
+               ├──► log/         chain ──► signing; state: what follows from it; proof: tables held
+               │                 against it
+               └──► database/    connections, transactions ──► schema   the tables
                       └──► backend: sqlite │ postgres
 """
 
@@ -20,12 +22,13 @@ from s3t.ledger.database.database import Watch, without_password
 from s3t.ledger.deletion import Decide
 from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import LedgerState, Witnessed, nodes_digest
+from s3t.ledger.jobs import Job
 from s3t.ledger.ledger import Ledger
 from s3t.ledger.log.chain import GENESIS, link
 from s3t.ledger.log.chain import Entry as LogEntry
 from s3t.ledger.log.signing import Signer, Verifier
 from s3t.ledger.log.state import Generation
-from s3t.ledger.outbox import Callback, Claim, Job, Outbox, host_claim, job_claim
+from s3t.ledger.outbox import Callback, Claim, Outbox, host_claim, job_claim
 from s3t.ledger.purging import Forgotten, Gone
 from s3t.ledger.receipt import Deletion, PrefixChange, Receipt
 from s3t.ledger.registry import SampleEntry

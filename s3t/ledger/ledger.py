@@ -26,10 +26,11 @@ from s3t.ledger.deleted import DeletedSamples
 from s3t.ledger.deletion import Decide
 from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import LedgerState
+from s3t.ledger.jobs import refuse_other
 from s3t.ledger.log import chain, proof
 from s3t.ledger.log.signing import Signer
 from s3t.ledger.log.state import HEAD, LogReader, LogState, Secrets
-from s3t.ledger.outbox import Outbox, refuse_other
+from s3t.ledger.outbox import Outbox
 from s3t.ledger.planning import Planning
 from s3t.ledger.purging import Gone
 from s3t.ledger.receipt import Deletion, Receipt

@@ -16,37 +16,32 @@ stands for it: no other deletion takes that id.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
-from s3t.errors import InputError, IntegrityError, RequestConflictError
+from s3t.errors import InputError, RequestConflictError
 from s3t.ledger.database import schema
 from s3t.ledger.database.database import Database
 from s3t.ledger.database.schema import callbacks, claims, jobs
+from s3t.ledger.jobs import WAITS, Job, job_of, row_of
 from s3t.ledger.log import chain
 from s3t.ledger.receipt import Deletion
 
-__all__ = ["Callback", "Claim", "Job", "Outbox", "host_claim", "job_claim", "refuse_other"]
+__all__ = ["Callback", "Claim", "Outbox", "host_claim", "job_claim"]
 
 _COUNTER = "outbox"
 """Key in the table ``run`` of the last number given out: no number is ever given twice."""
 _EACH = timedelta(minutes=1)
 """By when a job should be done: so much for it, and for each that waits before it."""
 
-_DAMAGED = "an accepted deletion in the ledger is damaged: restore the ledger from a copy"
-
-_WAITS = jobs.c.cancelled.is_(None)
 _DONE = sa.select(schema.requests.c.view).where(
     schema.requests.c.request_id == sa.bindparam("request")
 )
-_NAMED = sa.select(jobs).where(jobs.c.request_id == sa.bindparam("request"), _WAITS)
 
 
 def job_claim(request_id: str) -> str:
@@ -57,54 +52,6 @@ def job_claim(request_id: str) -> str:
 def host_claim(host: str) -> str:
     """What a process claims to call a host."""
     return f"host {host}"
-
-
-def refuse_other(connection: sa.Connection, deletion: Deletion) -> None:
-    """Refuse a deletion whose request id stands for a waiting job of other names.
-
-    Args:
-        connection: in the transaction of the deletion.
-        deletion: with a request id.
-
-    Raises:
-        RequestConflictError: the id stands for another one.
-        IntegrityError: the job's row is damaged.
-    """
-    held = connection.execute(_NAMED, {"request": deletion.request_id}).first()
-    if held is not None and _deletion(held).text != deletion.text:
-        raise RequestConflictError(
-            f"request id {deletion.request_id!r} stands for another deletion, which was accepted "
-            "and waits to be done: nothing was deleted. Use a new request id"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One large deletion.
-
-    Attributes:
-        request_id: its name, here and later in the log.
-        deletion: what to delete; it names nothing once it is cancelled.
-        number: tells it from an earlier one of its name.
-        received: ISO 8601 in UTC.
-        expected: by when it should be done, ISO 8601 in UTC.
-        callbacks: URLs to tell.
-        controller: name of the token that asked.
-        cancelled: when it was found that it can never be done, ISO 8601 in UTC.
-        problem: code and sentence of why; no ids.
-        running: a process has it in hand.
-    """
-
-    request_id: str
-    deletion: Deletion
-    number: int
-    received: str
-    expected: str
-    callbacks: tuple[str, ...]
-    controller: str | None
-    cancelled: str | None = None
-    problem: tuple[str, str] | None = None
-    running: bool = False
 
 
 class Callback(NamedTuple):
@@ -199,7 +146,7 @@ class Outbox:
             )
             connection.execute(sa.delete(callbacks).where(callbacks.c.request_id == request_id))
             connection.execute(sa.delete(jobs).where(jobs.c.request_id == request_id))
-            connection.execute(sa.insert(jobs).values(_row(job)))
+            connection.execute(sa.insert(jobs).values(row_of(job)))
             return job
 
     def job(self, request_id: str) -> Job | None:
@@ -213,7 +160,7 @@ class Outbox:
 
     def waiting(self) -> list[str]:
         """Request ids of the jobs that are to be done, those first that were accepted first."""
-        query = sa.select(jobs.c.request_id).where(_WAITS).order_by(jobs.c.number)
+        query = sa.select(jobs.c.request_id).where(WAITS).order_by(jobs.c.number)
         with self._database.transaction() as connection:
             return list(connection.execute(query).scalars())
 
@@ -224,7 +171,7 @@ class Outbox:
             IntegrityError: a row is damaged.
         """
         done = jobs.c.request_id.in_(sa.select(schema.requests.c.request_id))
-        query = sa.select(jobs.c.request_id).where(_WAITS, done)
+        query = sa.select(jobs.c.request_id).where(WAITS, done)
         with self._database.transaction() as connection:
             found = [self._job(connection, one) for one in connection.execute(query).scalars()]
         return sum(self.end(job) for job in found if job is not None)
@@ -239,7 +186,7 @@ class Outbox:
         Returns:
             False if another process has ended it already; nothing was changed then.
         """
-        this = sa.and_(jobs.c.request_id == job.request_id, jobs.c.number == job.number, _WAITS)
+        this = sa.and_(jobs.c.request_id == job.request_id, jobs.c.number == job.number, WAITS)
         with self._database.transaction(writes=True) as connection:
             if problem is None:
                 done = connection.execute(sa.delete(jobs).where(this))
@@ -344,52 +291,7 @@ class Outbox:
         if row is None:
             return None
         claimed = sa.select(claims.c.beats).where(claims.c.what == job_claim(request_id))
-        return _read(row, connection.execute(claimed).first() is not None)
-
-
-def _row(job: Job) -> dict[str, Any]:
-    return {
-        **job.deletion.to_row(),
-        "number": job.number,
-        "received": job.received,
-        "expected": job.expected,
-        "callbacks": json.dumps(job.callbacks),
-        "controller": job.controller,
-    }
-
-
-def _read(row: sa.Row[Any], running: bool) -> Job:
-    return Job(
-        request_id=row.request_id,
-        deletion=_deletion(row),
-        number=row.number,
-        received=row.received,
-        expected=row.expected,
-        callbacks=_texts(row.callbacks),
-        controller=row.controller,
-        cancelled=row.cancelled,
-        problem=None if row.code is None else (row.code, row.title),
-        running=running,
-    )
-
-
-def _deletion(row: sa.Row[Any]) -> Deletion:
-    """What a job's row asks for.
-
-    Raises:
-        IntegrityError: it is damaged.
-    """
-    with suppress(InputError, TypeError, ValueError):
-        return Deletion.of_row(row)
-    raise IntegrityError(_DAMAGED)
-
-
-def _texts(column: str) -> tuple[str, ...]:
-    with suppress(TypeError, ValueError):
-        found = json.loads(column)
-        if isinstance(found, list) and all(isinstance(one, str) for one in found):
-            return tuple(found)
-    raise IntegrityError(_DAMAGED)
+        return job_of(row, connection.execute(claimed).first() is not None)
 
 
 def _tell(connection: sa.Connection, request_id: str, urls: Sequence[str]) -> None:
@@ -411,7 +313,7 @@ def _next(connection: sa.Connection) -> int:
 
 
 def _waiting(connection: sa.Connection) -> int:
-    query = sa.select(sa.func.count()).select_from(jobs).where(_WAITS)
+    query = sa.select(sa.func.count()).select_from(jobs).where(WAITS)
     return int(connection.execute(query).scalar_one())
 
 
