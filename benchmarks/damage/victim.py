@@ -197,7 +197,7 @@ def make_victim(folder: Path) -> Victim:
     shutil.copytree(run.store.root, aside / "nodes")
     shutil.copy(run.ledger_path, aside / "ledger.db")
     with run.ledger() as ledger:
-        receipt = json.dumps(ledger.receipt("second"))
+        receipt = json.dumps(ledger.receipt("second").to_dict())
     (aside / "receipt.json").write_text(receipt, encoding="utf-8")
     purge(run)
     for path in (aside / "nodes").iterdir():
