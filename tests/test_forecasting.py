@@ -13,8 +13,10 @@ import pytest
 
 from s3t import S3T
 from s3t.errors import InputError, IntegrityError
+from s3t.ledger import Deletion
 from s3t.plan.forecast import Observed, State, forecast
 from s3t.run import RunDir
+from s3t.run.deletion import delete
 from s3t.run.forecast import run_forecast
 from s3t.run.opened import OpenRun
 
@@ -61,7 +63,7 @@ def test_along_deletions_until_exhausted(digits: OpenRun) -> None:
     slots = {(entry.shard, entry.slice): entry.sample_id for entry in digits.ledger.samples()}
     living, medians = np.ones((4, 4), dtype=bool), []
     for view, (slot, name) in enumerate(sorted(slots.items()), 1):
-        digits.delete([name], [], None, False)
+        delete(digits, Deletion([name]))
         living[slot] = False
         found = run_forecast(digits, now=NOW)
         expected = forecast(State(view, persons(digits), living), observed=found.observed)
@@ -73,10 +75,10 @@ def test_along_deletions_until_exhausted(digits: OpenRun) -> None:
 
 def test_a_person_is_one_request(texts: OpenRun) -> None:
     assert run_forecast(texts, now=NOW).persons_left == 16 + 8
-    texts.delete(["t00"], [], None, False)  # of two: the person is still there
+    delete(texts, Deletion(["t00"]))  # of two: the person is still there
     assert run_forecast(texts, now=NOW).persons_left == 24
-    texts.delete([], ["p00", "p01"], None, False)
-    texts.delete(["t39"], [], None, False)
+    delete(texts, Deletion([], ["p00", "p01"]))
+    delete(texts, Deletion(["t39"]))
     found = run_forecast(texts, now=NOW)
     assert found.persons_left == persons(texts).sum() == 21
     assert sum(shard.persons_left for shard in found.shards) == 21
@@ -84,12 +86,12 @@ def test_a_person_is_one_request(texts: OpenRun) -> None:
 
 def test_the_rate_is_that_of_the_ledger(digits: OpenRun) -> None:
     names = [entry.sample_id for entry in digits.ledger.samples(slot=(0, 0))]
-    digits.delete(names[:5], [], None, False)
+    delete(digits, Deletion(names[:5]))
     made(digits.run.root, 10)
     assert run_forecast(digits, now=NOW).observed is None
-    digits.delete(names[4:7], [], None, False)
-    digits.delete(names[:7], [], None, False)  # finds them deleted
-    digits.delete(names[7:8], [], None, False)
+    delete(digits, Deletion(names[4:7]))
+    delete(digits, Deletion(names[:7]))  # finds them deleted
+    delete(digits, Deletion(names[7:8]))
     made(digits.run.root, 10, 5, 2)
     found = run_forecast(digits, now=NOW)
     assert found.observed == Observed(3, 10.0)
@@ -126,7 +128,7 @@ def test_nodes_that_are_not_there(digits_run: Path) -> None:
         found = run_forecast(opened, now=NOW)
         assert (found.first_slices_left, found.first_slices_missing) == (9, 7)
         name = next(opened.ledger.samples(slot=(0, 2))).sample_id
-        opened.delete([name], [], None, False)
+        delete(opened, Deletion([name]))
         again = run_forecast(opened, now=NOW)
     assert (again.first_slices_left, again.first_slices_missing) == (9, 6)
     assert [shard.first_slices for shard in again.shards] == [(0, 1, 3), (), (0, 1, 3), (0, 1, 3)]
@@ -141,7 +143,7 @@ def test_a_ledger_of_another_plan(digits: OpenRun) -> None:
 
 
 def test_a_receipt_without_a_moment(digits: OpenRun) -> None:
-    digits.delete(["digit-0003"], [], None, False)
+    delete(digits, Deletion(["digit-0003"]))
     with closing(sqlite3.connect(digits.run.ledger_path)) as connection, connection:
         connection.execute("UPDATE requests SET created_at = 'long ago'")
     with pytest.raises(IntegrityError, match="long ago"):

@@ -16,7 +16,8 @@ from s3t.audit.audit import audit
 from s3t.config import Config, anchored
 from s3t.data import private_origins
 from s3t.errors import DamagedNodeError, InputError, S3TError
-from s3t.ledger import Gone, Ledger
+from s3t.ledger import Deletion, Gone
+from s3t.ledger.deleted import DeletedSamples
 from s3t.ledger.purging import hashed
 from s3t.run import RunDir
 from s3t.run.purge import _own_files, purge
@@ -102,7 +103,7 @@ def test_an_accepted_deletion_goes_once_it_is_done(run: RunDir) -> None:
         return found.found, found.purged, found.note
 
     with run.ledger() as ledger:
-        ledger.outbox.accept("r", [], ["p03"], limit=9)
+        ledger.outbox.accept(Deletion([], ["p03"], "r"), limit=9)
         assert seen()[:2] == (1, 0) and "s3t serve" in seen()[2]
         delete(run, "p03", request_id="r")  # and then the service is killed
         assert holds(run.root, "p03")
@@ -328,7 +329,7 @@ def test_killed_between_two_steps_it_is_finished_by_the_next(
         if step == "nodes":
             patched.setattr("s3t.run.purge._caches", die)
         else:
-            patched.setattr(Ledger, "purge", die)
+            patched.setattr(DeletedSamples, "purge", die)
         with pytest.raises(S3TError, match="killed"):
             purge(run)
     assert run.store.keys() == living(run)

@@ -203,7 +203,7 @@ class _Worker:
 
     def _moved(self, forgetting: OpenRun) -> bool:
         with suppress(S3TError):
-            before = forgetting._known.view
+            before = forgetting.known.view
             return forgetting.ledger.view() != before
         return False
 

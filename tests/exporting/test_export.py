@@ -58,7 +58,7 @@ def test_peft_answers_as_the_run_does(any_run: Path, tmp_path: Path) -> None:
             alone = model.ensemble([node], plan)
             assert alone is not None and node is not None
             rows = Encoded(probe["inputs"], probe.get("mask"))
-            if service.labels:
+            if service._opened.labels:
                 served, told = alone.probabilities(rows), probe["logits"].softmax(dim=1)
             else:
                 served, told = alone.next_token(rows), probe["logits"].log_softmax(dim=1)
