@@ -89,7 +89,7 @@ def _measured(
         thread.start()
     time.sleep(1.0)
     prefix = service.status().shards[shard].prefix
-    entries = service._forgetting.ledger.samples((shard, prefix[-1]), deleted=False)
+    entries = service.ledger.samples((shard, prefix[-1]), deleted=False)
     deleted = time.monotonic()
     service.deactivate([str(next(iter(entries)).sample_id)])
     reported = watch.wait(name)

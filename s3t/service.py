@@ -1,31 +1,31 @@
-"""The live object: predict, forget, report. Here training's results and deletions meet.
+"""The live object over a trained run: predict, delete, report.
 
     predict:     pin the view ─► is it the ledger's? ─► compute ─► still? ─► answer
                                       └─ no: build the new view, swap it in, begin again
-    deactivate:  commit to the ledger ─► swap the view ─► wait for all who are on the old one, here
+    deactivate:  commit to the ledger ─► swap the view ─► wait for all answers on the old one, here
                  and in every process
 
 Invariant (E6): once ``deactivate`` has returned, in any process, no answer comes from a node whose
-lineage holds a deleted sample. What was under way has ended by then: within the process ``views``
-tells, across processes a lock (``readers``) or, for a replica (``join``), its lease.
+lineage holds a deleted sample. Answers that were under way have ended by then: within the process
+``serving/views`` tells, across processes a lock (``serving/readers``) or, for a replica, its lease.
 """
 
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from s3t.errors import InputError, UnavailableError
+from s3t.ledger import Deletion, Ledger, Receipt
 from s3t.run import RunDir
-from s3t.run.deletion import Forgetting, Receipt, Status
+from s3t.run.opened import OpenRun
 from s3t.run.overview import overview
+from s3t.run.status import Status, status
+from s3t.serving.effective import stored_receipt
 from s3t.serving.live import Serving
 from s3t.types import Draw
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from s3t.config import Config
     from s3t.export import Export
     from s3t.export.sync import Synchroniser
-    from s3t.ledger import Outbox
     from s3t.plan.forecast import Forecast
     from s3t.run.purge import Purge
     from s3t.serving.generation.completion import Completion, Piece
@@ -44,14 +43,17 @@ __all__ = ["S3T", "pipeline"]
 
 
 class S3T:
-    """A run that answers and forgets. Open it with ``S3T.load``; share it between threads.
+    """A run that answers and deletes. Open it with ``S3T.load``; share it between threads.
 
-    The model is loaded at the first answer, so forgetting and status stay light.
+    The model is loaded at the first answer, so deletions and status stay light.
+
+    Attributes:
+        serving: what this process serves: readiness, leases, answers that are held while sent.
     """
 
-    def __init__(self, forgetting: Forgetting) -> None:
-        self._forgetting = forgetting
-        self._serving = Serving(forgetting)
+    def __init__(self, opened: OpenRun) -> None:
+        self._opened = opened
+        self.serving = Serving(opened)
 
     @classmethod
     def load(cls, run: str | Path) -> S3T:
@@ -61,7 +63,7 @@ class S3T:
             InputError: it is none.
             IntegrityError: its plan or ledger is damaged.
         """
-        return cls(Forgetting(RunDir.existing(run)))
+        return cls(OpenRun(RunDir.existing(run)))
 
     def join(self, name: str | None = None, lease: float | None = None) -> None:
         """Become a replica: load the model, and answer by a lease instead of looking at the ledger.
@@ -77,14 +79,15 @@ class S3T:
         Raises:
             S3TError: the model cannot be loaded, or the ledger not be reached.
         """
-        if lease is None and self._forgetting.ledger.shared:
+        if lease is None and self.ledger.shared:
             lease = self.config.serve.lease
-        self._serving.join(name or socket.gethostname(), lease)
+        self.serving.join(name or socket.gethostname(), lease)
 
     def close(self) -> None:
-        """Give the seat back, if there is one, and close the ledger; it cannot be used again."""
-        self._serving.leave()
-        self._forgetting.close()
+        """Give the replica lease back, if there is one, and close the ledger. The object cannot be
+        used again."""
+        self.serving.leave()
+        self._opened.close()
 
     def __enter__(self) -> S3T:
         return self
@@ -100,45 +103,29 @@ class S3T:
     @property
     def config(self) -> Config:
         """The run's config."""
-        return self._forgetting.config
+        return self._opened.config
 
     @property
     def root(self) -> Path:
         """The run directory."""
-        return self._forgetting.run.root
+        return self._opened.run.root
 
     @property
-    def outbox(self) -> Outbox:
-        """Large deletions that were accepted and are not done, and callbacks."""
-        return self._forgetting.ledger.outbox
+    def ledger(self) -> Ledger:
+        """The run's ledger: receipts, log, replicas, and the outbox of what is not done yet."""
+        return self._opened.ledger
 
-    @property
-    def run_id(self) -> str:
-        """What tells runs apart: the beginning of the digest of the log's first entry. Copies and
-        replicas of a run share it, wherever they lie."""
-        return str(next(self._forgetting.ledger.log()).digest[:12])
-
-    @property
-    def task(self) -> str:
-        """What the run was trained for."""
-        return self.config.task
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The classes; empty for a language model."""
-        return tuple(self._forgetting.plan.recipe["labels"])
-
-    # ── forgetting ───────────────────────────────────────────────────────────────────────────
+    # ── deletions ────────────────────────────────────────────────────────────────────────────
 
     def deactivate(
         self,
-        sample_ids: Iterable[str] = (),
+        sample_ids: Iterable[str] | Deletion = (),
         subjects: Iterable[str] = (),
         *,
         request_id: str | None = None,
         dry_run: bool = False,
     ) -> Receipt:
-        """Forget samples, and all samples of subjects: all of them or, on an error, none.
+        """Delete samples, and all samples of subjects: all of them or, on an error, none.
 
         When this returns the deletion is durable. If its receipt has ``effective_at``, no answer
         given from now on, in any process that has the run open, comes from a block that has seen
@@ -148,7 +135,8 @@ class S3T:
         later.
 
         Args:
-            sample_ids: ids to delete; ones deleted before are accepted and reported.
+            sample_ids: ids to delete; ones deleted before are accepted and reported. Or all that
+                is asked for as one ``Deletion``; then nothing else is given.
             subjects: persons to delete, each with all their samples.
             request_id: makes the call idempotent.
             dry_run: the same computation, nothing committed.
@@ -158,15 +146,9 @@ class S3T:
             RequestConflictError: the request id stands for another deletion.
             InputError: nothing to delete.
         """
-        started = time.perf_counter()
-        receipt = self._serving.delete(
-            lambda: self._forgetting.delete(sample_ids, subjects, request_id, dry_run)
-        )
-        untold = None if dry_run else self._forgetting.untold()
-        request, told = receipt.request_id, untold is None
-        effective = None if dry_run else self._serving.settled(request, receipt.view, told)
-        seconds = round(time.perf_counter() - started, 6)
-        return replace(receipt, seconds=seconds, effective_at=effective, untold=untold)
+        if not isinstance(sample_ids, Deletion):
+            sample_ids = Deletion(sample_ids, subjects, request_id, dry_run)
+        return self.serving.delete(sample_ids)
 
     def repair(self, launch: Sequence[str] = ()) -> dict[str, Any]:
         """Plan the run again on what is left, train what is missing, purge what is dead.
@@ -184,19 +166,19 @@ class S3T:
         """
         from s3t.run.repair import repair_apart
 
-        return repair_apart(self._forgetting.run.root, launch)
+        return repair_apart(self._opened.run.root, launch)
 
     def purge(self, *, dry_run: bool = False) -> Purge:
         """Remove what is dead from the disk, and say what could not be reached.
 
         Raises:
-            S3TError: see ``purging.purge``.
+            S3TError: see ``run.purge.purge``.
         """
         from s3t.run.purge import purge
 
-        found = purge(self._forgetting.run, dry_run=dry_run)
+        found = purge(self._opened.run, dry_run=dry_run)
         if not dry_run:
-            self._serving.refresh()  # tensors of what is dead leave the memory too
+            self.serving.refresh()  # tensors of what is dead leave the memory too
         return found
 
     def export(
@@ -216,15 +198,15 @@ class S3T:
 
         Args:
             folder: new, empty, or of earlier exports of this run.
-            merge, rank, target, max_loss, prune: see ``exporting.Wanted``.
+            merge, rank, target, max_loss, prune: see ``s3t.export.Wanted``.
 
         Raises:
-            S3TError: see ``exporting.Exporter.export``.
+            S3TError: see ``s3t.export.Exporter.export``.
         """
         from s3t.export import Exporter, Wanted
 
         wanted = Wanted(merge, rank, target, max_loss, prune)
-        return Exporter(self._forgetting, self._serving.model, folder).export(wanted)
+        return Exporter(self._opened, self.serving.model, folder).export(wanted)
 
     def synchroniser(
         self,
@@ -244,7 +226,7 @@ class S3T:
         Args:
             target, url: ``vllm`` or ``sglang``, and where it is.
             folder: for the adapters; the engine reads it too, there at ``seen_at`` if given.
-            merge, rank, max_loss: see ``exporting.Wanted``.
+            merge, rank, max_loss: see ``s3t.export.Wanted``.
             key: of the engine's API.
             timeout: seconds for one request.
 
@@ -255,69 +237,30 @@ class S3T:
         from s3t.export.sync import Link, Synchroniser, connect
 
         engine = connect(target, Link(url, key, timeout))
-        exporter = Exporter(self._forgetting, self._serving.model, folder)
+        exporter = Exporter(self._opened, self.serving.model, folder)
         wanted = Wanted(merge, rank, target, max_loss)
-        return Synchroniser(self._forgetting, exporter, engine, wanted, seen_at)
+        return Synchroniser(self._opened, exporter, engine, wanted, seen_at)
 
-    def reload(self) -> None:
-        """Look anew at plan and nodes, read and prove what serves once more, and go on with that.
-
-        Raises:
-            S3TError: the ledger or the plan cannot be read; what served goes on.
-        """
-        self._forgetting.reload()
-        self._serving.refresh(anew=True)
-
-    def receipt(self, request_id: str) -> dict[str, Any]:
-        """The receipt of a deletion as the log holds it, as JSON values.
+    def receipt(self, request_id: str) -> Receipt:
+        """The receipt of a deletion as the log holds it, with when it was effective and purged.
 
         Raises:
             InputError: no such request.
         """
-        from s3t.serving.replica import receipt
-
-        return receipt(self._forgetting.ledger, request_id, self._forgetting.untold)
-
-    def receipts(self, limit: int = 100, before: int | None = None) -> list[dict[str, Any]]:
-        """Stored receipts, the latest first.
-
-        Args:
-            limit: at most so many.
-            before: only those with a smaller ``number``, to go on after a page.
-        """
-        return self._forgetting.ledger.receipts(limit, before)
+        return stored_receipt(self.ledger, request_id, self._opened.notifier.tell)
 
     def status(self) -> Status:
         """Shards, prefixes and what is left, at the ledger's present view.
 
         The store is told of deletions that it was not told of when they were made.
         """
-        if self._serving.seat is None and self._forgetting.untold() is None:
-            self._serving.settle_left()
-        return self._forgetting.status()
+        if self.serving.lease is None and self._opened.notifier.tell() is None:
+            self.serving.settle_pending()
+        return status(self._opened)
 
     def picture(self) -> dict[str, Any]:
         """Shards × slices and the state of every node, as JSON values; see ``overview``."""
-        return overview(self._forgetting)
-
-    def log(self, limit: int = 100) -> list[dict[str, Any]]:
-        """The latest entries of the run's log, the newest first, as JSON values."""
-        return [asdict(entry) for entry in self._forgetting.ledger.recent(limit)]
-
-    def replicas(self) -> list[dict[str, Any]]:
-        """Those who answer for this run by leases, as JSON values."""
-        found = self._forgetting.ledger.replicas.all()
-        return [{"name": r.name, "view": r.view, "since": r.since} for r in found]
-
-    def readiness(self) -> str | None:
-        """Why no answer can be given now; None if it can, as far as this process knows."""
-        return self._serving.readiness()
-
-    @property
-    def lease_left(self) -> float | None:
-        """Seconds for which this replica may answer without hearing of the ledger; None if it looks
-        at it for each answer."""
-        return None if self._serving.seat is None else self._serving.seat.lease.left
+        return overview(self._opened)
 
     def forecast(
         self, *, now: datetime | None = None, trials: int | None = None, seed: int = 0
@@ -335,7 +278,7 @@ class S3T:
         from s3t.run.forecast import run_forecast  # numpy and scipy take their time
 
         now = now or datetime.now(UTC)
-        return run_forecast(self._forgetting, now=now, trials=trials, seed=seed)
+        return run_forecast(self._opened, now=now, trials=trials, seed=seed)
 
     # ── answering ────────────────────────────────────────────────────────────────────────────
 
@@ -351,9 +294,9 @@ class S3T:
             InputError: a row that cannot be read, or a run of another task.
             IntegrityError: a block that should serve is damaged.
         """
-        model = self._serving.model()
+        model = self.serving.model()
         rows = model.encode(batch)
-        return self._serving.answer(lambda ensemble, view: model.predictions(ensemble, rows, view))
+        return self.serving.answer(lambda ensemble, view: model.predictions(ensemble, rows, view))
 
     def generate(
         self,
@@ -379,8 +322,8 @@ class S3T:
             ExhaustedError, InputError, IntegrityError: as ``predict``.
         """
         draw = Draw(max_new_tokens, temperature, seed, top_k, top_p)
-        tokens = self._serving.model().prompts(prompts, draw)
-        return self._serving.completions(tokens, draw)
+        tokens = self.serving.model().prompts(prompts, draw)
+        return self.serving.completions(tokens, draw)
 
     def stream(
         self,
@@ -418,11 +361,11 @@ class S3T:
         """
         if strict and begun:
             raise InputError("strict and begun: where begun tokens came from is not known")
-        model = self._serving.model()
+        model = self.serving.model()
         draw = Draw(max_new_tokens, temperature, seed, top_k, top_p)
         (tokens,) = model.prompts([prompt], draw)
         model.check_room([[*tokens, *begun]], draw)
-        pieces = model.writer.pieces(tokens, draw, self._serving.answer, begun)
+        pieces = model.writer.pieces(tokens, draw, self.serving.answer, begun)
         return self._strictly(pieces) if strict else pieces
 
     def _strictly(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
@@ -437,21 +380,12 @@ class S3T:
             self._check_unhit(first)
 
     def _check_unhit(self, view: int) -> None:
-        if not self.is_sound(view):
+        if not self.serving.is_sound(view):
             raise UnavailableError(
                 "a deletion has hit blocks that wrote a part of the text: drop what has come of "
                 "it, and ask for it again",
                 "text_hit",
             )
-
-    def is_sound(self, view: int) -> bool:
-        """Whether everything that served at a view lives still: what was answered then would be
-        given again. A view too old to be remembered is not sound.
-
-        Raises:
-            IntegrityError, UnavailableError: as ``predict``.
-        """
-        return self._serving.is_sound(view)
 
     def pipeline(self, **options: Any) -> Pipeline:
         """transformers' pipeline of the run's task, over the view in force at each call.
@@ -467,18 +401,7 @@ class S3T:
         """
         from s3t.serving.pipelines import pipeline_of
 
-        return pipeline_of(self._serving, self.config, self.labels, **options)
-
-    def hold(self, view: int) -> AbstractContextManager[bool]:
-        """To be held while an answer of ``view`` is sent: deletions wait until it is left.
-
-        Never waits itself. False, if something that served at that view has died, or the lease has
-        run out: then the answer must not be sent, but asked for anew.
-
-        Raises:
-            UnavailableError: the ledger cannot be looked at.
-        """
-        return self._serving.hold(view)
+        return pipeline_of(self.serving, self.config, self._opened.labels, **options)
 
     def evaluate(self) -> Evaluation:
         """Accuracy, or perplexity for a language model, on the public test data.
@@ -486,7 +409,7 @@ class S3T:
         Raises:
             ExhaustedError, IntegrityError: as ``predict``.
         """
-        return self._serving.answer(self._serving.model().evaluation)
+        return self.serving.answer(self.serving.model().evaluation)
 
 
 def pipeline(run: str | Path, **options: Any) -> Pipeline:

@@ -43,7 +43,15 @@ ROOMS = (
 )
 """Lowest first. A module may import only from rooms before its own, and from its own."""
 
-APART = {"s3t.audit": ("s3t.serving", "s3t.service", "s3t.run.deletion")}
+APART = {
+    "s3t.audit": (
+        "s3t.serving",
+        "s3t.service",
+        "s3t.run.deletion",
+        "s3t.run.opened",
+        "s3t.run.status",
+    )
+}
 """The audit judges what is served, so it may not lean on what decides that. Attacks on the answers
 (``s3t.audit.leakage``) are no judges: they ask the model."""
 

@@ -30,8 +30,10 @@ from s3t import S3T
 from s3t.config import load_config
 from s3t.data import load_public
 from s3t.errors import DamagedNodeError, ExhaustedError, InputError, IntegrityError
+from s3t.ledger import Deletion
 from s3t.run import RunDir
-from s3t.run.deletion import Forgetting
+from s3t.run.deletion import delete
+from s3t.run.opened import OpenRun
 from s3t.serving.predictor import Answering, Prediction
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,9 +76,9 @@ def chances(predictions: Sequence[Prediction]) -> np.ndarray:
 
 
 def exhaust(run: Path) -> None:
-    with closing(Forgetting(RunDir.existing(run))) as forgetting:
+    with closing(OpenRun(RunDir.existing(run))) as forgetting:
         ids = [names[0] for names in one_of_each(run).values()]
-        assert forgetting.delete(ids, (), None, False).expected_deletions_left == 0
+        assert delete(forgetting, Deletion(ids)).expected_deletions_left == 0
 
 
 def node_file(run: Path, key: str) -> Path:
@@ -171,8 +173,8 @@ def test_answers_while_samples_are_forgotten(
     expected = []
     for view in range(len(order) + 1):
         if view:
-            with closing(Forgetting(RunDir.existing(reference))) as forgetting:
-                forgetting.delete([order[view - 1]], (), None, False)
+            with closing(OpenRun(RunDir.existing(reference))) as forgetting:
+                delete(forgetting, Deletion([order[view - 1]]))
         with S3T.load(reference) as fresh:
             expected.append(chances(fresh.predict(images)))
     steps = [np.abs(a - b).max() for a, b in pairwise(expected)]
@@ -362,7 +364,7 @@ def replace_by_another(path: Path) -> None:
 def test_a_damaged_node_that_should_serve_is_an_error(
     digits_run: Path, images: list[np.ndarray], damage: Flip, whose: str
 ) -> None:
-    with closing(Forgetting(RunDir.existing(digits_run))) as forgetting:
+    with closing(OpenRun(RunDir.existing(digits_run))) as forgetting:
         serving = forgetting.catch_up()[1][1]
         assert serving is not None
         lineage = forgetting.plan.forest.lineage(serving.key)
@@ -378,8 +380,8 @@ def test_a_damaged_node_that_should_serve_is_an_error(
 def test_damage_that_does_not_serve_is_no_error(digits_run: Path, images: list[np.ndarray]) -> None:
     """A dead node's file may be anything: it is never read."""
     slots = one_of_each(digits_run)
-    with closing(Forgetting(RunDir.existing(digits_run))) as forgetting:
-        dead = forgetting.delete([slots[1, 2][0]], (), None, False).nodes_dead
+    with closing(OpenRun(RunDir.existing(digits_run))) as forgetting:
+        dead = delete(forgetting, Deletion([slots[1, 2][0]])).nodes_dead
     for key in dead:
         flip_header(node_file(digits_run, key))
     with S3T.load(digits_run) as service:
@@ -475,7 +477,7 @@ def test_nodes_lost_while_serving_fail_the_answers_not_the_deletion(
     on_base(digits_run)
     with S3T.load(digits_run) as service:
         service.predict(images)
-        service._serving._model._tensors.clear()  # type: ignore[union-attr]
+        service.serving._model._tensors.clear()  # type: ignore[union-attr]
         for node in (digits_run / "nodes").iterdir():
             node.unlink()
         with RunDir(digits_run).ledger() as ledger:
@@ -500,7 +502,7 @@ def test_exhausted_answers_with_the_public_head(digits_run: Path, images: list[n
         exhaust(digits_run)
         found = service.predict(images)
         assert {one.view for one in found} == {1}
-        model = service._serving._model
+        model = service.serving._model
         assert model is not None
         base, rows = model._base, model.encode(images)
         with torch.inference_mode():
@@ -544,9 +546,9 @@ def test_averaged_adapters_are_those_of_the_view(
         answers = []
         for view in range(3):
             answers.append(chances(service.predict(images)))
-            model, current = service._serving._model, service._serving._views.current
-            assert model is not None and current is not None and current.version == view
-            plan = service._forgetting.plan
+            model, current = service.serving._model, service.serving._views.current
+            assert model is not None and current is not None and current.view == view
+            plan = service._opened.plan
             members = [model._member(node, plan) for node in current.nodes if node is not None]
             lora = model._config.lora
             fresh = Ensemble(model._base, members, lora.alpha / lora.rank, "mean-adapters", "data")
@@ -587,7 +589,7 @@ def test_tensors_of_dead_nodes_leave_memory(
     service: S3T, digits_run: Path, images: list[np.ndarray]
 ) -> None:
     service.predict(images)
-    model = service._serving._model
+    model = service.serving._model
     assert model is not None
     held = {
         key: [weakref.ref(t) for t in tensors.values()] for key, tensors in model._tensors.items()
@@ -607,7 +609,7 @@ def test_stacks_that_hold_a_dead_node_leave_memory(
     service.predict(images * 20)  # enough rows for merged weights
 
     def stacks() -> dict[int, Any]:
-        view = service._serving._views.current
+        view = service.serving._views.current
         assert view is not None and view.ensemble is not None
         maps = view.ensemble._branches._maps
         return {id(one): one for layer in maps for one in layer.values()}
@@ -628,7 +630,7 @@ def test_a_deletion_reads_only_nodes_that_have_not_served(
     service: S3T, digits_run: Path, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.predict(images)
-    model, read = service._serving._model, []
+    model, read = service.serving._model, []
     assert model is not None
     known, store = set(model._tensors), type(model._run.store)
     plain = store.read
@@ -654,7 +656,7 @@ def test_another_ones_deletion_frees_memory_at_the_next_answer(
     with S3T.load(digits_run) as other:
         dead = other.deactivate([one_of_each(digits_run)[0, 0][0]]).nodes_dead
     service.predict(images)
-    model = service._serving._model
+    model = service.serving._model
     assert model is not None and not set(dead) & model._tensors.keys()
 
 
@@ -671,26 +673,25 @@ def test_one_that_is_asked_nothing_follows_what_others_delete_and_purge(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("s3t.serving.live._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("s3t.serving.file_check._LOOK_SECONDS", 0.0)
     service.join()
-    model = service._serving._model
-    assert model is not None and service.readiness() is None
+    model = service.serving._model
+    assert model is not None and service.serving.readiness() is None
     with S3T.load(digits_run) as other:
         dead = other.deactivate([one_of_each(digits_run)[0, 0][0]]).nodes_dead
         other.purge()
         service.status()  # as /metrics do: the schedule is ahead of what serves
-        assert service.readiness() is None and set(dead) & model._tensors.keys()
+        assert service.serving.readiness() is None and set(dead) & model._tensors.keys()
         wait_for(lambda: not set(dead) & model._tensors.keys())
-        wait_for(lambda: service.readiness() is None)
+        wait_for(lambda: service.serving.readiness() is None)
         with monkeypatch.context() as patched:
-            patched.setattr(service._serving, "_build", lambda *_: 1 / 0)
+            patched.setattr(service.serving, "_build", lambda *_: 1 / 0)
             other.deactivate([one_of_each(digits_run)[1, 0][0]])
-            wait_for(
-                lambda: service.readiness() == "another view cannot be taken up, the log says why"
-            )
-        wait_for(lambda: service.readiness() is None)
+            said = "another view cannot be taken up, the log says why"
+            wait_for(lambda: service.serving.readiness() == said)
+        wait_for(lambda: service.serving.readiness() is None)
         exhaust(digits_run)
-        wait_for(lambda: service.readiness() == "exhausted")
+        wait_for(lambda: service.serving.readiness() == "exhausted")
     errors = [one.message for one in caplog.records if one.levelname == "ERROR"]
     assert errors == ["another view cannot be taken up: ZeroDivisionError"]
 
@@ -745,16 +746,16 @@ def plain_models(service: S3T) -> list[Any]:
     """Each shard's prefix as an untouched transformers model with its adapters merged in."""
     from safetensors.torch import load_file
 
-    run, models = service._forgetting.run, []
-    lora = service._forgetting.config.lora
-    for node in service._forgetting.catch_up()[1]:
+    run, models = service._opened.run, []
+    lora = service._opened.config.lora
+    for node in service._opened.catch_up()[1]:
         if node is None:
             continue
         model = AutoModelForCausalLM.from_pretrained(run.base_path).eval()
-        for ancestor in service._forgetting.plan.forest.lineage(node.key):
+        for ancestor in service._opened.plan.forest.lineage(node.key):
             tensors = load_file(node_file(run.root, ancestor.key))
-            assert service._serving._model is not None
-            for target in service._serving._model._base.targets:
+            assert service.serving._model is not None
+            for target in service.serving._model._base.targets:
                 if target.a in tensors:
                     weight = model.transformer.h[target.layer].get_submodule(target.path).weight
                     low = tensors[target.a].T @ tensors[target.b].T  # a Conv1D is [in, out]
@@ -772,7 +773,7 @@ def mixed(models: Sequence[Any], ids: Sequence[int]) -> torch.Tensor:
 
 def greedy(service: S3T, prompt: str, count: int) -> list[int]:
     """The plain loop: the likeliest token of the mixture, up to ``count`` or the closing one."""
-    tokenizer = service._serving._model._encoder.tokenizer  # type: ignore[union-attr]
+    tokenizer = service.serving._model._encoder.tokenizer  # type: ignore[union-attr]
     models, ids = plain_models(service), list(tokenizer(prompt)["input_ids"])[:-1]
     assert len(models) == 2
     added: list[int] = []
@@ -791,7 +792,7 @@ def test_greedy_is_the_likeliest_token_of_the_mixture(texts: S3T) -> None:
     texts.deactivate(["t05"])
     found = texts.generate(PROMPTS, max_new_tokens=12)
     assert {one.view for one in found} == {1}
-    tokenizer = texts._serving._model._encoder.tokenizer  # type: ignore[union-attr]
+    tokenizer = texts.serving._model._encoder.tokenizer  # type: ignore[union-attr]
     for prompt, one in zip(PROMPTS, found, strict=True):
         added = greedy(texts, prompt, 12)
         assert one.completion == tokenizer.decode(added, skip_special_tokens=True)
@@ -807,7 +808,7 @@ def test_a_completion_ends_at_the_closing_token(
         ((prompt, greedy(texts, prompt, 8)) for prompt in PROMPTS), key=lambda one: len(set(one[1]))
     )
     at = max(number for number, token in enumerate(added) if token not in added[:number])
-    encoder = texts._serving._model._encoder  # type: ignore[union-attr]
+    encoder = texts.serving._model._encoder  # type: ignore[union-attr]
     ids = encoder.prompt(prompt)
     monkeypatch.setattr(encoder, "prompt", lambda text: ids)  # its cutting knows the closing token
     encoder.tokenizer.eos_token = encoder.tokenizer.convert_ids_to_tokens(added[at])
@@ -836,7 +837,7 @@ def test_perplexity_is_that_of_the_mixture(texts: S3T, text_run: Path) -> None:
     found = texts.evaluate()
     rows = load_public(load_config(text_run / "config.yaml"), "test", ())
     models, lost = plain_models(texts), []
-    tokenizer = texts._serving._model._encoder.tokenizer  # type: ignore[union-attr]
+    tokenizer = texts.serving._model._encoder.tokenizer  # type: ignore[union-attr]
     for text in rows.inputs:
         ids = tokenizer(text)["input_ids"]
         chances_ = mixed(models, ids)

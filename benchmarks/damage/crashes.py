@@ -33,8 +33,10 @@ from harness.damage.checked import audited, in_a_process, unheld
 from harness.damage.made import make_run, seen_by, train_again
 from harness.damage.shim import COMPILER, Disk, Watched, compiled
 from s3t.errors import S3TError
+from s3t.ledger import Deletion
 from s3t.run import RunDir
-from s3t.run.deletion import Forgetting
+from s3t.run.deletion import delete
+from s3t.run.opened import OpenRun
 from s3t.run.purge import purge
 
 __all__ = ["run"]
@@ -105,9 +107,9 @@ def _script(run: RunDir, tell: Callable[[str], None]) -> None:
             elif step == "train":
                 train_again(run)
             else:
-                forgetting = Forgetting(run)
+                forgetting = OpenRun(run)
                 try:
-                    forgetting.delete([step], [], f"step {number}", dry_run=False)
+                    delete(forgetting, Deletion([step], request_id=f"step {number}"))
                     tell(f"deleted {step}")
                 finally:
                     forgetting.close()
@@ -124,8 +126,8 @@ def _held(run: RunDir, acknowledged: list[str], purged: list[str]) -> list[str]:
         elif step == "purge":
             purge(run)
         else:
-            forgetting = Forgetting(run)
-            forgetting.delete([step], [], f"step {number}", dry_run=False)
+            forgetting = OpenRun(run)
+            delete(forgetting, Deletion([step], request_id=f"step {number}"))
             forgetting.close()
     everyone = [step for step in _SCRIPT if step.startswith("s0")]
     return problems + unheld(run, everyone) + audited(run, pending=True)

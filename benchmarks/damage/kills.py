@@ -30,8 +30,10 @@ from benchmarks.reports import Report
 from harness.damage.checked import audited, in_a_process, served_dead, unheld
 from harness.damage.made import make_run, train_again
 from s3t.errors import IntegrityError, S3TError
+from s3t.ledger import Deletion
 from s3t.run import RunDir
-from s3t.run.deletion import Forgetting
+from s3t.run.deletion import delete
+from s3t.run.opened import OpenRun
 from s3t.run.purge import purge
 
 __all__ = ["run"]
@@ -153,12 +155,12 @@ class _Worker:
 
     def delete(self) -> None:
         """Delete samples, one request after another, and write down what is acknowledged."""
-        forgetting: Forgetting | None = None
+        forgetting: OpenRun | None = None
         while True:
             try:
-                forgetting = forgetting or Forgetting(self.run)
+                forgetting = forgetting or OpenRun(self.run)
                 one = f"s{self.random.randrange(_SAMPLES):05}"
-                forgetting.delete([one], [], None, dry_run=False)
+                delete(forgetting, Deletion([one]))
                 self._write("acknowledged", one)
             except BaseException as error:
                 self._wrong("delete", error)
@@ -177,10 +179,10 @@ class _Worker:
 
     def serve(self) -> None:
         """Answer: what serves at a view, if that view is still in force when its nodes are read."""
-        forgetting: Forgetting | None = None
+        forgetting: OpenRun | None = None
         while True:
             try:
-                forgetting = forgetting or Forgetting(self.run)
+                forgetting = forgetting or OpenRun(self.run)
                 forgetting.prove_ledger()
                 known = set(self._acknowledged.read_text(encoding="utf-8").splitlines())
                 problems, view = served_dead(forgetting, known), forgetting.catch_up()[0]
@@ -199,9 +201,9 @@ class _Worker:
                 self._wrong("serve", error)
             time.sleep(self.random.uniform(0, 0.02))
 
-    def _moved(self, forgetting: Forgetting) -> bool:
+    def _moved(self, forgetting: OpenRun) -> bool:
         with suppress(S3TError):
-            before = forgetting._known.view
+            before = forgetting.known.view
             return forgetting.ledger.view() != before
         return False
 

@@ -34,7 +34,7 @@ import numpy as np
 from benchmarks.deletion_budget import OUTPUT
 from benchmarks.environment import median, table
 from benchmarks.reports import Report, main
-from s3t.ledger import Ledger
+from s3t.ledger import Deletion, Ledger
 from s3t.plan.forecast import (
     Forecast,
     Outlook,
@@ -213,10 +213,10 @@ def _timed(samples: int, shards: int, slices: int) -> dict[str, Any]:
     ):
         ledger.register(_samples(samples, shards, slices))
         for number in range(100):
-            ledger.delete([], [f"person-{number}"], decide=lambda deletion: {})
-        reading = _seconds(lambda: (ledger.persons(), ledger.history()))
-        slots, history = ledger.persons(), ledger.history()
-        hits = [(shard, part) for shard, part, _ in ledger.hits()]
+            ledger.delete(Deletion([], [f"person-{number}"]), lambda receipt, _: receipt)
+        reading = _seconds(lambda: (ledger.counts.persons(), ledger.counts.history()))
+        slots, history = ledger.counts.persons(), ledger.counts.history()
+        hits = [(shard, part) for shard, part, _ in ledger.counts.hits()]
     left = np.zeros((shards, slices), dtype=np.int64)
     for slot in slots:
         left[slot.shard, slot.slice] = slot.left

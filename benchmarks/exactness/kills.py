@@ -37,7 +37,7 @@ from benchmarks.reports import Report, main
 from s3t.audit.audit import audit
 from s3t.config import dump_config
 from s3t.run import RunDir
-from s3t.run.deletion import Forgetting
+from s3t.run.opened import OpenRun
 
 KILLS, QUICK = 250, 20
 OPERATIONS = ("train", "deactivate", "repair", "purge")
@@ -138,7 +138,7 @@ class Trial:
         """Acknowledged deletions that are lost, and served nodes that have seen one."""
         found = []
         with run.ledger() as ledger:
-            gone = ledger.gone()
+            gone = ledger.deleted.all()
             places = {entry.sample_id: (entry.shard, entry.slice) for entry in ledger.samples()}
         ids = {
             f"s{person[1:]}{number}": person for person in self.acknowledged for number in range(3)
@@ -148,7 +148,7 @@ class Trial:
             for one, who in ids.items()
             if one not in gone
         ]
-        forgetting = Forgetting(run)
+        forgetting = OpenRun(run)
         try:
             _, served, plan = forgetting.catch_up()
         finally:

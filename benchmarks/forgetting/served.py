@@ -20,11 +20,11 @@ from benchmarks.forgetting.learner import real_mean
 from benchmarks.forgetting.rows import Rows, Task, write_jsonl
 from s3t import S3T
 from s3t.config import Config
+from s3t.ledger import Receipt
 from s3t.model.adapters.peft import to_peft
 from s3t.model.loading import build_base, load_model
 from s3t.plan.forecast import Outlook
 from s3t.run import RunDir
-from s3t.run.deletion import Receipt
 from s3t.training.work.train import train
 from s3t.types import NodeKey
 

@@ -249,7 +249,7 @@ def _repaired(task: _Task, makes: _Makes, s3t: Config) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     scratch = makes.s3t("scratch")
     with _dir(s3t).ledger() as ledger:
-        gone = ledger.gone()
+        gone = ledger.deleted.all()
     found = {"scratch_seconds": _timed_training(scratch, gone), "repair_seconds": seconds}
     ours, theirs = _nodes(s3t), _nodes(scratch)
     own, other = Model(_dir(s3t)), Model(_dir(scratch))

@@ -339,7 +339,7 @@ def _held(ledger: Ledger, request: str) -> bool:
         receipt = ledger.receipt(request)
     except InputError:
         return False
-    return bool(receipt["deleted"]) and receipt["effective_at"] is not None
+    return bool(receipt.hashes) and receipt.effective_at is not None
 
 
 def _damage(path: Path) -> dict[Path, bytes]:

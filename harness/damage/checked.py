@@ -22,7 +22,7 @@ from s3t.audit.claims.remains import judge_remains
 from s3t.audit.claims.served import judge_deleted, judge_served
 from s3t.audit.evidence import RunEvidence
 from s3t.run import RunDir
-from s3t.run.deletion import Forgetting
+from s3t.run.opened import OpenRun
 
 __all__ = ["audited", "in_a_process", "served_dead", "unheld"]
 
@@ -43,10 +43,10 @@ def unheld(run: RunDir, acknowledged: Iterable[str]) -> list[str]:
     """What of a run does not hold, one sentence each: the ledger proves itself, every deletion
     acknowledged is in it, nothing that serves has seen a deleted sample."""
     known = set(acknowledged)
-    forgetting = Forgetting(run)
+    forgetting = OpenRun(run)
     try:
         forgetting.prove_ledger()
-        gone = forgetting.ledger.gone()
+        gone = forgetting.ledger.deleted.all()
         lost = sorted(one for one in known if one not in gone)
         problems = [f"acknowledged, and not deleted: {', '.join(lost)}"] if lost else []
         return problems + served_dead(forgetting, known)
@@ -54,7 +54,7 @@ def unheld(run: RunDir, acknowledged: Iterable[str]) -> list[str]:
         forgetting.close()
 
 
-def served_dead(forgetting: Forgetting, acknowledged: set[str]) -> list[str]:
+def served_dead(forgetting: OpenRun, acknowledged: set[str]) -> list[str]:
     """Nodes that an answer would come from now, and deleted samples that they have seen."""
     run, problems = forgetting.run, []
     _, ends, plan = forgetting.catch_up()

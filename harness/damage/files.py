@@ -261,10 +261,12 @@ def _(victim: Victim) -> str:
     one = victim.sql(
         "SELECT sample_id FROM samples WHERE shard = 1 AND slice = 0 AND deleted_view IS NULL"
     )[0][0]
-    from s3t.run.deletion import Forgetting
+    from s3t.ledger import Deletion
+    from s3t.run.deletion import delete
+    from s3t.run.opened import OpenRun
 
-    forgetting = Forgetting(victim.run)
-    dead = forgetting.delete([one], [], "third", dry_run=False).nodes_dead
+    forgetting = OpenRun(victim.run)
+    dead = delete(forgetting, Deletion([one], request_id="third")).nodes_dead
     forgetting.close()
     return f"{dead[0]} died at view 3 and awaits a purge"
 

@@ -25,8 +25,10 @@ from typing import Any
 
 from harness.damage.opening import Opening, State
 from harness.damage.victim import HIT, Victim
+from s3t.ledger import Deletion
 from s3t.run import RunDir
-from s3t.run.deletion import Forgetting
+from s3t.run.deletion import delete
+from s3t.run.opened import OpenRun
 
 __all__ = ["AT_REST", "IN_USE", "Flip", "chosen", "flipped", "states_of"]
 
@@ -46,16 +48,16 @@ def states_of(victim: Victim) -> dict[str, State]:
     living, *_ = (one.sample_id for one in _left(victim.run))
     rest = State(_contents(victim.root), {"third": third}, living)
     used = victim.copy(victim.root.with_name("used"))
-    forgetting = Forgetting(used.run)
+    opened = OpenRun(used.run)
     try:  # open, so that what it commits stays in the write-ahead log
         ids = [one.sample_id for one in _left(used.run)][:2]
         for number, one in enumerate(ids):
-            forgetting.delete([one], [], f"more {number}", dry_run=False)
+            delete(opened, Deletion([one], request_id=f"more {number}"))
         living = next(one.sample_id for one in _left(used.run))
         requests = {"third": third, **{f"more {number}": one for number, one in enumerate(ids)}}
         return {AT_REST: rest, IN_USE: State(_contents(used.root), requests, living)}
     finally:
-        forgetting.close()
+        opened.close()
 
 
 def flipped(

@@ -83,10 +83,10 @@ def train_again(run: RunDir, step: Step = lambda name: None) -> None:
     """
     with run.training_lock(), run.ledger() as ledger:
         step("plan")
-        gone = ledger.gone()
+        gone = ledger.deleted.all()
         members = _members(run.config(), gone)
         ledger.register(members.slots())
-        now = run.plans.find(lambda: ledger.state().plan)
+        now = run.plans.find(lambda: ledger.plans.in_force().plan)
         run.plans.settle(now, ledger.plans.newest().plan)
         plan = _planned(run, members, now)
         if plan.digest != ledger.plans.newest().plan:

@@ -1,6 +1,6 @@
 """A damaged run as a service opens it, what is seen of it, and what the audit says.
 
-    files as they were, one bit flipped ──► Forgetting, proofs, nodes that serve, requests ──► Seen
+    files as they were, one bit flipped ──► OpenRun, proofs, nodes that serve, requests ──► Seen
                                         └─► claims of the audit, where that found nothing
 
 Invariant: who is deleted and which nodes are dead is known from before the damage, and never taken
@@ -25,11 +25,14 @@ from s3t.audit.claims.weights import judge_weights
 from s3t.audit.evidence import RunEvidence
 from s3t.config import Config
 from s3t.errors import S3TError
-from s3t.ledger import Ledger
+from s3t.ledger import Deletion, Ledger
 from s3t.model.head import read_public_head
 from s3t.run import RunDir
-from s3t.run.deletion import Forgetting
+from s3t.run.deletion import delete
+from s3t.run.opened import OpenRun
+from s3t.run.overview import survey
 from s3t.run.plans import plan_in
+from s3t.run.status import status
 from s3t.serving.predictor import Answering
 from s3t.store import tensors_digest
 
@@ -154,14 +157,14 @@ class Opening:
         run = self._run(name)
         if name == run.head_path.name:  # by a service whose config falls back on the base
             read_public_head(run.head_path, self._base)
-        forgetting = Forgetting(run)
+        forgetting = OpenRun(run)
         try:
             return self._seen(name, run, forgetting)
         finally:
             if forgetting.ledger is not self._ledger:
                 forgetting.close()
 
-    def _seen(self, name: str, run: _Run, forgetting: Forgetting) -> Seen:
+    def _seen(self, name: str, run: _Run, forgetting: OpenRun) -> Seen:
         ledger, plan = forgetting.ledger, forgetting.plan
         if ledger is not self._ledger or not self._sound:
             forgetting.prove_ledger()
@@ -177,20 +180,20 @@ class Opening:
             self._check_recipe(forgetting)
         answers: list[Any] = []
         for request, sample in [*self._state.requests.items(), ("another", self._state.living)]:
-            told = asdict(forgetting.delete([sample], [], request, dry_run=True))
+            told = asdict(delete(forgetting, Deletion([sample], request_id=request, dry_run=True)))
             answers.append({key: told[key] for key in told.keys() - {"seconds"}})
         samples = list(ledger.samples())
-        _, _, survey = forgetting.survey()
+        _, _, nodes = survey(forgetting)
         return Seen(
-            status=forgetting.status().to_dict(),
+            status=status(forgetting).to_dict(),
             samples=samples,
             served=served,
             answers=answers,
             content=self._content(name, run, ledger, forgetting),
-            dead=frozenset(str(node.key) for node, state in survey if state == "dead"),
+            dead=frozenset(str(node.key) for node, state in nodes if state == "dead"),
         )
 
-    def _content(self, name: str, run: _Run, ledger: Ledger, forgetting: Forgetting) -> Any:
+    def _content(self, name: str, run: _Run, ledger: Ledger, forgetting: OpenRun) -> Any:
         if name in LEDGER_FILES:
             with ledger.evidence() as rows:
                 tables = (rows.values, rows.log, rows.requests, rows.slots, rows.nodes,
@@ -202,7 +205,7 @@ class Opening:
             return forgetting.plan.to_json()
         return (self._root / name).read_bytes()
 
-    def _check_recipe(self, forgetting: Forgetting) -> None:
+    def _check_recipe(self, forgetting: OpenRun) -> None:
         """As a service that has loaded its base; here once, with the sound config."""
         config = forgetting.config
         if self._model is None:

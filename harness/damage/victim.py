@@ -19,11 +19,12 @@ from typing import Any
 from torch import Tensor
 
 from s3t.config import load_config
-from s3t.ledger import link
+from s3t.ledger import Deletion, link
 from s3t.ledger.log.chain import canonical
 from s3t.plan import Plan
 from s3t.run import RunDir
-from s3t.run.deletion import Forgetting
+from s3t.run.deletion import delete
+from s3t.run.opened import OpenRun
 from s3t.run.purge import purge
 from s3t.training.work.train import train
 from s3t.types import NodeKey, Slot
@@ -196,7 +197,7 @@ def make_victim(folder: Path) -> Victim:
     shutil.copytree(run.store.root, aside / "nodes")
     shutil.copy(run.ledger_path, aside / "ledger.db")
     with run.ledger() as ledger:
-        receipt = json.dumps(ledger.receipt("second"))
+        receipt = json.dumps(ledger.receipt("second").to_dict())
     (aside / "receipt.json").write_text(receipt, encoding="utf-8")
     purge(run)
     for path in (aside / "nodes").iterdir():
@@ -213,9 +214,9 @@ def _reread_schema(connection: sqlite3.Connection) -> None:
 def _delete(run: RunDir, request: str) -> str:
     with run.ledger() as ledger:
         entry = next(iter(ledger.samples(slot=HIT, deleted=False)))
-    forgetting = Forgetting(run)
+    forgetting = OpenRun(run)
     try:
-        forgetting.delete([entry.sample_id], [], request, dry_run=False)
+        delete(forgetting, Deletion([entry.sample_id], request_id=request))
     finally:
         forgetting.close()
     return entry.sample_id

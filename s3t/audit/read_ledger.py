@@ -50,7 +50,7 @@ def _read(ledger: Ledger, faults: list[str], evidence: Evidence) -> LedgerFacts:
     return LedgerFacts(
         database=ledger.database,
         faults=faults,
-        acknowledged=ledger.acknowledged,
+        acknowledged=evidence.acknowledged,
         commitments=evidence.secrets.commitments(),
         values=evidence.values(),
         log=[_entry(row) for row in evidence.log()],

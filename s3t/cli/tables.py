@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from textwrap import wrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from s3t.ledger import Receipt
 
 __all__ = [
     "budget_lines",
@@ -212,7 +215,7 @@ def _short(number: float | None) -> str:
     return f"{number:,.0f}" if whole else f"{number:.3g}"
 
 
-def receipt_lines(receipt: Any) -> Iterator[str]:
+def receipt_lines(receipt: Receipt) -> Iterator[str]:
     verb = "would delete" if receipt.dry_run else "deleted"
     yield (
         f"request {shown(receipt.request_id)}: {verb} {len(receipt.deleted)} samples "
@@ -229,11 +232,7 @@ def receipt_lines(receipt: Any) -> Iterator[str]:
     if receipt.effective_at is None and not receipt.dry_run:
         yield f"durable, not yet effective: s3t receipt RUN {receipt.request_id} tells when it is"
     yield f"{len(receipt.nodes_dead)} nodes switched off"
-    for change in receipt.prefixes:
-        if change.before != change.after:
-            before = " → ".join(map(str, change.before)) or "nothing"
-            after = " → ".join(map(str, change.after)) or "nothing"
-            yield f"shard {change.shard}: served {before}, now {after}"
+    yield from _changes(receipt, "now")
     yield f"expected deletions left: {receipt.expected_deletions_left:.1f}"
     if receipt.untold is not None:
         yield (
@@ -242,22 +241,29 @@ def receipt_lines(receipt: Any) -> Iterator[str]:
         )
 
 
-def stored_receipt_lines(found: dict[str, Any]) -> Iterator[str]:
-    deleted, before = len(found["deleted"]), len(found["already_deleted"])
+def stored_receipt_lines(receipt: Receipt) -> Iterator[str]:
+    deleted, before, entry = len(receipt.hashes), len(receipt.hashes_before), receipt.entry
     yield (
-        f"request {shown(found['request_id'])}: {deleted} samples deleted ({before} were before), "
-        f"view {found['view']}, entry {found['number']} of the log"
+        f"request {shown(receipt.request_id)}: {deleted} samples deleted ({before} were before), "
+        f"view {receipt.view}" + (f", entry {entry.number} of the log" if entry else "")
     )
-    yield f"accepted   {found['accepted_at']}"
-    yield f"effective  {found['effective_at'] or 'not told yet'}"
-    yield f"purged     {found['purged_at'] or 'not yet: s3t purge'}"
-    yield f"{len(found['schedule']['nodes_dead'])} nodes switched off"
-    for shard, old, new in found["schedule"]["prefixes"]:
-        if old != new:
-            yield f"shard {shard}: served {_prefix(old)}, then {_prefix(new)}"
-    yield f"digest     {found['digest']}"
-    yield f"previous   {found['previous']}"
-    yield f"signed     {found['signer'] or 'no: the config names no receipts.signing_key'}"
+    yield f"accepted   {receipt.accepted_at}"
+    yield f"effective  {receipt.effective_at or 'not told yet'}"
+    yield f"purged     {receipt.purged_at or 'not yet: s3t purge'}"
+    yield f"{len(receipt.nodes_dead)} nodes switched off"
+    yield from _changes(receipt, "then")
+    if entry is not None:
+        yield f"digest     {entry.digest}"
+        yield f"previous   {entry.previous}"
+        yield f"signed     {entry.signer or 'no: the config names no receipts.signing_key'}"
+
+
+def _changes(receipt: Receipt, word: str) -> Iterator[str]:
+    for change in receipt.prefixes:
+        if change.before != change.after:
+            before = " → ".join(map(str, change.before)) or "nothing"
+            after = " → ".join(map(str, change.after)) or "nothing"
+            yield f"shard {change.shard}: served {before}, {word} {after}"
 
 
 def log_line(entry: Any) -> str:
@@ -292,7 +298,3 @@ def purge_lines(found: Any) -> Iterator[str]:
         yield f"  yours, left as it is: {name} holds {rows} rows of deleted samples"
     for place in found.out_of_reach:
         yield f"  out of reach: {place}"
-
-
-def _prefix(slices: list[int]) -> str:
-    return " → ".join(map(str, slices)) or "nothing"

@@ -16,7 +16,7 @@ from s3t.export.merging import merge_members
 from s3t.export.options import Merge, Wanted
 from s3t.plan import Plan
 from s3t.plan.trie import Node
-from s3t.run.deletion import Forgetting
+from s3t.run.opened import OpenRun
 from s3t.serving.ensemble.ensemble import Ensemble, Member
 from s3t.serving.predictor import Answering
 from s3t.types import NodeKey
@@ -28,15 +28,15 @@ class Assembly:
     """Makes adapters of one run.
 
     Args:
-        forgetting: the run.
+        opened: the run.
         model: gives the model of the run, loaded when first needed.
         tag: what the names of the run's adapters have in common.
     """
 
-    def __init__(self, forgetting: Forgetting, model: Callable[[], Answering], tag: str) -> None:
-        self._config, self._model, self._tag = forgetting.config, model, tag
-        self._is_alive = forgetting.is_alive
-        self.called = _called(forgetting.run.base_path, forgetting.config)
+    def __init__(self, opened: OpenRun, model: Callable[[], Answering], tag: str) -> None:
+        self._config, self._model, self._tag = opened.config, model, tag
+        self._is_alive = opened.is_alive
+        self.called = _called(opened.run.base_path, opened.config)
 
     def adapters(
         self, nodes: Sequence[Node | None], plan: Plan, view: int, wanted: Wanted

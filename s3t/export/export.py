@@ -24,8 +24,8 @@ from s3t.export.probe import PROBE
 from s3t.model.inputs.encoders import TextEncoder
 from s3t.plan import Plan
 from s3t.plan.trie import Node
-from s3t.run.deletion import Forgetting
 from s3t.run.exports import MANIFEST, ExportFolder, ExportRecords, export_tag
+from s3t.run.opened import OpenRun
 from s3t.run.purge import is_dead, kept_nodes
 from s3t.serving.predictor import Answering
 from s3t.version import __version__
@@ -42,7 +42,7 @@ class Exporter:
     """Exports of one run into one folder.
 
     Args:
-        forgetting: the run.
+        opened: the run.
         model: gives the model of the run, loaded when first needed.
         folder: for the adapters: new, empty, or of earlier exports of this run.
 
@@ -50,15 +50,13 @@ class Exporter:
         InputError: the folder cannot be used.
     """
 
-    def __init__(
-        self, forgetting: Forgetting, model: Callable[[], Answering], folder: str | Path
-    ) -> None:
-        self._forgetting, self._model = forgetting, model
-        self._run = forgetting.run
+    def __init__(self, opened: OpenRun, model: Callable[[], Answering], folder: str | Path) -> None:
+        self._opened, self._model = opened, model
+        self._run = opened.run
         path = _usable(Path(folder), self._run.root)
-        self.folder = ExportFolder(path, export_tag(forgetting.ledger))
+        self.folder = ExportFolder(path, export_tag(opened.ledger))
         self.records = ExportRecords(self._run.root)
-        self._assembly = Assembly(forgetting, model, self.folder.tag)
+        self._assembly = Assembly(opened, model, self.folder.tag)
         if self.folder.manifest() is None:
             strays = self.folder.strays() if path.is_dir() else []
             if strays:
@@ -79,17 +77,17 @@ class Exporter:
         wanted.engine()
         while True:
             removed += self.remove_dead()
-            view, nodes, plan = self._forgetting.catch_up()
+            view, nodes, plan = self._opened.catch_up()
             if all(node is None for node in nodes):
-                self._forgetting.prove_exhausted()
-            self._forgetting.prove()
+                self._opened.prove_exhausted()
+            self._opened.prove()
             adapters, merge = self._assembly.adapters(nodes, plan, view, wanted)
             self._begin()
             self.records.add(self.folder.path, {one.name: one.nodes for one in adapters})
             with self.folder.alone():
                 entries, written = self._write(adapters)
                 replaced = self._close(entries, plan, view, nodes, wanted, merge)
-            if self._forgetting.catch_up()[0] == view:
+            if self._opened.catch_up()[0] == view:
                 break  # else a deletion came meanwhile: look again at what is dead
         removed += self.remove_dead()
         engine = wanted.engine()
@@ -116,10 +114,10 @@ class Exporter:
         Raises:
             S3TError: as ``export``.
         """
-        view, nodes, plan = self._forgetting.catch_up()
+        view, nodes, plan = self._opened.catch_up()
         if all(node is None for node in nodes):
-            self._forgetting.prove_exhausted()
-        self._forgetting.prove()
+            self._opened.prove_exhausted()
+        self._opened.prove()
         adapters, _ = self._assembly.adapters(nodes, plan, view, wanted)
         without = tuple(shard for shard, node in enumerate(nodes) if node is None)
         return view, tuple(one.name for one in adapters), without
@@ -130,7 +128,7 @@ class Exporter:
         Raises:
             S3TError: one cannot be removed.
         """
-        return remove_dead(self._forgetting, self.folder, self.records)
+        return remove_dead(self._opened, self.folder, self.records)
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove adapters that nobody serves any more.
@@ -199,7 +197,7 @@ class Exporter:
         merge: Merge | None,
     ) -> list[str]:
         """Write the manifest; names of what lies there and is no longer served."""
-        config, names = self._forgetting.config, {one["name"] for one in entries}
+        config, names = self._opened.config, {one["name"] for one in entries}
         replaced = [name for name in self.folder.names() if name not in names]
         if wanted.prune:
             _removed(self.folder, self.records, replaced)
@@ -230,7 +228,7 @@ class Exporter:
         return replaced
 
 
-def remove_dead(forgetting: Forgetting, folder: ExportFolder, records: ExportRecords) -> list[str]:
+def remove_dead(opened: OpenRun, folder: ExportFolder, records: ExportRecords) -> list[str]:
     """Remove adapters that hold dead nodes, or of which nobody knows what they hold.
 
     Returns:
@@ -244,7 +242,7 @@ def remove_dead(forgetting: Forgetting, folder: ExportFolder, records: ExportRec
     with folder.alone():
         held = records.of(folder.path)  # once: another export may add to them at any time
         known = {**folder.told(), **held}
-        kept = kept_nodes(forgetting.run, forgetting.ledger)
+        kept = kept_nodes(opened.run, opened.ledger)
         dead = [name for name in folder.names() if is_dead(known.get(name), kept)]
         _removed(folder, records, dead)
         gone = [name for name in held if not (folder.path / name).exists()]

@@ -1,15 +1,17 @@
 """The durable truth of a run: its samples, deletions and receipts. The one door to SQLAlchemy.
 
 Ledger (ledger) ──► registry     samples: written down once, listed ─┐
-               ├──► deletion     one deletion, step by step ─────────┴─► counters   what is left
-               ├──► purging      what stays of a purged sample
+               ├──► deletion     one deletion, step by step ─────────┴─► counters
+               │       └──► receipt    what is asked for, and what was done
+               ├──► counts       what is left, when deletions were made
+               ├──► deleted      the deleted samples; a purge ──► purging   what stays of them
                ├──► planning     steps of planning and training ──► generations   plans and nodes
-               ├──► outbox       accepted and not done: large deletions, callbacks
-               ├──► logstate     what the log says is deleted, in force, hit
-               ├──► proof        the tables held against the log
+               ├──► replicas     who answers, which deletions are effective
+               ├──► outbox       accepted and not done: large deletions (jobs), callbacks
                ├──► evidence     all tables at one moment, for audits
-               ├──► chain        the log of all that was done ──► signing
-               └──► database     connections, transactions ──► schema   the tables
+               ├──► log/         chain ──► signing; state: what follows from it; proof: tables held
+               │                 against it
+               └──► database/    connections, transactions ──► schema   the tables
                       └──► backend: sqlite │ postgres
 """
 
@@ -17,17 +19,19 @@ from __future__ import annotations
 
 from s3t.ledger.counters import SlotPersons
 from s3t.ledger.database.database import Watch, without_password
-from s3t.ledger.deletion import Decide, Deleted, Deletion
+from s3t.ledger.deletion import Decide
 from s3t.ledger.evidence import Evidence
-from s3t.ledger.generations import State, Witnessed, nodes_digest
+from s3t.ledger.generations import LedgerState, Witnessed, nodes_digest
+from s3t.ledger.jobs import Job
 from s3t.ledger.ledger import Ledger
 from s3t.ledger.log.chain import GENESIS, link
 from s3t.ledger.log.chain import Entry as LogEntry
 from s3t.ledger.log.signing import Signer, Verifier
 from s3t.ledger.log.state import Generation
-from s3t.ledger.outbox import Callback, Claim, Job, Outbox, host_claim, job_claim
+from s3t.ledger.outbox import Callback, Claim, Outbox, host_claim, job_claim
 from s3t.ledger.purging import Forgotten, Gone
-from s3t.ledger.registry import Entry
+from s3t.ledger.receipt import Deletion, PrefixChange, Receipt
+from s3t.ledger.registry import SampleEntry
 from s3t.ledger.replicas import Lease, clock
 
 __all__ = [
@@ -35,9 +39,7 @@ __all__ = [
     "Callback",
     "Claim",
     "Decide",
-    "Deleted",
     "Deletion",
-    "Entry",
     "Evidence",
     "Forgotten",
     "Generation",
@@ -45,11 +47,14 @@ __all__ = [
     "Job",
     "Lease",
     "Ledger",
+    "LedgerState",
     "LogEntry",
     "Outbox",
+    "PrefixChange",
+    "Receipt",
+    "SampleEntry",
     "Signer",
     "SlotPersons",
-    "State",
     "Verifier",
     "Watch",
     "Witnessed",

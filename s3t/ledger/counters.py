@@ -3,7 +3,7 @@
     registration, migration ──count──► slots, copies ◄──take── every deletion, in its transaction
 
 Invariant: the counters are at every moment what a recount of all samples, purged ones included,
-would give, so nobody has to recount: a deletion costs what it names, and the state of a run what
+would give, so none is needed: a deletion costs what it names, and the state of a run what
 it has slots.
 """
 
@@ -124,7 +124,7 @@ def purged(connection: sa.Connection) -> dict[Slot, tuple[int, int]]:
 
 
 def recount(connection: sa.Connection, gone: Mapping[Slot, tuple[int, int]]) -> None:
-    """Count all samples anew, when new ones came; ``gone`` is what ``purged`` gave before."""
+    """Count all samples again, when new ones came; ``gone`` is what ``purged`` gave before."""
     connection.execute(sa.delete(slots))
     connection.execute(sa.delete(copies))
     count(connection)
@@ -184,7 +184,7 @@ def take(connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> int:
             for shard, c in sorted(gone)
         ],
     )
-    contents = Counter(row.content for row in rows)  # most of them are nobody else's: no row
+    contents = Counter(row.content for row in rows)  # most are of one sample alone: no row
     connection.execute(_TAKE_COPIES, [{"of": one, "gone": contents[one]} for one in contents])
     return alone + len({subject for subject, _, _ in one_of_each})
 

@@ -1,44 +1,36 @@
-"""One deletion, step by step inside its transaction, and the values it is told in.
+"""The steps of one deletion, inside the ledger's transaction.
 
-    find ──► judge ──► (the schedule decides) ──► receipt ──► write
+    find ──► judge ──► (the schedule decides) ──► write
+      └── the request id is known ──► replay
 
-Invariant: only ``write`` writes, and no step looks at more than what the deletion names. A receipt
-names samples by keyed hashes alone, so that a log of receipts does not keep what was to be
-forgotten.
+Invariant: only ``write`` writes, and no step looks at more rows than the deletion names.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
 
-from s3t.errors import RequestConflictError, UnknownSampleError
-from s3t.ledger import counters, likeness, purging
+from s3t.errors import InputError, IntegrityError, RequestConflictError, UnknownSampleError
+from s3t.ledger import counters, look_alikes, purging
 from s3t.ledger.counters import chunks, select_in
-from s3t.ledger.database.schema import TOOK, requests, run, samples
-from s3t.ledger.generations import State
-from s3t.ledger.log.chain import now as moment
+from s3t.ledger.database.schema import requests, run, samples
+from s3t.ledger.generations import LedgerState
+from s3t.ledger.log import chain
+from s3t.ledger.log.signing import Signer
 from s3t.ledger.purging import hashed
-from s3t.types import SampleId, Slot
+from s3t.ledger.receipt import Deletion, Receipt
+from s3t.types import SampleId
 
-__all__ = [
-    "Decide",
-    "Deleted",
-    "Deletion",
-    "Named",
-    "find",
-    "history",
-    "judge",
-    "receipt_of",
-    "replay",
-    "told",
-    "write",
-]
+__all__ = ["Decide", "Named", "find", "judge", "read", "replay", "stored", "write"]
 
+Decide = Callable[[Receipt, LedgerState], Receipt]
+"""Fills in the schedule's part of a receipt before the deletion is committed: what dies and what
+serves instead, given the ledger's state before it. An exception from it undoes the deletion."""
 
 _some: sa.BindParameter[Any] = sa.bindparam("some", expanding=True)
 # Made once: making a statement takes longer than running it.
@@ -50,6 +42,7 @@ _MARK = (
     .values(deleted_view=sa.bindparam("deletion"))
 )
 _ADD_REQUEST = sa.insert(requests)
+_STORED = sa.select(requests).where(requests.c.request_id == sa.bindparam("request"))
 _SET_VIEW = sa.update(run).where(run.c.key == "view").values(value=sa.bindparam("deletion"))
 
 
@@ -68,78 +61,34 @@ class Named:
     alike: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Deletion:
-    """What a deletion is about to do, for ``decide`` to judge before it is committed.
-
-    Attributes:
-        request_id: the request.
-        view: the view once this is committed.
-        deleted: ids that this request deletes, sorted.
-        already_deleted: ids asked for that were deleted before, sorted.
-        copies_elsewhere: samples left whose content equals that of one deleted now.
-        look_alikes: samples left whose id, or person, looks like one that is named.
-        slots: (shard, slice) that it deletes a sample of, sorted.
-        state: the ledger's before this deletion, with what is new to who asked.
-        dry_run: nothing will be committed.
-    """
-
-    request_id: str
-    view: int
-    deleted: tuple[SampleId, ...]
-    already_deleted: tuple[SampleId, ...]
-    copies_elsewhere: int
-    look_alikes: int
-    slots: tuple[Slot, ...]
-    state: State
-    dry_run: bool
+def stored(connection: sa.Connection, request_id: str) -> sa.Row[Any] | None:
+    """The row of a request, None if there is none."""
+    return connection.execute(_STORED, {"request": request_id}).first()
 
 
-@dataclass(frozen=True, slots=True)
-class Deleted:
-    """A deletion that is durable, unless ``dry_run``.
+def find(connection: sa.Connection, deletion: Deletion, key: bytes, run_name: str) -> Named:
+    """The samples that a deletion names.
 
-    Attributes:
-        receipt: what is stored: ids as keyed hashes, and under ``schedule`` what decide gave.
-        replayed: the request id was known, with the same samples; nothing was done again.
-        (the others: as in ``Deletion``)
-    """
-
-    request_id: str
-    view: int
-    deleted: tuple[SampleId, ...]
-    already_deleted: tuple[SampleId, ...]
-    copies_elsewhere: int
-    look_alikes: int
-    slots: tuple[Slot, ...]
-    receipt: dict[str, Any]
-    replayed: bool
-    dry_run: bool
-
-
-Decide = Callable[[Deletion], Mapping[str, Any]]
-"""Judges a deletion before it is committed, and gives the schedule's part of its receipt."""
-
-
-def find(
-    connection: sa.Connection,
-    ids: Sequence[str],
-    subjects: Sequence[str],
-    key: bytes,
-    run_name: str,
-) -> Named:
-    """The samples of all ids and subjects, each once, by id.
+    Args:
+        connection: in the transaction.
+        deletion: what is asked for.
+        key: of the hashes of purged samples.
+        run_name: for messages.
 
     Raises:
+        InputError: it names nothing.
         UnknownSampleError: with every id and subject that is not held, and never was.
     """
+    ids, subjects = deletion.sample_ids, deletion.subjects
+    if not ids and not subjects:
+        raise InputError("nothing to delete: give at least one sample id or subject")
     found = {row.sample_id: row for row in select_in(connection, _BY_ID, ids)}
     theirs = select_in(connection, _BY_SUBJECT, subjects)
     known = {row.subject for row in theirs}
     absent_ids = [one for one in ids if one not in found]
     absent_subjects = [one for one in subjects if one not in known]
     purged: set[str] = set()
-    alike = likeness.living(connection, ids, subjects)
+    alike = look_alikes.living(connection, ids, subjects)
     if absent_ids or absent_subjects:
         purged, gone = purging.known(connection, key, absent_ids, absent_subjects)
         unknown_ids = [one for one in absent_ids if one not in purged]
@@ -152,89 +101,75 @@ def find(
 
 
 def judge(
-    connection: sa.Connection, named: Named, request: str, state: State, dry_run: bool
-) -> Deletion:
-    """What the deletion of the samples named would do, without doing it."""
+    connection: sa.Connection, named: Named, deletion: Deletion, state: LedgerState, secret: bytes
+) -> Receipt:
+    """The receipt that deleting the samples named would have, but for the schedule's part."""
     fresh = [row for row in named.rows if row.deleted_view is None]
     before = [row.sample_id for row in named.rows if row.deleted_view is not None]
-    return Deletion(
-        request_id=request,
+    deleted = tuple(row.sample_id for row in fresh)
+    already = tuple(sorted([*before, *named.purged]))
+    return Receipt(
+        **deletion.told(),
         view=state.view + bool(fresh),
-        deleted=tuple(row.sample_id for row in fresh),
-        already_deleted=tuple(sorted([*before, *named.purged])),
+        generation=state.generation,
+        hashes=tuple(sorted(hashed(one, secret) for one in deleted)),
+        hashes_before=tuple(sorted(hashed(one, secret) for one in already)),
         copies_elsewhere=_copies_elsewhere(connection, fresh),
         look_alikes=len(named.alike - {row.sample_id for row in fresh}),
         slots=tuple(sorted({(row.shard, row.slice) for row in fresh})),
-        state=state,
-        dry_run=dry_run,
+        deleted=deleted,
+        already_deleted=already,
     )
-
-
-def receipt_of(deletion: Deletion, schedule: Mapping[str, Any], secret: bytes) -> dict[str, Any]:
-    """The receipt of a deletion; ``schedule`` is what decide gave."""
-    return {
-        "request_id": deletion.request_id,
-        "view": deletion.view,
-        "generation": deletion.state.generation,
-        "created_at": moment(),
-        "deleted": sorted(hashed(one, secret) for one in deletion.deleted),
-        "already_deleted": sorted(hashed(one, secret) for one in deletion.already_deleted),
-        "copies_elsewhere": deletion.copies_elsewhere,
-        "look_alikes": deletion.look_alikes,
-        "slots": [list(slot) for slot in deletion.slots],
-        "schedule": dict(schedule),
-    }
 
 
 def write(
     connection: sa.Connection,
-    deletion: Deletion,
-    rows: Sequence[sa.Row[Any]],
+    receipt: Receipt,
+    named: Named,
     fingerprint: str,
-    number: int,
-    now: str,
-) -> None:
-    """Make a deletion of ``rows`` true: marks, counters, request, view."""
-    persons = 0
-    if deletion.deleted:
-        for chunk in chunks(deletion.deleted):
-            connection.execute(_MARK, {"deletion": deletion.view, "some": chunk})
-        fresh = [row for row in rows if row.deleted_view is None]
+    signer: Signer | None,
+) -> Receipt:
+    """Make a deletion true: its entry in the log, marks, counters, view, request.
+
+    Args:
+        connection: in the transaction.
+        receipt: with the schedule's part.
+        named: what ``find`` gave.
+        fingerprint: of the names; the same request id with another one is refused later.
+        signer: signs the entry.
+
+    Returns:
+        the receipt with the moment at which it is durable, once this is committed.
+    """
+    at, persons = chain.now(), 0
+    number = chain.append(connection, "deletion", at, receipt.to_log(at), signer)
+    if receipt.deleted:
+        for chunk in chunks(receipt.deleted):
+            connection.execute(_MARK, {"deletion": receipt.view, "some": chunk})
+        fresh = [row for row in named.rows if row.deleted_view is None]
         persons = counters.take(connection, fresh)
-        connection.execute(_SET_VIEW, {"deletion": str(deletion.view)})
+        connection.execute(_SET_VIEW, {"deletion": str(receipt.view)})
     connection.execute(
         _ADD_REQUEST,
         {
-            "request_id": deletion.request_id,
-            "view": deletion.view,
+            **receipt.to_row(),
             "fingerprint": fingerprint,
-            "created_at": now,
+            "created_at": at,
             "persons": persons,
             "number": number,
         },
     )
+    return replace(receipt, accepted_at=at)
 
 
-def told(deletion: Deletion, receipt: dict[str, Any]) -> Deleted:
-    """A deletion just done, with its receipt as it is stored."""
-    return Deleted(
-        request_id=deletion.request_id,
-        view=deletion.view,
-        deleted=deletion.deleted,
-        already_deleted=deletion.already_deleted,
-        copies_elsewhere=deletion.copies_elsewhere,
-        look_alikes=deletion.look_alikes,
-        slots=deletion.slots,
-        receipt=receipt,
-        replayed=False,
-        dry_run=deletion.dry_run,
-    )
+def replay(named: Named, receipt: Receipt, secret: bytes, dry_run: bool) -> Receipt:
+    """The receipt of a deletion that was made before, with the ids that its names stand for now.
 
-
-def replay(named: Named, receipt: dict[str, Any], secret: bytes, dry_run: bool) -> Deleted:
-    """A deletion told again, from its receipt and the samples that its arguments name.
-
-    Samples of a subject that were purged since cannot be named any more.
+    Args:
+        named: what ``find`` gave; samples of a subject that were purged since are not among them.
+        receipt: as the log has it.
+        secret: of the hashes in receipts.
+        dry_run: whether the repeated request is one.
 
     Raises:
         RequestConflictError: samples that it names were taken in since, and live.
@@ -242,34 +177,54 @@ def replay(named: Named, receipt: dict[str, Any], secret: bytes, dry_run: bool) 
     living = sum(row.deleted_view is None for row in named.rows)
     if living:
         raise RequestConflictError(
-            f"request id {receipt['request_id']!r} stands for the deletion at view "
-            f"{receipt['view']}, and {living} samples that it names were taken in since: nothing "
+            f"request id {receipt.request_id!r} stands for the deletion at view "
+            f"{receipt.view}, and {living} samples that it names were taken in since: nothing "
             "was deleted now. Use a new request id for them"
         )
-    then = set(receipt["deleted"])
+    then = set(receipt.hashes)
     ids = sorted([*(row.sample_id for row in named.rows), *named.purged])
-    return Deleted(
-        request_id=receipt["request_id"],
-        view=receipt["view"],
+    return replace(
+        receipt,
         deleted=tuple(one for one in ids if hashed(one, secret) in then),
         already_deleted=tuple(one for one in ids if hashed(one, secret) not in then),
-        copies_elsewhere=receipt["copies_elsewhere"],
-        look_alikes=receipt["look_alikes"],
-        slots=tuple((shard, c) for shard, c in receipt["slots"]),
-        receipt=receipt,
-        replayed=True,
         dry_run=dry_run,
+        replayed=True,
+        accepted_at=None if dry_run else receipt.accepted_at,
+        entry=None,
     )
 
 
-def history(connection: sa.Connection) -> list[tuple[str, int]]:
-    """When each deletion was made (ISO 8601), and how many persons it took a sample of, by view.
+def read(
+    connection: sa.Connection, row: sa.Row[Any], purges: Iterable[tuple[int, str, int]]
+) -> Receipt:
+    """The receipt of a request as the log holds it, with what came of the deletion later.
 
-    A sample of no subject counts as a person.
+    Args:
+        connection: in a transaction.
+        row: of the request: ``number`` and ``effective`` of its entries in the log.
+        purges: number, moment and view of each purge.
+
+    Raises:
+        IntegrityError: an entry is missing, or is of something else.
     """
-    columns = requests.c.view, requests.c.created_at, requests.c.persons
-    query = sa.select(*columns).where(TOOK).order_by(requests.c.view)
-    return [(row.created_at, row.persons) for row in connection.execute(query)]
+    entry = chain.read(connection, row.number)
+    came = None if row.effective is None else chain.read(connection, row.effective)
+    told = None if came is None else (came.kind, came.body.get("deletion"))
+    if entry.kind != "deletion" or told not in (None, ("effective", row.number)):
+        raise IntegrityError(
+            f"the table requests names entries {row.number} and {row.effective} of the log, which "
+            "are not a deletion and the moment at which it was effective: restore the ledger from "
+            "a copy"
+        )
+    try:
+        receipt = Receipt.of_entry(entry, None if came is None else came.at)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(
+            f"entry {row.number} of the log is no receipt ({error!r}): restore the ledger from a "
+            "copy"
+        ) from None
+    after = (at for later, at, of in purges if later > row.number and of >= receipt.view)
+    return replace(receipt, purged_at=next(after, None))
 
 
 def _copies_elsewhere(connection: sa.Connection, fresh: Sequence[sa.Row[Any]]) -> int:

@@ -14,7 +14,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from s3t.ledger.database import outbox_tables, schema
+from s3t.ledger.database import schema
+from s3t.ledger.database.database import Database
 from s3t.ledger.log.state import Secrets
 from s3t.ledger.purging import hashed
 from s3t.ledger.registry import ROWS
@@ -30,10 +31,11 @@ class Evidence:
     Args:
         connection: in a transaction that outlives this.
         secrets: keys of the hashes in receipts and of purged samples.
+        database: that the connection is of.
     """
 
-    def __init__(self, connection: sa.Connection, secrets: Secrets) -> None:
-        self._connection, self.secrets = connection, secrets
+    def __init__(self, connection: sa.Connection, secrets: Secrets, database: Database) -> None:
+        self._connection, self.secrets, self._database = connection, secrets, database
 
     def samples(self) -> Iterator[Row]:
         """Samples by id, in pages."""
@@ -72,12 +74,17 @@ class Evidence:
 
     def jobs(self) -> list[Row]:
         """Large deletions that were accepted and are not done, and cancelled ones."""
-        return self._all(outbox_tables.jobs)
+        return self._all(schema.jobs)
 
     def values(self) -> dict[str, str]:
         """The table ``run`` but for its secrets."""
         rows = self._all(schema.run)
         return {row.key: row.value for row in rows if "secret" not in row.key}
+
+    @property
+    def acknowledged(self) -> tuple[int, str] | None:
+        """Number and digest of the last entry of the log, as told beside the database, if it is."""
+        return self._database.acknowledged()
 
     def strange(self) -> list[str]:
         """What the database holds and is no part of a ledger: tables, columns, views, triggers."""

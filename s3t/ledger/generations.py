@@ -5,7 +5,7 @@
     slots hit for a generation = those hit after its view
 
 Invariant: a plan is put in force, and nodes are announced, in one transaction with a new view. So
-whoever looks at the view alone learns of everything that changes what may be served.
+a process that looks at the view alone learns of all that changes what may be served.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from s3t.ledger.log.state import Generation, LogState
 from s3t.types import Digest, NodeKey, Slot, digest
 
 __all__ = [
-    "State",
+    "LedgerState",
     "Witnessed",
     "add_view",
     "forget_nodes",
@@ -35,7 +35,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class LedgerState:
     """What decides what may be served, at one moment.
 
     Attributes:
@@ -70,21 +70,23 @@ class Witnessed:
     rows: Digest
 
 
-def state(log: LogState, known: State | None = None) -> State:
+def state(log: LogState, known: LedgerState | None = None) -> LedgerState:
     """What may be served, as the log says, with the hits that are new to who knows ``known``."""
     return _state(log, [one for one in log.generations if one.in_force is not None], known)
 
 
-def newest(log: LogState) -> State:
+def newest(log: LogState) -> LedgerState:
     """The state as if the newest plan were in force."""
     return _state(log, log.generations)
 
 
-def _state(log: LogState, made: Sequence[Generation], known: State | None = None) -> State:
+def _state(
+    log: LogState, made: Sequence[Generation], known: LedgerState | None = None
+) -> LedgerState:
     last = made[-1] if made else Generation(0, None, 0, None)
     same = known is not None and (known.generation, known.plan) == (last.number, last.digest)
     after = max(last.view, known.view) if same and known else last.view
-    return State(
+    return LedgerState(
         view=log.view,
         generation=last.number,
         plan=last.digest,

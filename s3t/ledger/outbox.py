@@ -16,35 +16,31 @@ stands for it: no other deletion takes that id.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
-from s3t.errors import IntegrityError, RequestConflictError
+from s3t.errors import InputError, RequestConflictError
 from s3t.ledger.database import schema
 from s3t.ledger.database.database import Database
-from s3t.ledger.database.outbox_tables import callbacks, claims, jobs
+from s3t.ledger.database.schema import callbacks, claims, jobs
+from s3t.ledger.jobs import WAITS, Job, job_of, row_of
 from s3t.ledger.log import chain
+from s3t.ledger.receipt import Deletion
 
-__all__ = ["Callback", "Claim", "Job", "Outbox", "host_claim", "job_claim", "refuse_other"]
+__all__ = ["Callback", "Claim", "Outbox", "host_claim", "job_claim"]
 
 _COUNTER = "outbox"
 """Key in the table ``run`` of the last number given out: no number is ever given twice."""
 _EACH = timedelta(minutes=1)
 """By when a job should be done: so much for it, and for each that waits before it."""
 
-_WAITS = jobs.c.cancelled.is_(None)
 _DONE = sa.select(schema.requests.c.view).where(
     schema.requests.c.request_id == sa.bindparam("request")
-)
-_NAMED = sa.select(jobs.c.sample_ids, jobs.c.subjects).where(
-    jobs.c.request_id == sa.bindparam("request"), _WAITS
 )
 
 
@@ -56,65 +52,6 @@ def job_claim(request_id: str) -> str:
 def host_claim(host: str) -> str:
     """What a process claims to call a host."""
     return f"host {host}"
-
-
-def refuse_other(
-    connection: sa.Connection, request_id: str, sample_ids: list[str], subjects: list[str]
-) -> None:
-    """Refuse a deletion whose request id stands for a job of other names.
-
-    Args:
-        connection: in the transaction of the deletion.
-        request_id: of the deletion.
-        sample_ids, subjects: what it names, sorted, each once.
-
-    Raises:
-        RequestConflictError: it does.
-        IntegrityError: the job's row is damaged.
-    """
-    held = connection.execute(_NAMED, {"request": request_id}).first()
-    if held is None:
-        return
-    if [sorted(set(_texts(one))) for one in held] != [sample_ids, subjects]:
-        raise RequestConflictError(
-            f"request id {request_id!r} stands for another deletion, which was accepted and waits "
-            "to be done: nothing was deleted. Use a new request id"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One large deletion.
-
-    Attributes:
-        request_id: its name, here and later in the log.
-        number: tells it from an earlier one of its name.
-        received: ISO 8601 in UTC.
-        expected: by when it should be done, ISO 8601 in UTC.
-        sample_ids, subjects: what to delete; empty once cancelled.
-        callbacks: URLs to tell.
-        controller: name of the token that asked.
-        cancelled: when it was found that it can never be done, ISO 8601 in UTC.
-        problem: code and sentence of why; no ids.
-        running: a process has it in hand.
-    """
-
-    request_id: str
-    number: int
-    received: str
-    expected: str
-    sample_ids: tuple[str, ...]
-    subjects: tuple[str, ...]
-    callbacks: tuple[str, ...]
-    controller: str | None
-    cancelled: str | None = None
-    problem: tuple[str, str] | None = None
-    running: bool = False
-
-    def same(self, sample_ids: Iterable[str], subjects: Iterable[str]) -> bool:
-        """Whether a request names the same samples and subjects."""
-        mine = set(self.sample_ids), set(self.subjects)
-        return mine == (set(sample_ids), set(subjects))
 
 
 class Callback(NamedTuple):
@@ -157,22 +94,19 @@ class Outbox:
 
     def accept(
         self,
-        request_id: str,
-        sample_ids: Sequence[str],
-        subjects: Sequence[str],
+        deletion: Deletion,
         urls: Sequence[str] = (),
         controller: str | None = None,
         *,
         limit: int,
     ) -> Job | None:
-        """Write a deletion down, durably; the one that waits if the name has one already.
+        """Write a deletion down, durably; the job that waits if its request id has one already.
 
-        A cancelled one of the name makes room for it, and whom that has not yet told is told of
-        this one.
+        A cancelled job of the id makes room for it. URLs that were not yet told of that one are
+        told of this one.
 
         Args:
-            request_id: names it.
-            sample_ids, subjects: what to delete.
+            deletion: what to delete, with a request id.
             urls: to tell.
             controller: name of the token that asked.
             limit: how many may wait.
@@ -183,6 +117,9 @@ class Outbox:
         Raises:
             RequestConflictError: a deletion of this id was done.
         """
+        request_id = deletion.request_id
+        if request_id is None:
+            raise InputError("a deletion that is to wait needs a request id")
         with self._database.transaction(writes=True) as connection:
             if connection.execute(_DONE, {"request": request_id}).first() is not None:
                 raise RequestConflictError(
@@ -200,17 +137,16 @@ class Outbox:
             known = connection.execute(untold.order_by(callbacks.c.number)).scalars().all()
             job = Job(
                 request_id=request_id,
+                deletion=deletion,
                 number=_next(connection),
                 received=now,
                 expected=_later(now, (before + 1) * _EACH),
-                sample_ids=tuple(sample_ids),
-                subjects=tuple(subjects),
                 callbacks=tuple(dict.fromkeys([*known, *urls])),
                 controller=controller,
             )
             connection.execute(sa.delete(callbacks).where(callbacks.c.request_id == request_id))
             connection.execute(sa.delete(jobs).where(jobs.c.request_id == request_id))
-            connection.execute(sa.insert(jobs).values(_row(job)))
+            connection.execute(sa.insert(jobs).values(row_of(job)))
             return job
 
     def job(self, request_id: str) -> Job | None:
@@ -224,7 +160,7 @@ class Outbox:
 
     def waiting(self) -> list[str]:
         """Request ids of the jobs that are to be done, those first that were accepted first."""
-        query = sa.select(jobs.c.request_id).where(_WAITS).order_by(jobs.c.number)
+        query = sa.select(jobs.c.request_id).where(WAITS).order_by(jobs.c.number)
         with self._database.transaction() as connection:
             return list(connection.execute(query).scalars())
 
@@ -235,7 +171,7 @@ class Outbox:
             IntegrityError: a row is damaged.
         """
         done = jobs.c.request_id.in_(sa.select(schema.requests.c.request_id))
-        query = sa.select(jobs.c.request_id).where(_WAITS, done)
+        query = sa.select(jobs.c.request_id).where(WAITS, done)
         with self._database.transaction() as connection:
             found = [self._job(connection, one) for one in connection.execute(query).scalars()]
         return sum(self.end(job) for job in found if job is not None)
@@ -250,7 +186,7 @@ class Outbox:
         Returns:
             False if another process has ended it already; nothing was changed then.
         """
-        this = sa.and_(jobs.c.request_id == job.request_id, jobs.c.number == job.number, _WAITS)
+        this = sa.and_(jobs.c.request_id == job.request_id, jobs.c.number == job.number, WAITS)
         with self._database.transaction(writes=True) as connection:
             if problem is None:
                 done = connection.execute(sa.delete(jobs).where(this))
@@ -355,46 +291,7 @@ class Outbox:
         if row is None:
             return None
         claimed = sa.select(claims.c.beats).where(claims.c.what == job_claim(request_id))
-        return _read(row, connection.execute(claimed).first() is not None)
-
-
-def _row(job: Job) -> dict[str, Any]:
-    return {
-        "request_id": job.request_id,
-        "number": job.number,
-        "received": job.received,
-        "expected": job.expected,
-        "sample_ids": json.dumps(job.sample_ids),
-        "subjects": json.dumps(job.subjects),
-        "callbacks": json.dumps(job.callbacks),
-        "controller": job.controller,
-    }
-
-
-def _read(row: sa.Row[Any], running: bool) -> Job:
-    return Job(
-        request_id=row.request_id,
-        number=row.number,
-        received=row.received,
-        expected=row.expected,
-        sample_ids=_texts(row.sample_ids),
-        subjects=_texts(row.subjects),
-        callbacks=_texts(row.callbacks),
-        controller=row.controller,
-        cancelled=row.cancelled,
-        problem=None if row.code is None else (row.code, row.title),
-        running=running,
-    )
-
-
-def _texts(column: str) -> tuple[str, ...]:
-    with suppress(ValueError):
-        found = json.loads(column)
-        if isinstance(found, list) and all(isinstance(one, str) for one in found):
-            return tuple(found)
-    raise IntegrityError(
-        "an accepted deletion in the ledger is damaged: restore the ledger from a copy"
-    )
+        return job_of(row, connection.execute(claimed).first() is not None)
 
 
 def _tell(connection: sa.Connection, request_id: str, urls: Sequence[str]) -> None:
@@ -416,7 +313,7 @@ def _next(connection: sa.Connection) -> int:
 
 
 def _waiting(connection: sa.Connection) -> int:
-    query = sa.select(sa.func.count()).select_from(jobs).where(_WAITS)
+    query = sa.select(sa.func.count()).select_from(jobs).where(WAITS)
     return int(connection.execute(query).scalar_one())
 
 

@@ -8,11 +8,13 @@ Invariant: each step is one transaction with its entry in the log.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
 import sqlalchemy as sa
 
 from s3t.ledger import generations
-from s3t.ledger.generations import State, Witnessed
+from s3t.ledger.database.database import Database
+from s3t.ledger.generations import LedgerState, Witnessed
 from s3t.ledger.log import chain
 from s3t.ledger.log.signing import Signer
 from s3t.ledger.log.state import Generation, LogReader, LogState
@@ -24,15 +26,30 @@ __all__ = ["Planning", "seal"]
 class Planning:
     """Plans and nodes of one ledger (``Ledger.plans``)."""
 
-    def __init__(self, reader: LogReader, signer: Callable[[], Signer | None]) -> None:
-        self._reader, self._signer = reader, signer
+    def __init__(
+        self, reader: LogReader, database: Database, signer: Callable[[], Signer | None]
+    ) -> None:
+        self._reader, self._database, self._signer = reader, database, signer
+
+    def training(self) -> AbstractContextManager[bool]:
+        """Keeps other machines from training the run meanwhile; see ``Database.training``."""
+        return self._database.training()
 
     def all(self) -> list[Generation]:
         """All plans that were made, the oldest first."""
         with self._reader.transaction() as (_, log):
             return list(log.generations)
 
-    def newest(self) -> State:
+    def in_force(self, known: LedgerState | None = None) -> LedgerState:
+        """The state of the plan in force: what decides what may be served.
+
+        Args:
+            known: hold only the hits that are new since this state.
+        """
+        with self._reader.transaction() as (_, log):
+            return generations.state(log, known)
+
+    def newest(self) -> LedgerState:
         """The state as if the newest plan were in force already: what is to be trained."""
         with self._reader.transaction() as (_, log):
             return generations.newest(log)
@@ -71,7 +88,7 @@ class Planning:
     def announce(self, seen: Mapping[NodeKey, Witnessed]) -> None:
         """Write nodes down that are new in the store; a new view, if there are any.
 
-        Until a first training is through (``seal``) the view stays: nobody serves it yet.
+        Until a first training is through (``seal``) the view stays: no process serves the run yet.
 
         Args:
             seen: nodes by key; those known are passed over.

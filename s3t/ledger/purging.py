@@ -2,8 +2,8 @@
 
     samples (deleted)  ──purge──►  forgotten: HMAC(id), HMAC(subject), shard, slice, view
 
-Invariant: counters, hits and log do not change; a purged id is still known as deleted to whoever
-names it, and a row of it in the data is never taken in again.
+Invariant: counters, hits and log do not change. A purged id is still known as deleted when it is
+named, and a row of it in the data is never taken in again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from s3t.ledger import likeness
+from s3t.ledger import look_alikes
 from s3t.ledger.counters import CHUNK, chunks
 from s3t.ledger.database.schema import forgotten, log, requests, samples
 from s3t.types import Digest, Slot, Subject
@@ -96,7 +96,7 @@ def filter_secret(secret: bytes) -> bytes:
 
 
 def hashed(text: str, key: bytes) -> str:
-    """HMAC-SHA256, 64 hex digits: proves an id to whoever has it, and tells nobody else."""
+    """HMAC-SHA256, 64 hex digits: proves an id to those who have it, and tells others nothing."""
     return hmac.digest(key, text.encode(), "sha256").hex()
 
 
@@ -164,7 +164,7 @@ def move(connection: sa.Connection, key: bytes, view: int) -> int:
         )
         for chunk in chunks([row.sample_id for row in rows]):
             connection.execute(sa.delete(samples).where(samples.c.sample_id.in_(chunk)))
-        likeness.forget(connection, rows)
+        look_alikes.forget(connection, rows)
         moved += len(rows)
     return moved
 

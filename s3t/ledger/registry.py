@@ -20,7 +20,7 @@ from itertools import islice
 import sqlalchemy as sa
 
 from s3t.errors import InputError, named
-from s3t.ledger import counters, likeness
+from s3t.ledger import counters, look_alikes
 from s3t.ledger.database import schema
 from s3t.ledger.database.schema import REGISTERED, incoming, run, samples
 from s3t.ledger.purging import Gone
@@ -28,8 +28,8 @@ from s3t.types import Digest, Sample, SampleId, Slot, Subject
 
 __all__ = [
     "ROWS",
-    "Entry",
     "Offered",
+    "SampleEntry",
     "add",
     "compare",
     "digest_of_all",
@@ -45,7 +45,7 @@ ROWS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class SampleEntry:
     """One sample as the ledger lists it."""
 
     sample_id: SampleId
@@ -117,7 +117,7 @@ def compare(connection: sa.Connection, offered: Offered, purged: Gone, name: str
 
 def page_after(
     connection: sa.Connection, last: str | None, slot: Slot | None, deleted: bool | None
-) -> list[Entry]:
+) -> list[SampleEntry]:
     """Up to ``ROWS`` samples by id, from the one after ``last``."""
     query = sa.select(samples).order_by(samples.c.sample_id).limit(ROWS)
     if last is not None:
@@ -128,7 +128,7 @@ def page_after(
         mark = samples.c.deleted_view
         query = query.where(mark.is_not(None) if deleted else mark.is_(None))
     return [
-        Entry(row.sample_id, row.subject, row.shard, row.slice, row.deleted_view is not None)
+        SampleEntry(row.sample_id, row.subject, row.shard, row.slice, row.deleted_view is not None)
         for row in connection.execute(query)
     ]
 
@@ -165,7 +165,7 @@ def _taken_in(
     while chunk := list(islice(rows, ROWS)):
         connection.execute(statement, chunk)
         if stays:
-            likeness.note(connection, chunk)
+            look_alikes.note(connection, chunk)
     yield
     incoming.drop(connection)
 

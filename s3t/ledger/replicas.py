@@ -1,12 +1,12 @@
 """Who answers: the replicas of a run, and which view each has left all older ones for.
 
     replica   join ─► beat, beat, … ─► left(view) ─► … ─► leave
-    deletion  commit (accepted) ─► nobody behind its view ─► effective
+    deletion  commit (accepted) ─► no replica behind its view ─► effective
 
 A replica answers for nine tenths of its lease, counted on its own clock from before it sent its
-last beat. Whoever waits for it counts a whole lease on a clock of its own, from when it first saw
-that beat; only then is the replica struck out, unless it has beaten since. So what anybody's clock
-shows does not matter, only that all clocks run at about the same speed.
+last beat. A process that waits for it counts a whole lease on a clock of its own, from when it
+first saw that beat. Only then is the replica struck out, unless it has beaten since. So what a
+clock shows does not matter, only that all clocks run at about the same speed.
 
 Invariant: a replica that is not in the table answers nothing, since its next beat fails before what
 it counts has run out. One that joins has the view of that moment, and holds no older one.
@@ -119,13 +119,13 @@ class Replicas:
         self._database, self._signer = database, signer
 
     def join(self, name: str, lease: float) -> Replica:
-        """Take a seat, with the view of this moment."""
+        """Take a lease, with the view of this moment."""
         with self._database.transaction(writes=True) as connection:
             view = int(schema.value(connection, "view") or 0)
-            seat = Replica(uuid.uuid4().hex, name, view, 0, lease, chain.now())
-            values = {field: getattr(seat, field) for field in Replica.__slots__}
+            joined = Replica(uuid.uuid4().hex, name, view, 0, lease, chain.now())
+            values = {field: getattr(joined, field) for field in Replica.__slots__}
             connection.execute(sa.insert(replicas).values(values))
-        return seat
+        return joined
 
     def beat(self, replica: str) -> bool:
         """Give a sign of life; False if the replica was struck out.
@@ -141,7 +141,7 @@ class Replicas:
             connection.execute(_LEFT, {"one": replica, "at": view})
 
     def leave(self, replica: str) -> None:
-        """Give the seat back: the replica answers nothing any more."""
+        """Give the lease back: the replica answers nothing any more."""
         with self._database.transaction(writes=True, alone=False) as connection:
             connection.execute(_LEAVE, {"one": replica})
 
@@ -152,7 +152,7 @@ class Replicas:
             return connection.execute(_STRIKE, given).rowcount == 1
 
     def all(self) -> list[Replica]:
-        """Those that have a seat, the oldest first."""
+        """Those that have a lease, the oldest first."""
         with self._database.transaction() as connection:
             return [Replica(*row) for row in connection.execute(_ALL)]
 

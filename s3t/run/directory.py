@@ -147,7 +147,7 @@ class RunDir:
         if self.joined:
             return plan_in(self.plan_path)
         with self.ledger() as ledger:
-            return self.plans.find(lambda: ledger.state().plan)
+            return self.plans.find(lambda: ledger.plans.in_force().plan)
 
     def trained_plan(self) -> Plan:
         """The plan to train: the newest, in force or not yet."""
@@ -217,7 +217,7 @@ class RunDir:
         own = at == str(self.ledger_path)
         if own and not create and not self.ledger_path.exists():
             raise IntegrityError(
-                f"{self.ledger_path} is missing, so nobody knows what was deleted: restore it "
+                f"{self.ledger_path} is missing, so it is unknown what was deleted: restore it "
                 "from a copy, or train a new run"
             )
         ledger = Ledger.open(at, create=create, signer=self._signer, run=self.root)
@@ -252,7 +252,7 @@ class RunDir:
         """The deleted samples, as keyed hashes; see ``hits`` for other machines."""
         if not self.joined:
             with self.ledger() as ledger:
-                return ledger.gone()
+                return ledger.deleted.all()
         return self.notices().gone()
 
     def notices(self) -> Notices:
@@ -340,7 +340,7 @@ class RunDir:
         if self.joined or not self.prepared or self.ledger_at == str(self.ledger_path):
             yield
             return
-        with self.ledger() as ledger, ledger.training() as held:
+        with self.ledger() as ledger, ledger.plans.training() as held:
             if not held:
                 raise S3TError(
                     f"{self.root} is being trained or purged on another machine: wait for it"

@@ -44,7 +44,7 @@ Nodes = tuple[NodeKey, ...]
 
 def export_tag(ledger: Ledger) -> str:
     """What all names of a run's adapters have in common: 8 hex digits that stand for its ledger."""
-    return ledger.keyed("adapters")[:8]
+    return ledger.deleted.keyed("adapters")[:8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ class ExportRecords:
             return {"exports": {}, "left": {}}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(
-                f"{self._path} cannot be read ({error}), so nobody knows where copies of nodes "
+                f"{self._path} cannot be read ({error}), so it is unknown where copies of nodes "
                 "lie: restore it from a copy, or remove it and every export by hand"
             ) from None
 

@@ -16,13 +16,13 @@ from s3t.errors import IntegrityError
 from s3t.ledger import SlotPersons
 from s3t.plan.forecast import Forecast, RunningSystem, forecast, observed_rate, person_weights
 from s3t.plan.survival.persons import Counts
-from s3t.run.deletion import Forgetting
+from s3t.run.opened import OpenRun
 
 __all__ = ["run_forecast"]
 
 
 def run_forecast(
-    forgetting: Forgetting, *, now: datetime, trials: int | None = None, seed: int = 0
+    opened: OpenRun, *, now: datetime, trials: int | None = None, seed: int = 0
 ) -> Forecast:
     """Requests, and days, until the run's first shard dies and until it is exhausted.
 
@@ -31,7 +31,7 @@ def run_forecast(
     lie in several, and the person counts in each (``Forecast.in_each_shard``).
 
     Args:
-        forgetting: of the run.
+        opened: of the run.
         now: with its time zone; the observed rate is counted until then.
         trials, seed: of the simulation that rates need (``plan.forecast.forecast``).
 
@@ -39,17 +39,17 @@ def run_forecast(
         InputError: no trials, or a negative seed.
         IntegrityError: the ledger is damaged, or another plan's.
     """
-    observed = observed_rate(forgetting.ledger.history(), now)
-    found = forecast(_state(forgetting), observed=observed, trials=trials, seed=seed)
-    shape = forgetting.config.partition
+    observed = observed_rate(opened.ledger.counts.history(), now)
+    found = forecast(_state(opened), observed=observed, trials=trials, seed=seed)
+    shape = opened.config.partition
     spread = shape.clusters is not None and shape.subject is not None
     return replace(found, in_each_shard=spread)
 
 
-def _state(forgetting: Forgetting) -> RunningSystem:
-    plan, shape = forgetting.plan, forgetting.config.partition
-    registered, left = _tables(forgetting.ledger.persons(), plan.shards, plan.slices)
-    view, first, missing = forgetting.first_slices()
+def _state(opened: OpenRun) -> RunningSystem:
+    plan, shape = opened.plan, opened.config.partition
+    registered, left = _tables(opened.ledger.counts.persons(), plan.shards, plan.slices)
+    view, first, missing = opened.first_slices()
     living = np.zeros(left.shape, dtype=np.bool_)
     for slot in first:
         living[slot] = True

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from s3t.run.deletion import Forgetting
+from s3t.plan.trie import Node
+from s3t.run.opened import OpenRun
+from s3t.run.status import Status, status
 
-__all__ = ["overview"]
+__all__ = ["overview", "survey"]
 
 
-def overview(forgetting: Forgetting) -> dict[str, Any]:
+def overview(opened: OpenRun) -> dict[str, Any]:
     """Shards × slices, what serves, and the state of every node, at the ledger's present view.
 
     Returns:
@@ -20,20 +22,20 @@ def overview(forgetting: Forgetting) -> dict[str, Any]:
         each shard; ``nodes`` with ``state`` ``serving`` (part of the prefix that serves),
         ``alive``, ``dead`` or ``missing``.
     """
-    status, generation, nodes = forgetting.survey()
+    now, generation, nodes = survey(opened)
     return {
-        "view": status.view,
+        "view": now.view,
         "generation": generation,
-        "shards": len(status.shards),
-        "slices": status.slices,
-        "samples": status.samples,
-        "deleted": status.deleted,
-        "exhausted": status.exhausted,
-        "expected_deletions_left": status.expected_deletions_left,
-        "hits": [[one.shard, part] for one in status.shards for part in one.slices_hit],
-        "jobs": status.jobs,
-        "callbacks": status.callbacks,
-        "serving": [list(one.prefix) for one in status.shards],
+        "shards": len(now.shards),
+        "slices": now.slices,
+        "samples": now.samples,
+        "deleted": now.deleted,
+        "exhausted": now.exhausted,
+        "expected_deletions_left": now.expected_deletions_left,
+        "hits": [[one.shard, part] for one in now.shards for part in one.slices_hit],
+        "jobs": now.jobs,
+        "callbacks": now.callbacks,
+        "serving": [list(one.prefix) for one in now.shards],
         "nodes": [
             {
                 "key": node.key,
@@ -42,8 +44,29 @@ def overview(forgetting: Forgetting) -> dict[str, Any]:
                 "prefix": list(node.prefix),
                 "stage": node.stage,
                 "state": state,
-                "score": forgetting.scores.get(node.key),
+                "score": opened.scores.get(node.key),
             }
             for node, state in nodes
         ],
     }
+
+
+def survey(opened: OpenRun) -> tuple[Status, int, list[tuple[Node, str]]]:
+    """The state now, the number of the plan in force, and what became of each of its nodes:
+    ``serving``, ``alive``, ``dead`` or ``missing``."""
+    with opened.held():
+        now, found = status(opened), []
+        forest = opened.plan.forest
+        ends = [one.node for one in now.shards if one.node is not None]
+        serving = {node.key for end in ends for node in forest.lineage(end)}
+        for shard in range(opened.plan.shards):
+            alive, dead = opened.schedule.alive(shard), opened.schedule.dead(shard)
+            for node in forest.of_shard(shard):
+                if node.key in dead:
+                    state = "dead"
+                elif node.key in serving:
+                    state = "serving"
+                else:
+                    state = "alive" if node.key in alive else "missing"
+                found.append((node, state))
+        return now, opened.known.generation, found

@@ -86,7 +86,7 @@ class Notices:
                 self._last = self._agreed(ledger)
             if view == self._looked:
                 return  # who was deleted is looked up among all samples
-            for made in ledger.forgotten(self._last):
+            for made in ledger.deleted.after(self._last):
                 name, content = _name(made.view), _packed(_body(made, self._last))
                 if not self._depot.create(name, content):
                     raise self._forked(name)
@@ -188,7 +188,7 @@ class Notices:
         place = self._place()
         mine = {
             "ledger": ledger.identity,
-            "secret": ledger.filter_secret.hex(),
+            "secret": ledger.deleted.secret.hex(),
             "at": None if place is None else str(place.resolve()),
         }
         found = self._told(_OWNER)
@@ -220,7 +220,7 @@ class Notices:
         if not views:
             return _NONE
         last, before = views[-1], (_NONE, *views)[-2]
-        held = [made for made in ledger.forgotten(last - 1) if made.view == last]
+        held = [made for made in ledger.deleted.after(last - 1) if made.view == last]
         if not held or self._told(_name(last)) != _body(held[0], before):
             raise self._forked(_name(last))
         return last

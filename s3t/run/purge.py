@@ -145,15 +145,19 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
         stores += [_exported(run, one, ledger, doomed, dry_run) for one in exports]
         stores += _plans(run, dry_run)
         stores += _caches(run, alone, dry_run)
-        stores += [_scratch(run, dry_run), *_left_alone(run, ledger, ledger.gone())]
+        stores += [_scratch(run, dry_run), *_left_alone(run, ledger, ledger.deleted.all())]
         stores.append(_jobs(ledger, dry_run))
-        rows, kept = ledger.unpurged(view), ""
+        rows, kept = ledger.deleted.unpurged(view), ""
         nodes = sorted((doomed.there | (set(ledger.plans.nodes()) & doomed.keys)) - left)
         if not dry_run:
             told = dict(sum((Counter({one.name: one.purged}) for one in stores), Counter()))
             found = nodes or rows or told
             # what an earlier one has left behind in the files is met again
-            if not (ledger.purge(view, nodes, {"stores": told}) if found else ledger.compact()):
+            if not (
+                ledger.deleted.purge(view, nodes, {"stores": told})
+                if found
+                else ledger.deleted.compact()
+            ):
                 kept = (
                     "a process reads an older state of it, whose bytes stay until it ends and this "
                     "is run again; "
@@ -167,7 +171,7 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
             dry_run=dry_run,
             nodes=tuple(sorted(doomed.there - left)),
             stores=tuple(stores),
-            own_files=tuple(_own_files(run.config(), ledger.gone())),
+            own_files=tuple(_own_files(run.config(), ledger.deleted.all())),
             out_of_reach=(
                 *_OUT_OF_REACH,
                 *((_OF_ENGINES,) if exports else ()),
@@ -247,10 +251,10 @@ class _Doomed:
 
 
 def is_dead(nodes: Collection[NodeKey] | None, kept: Collection[NodeKey]) -> bool:
-    """Whether a copy of nodes must go: one of them is not kept, or nobody knows which it holds.
+    """Whether a copy of nodes must go: one of them is not kept, or it is unknown which it holds.
 
     Args:
-        nodes: all whose weights are in it; None or empty if nobody knows.
+        nodes: all whose weights are in it; None or empty if that is unknown.
         kept: see ``kept_nodes``.
     """
     return not nodes or not all(node in kept for node in nodes)
@@ -269,7 +273,7 @@ def _kept(run: RunDir, ledger: Ledger) -> tuple[frozenset[NodeKey], frozenset[No
     """Keys of the nodes that live, and of all in these plans."""
     kept: set[NodeKey] = set()
     known: set[NodeKey] = set()
-    serving = run.plans.find(lambda: ledger.state().plan), ledger.state()
+    serving = run.plans.find(lambda: ledger.plans.in_force().plan), ledger.plans.in_force()
     training = run.plans.find(lambda: ledger.plans.newest().plan), ledger.plans.newest()
     for plan, state in (serving, training):
         hits = set(state.hits)
@@ -335,7 +339,7 @@ def _exported(
     """Adapters that hold dead nodes, in one folder that the run has exported to."""
     known = dict(exported.adapters)
     if (owner := ExportRecords(run.root).owner()) is not None:
-        note = f"of {owner}, of which this run is a copy: purge that one, or export this one anew"
+        note = f"of {owner}, of which this run is a copy: purge that one, or export this one again"
         return Store("exports", str(exported.path), 0, 0, note)
     if not exported.path.is_dir():
         dead = [name for name in known if is_dead(known[name], doomed.kept)]

@@ -20,33 +20,33 @@ from typing import Any
 from s3t import errors
 from s3t.errors import S3TError
 from s3t.plan.forecast import Outlook
-from s3t.run.deletion import Forgetting
 from s3t.run.forecast import run_forecast
+from s3t.run.opened import OpenRun
 
 __all__ = ["reason", "repair_apart"]
 
 
-def reason(forgetting: Forgetting, now: datetime | None = None) -> str | None:
+def reason(opened: OpenRun, now: datetime | None = None) -> str | None:
     """Why a run is due for repair by its own policy (``RepairConfig``); None if it is not.
 
     Args:
-        forgetting: of the run.
+        opened: of the run.
         now: with its time zone; by default this moment.
 
     Raises:
         IntegrityError: the ledger is damaged.
     """
-    policy, now = forgetting.config.repair, now or datetime.now(UTC)
-    if policy.when == "hand" or not forgetting.ledger.state().hits:
+    policy, now = opened.config.repair, now or datetime.now(UTC)
+    if policy.when == "hand" or not opened.ledger.plans.in_force().hits:
         return None
     if policy.when == "schedule":
-        planned = max(e.at for e in forgetting.ledger.log() if e.kind in ("samples", "plan"))
+        planned = max(e.at for e in opened.ledger.log() if e.kind in ("samples", "plan"))
         age = now - datetime.fromisoformat(planned)
         assert policy.every_days is not None
         if age < timedelta(days=policy.every_days):
             return None
         return f"the last plan is {age / timedelta(days=1):.1f} days old"
-    found = run_forecast(forgetting, now=now)
+    found = run_forecast(opened, now=now)
     ahead: Outlook | None = getattr(found, policy.event)
     event = policy.event.replace("_", " ")
     if ahead is None:

@@ -140,8 +140,8 @@ class Metrics:
         what = "Connections closed at once since all others were at work."
         self.refused = counter("s3t_connections_refused", what)
         about = prometheus.Info("s3t", "The software.", registry=self.registry)
-        about.info({"version": __version__, "task": model.task})
-        self._run = {"run": model.run_id}
+        about.info({"version": __version__, "task": model.config.task})
+        self._run = {"run": _run_id(model)}
         self._children: dict[tuple[str, str, int], Callable[[], None]] = {}
         self._observers: dict[str, Callable[[float], None]] = {}
         method, route = _DELETIONS
@@ -235,3 +235,9 @@ def _run_metrics(picture: Mapping[str, Any] | None, lease_left: float | None) ->
     for state in ("serving", "alive", "dead", "missing"):
         nodes.add_metric([state], states[state])
     yield nodes
+
+
+def _run_id(model: S3T) -> str:
+    """What tells runs apart: the beginning of the digest of the log's first entry. Copies and
+    replicas of a run share it, wherever they lie."""
+    return str(next(model.ledger.log()).digest[:12])

@@ -187,7 +187,7 @@ class _Server(uvicorn.Server):
     async def _read_again(self) -> None:
         self._service.access.reload()
         try:
-            await asyncio.to_thread(self._service.model.reload)
+            await asyncio.to_thread(self._service.model.serving.reload)
         except S3TError as error:
             _log.error("reload: %s", type(error).__name__, exc_info=error)
         _log.info("read tokens, plan and nodes again")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -23,6 +23,7 @@ from importlib.resources import files
 from typing import Any, Protocol
 
 from s3t.errors import S3TError
+from s3t.ledger import Ledger
 from s3t.version import __version__
 
 __all__ = ["PageFile", "Reported", "page_files", "policy", "report", "snapshot"]
@@ -54,7 +55,8 @@ class Reported(Protocol):
     def status(self) -> Dictable: ...
     def picture(self) -> dict[str, Any]: ...
     def forecast(self) -> Dictable: ...
-    def receipts(self, limit: int) -> Sequence[Mapping[str, Any]]: ...
+    @property
+    def ledger(self) -> Ledger: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +129,8 @@ def snapshot(model: Reported, name: str, at: datetime) -> dict[str, Any]:
 
 def _receipts(model: Reported) -> list[dict[str, Any]]:
     """The last deletions, the newest first, with the fields that the page shows."""
-    return [
-        {name: receipt[name] for name in _RECEIPT} for receipt in model.receipts(limit=RECEIPTS)
-    ]
+    told = [receipt.to_dict() for receipt in model.ledger.receipts(RECEIPTS)]
+    return [{name: receipt[name] for name in _RECEIPT} for receipt in told]
 
 
 def report(data: Mapping[str, Any]) -> bytes:

@@ -1,12 +1,12 @@
-"""What a process serves: the model, the view in force, and its seat among the replicas.
+"""What a process serves: the model, the view in force, and its replica lease if it has one.
 
     looking   an answer looks at the ledger before and after,          library, commands, SQLite
               and holds a lock meanwhile (``readers``)
-    leased    it goes by the seat's lease; the follower swaps views    replicas on PostgreSQL
+    leased    it goes by the replica lease; the follower swaps views   replicas on PostgreSQL
 
 Invariant (E6): an answer is given only if, after it was computed, nothing that it came from was
-dead as far as the ledger, or the lease, can tell; and a deletion is
-effective only when all answers that came before have ended, in every process.
+dead as far as the ledger, or the lease, can tell. A deletion is effective only when all answers
+that came before have ended, in every process.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from s3t.errors import (
@@ -23,14 +24,17 @@ from s3t.errors import (
     ExhaustedError,
     IntegrityError,
     S3TError,
-    UnavailableError,
 )
+from s3t.ledger import Deletion, Receipt
 from s3t.plan.trie import Node
 from s3t.run import prove_locks
-from s3t.run.deletion import Forgetting, Receipt
+from s3t.run.deletion import delete
+from s3t.run.opened import OpenRun
+from s3t.serving.effective import settle_pending, wait_until_effective
+from s3t.serving.file_check import FileCheck
 from s3t.serving.readers import Readers
-from s3t.serving.replica import Seat, settle_left, settled
-from s3t.serving.views import View, Views
+from s3t.serving.replica import ReplicaLease
+from s3t.serving.views import ServingView, Views
 from s3t.types import Draw, NodeKey
 
 if TYPE_CHECKING:
@@ -44,26 +48,28 @@ __all__ = ["Serving"]
 
 _log = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.05
-"""How often the files are looked at, at most."""
-
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class Serving:
-    """The serving side of a run, shared by threads. The model is loaded when first needed."""
+    """The serving side of a run, shared by threads. The model is loaded when first needed.
 
-    def __init__(self, forgetting: Forgetting) -> None:
-        self._forgetting = forgetting
+    Attributes:
+        lease: the replica lease by which this process answers; None if it looks at the ledger for
+            each answer.
+    """
+
+    def __init__(self, opened: OpenRun) -> None:
+        self._opened = opened
         self._lock = threading.RLock()  # who builds views; deletions hold it too
-        self._readers = Readers.of(forgetting.ledger)
+        self._files = FileCheck(opened)
+        self._readers = Readers.of(opened.ledger)
         self._views = Views(self._readers)
         self._model: Answering | None = None
         self._has_served = False
-        self._looked, self._told = -_LOOK_SECONDS, ""
         self._catching: threading.Thread | None = None
         self._behind = False
-        self.seat: Seat | None = None
+        self.lease: ReplicaLease | None = None
 
     def model(self) -> Answering:
         """The model, loaded once.
@@ -77,66 +83,85 @@ class Serving:
             if self._model is None:
                 from s3t.serving.predictor import Answering
 
-                forgetting = self._forgetting
-                forgetting.prove_ledger()
-                self._model = Answering(forgetting.run, forgetting.config, forgetting.plan)
+                opened = self._opened
+                opened.prove_ledger()
+                self._model = Answering(opened.run, opened.config, opened.plan)
             return self._model
+
+    # ── as a replica ─────────────────────────────────────────────────────────────────────────
 
     def join(self, name: str, lease: float | None) -> None:
         """Put a view in force, and answer by a lease from now on, if one is given.
+
+        Args:
+            name: what people call this replica.
+            lease: seconds.
 
         Raises:
             InputError: the ledger is a file, and locks do not hold where it or the run lies.
             S3TError: see ``S3T.join``.
         """
         if self._readers is not None:
-            for folder in {self._forgetting.run.root.resolve(), self._readers.path.parent}:
+            for folder in {self._opened.run.root.resolve(), self._readers.path.parent}:
                 prove_locks(folder)
         model = self.model()
         with self._lock:
             self._swap(model)
-        ledger = self._forgetting.ledger
-        if lease is not None and self.seat is None:
-            self.seat = Seat(
-                ledger, name, lease, self._follow, self._readers, self._forgetting.untold
-            )
-            self._views.untold()  # it has left all that was before its seat
+        ledger, tell = self._opened.ledger, self._opened.notifier.tell
+        if lease is not None and self.lease is None:
+            self.lease = ReplicaLease(ledger, name, lease, self._follow, self._readers, tell)
+            self._views.unlock()  # it has left all that was before its lease
         elif self._readers is not None:
-            settle_left(ledger, self._readers, self._forgetting.untold)
+            settle_pending(ledger, self._readers, tell)
 
     def leave(self) -> None:
-        """Give the seat back, if there is one."""
-        if self.seat is not None:
-            self.seat.close()
+        """Give the replica lease back, if there is one."""
+        if self.lease is not None:
+            self.lease.close()
         if self._catching is not None:
             self._catching.join()
+
+    @property
+    def lease_left(self) -> float | None:
+        """Seconds for which this replica may answer without hearing of the ledger; None if it looks
+        at it for each answer."""
+        return None if self.lease is None else self.lease.left
 
     def readiness(self) -> str | None:
         """Why no answer can be given now; None if it can, as far as this process knows.
 
         Builds nothing itself. Where another process has come to another view, and no question has
-        come here since, that view is taken up in a thread: who is asked nothing until it is ready
-        would else never be, and would keep what is dead in memory.
+        come here since, a thread takes that view up: a service that is asked nothing until it is
+        ready would never be ready otherwise, and would keep dead blocks in memory.
         """
-        view = self._views.current
-        if view is None:
-            if self._model is not None and self.seat is None:
+        current = self._views.current
+        if current is None:
+            if self._model is not None and self.lease is None:
                 self._catch_up_apart()
             return "loading"
-        if self.seat is not None and not self.seat.holds():
+        if self.lease is not None and not self.lease.holds():
             return "the lease has run out: the ledger cannot be reached"
         try:
-            with self._looking():
-                behind = self.seat is None and view.version != self._forgetting.ledger.view()
+            with self._files.logged():
+                behind = self.lease is None and current.view != self._opened.ledger.view()
             if behind:
                 self._catch_up_apart()
             else:
-                self._check_files(view)
+                self._files.holds(current.files, current.view)
         except S3TError:
             return "files of the run were replaced or removed under the service, its log says which"
         if behind and self._behind:
             return "another view cannot be taken up, the log says why"
-        return "exhausted" if view.ensemble is None else None
+        return "exhausted" if current.ensemble is None else None
+
+    def reload(self) -> None:
+        """Read plan and nodes again, prove what serves once more, and go on with that.
+
+        Raises:
+            S3TError: the ledger or the plan cannot be read; what served goes on.
+        """
+        self._opened.reload()
+        self.refresh(again=True)
 
     def _catch_up_apart(self) -> None:
         if self._catching is None or not self._catching.is_alive():
@@ -154,229 +179,214 @@ class Serving:
 
     # ── deletions ────────────────────────────────────────────────────────────────────────────
 
-    def delete(self, commit: Callable[[], Receipt]) -> Receipt:
-        """Commit a deletion, and let nothing older than its view answer from then on."""
+    def delete(self, deletion: Deletion) -> Receipt:
+        """Make a deletion: commit it, take its view up, tell the store, wait until it is effective.
+
+        Raises:
+            S3TError: see ``S3T.deactivate``.
+        """
+        started = time.perf_counter()
         with self._lock:
-            receipt = commit()
+            receipt = delete(self._opened, deletion)
             if not receipt.dry_run and self._model is not None:
                 self._take_up(self._model, receipt.view)
-        return receipt
+        if not receipt.dry_run:
+            untold = self._opened.notifier.tell()
+            effective_at = self._effective(receipt, told=untold is None)
+            receipt = replace(receipt, untold=untold, effective_at=effective_at)
+        return replace(receipt, seconds=round(time.perf_counter() - started, 6))
 
-    def settled(self, request: str, view: int, told: bool = True) -> str | None:
-        """Wait for all who are on views before a deletion's, here, in other processes, on replicas.
+    def _effective(self, receipt: Receipt, told: bool) -> str | None:
+        """Wait for the answers on views before the deletion's: here, elsewhere, on replicas.
 
-        Another process without a lease is waited for as long as a question may take
-        (``serve.timeout``): it may hang. Its lock stays, and who looks later settles the deletion.
+        Another process without a lease is waited for as long as an answer may take
+        (``serve.timeout``): it may hang. Its lock stays, and a later look settles the deletion.
 
         Args:
-            request: id of the deletion.
-            view: its view.
+            receipt: of a deletion that is durable.
             told: whether the store knows of it; it is not effective before.
 
         Returns:
             when the deletion was effective, ISO 8601; None if it is not yet, or that cannot be
             seen.
         """
-        self._views.wait(view)
-        own = "" if self.seat is None else self.seat.replica
-        ledger, readers = self._forgetting.ledger, self._readers
+        self._views.wait(receipt.view)
+        own = "" if self.lease is None else self.lease.replica
+        ledger, readers = self._opened.ledger, self._readers
+        patience = self._opened.config.serve.timeout
         try:
-            if readers is not None and not readers.wait(view, self._patience):
+            if readers is not None and not readers.wait(receipt.view, patience):
                 _log.error(
                     "request %s is durable and not yet effective: a process has not ended an "
                     "answer of before for %g s (fuser -v %s names it)",
-                    request,
-                    self._patience,
+                    receipt.request_id,
+                    patience,
                     readers.path,
                 )
                 return None
-            at = settled(ledger, request, view, own, told)
+            at = wait_until_effective(ledger, receipt, own, told)
             if readers is not None and told:
-                settle_left(ledger, readers)
+                settle_pending(ledger, readers)
             return at
         except S3TError as error:
-            _log.error("request %s is durable; %s", request, error)
+            _log.error("request %s is durable; %s", receipt.request_id, error)
             return None
 
-    def settle_left(self) -> None:
+    def settle_pending(self) -> None:
         """Settle deletions that the store could not be told of when they were made."""
-        if self._forgetting.run.store.depot is not None:
-            settle_left(self._forgetting.ledger, self._readers, self._forgetting.untold)
+        opened = self._opened
+        if opened.run.store.depot is not None:
+            settle_pending(opened.ledger, self._readers, opened.notifier.tell)
 
-    @property
-    def _patience(self) -> float:
-        return self._forgetting.config.serve.timeout
-
-    def refresh(self, anew: bool = False) -> None:
+    def refresh(self, again: bool = False) -> None:
         """Put the ledger's view in force, if anything is served; drop tensors of what is dead.
 
         Args:
-            anew: read and prove every node once more.
+            again: read and prove every node once more.
         """
         with self._lock:
             if self._model is None:
                 return
-            if anew:
+            if again:
                 self._model.keep_only(lambda _: False)
-            self._swap(self._model, anew)
+            self._swap(self._model, again)
 
     # ── answers ──────────────────────────────────────────────────────────────────────────────
 
-    def answer(self, compute: Callable[[Ensemble, int], Answer]) -> Answer:
-        """Compute on the view in force, and anew if a deletion has hit that view meanwhile.
+    def answer(self, compute: Callable[[Ensemble, int], Result]) -> Result:
+        """Compute on the view in force, and again if a deletion has hit that view meanwhile.
 
         Ends, because each lost round has lost nodes for good.
+
+        Args:
+            compute: takes what answers, and the number of the view.
 
         Raises:
             ExhaustedError: no shard has a prefix left, and the config names no fallback.
             IntegrityError: a block that should serve is damaged.
             UnavailableError: the ledger cannot be reached, or the lease has run out.
         """
-        return self._answered(lambda ensemble, view: compute(ensemble, view.version))
-
-    def _answered(self, compute: Callable[[Ensemble, View], Answer]) -> Answer:
-        from s3t.serving.generation.completion import Spoilt
-
-        model = self.model()
-        while True:
-            view = self._pin(model)
-            try:
-                if view.ensemble is None:
-                    self._forgetting.prove_exhausted()
-                    raise ExhaustedError(
-                        f"{self._forgetting.run.root}: no shard has a surviving prefix; train a "
-                        "new run, or set aggregation.on_exhausted=base to answer with the base"
-                    )
-                answer = compute(view.ensemble, view)
-                if self._still_serves(view):
-                    return answer
-            except Spoilt:
-                continue
-            finally:
-                self._views.unpin(view)
+        return self._answered(lambda ensemble, pinned: compute(ensemble, pinned.view))
 
     def completions(self, prompts: Sequence[Sequence[int]], draw: Draw) -> list[Completion]:
-        """Continue token ids on one view; begun anew if a deletion hits that view meanwhile.
+        """Continue token ids on one view; begun again if a deletion hits that view meanwhile.
 
         Raises:
             ExhaustedError, IntegrityError, UnavailableError: as ``answer``.
         """
         writer = self.model().writer
         return self._answered(
-            lambda ensemble, view: writer.completions(
-                ensemble, prompts, draw, view.version, lambda: not self._still_serves(view)
+            lambda ensemble, pinned: writer.completions(
+                ensemble, prompts, draw, pinned.view, lambda: not self._still_serves(pinned)
             )
         )
 
+    def _answered(self, compute: Callable[[Ensemble, ServingView], Result]) -> Result:
+        from s3t.serving.generation.completion import ViewHit
+
+        model = self.model()
+        while True:
+            pinned = self._pin(model)
+            try:
+                if pinned.ensemble is None:
+                    self._opened.prove_exhausted()
+                    raise ExhaustedError(
+                        f"{self._opened.run.root}: no shard has a surviving prefix; train a "
+                        "new run, or set aggregation.on_exhausted=base to answer with the base"
+                    )
+                answer = compute(pinned.ensemble, pinned)
+                if self._still_serves(pinned):
+                    return answer
+            except ViewHit:
+                continue
+            finally:
+                self._views.unpin(pinned)
+
     @contextmanager
-    def hold(self, version: int) -> Iterator[bool]:
-        """Pin what is in force while an answer of a view is sent; see ``S3T.hold``."""
+    def hold(self, view: int) -> Iterator[bool]:
+        """To be held while an answer of ``view`` is sent: deletions wait until it is left.
+
+        Never waits itself. False, if something that served at that view has died, or the lease has
+        run out: then the answer must not be sent, but asked for again.
+
+        Raises:
+            UnavailableError: the ledger cannot be looked at.
+        """
         pinned = self._views.pin()
         if pinned is None:
             yield False
             return
         try:
-            if self.seat is not None:
-                good = self.seat.holds()
+            if self.lease is not None:
+                good = self.lease.holds()
             else:
-                good = self._forgetting.ledger.view() == pinned.version
-            yield good and not self.spoilt(version)
+                good = self._opened.ledger.view() == pinned.view
+            yield good and not self._views.is_hit(view)
         finally:
             self._views.unpin(pinned)
 
-    def spoilt(self, version: int) -> bool:
-        """Whether something that served at a view has died since, as far as is known here."""
-        return self._views.spoilt(version)
-
-    def is_sound(self, version: int) -> bool:
-        """Whether all that served at a view lives, as the ledger, or the lease, has it now.
+    def is_sound(self, view: int) -> bool:
+        """Whether everything that served at a view lives still, as the ledger, or the lease, has it
+        now: what was answered then would be given again. A view too old to be remembered is not.
 
         Raises:
             IntegrityError, UnavailableError: as ``answer``.
         """
-        pinned = self._pin(self.model())  # the ledger's, so that ``spoilt`` is up to date
+        pinned = self._pin(self.model())  # the ledger's, so that what is hit is known here
         try:
-            return not self.spoilt(version)
+            return not self._views.is_hit(view)
         finally:
             self._views.unpin(pinned)
 
     # ── views ────────────────────────────────────────────────────────────────────────────────
 
-    def _pin(self, model: Answering) -> View:
+    def _pin(self, model: Answering) -> ServingView:
         """The view in force, with this reader counted on it; without a lease, the ledger's."""
         while True:
-            view = self._views.pin()
-            if view is not None:
+            pinned = self._views.pin()
+            if pinned is not None:
                 try:
                     # pinned first, looked up after: a deletion that the look misses sees the pin
-                    if self._is_in_force(view):
-                        return view
+                    if self._is_in_force(pinned):
+                        return pinned
                 except BaseException:
-                    self._views.unpin(view)
+                    self._views.unpin(pinned)
                     raise
-                self._views.unpin(view)
+                self._views.unpin(pinned)
             with self._lock:
                 self._swap(model)
 
-    def _is_in_force(self, view: View) -> bool:
-        if self.seat is None:
-            return view.version == self._forgetting.ledger.view() and self._check_files(view)
-        self._vouch(self.seat)
-        return self._check_files(view)  # who follows the ledger has put it in force
+    def _is_in_force(self, pinned: ServingView) -> bool:
+        if self.lease is None:
+            is_newest = pinned.view == self._opened.ledger.view()
+            return is_newest and self._files.holds(pinned.files, pinned.view)
+        self.lease.refuse_if_ended()
+        return self._files.holds(pinned.files, pinned.view)  # the follower has put it in force
 
-    def _check_files(self, view: View) -> bool:
-        """See that the files are those that were read, a few times a second; see ``Forgetting``."""
-        if time.monotonic() < self._looked + _LOOK_SECONDS:
+    def _still_serves(self, pinned: ServingView) -> bool:
+        if self.lease is not None:
+            self.lease.refuse_if_ended()
+            return not self._views.is_hit(pinned.view)
+        if self._opened.ledger.view() == pinned.view:
             return True
-        with self._looking():
-            same = self._forgetting.check_files(view.files, view.version)
-        if self._told:
-            _log.warning("the files of %s are as they were: answering", self._forgetting.run.root)
-        self._told, self._looked = "", time.monotonic()
-        return same
+        self._opened.catch_up()
+        return all(node is None or self._opened.is_alive(node.key) for node in pinned.nodes)
 
-    @contextmanager
-    def _looking(self) -> Iterator[None]:
-        """Log why the run cannot be looked at, once while it is so."""
-        try:
-            yield
-        except S3TError as error:
-            if str(error) != self._told:
-                _log.error("nothing answers: %s", error)
-            self._told = str(error)
-            raise
-
-    def _still_serves(self, view: View) -> bool:
-        if self.seat is not None:
-            self._vouch(self.seat)
-            return not self.spoilt(view.version)
-        if self._forgetting.ledger.view() == view.version:
-            return True
-        self._forgetting.catch_up()
-        return all(node is None or self._forgetting.is_alive(node.key) for node in view.nodes)
-
-    def _vouch(self, seat: Seat) -> None:
-        if not seat.holds():
-            raise UnavailableError(
-                f"replica {seat.name} has not reached the ledger for {seat.lease.seconds} s, its "
-                "lease, so it cannot know what was deleted: ask another, or wait until it is back"
-            )
-
-    def _swap(self, model: Answering, anew: bool = False) -> None:
-        """Put the view of the ledger's version in force. Needs ``_lock``."""
-        version, nodes, plan = self._forgetting.catch_up()
+    def _swap(self, model: Answering, again: bool = False) -> None:
+        """Put the ledger's view in force. Needs ``_lock``."""
+        view, nodes, plan = self._opened.catch_up()
         current = self._views.current
-        if current is not None and current.version == version and not anew:
+        if current is not None and current.view == view and not again:
             return
-        if current is not None and current.nodes == nodes and not anew:
+        if current is not None and current.nodes == nodes and not again:
             ensemble, files = current.ensemble, current.files
         else:
-            known = {} if current is None or anew else current.files
+            known = {} if current is None or again else current.files
             nodes, ensemble, files = self._build(model, nodes, plan, known)
-        self._views.put(View(version, nodes, ensemble, files), self._forgetting.is_alive)
+        self._views.put(ServingView(view, nodes, ensemble, files), self._opened.is_alive)
         self._has_served = True
-        model.keep_only(self._forgetting.is_alive)
-        if left := self._forgetting.forget_copies():
+        model.keep_only(self._opened.is_alive)
+        if left := self._opened.forget_copies():
             _log.error("copies of dead nodes cannot be removed: %s", ", ".join(left))
 
     def _build(
@@ -392,13 +402,13 @@ class Serving:
         fail for it, the shard falls back to a shorter prefix.
         """
         if not self._has_served:
-            self._forgetting.prove()
+            self._opened.prove()
         while True:
             try:
                 if all(node is None for node in nodes):
-                    self._forgetting.prove_exhausted()
+                    self._opened.prove_exhausted()
                 keys = [one.key for last in nodes if last for one in plan.forest.lineage(last.key)]
-                files = self._forgetting.run.store.stamps(keys)
+                files = self._opened.run.store.stamps(keys)
                 files.update((key, known[key]) for key in files if key in known)
                 return nodes, model.ensemble(nodes, plan), files
             except DamagedNodeError as error:
@@ -407,32 +417,32 @@ class Serving:
                 if all(node is None for node in nodes):
                     return nodes, None, {}  # no fallback either: who asks is told why
                 _log.error("%s; serving a shorter prefix", error)
-                self._forgetting.lose(NodeKey(error.key))
-                _, nodes, plan = self._forgetting.catch_up()
+                self._opened.lose(NodeKey(error.key))
+                _, nodes, plan = self._opened.catch_up()
 
-    def _take_up(self, model: Answering, version: int) -> None:
-        """Swap to the ledger's view; if that fails, nothing older than ``version`` answers."""
+    def _take_up(self, model: Answering, view: int) -> None:
+        """Swap to the ledger's view; if that fails, nothing older than ``view`` answers."""
         try:
             self._swap(model)
         except Exception as error:  # such as no memory left: whatever it is, the old view must go
             _log.error("nothing answers until there is a new view: %s", _cause(error))
-            self._views.drop(version)
+            self._views.drop(view)
 
     def _follow(self, seconds: float) -> int:
-        """Bring this replica to the ledger's view; see ``replica.Follow``."""
+        """Bring this replica to the ledger's view; see ``replica.Follower``."""
         current = self._views.current
         try:
-            version = self._forgetting.ledger.view()
+            view = self._opened.ledger.view()
         except IntegrityError as error:
             with self._lock:
                 _log.error("nothing answers until the ledger is sound: %s", error)
-                self._views.drop(0 if current is None else current.version + 1)
+                self._views.drop(0 if current is None else current.view + 1)
             raise
-        if current is None or current.version != version:
+        if current is None or current.view != view:
             with self._lock:
-                self._take_up(self.model(), version)
-        self._views.wait(version, seconds)
-        return self._views.oldest(version)
+                self._take_up(self.model(), view)
+        self._views.wait(view, seconds)
+        return self._views.oldest(view)
 
 
 def _cause(error: Exception) -> str:

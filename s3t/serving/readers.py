@@ -15,21 +15,18 @@ from __future__ import annotations
 
 import fcntl
 import os
-import struct
 import time
 import weakref
 from pathlib import Path
 
 from s3t.errors import UnavailableError
 from s3t.ledger import Ledger
+from s3t.system.locks import file_lock, is_unlocked
 
 __all__ = ["Readers"]
 
 _POLL = 0.001
 _POLL_MOST = 0.02
-
-_LOCK = "hhqqi0q"
-"""``struct flock``: kind, whence, start, length, process; the last is 0 for locks of open files."""
 
 
 class Readers:
@@ -91,12 +88,12 @@ class Readers:
         except OSError as error:
             raise self._unusable(error) from None
         try:
-            found = fcntl.fcntl(file, fcntl.F_OFD_GETLK, _lock(fcntl.F_WRLCK, 0, view))
+            found = fcntl.fcntl(file, fcntl.F_OFD_GETLK, file_lock(fcntl.F_WRLCK, 0, view))
         except OSError as error:
             raise self._unusable(error) from None
         finally:
             os.close(file)
-        return bool(struct.unpack(_LOCK, found)[0] != fcntl.F_UNLCK)
+        return not is_unlocked(found)
 
     def wait(self, view: int, seconds: float) -> bool:
         """Wait until no answer of an older view is under way; False if it takes longer.
@@ -125,7 +122,7 @@ class Readers:
             while True:
                 file = os.open(self.path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
                 try:
-                    fcntl.fcntl(file, fcntl.F_OFD_SETLK, _lock(fcntl.F_RDLCK, view, 1))
+                    fcntl.fcntl(file, fcntl.F_OFD_SETLK, file_lock(fcntl.F_RDLCK, view, 1))
                     if os.path.samestat(os.fstat(file), os.stat(self.path)):
                         return file
                 except FileNotFoundError:
@@ -147,14 +144,10 @@ class Readers:
 _all: weakref.WeakSet[Readers] = weakref.WeakSet()
 
 
-def _lock(kind: int, start: int, length: int) -> bytes:
-    return struct.pack(_LOCK, kind, os.SEEK_SET, start, length, 0)
-
-
 def _unlock(file: int) -> None:
     """Let go, even if a child that was forked by other means still has the file open."""
     try:
-        fcntl.fcntl(file, fcntl.F_OFD_SETLK, _lock(fcntl.F_UNLCK, 0, 0))
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, file_lock(fcntl.F_UNLCK))
     finally:
         os.close(file)
 

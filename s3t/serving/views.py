@@ -1,13 +1,13 @@
-"""The views of a process: the one in force, those before it that still have readers.
+"""What a process serves, view by view: the one in force, those before it that still have readers.
 
     put(view 8) ─► in force: 8       pinned by answers under way
                    leaving:  7, 6    until their last reader has gone
 
-Invariant: a view is immutable, so nobody sees half of one; whoever waits until older views have no
-readers knows that nothing comes from them any more. Where there are ``Readers``, other processes
-are told of a reader before ``pin`` has returned. A version is ``spoilt`` once a node that it served
-is found dead, even if nothing has served that node for some views. What was served too long ago to
-be remembered counts as spoilt.
+Invariant: a ``ServingView`` never changes, so no answer sees half of one. Once older views have no
+readers, nothing comes from them any more. Where there are ``Readers``, a lock tells other processes
+of an answer before ``pin`` has returned. A view is hit once a node that it served is found dead,
+even if nothing has served that node for some views. What was served too long ago to be remembered
+counts as hit.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
     from s3t.serving.ensemble.ensemble import Ensemble
     from s3t.store import Stamp
 
-__all__ = ["View", "Views"]
+__all__ = ["ServingView", "Views"]
 
 _REMEMBERED = 64
 """Views that went out of force, of which it is known what they served."""
 
 
 @dataclass(eq=False)
-class View:
-    """What is served at one version.
+class ServingView:
+    """What is served at one view of the ledger.
 
     Attributes:
-        version: the ledger's view.
+        view: its number.
         nodes: each shard's last node, None where none is left.
         ensemble: what answers; None if nothing can.
         files: stamps of the node files, as they were before they were read.
         readers: answers under way on it.
     """
 
-    version: int
+    view: int
     nodes: tuple[Node | None, ...]
     ensemble: Ensemble | None
     files: dict[NodeKey, Stamp | None]
@@ -55,23 +55,23 @@ class Views:
     """Views of one process, shared by its threads.
 
     Args:
-        told: by which other processes know of the readers, if they do not know otherwise.
+        locks: by which other processes know of the readers; None where leases tell them.
     """
 
-    def __init__(self, told: Readers | None = None) -> None:
-        self._told = told
+    def __init__(self, locks: Readers | None = None) -> None:
+        self._locks = locks
         self._gate = threading.Condition()
-        self._current: View | None = None
-        self._leaving: list[View] = []
+        self._current: ServingView | None = None
+        self._leaving: list[ServingView] = []
         self._served: deque[tuple[int, frozenset[NodeKey]]] = deque(maxlen=_REMEMBERED)
         self._sound_from = 0
 
     @property
-    def current(self) -> View | None:
+    def current(self) -> ServingView | None:
         """The one in force."""
         return self._current
 
-    def pin(self) -> View | None:
+    def pin(self) -> ServingView | None:
         """The one in force, with this reader counted on it.
 
         Raises:
@@ -79,73 +79,73 @@ class Views:
         """
         with self._gate:
             if self._current is not None:
-                if self._told is not None:
-                    self._told.enter(self._current.version)
+                if self._locks is not None:
+                    self._locks.enter(self._current.view)
                 self._current.readers += 1
             return self._current
 
-    def unpin(self, view: View) -> None:
+    def unpin(self, pinned: ServingView) -> None:
         """Count a reader off."""
         with self._gate:
-            view.readers -= 1
-            if self._told is not None:
-                self._told.leave(view.version)
-            if not view.readers:
+            pinned.readers -= 1
+            if self._locks is not None:
+                self._locks.leave(pinned.view)
+            if not pinned.readers:
                 self._gate.notify_all()
 
-    def untold(self) -> None:
-        """From now on other processes know of the readers otherwise: by a lease."""
+    def unlock(self) -> None:
+        """Let go of the locks: from now on a lease tells other processes of the readers."""
         with self._gate:
-            told, self._told = self._told, None
-            if told is not None:
-                told.close()
+            locks, self._locks = self._locks, None
+            if locks is not None:
+                locks.close()
 
-    def put(self, view: View, is_alive: Callable[[NodeKey], bool]) -> None:
+    def put(self, new: ServingView, is_alive: Callable[[NodeKey], bool]) -> None:
         """Put a view in force.
 
         Args:
-            view: the view; those before it go out of force.
+            new: the view; those before it go out of force.
             is_alive: whether a node can serve at this view.
         """
         with self._gate:
             if self._current is None:
-                self._sound_from = view.version  # what was served before is not known
+                self._sound_from = new.view  # what was served before is not known
                 self._served.clear()
             else:
                 keys = frozenset(node.key for node in self._current.nodes if node is not None)
-                self._served.append((self._current.version, keys))
-            for version, keys in self._served:
+                self._served.append((self._current.view, keys))
+            for view, keys in self._served:
                 if not all(map(is_alive, keys)):
-                    self._sound_from = max(self._sound_from, version + 1)
+                    self._sound_from = max(self._sound_from, view + 1)
             if len(self._served) == _REMEMBERED:
                 self._sound_from = max(self._sound_from, self._served[0][0])
-            self._leave(view)
+            self._leave(new)
 
-    def drop(self, version: int) -> None:
-        """Let nothing answer until a view is put in force; all before ``version`` are spoilt."""
+    def drop(self, view: int) -> None:
+        """Let nothing answer until a view is put in force; all before ``view`` count as hit."""
         with self._gate:
-            self._sound_from = max(self._sound_from, version)
+            self._sound_from = max(self._sound_from, view)
             self._leave(None)
 
-    def spoilt(self, version: int) -> bool:
-        """Whether something that served at a version has died since, as far as is known here."""
-        return version < self._sound_from
+    def is_hit(self, view: int) -> bool:
+        """Whether something that served at a view has died since, as far as is known here."""
+        return view < self._sound_from
 
-    def wait(self, version: int, seconds: float | None = None) -> bool:
-        """Wait for the readers of views older than ``version``; False if it takes longer."""
+    def wait(self, view: int, seconds: float | None = None) -> bool:
+        """Wait for the readers of views older than ``view``; False if it takes longer."""
         with self._gate:
-            gone = self._gate.wait_for(lambda: self._oldest(version) >= version, seconds)
-            self._leaving = [view for view in self._leaving if view.readers]
+            gone = self._gate.wait_for(lambda: self._oldest(view) >= view, seconds)
+            self._leaving = [one for one in self._leaving if one.readers]
             return gone
 
-    def oldest(self, version: int) -> int:
-        """The oldest view that still has readers, at most ``version``."""
+    def oldest(self, view: int) -> int:
+        """The oldest view that still has readers, at most ``view``."""
         with self._gate:
-            return self._oldest(version)
+            return self._oldest(view)
 
-    def _leave(self, view: View | None) -> None:
-        old, self._current = self._current, view
+    def _leave(self, new: ServingView | None) -> None:
+        old, self._current = self._current, new
         self._leaving = [one for one in (*self._leaving, old) if one and one.readers]
 
-    def _oldest(self, version: int) -> int:
-        return min([version, *(view.version for view in self._leaving if view.readers)])
+    def _oldest(self, view: int) -> int:
+        return min([view, *(one.view for one in self._leaving if one.readers)])

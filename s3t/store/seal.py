@@ -30,7 +30,7 @@ _MAGIC, _VERSION = b"S3TSEAL", 1
 _FRAME = struct.Struct("<7sBQQ")
 _NONCE, _TAG = 12, 16
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 def is_sealed(content: bytes) -> bool:
@@ -141,7 +141,7 @@ class Sealer:
             )
         return data_key
 
-    def _asked(self, ask: Callable[[], Answer]) -> Answer:
+    def _asked(self, ask: Callable[[], Result]) -> Result:
         """What the ring answers; what a hook raises beyond its contract, in our words."""
         try:
             return ask()

@@ -22,12 +22,32 @@ from pathlib import Path
 from s3t.errors import InputError
 from s3t.system.durable import fresh_beside
 
-__all__ = ["prove_locks"]
+__all__ = ["file_lock", "is_unlocked", "prove_locks"]
 
 _SECONDS = 30.0
 """Seconds after which a file system that does not answer is refused."""
 
-_WHOLE = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+_LOCK = "hhqqi0q"
+"""``struct flock``: kind, whence, start, length, process; the last is 0 for locks of open files."""
+
+
+def file_lock(kind: int, start: int = 0, length: int = 0) -> bytes:
+    """What ``fcntl`` takes for a lock of an open file (``F_OFD_SETLK``, ``F_OFD_GETLK``).
+
+    Args:
+        kind: ``F_RDLCK``, ``F_WRLCK`` or ``F_UNLCK``.
+        start: first byte.
+        length: bytes; 0 for all from there on.
+    """
+    return struct.pack(_LOCK, kind, os.SEEK_SET, start, length, 0)
+
+
+def is_unlocked(found: bytes) -> bool:
+    """Whether ``F_OFD_GETLK`` found no lock in the way."""
+    return bool(struct.unpack(_LOCK, found)[0] == fcntl.F_UNLCK)
+
+
+_WHOLE = file_lock(fcntl.F_WRLCK)
 
 _KINDS: dict[str, Callable[[int], object]] = {
     "flock": lambda file: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB),

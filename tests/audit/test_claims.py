@@ -19,7 +19,7 @@ from s3t.audit.evidence import RunEvidence
 from s3t.cli import main
 from s3t.data.partition import partition, slice_digest
 from s3t.errors import InputError, IntegrityError
-from s3t.ledger import Ledger
+from s3t.ledger import Deletion, Ledger
 from s3t.model.head import write_public_head
 from s3t.run import RunDir
 from s3t.run.purge import purge
@@ -102,24 +102,24 @@ class TestReckoning:
             ledger.register(parts.slots())
             gone = [sample for sample, _ in parts.slots()][::7]
             for number, sample in enumerate(gone):
-                ledger.delete([sample.id], [], decide=lambda deletion: {})
+                ledger.delete(Deletion([sample.id]), lambda receipt, state: receipt)
                 if number == 2:
-                    ledger.purge(ledger.view(), [], {})
-            persons = {(row.shard, row.slice): row for row in ledger.persons()}
-        ledger = RunEvidence(run).ledger
+                    ledger.deleted.purge(ledger.view(), [], {})
+            persons = {(row.shard, row.slice): row for row in ledger.counts.persons()}
+        facts = RunEvidence(run).ledger
         left = {sample.id for sample in self.samples()} - {sample.id for sample in gone}
         for shard, row in enumerate(parts.members):
             for part, members in enumerate(row):
-                slot = ledger.slot(shard, part)
+                slot = facts.slot(shard, part)
                 stay = [sample for sample in members if sample.id in left]
                 assert slot.digest == slice_digest(stay)
                 assert (slot.samples, slot.left) == (len(members), len(stay))
                 there = persons[shard, part]
                 assert (slot.persons, slot.persons_left) == (there.registered, there.left)
-        assert ledger.purged == 3
-        assert not ledger.wrong_copies
-        reckoned = {slot: counts.last_hit for slot, counts in ledger.recounted.items()}
-        assert ledger.hits == {slot: view for slot, view in reckoned.items() if view}
+        assert facts.purged == 3
+        assert not facts.wrong_copies
+        reckoned = {slot: counts.last_hit for slot, counts in facts.recounted.items()}
+        assert facts.hits == {slot: view for slot, view in reckoned.items() if view}
 
     def test_all_of_it_is_of_one_moment(self, victim: Victim) -> None:
         with Ledger.open(victim.run.ledger_path) as ledger, ledger.evidence() as evidence:

@@ -100,7 +100,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], Sequence[str], Sequence[str]]
     "ledger is missing": (
         lambda run: (run / "ledger.db").unlink(),
         VERBS,
-        ["ledger.db is missing, so nobody knows what was deleted", "restore it"],
+        ["ledger.db is missing, so it is unknown what was deleted", "restore it"],
     ),
     "ledger without a table": (
         lambda run: execute(run, "DROP TABLE run"),
@@ -370,7 +370,7 @@ def test_a_name_is_what_the_data_say(
     ]
     for way, given in ways:
         with RunDir.existing(odd).ledger() as ledger:
-            expected = sorted(ledger.keyed(name) for name in given)
+            expected = sorted(ledger.deleted.keyed(name) for name in given)
         said = s3t("deactivate", odd, *way, "--dry-run", "--json")
         assert json.loads(said.out)["deleted"] == expected, way
 
@@ -392,7 +392,7 @@ def test_names_come_from_options_and_files(digits_run: Path, here: Path, s3t: Ru
     more = ["--ids", listed[0], "--ids", listed[2], "--ids-file", "ids.txt"]
     said = s3t("deactivate", digits_run, *more, "--json")
     with RunDir.existing(digits_run).ledger() as ledger:
-        expected = sorted(ledger.keyed(listed[number]) for number in (0, 2, 4, 5))
+        expected = sorted(ledger.deleted.keyed(listed[number]) for number in (0, 2, 4, 5))
     assert json.loads(said.out)["deleted"] == expected
 
 

@@ -217,7 +217,7 @@ def test_status_and_deactivate(digits_run: Path, s3t: Run) -> None:
     assert different <= {"seconds", "dry_run", "accepted_at", "effective_at"}
     assert (done["request_id"], done["view"]) == ("r-1", 1)
     with RunDir.existing(digits_run).ledger() as ledger:
-        named = {name: ledger.keyed(name) for name in (one, two)}
+        named = {name: ledger.deleted.keyed(name) for name in (one, two)}
     assert (done["deleted"], done["already_deleted"]) == (sorted(named.values()), [])
     assert done["prefixes"][2]["before"] == status["shards"][2]["prefix"]
     assert [(c["shard"], 1 in c["after"], len(c["after"])) for c in done["prefixes"]] == [

@@ -51,14 +51,14 @@ def test_peft_answers_as_the_run_does(any_run: Path, tmp_path: Path) -> None:
     with S3T.load(any_run) as service:
         shortened(service, 0)
         done = service.export(tmp_path / "out")
-        model = service._serving.model()
-        _, nodes, plan = service._forgetting.catch_up()
+        model = service.serving.model()
+        _, nodes, plan = service._opened.catch_up()
         for one, node in zip(done.adapters, nodes, strict=True):
             probe = read_probe(tmp_path / "out" / one["name"])
             alone = model.ensemble([node], plan)
             assert alone is not None and node is not None
             rows = Encoded(probe["inputs"], probe.get("mask"))
-            if service.labels:
+            if service._opened.labels:
                 served, told = alone.probabilities(rows), probe["logits"].softmax(dim=1)
             else:
                 served, told = alone.next_token(rows), probe["logits"].log_softmax(dim=1)
@@ -142,7 +142,7 @@ def test_a_damaged_adapter_is_written_anew(language_run: RunDir, tmp_path: Path)
 
 def test_no_id_of_a_sample_leaves_the_run(language_run: RunDir, tmp_path: Path) -> None:
     with S3T.load(language_run.root) as service:
-        ids = [str(one.sample_id) for one in service._forgetting.ledger.samples()]
+        ids = [str(one.sample_id) for one in service.ledger.samples()]
         service.export(tmp_path / "out")
         service.export(tmp_path / "out", merge=True)
     told = b"".join(contents(tmp_path / "out").values())
@@ -177,7 +177,7 @@ def test_what_is_dead_goes_even_if_nothing_can_be_exported(
         node = service.status().shards[0].node
         assert node is not None
         language_run.store.path(node).write_bytes(b"damaged")
-        service.reload()
+        service.serving.reload()
         with pytest.raises(DamagedNodeError):
             service.export(out)
     assert ExportFolder(out, first[4:12]).names() == [second]
@@ -401,7 +401,7 @@ def test_the_command(language_run: RunDir, tmp_path: Path, s3t: Run) -> None:
 
 def test_the_exporter_says_what_it_would_do(language_run: RunDir, tmp_path: Path) -> None:
     with S3T.load(language_run.root) as service:
-        exporter = Exporter(service._forgetting, service._serving.model, tmp_path / "out")
+        exporter = Exporter(service._opened, service.serving.model, tmp_path / "out")
         view, names, without = exporter.planned(Wanted())
         assert not (tmp_path / "out").exists()
         assert (view, without) == (service.status().view, ())

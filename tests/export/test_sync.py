@@ -151,7 +151,7 @@ def test_what_is_dead_is_unloaded_though_nothing_can_be_exported(
     node = service.status().shards[0].node
     assert node is not None
     language_run.store.path(node).write_bytes(b"damaged")
-    service.reload()
+    service.serving.reload()
     done = sync.sync()
     assert (done.forgotten, done.exit_code, done.view) == ((first,), 4, -1)
     assert {*engine.loaded} == {second} and not (out / first).exists()

@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from s3t.errors import (
     S3TError,
     UnknownSampleError,
 )
-from s3t.ledger import Deletion, Ledger, SlotPersons, State
+from s3t.ledger import Deletion, Ledger, LedgerState, Receipt, SlotPersons
 from s3t.ledger.database import backend, database, schema
 from s3t.types import Digest, Sample, SampleId, Slot, Subject
 
@@ -51,8 +52,13 @@ def rows(count: int = 24, start: int = 0) -> Rows:
     ]
 
 
-def agree(deletion: Deletion) -> dict[str, Any]:
-    return {"prefixes": [list(slot) for slot in deletion.slots]}
+def agree(receipt: Receipt, state: LedgerState) -> Receipt:
+    return replace(receipt, expected_deletions_left=float(len(receipt.slots)))
+
+
+def samples_digest(ledger: Ledger) -> str | None:
+    with ledger.evidence() as tables:
+        return tables.values().get("samples_digest")
 
 
 def past(where: str | Path) -> sa.Engine:
@@ -209,12 +215,12 @@ class TestOpen:
         }
 
     def test_read_only_reads_and_does_not_write(self, ledger: Ledger, path: Path) -> None:
-        ledger.delete(["s00000"], [], decide=agree)
+        ledger.delete(Deletion(["s00000"]), agree)
         with Ledger.open(path, read_only=True) as reader:
-            assert (reader.view(), reader.counts()["deleted"]) == (1, 1)
-            assert reader.delete(["s00001"], [], decide=agree, dry_run=True).view == 2
+            assert (reader.view(), reader.counts.totals()["deleted"]) == (1, 1)
+            assert reader.delete(Deletion(["s00001"], dry_run=True), agree).view == 2
             with pytest.raises(S3TError, match="read-only"):
-                reader.delete(["s00001"], [], decide=agree)
+                reader.delete(Deletion(["s00001"]), agree)
         assert ledger.view() == 1
 
     def test_url_and_odd_paths(self, tmp_path: Path) -> None:
@@ -231,7 +237,7 @@ class TestOpen:
         self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(database.os, "getpid", lambda: -1)
-        for call in (ledger.view, ledger.counts):
+        for call in (ledger.view, ledger.counts.totals):
             with pytest.raises(S3TError, match="forked"):
                 call()
 
@@ -274,17 +280,17 @@ class TestRegister:
         before = dump(where)
         ledger.register(reversed(rows()))
         assert dump(where) == before
-        assert ledger.counts() == {"samples": 24, "deleted": 0}
-        assert ledger.samples_digest() is not None
+        assert ledger.counts.totals() == {"samples": 24, "deleted": 0}
+        assert samples_digest(ledger) is not None
 
     def test_the_digest_does_not_depend_on_order(self, ledger: Ledger, tmp_path: Path) -> None:
         with Ledger.open(tmp_path / "other.db", create=True) as other:
-            assert other.samples_digest() is None
+            assert samples_digest(other) is None
             other.register(iter(reversed(rows())))
-            assert other.samples_digest() == ledger.samples_digest()
+            assert samples_digest(other) == samples_digest(ledger)
 
     def test_deleted_samples_may_be_absent_and_others_not(self, ledger: Ledger) -> None:
-        ledger.delete(["s00000", "s00007"], [], decide=agree)
+        ledger.delete(Deletion(["s00000", "s00007"]), agree)
         gone = {"s00000", "s00007"}
         ledger.register(row for row in rows() if row[0].id not in gone)
         ledger.register(row for row in rows() if row[0].id != "s00007")
@@ -314,12 +320,12 @@ class TestRegister:
         with Ledger.open(where, create=True) as ledger:
             with pytest.raises(InputError, match=r"same id: 's00001'\."):
                 ledger.register([*rows(2 + apart), rows()[1]])
-            assert ledger.counts() == {"samples": 0, "deleted": 0}
+            assert ledger.counts.totals() == {"samples": 0, "deleted": 0}
             ledger.register(rows())
 
     def test_listing(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("s3t.ledger.registry.ROWS", 5)
-        ledger.delete([], ["p0"], decide=agree)
+        ledger.delete(Deletion([], ["p0"]), agree)
         listed = list(ledger.samples())
         assert [entry.sample_id for entry in listed] == [sample.id for sample, _ in rows()]
         assert [entry.sample_id for entry in listed if entry.deleted] == [
@@ -351,24 +357,24 @@ class TestPersons:
             yield opened
 
     def test_persons_of_every_slot(self, ledger: Ledger) -> None:
-        assert ledger.persons() == [SlotPersons(0, 0, 4, 4), SlotPersons(1, 2, 2, 2)]
-        ledger.delete(["s0", "s3"], [], decide=agree)
-        assert ledger.persons() == [SlotPersons(0, 0, 4, 3), SlotPersons(1, 2, 2, 2)]
-        ledger.delete(["s5", "s6"], ["p0", "p1"], decide=agree)
-        assert ledger.persons() == [SlotPersons(0, 0, 4, 1), SlotPersons(1, 2, 2, 0)]
+        assert ledger.counts.persons() == [SlotPersons(0, 0, 4, 4), SlotPersons(1, 2, 2, 2)]
+        ledger.delete(Deletion(["s0", "s3"]), agree)
+        assert ledger.counts.persons() == [SlotPersons(0, 0, 4, 3), SlotPersons(1, 2, 2, 2)]
+        ledger.delete(Deletion(["s5", "s6"], ["p0", "p1"]), agree)
+        assert ledger.counts.persons() == [SlotPersons(0, 0, 4, 1), SlotPersons(1, 2, 2, 0)]
 
     def test_nobody(self, tmp_path: Path) -> None:
         with Ledger.open(tmp_path / "empty.db", create=True) as empty:
-            assert (empty.persons(), empty.history()) == ([], [])
+            assert (empty.counts.persons(), empty.counts.history()) == ([], [])
 
     def test_history_counts_persons_of_each_deletion(self, ledger: Ledger, where: str) -> None:
         began = datetime.now(UTC) - timedelta(milliseconds=1)
-        assert ledger.history() == []
-        ledger.delete(["s3"], ["p0"], decide=agree)
-        ledger.delete(["s5"], [], decide=agree, dry_run=True)
-        ledger.delete(["s3", "s0"], [], decide=agree)  # deleted before
-        ledger.delete(["s2", "s4", "s5"], [], decide=agree)
-        moments, counts = zip(*ledger.history(), strict=True)
+        assert ledger.counts.history() == []
+        ledger.delete(Deletion(["s3"], ["p0"]), agree)
+        ledger.delete(Deletion(["s5"], dry_run=True), agree)
+        ledger.delete(Deletion(["s3", "s0"]), agree)  # deleted before
+        ledger.delete(Deletion(["s2", "s4", "s5"]), agree)
+        moments, counts = zip(*ledger.counts.history(), strict=True)
         assert counts == (2, 3)
         assert began <= moments[0] <= moments[1] <= datetime.now(UTC)
         assert [moment.isoformat(timespec="milliseconds") for moment in moments] == [
@@ -377,73 +383,73 @@ class TestPersons:
         ]
 
     def test_a_moment_that_is_none(self, ledger: Ledger, where: str) -> None:
-        ledger.delete(["s3"], [], decide=agree)
+        ledger.delete(Deletion(["s3"]), agree)
         tamper(where, "UPDATE requests SET created_at = 'long ago'")
         with pytest.raises(IntegrityError, match=r"(ledger\.db|run_\d+) .*long ago.*restore it"):
-            ledger.history()
+            ledger.counts.history()
 
 
 class TestDelete:
     def test_one(self, ledger: Ledger) -> None:
-        done = ledger.delete(["s00002"], [], decide=agree)
+        done = ledger.delete(Deletion(["s00002"]), agree)
         assert (done.view, done.deleted, done.already_deleted) == (1, ("s00002",), ())
         assert (done.slots, done.copies_elsewhere) == (((0, 1),), 1)
         assert (done.replayed, done.dry_run) == (False, False)
-        assert done.receipt["schedule"] == {"prefixes": [[0, 1]]}
-        assert (ledger.view(), ledger.hits()) == (1, [(0, 1, 1)])
+        assert done.expected_deletions_left == 1.0
+        assert (ledger.view(), ledger.counts.hits()) == (1, [(0, 1, 1)])
 
     def test_ids_and_subjects_overlap_and_repeat(self, ledger: Ledger) -> None:
-        ledger.delete(["s00001"], [], decide=agree)
-        done = ledger.delete(["s00002", "s00009", "s00002"], ["p0", "p0"], decide=agree)
+        ledger.delete(Deletion(["s00001"]), agree)
+        done = ledger.delete(Deletion(["s00002", "s00009", "s00002"], ["p0", "p0"]), agree)
         assert done.deleted == ("s00000", "s00002", "s00009")
         assert done.already_deleted == ("s00001",)
         assert done.slots == ((0, 0), (0, 1), (1, 1))
         assert done.copies_elsewhere == 2  # s00003 and s00008; s00001 is gone already
-        assert ledger.hits(since_view=1) == [(0, 0, 2), (0, 1, 2), (1, 1, 2)]
-        assert ledger.counts()["deleted"] == 4
+        assert ledger.counts.hits(since_view=1) == [(0, 0, 2), (0, 1, 2), (1, 1, 2)]
+        assert ledger.counts.totals()["deleted"] == 4
 
     def test_copies_within_the_request_do_not_count(self, ledger: Ledger) -> None:
-        assert ledger.delete(["s00000", "s00001"], [], decide=agree).copies_elsewhere == 0
+        assert ledger.delete(Deletion(["s00000", "s00001"]), agree).copies_elsewhere == 0
 
     def test_what_is_deleted_already_does_not_move_the_view(self, ledger: Ledger) -> None:
-        ledger.delete(["s00000"], [], decide=agree)
-        done = ledger.delete(["s00000"], [], decide=agree)
+        ledger.delete(Deletion(["s00000"]), agree)
+        done = ledger.delete(Deletion(["s00000"]), agree)
         assert (done.view, done.deleted, done.slots) == (1, (), ())
         assert done.already_deleted == ("s00000",)
         assert ledger.view() == 1
 
     def test_decide_sees_everything_and_the_hits_it_missed(self, ledger: Ledger) -> None:
-        seen: list[Deletion] = []
+        seen: list[tuple[Receipt, LedgerState]] = []
 
-        def decide(deletion: Deletion) -> Mapping[str, Any]:
-            assert ledger.view() == deletion.view - 1, "not visible before it is committed"
-            seen.append(deletion)
-            return {}
+        def decide(receipt: Receipt, state: LedgerState) -> Receipt:
+            assert ledger.view() == receipt.view - 1, "not visible before it is committed"
+            seen.append((receipt, state))
+            return receipt
 
-        ledger.delete(["s00000"], [], decide=agree)
-        known = ledger.state()
+        ledger.delete(Deletion(["s00000"]), agree)
+        known = ledger.plans.in_force()
         assert (known.view, known.hits) == (1, ((0, 0),))
-        ledger.delete(["s00001"], [], decide=agree)
-        ledger.delete(["s00002", "s00000"], [], decide=decide, request_id="r", known=known)
-        assert seen == [
-            Deletion(
-                request_id="r",
-                view=3,
-                deleted=(SampleId("s00002"),),
-                already_deleted=(SampleId("s00000"),),
-                copies_elsewhere=1,
-                look_alikes=0,
-                slots=((0, 1),),
-                state=State(2, 0, None, 0, 0, hits=((1, 0),)),
-                dry_run=False,
-            )
-        ]
+        ledger.delete(Deletion(["s00001"]), agree)
+        ledger.delete(Deletion(["s00002", "s00000"], request_id="r"), decide, known)
+        receipt = Receipt(
+            request_id="r",
+            view=3,
+            generation=0,
+            hashes=(ledger.deleted.keyed("s00002"),),
+            hashes_before=(ledger.deleted.keyed("s00000"),),
+            copies_elsewhere=1,
+            look_alikes=0,
+            slots=((0, 1),),
+            deleted=(SampleId("s00002"),),
+            already_deleted=(SampleId("s00000"),),
+        )
+        assert seen == [(receipt, LedgerState(2, 0, None, 0, 0, hits=((1, 0),)))]
 
     def test_unknown_names_all_and_changes_nothing(self, ledger: Ledger, where: str) -> None:
-        ledger.delete(["s00005"], [], decide=agree)
+        ledger.delete(Deletion(["s00005"]), agree)
         before = dump(where)
         with pytest.raises(UnknownSampleError) as caught:
-            ledger.delete(["s00000", "z", "y"], ["p1", "nobody"], decide=agree)
+            ledger.delete(Deletion(["s00000", "z", "y"], ["p1", "nobody"]), agree)
         assert (caught.value.sample_ids, caught.value.subjects) == (("y", "z"), ("nobody",))
         assert ledger._database.run in str(caught.value)
         assert dump(where) == before
@@ -456,54 +462,57 @@ class TestDelete:
     ) -> None:
         before = dump(where)
         with pytest.raises(InputError):
-            ledger.delete(ids, people, decide=agree)
+            ledger.delete(Deletion(ids, people), agree)
         assert dump(where) == before
 
     def test_dry_run_tells_and_changes_nothing(self, ledger: Ledger, where: str) -> None:
         before = dump(where)
-        told = ledger.delete(["s00000"], ["p1"], decide=agree, request_id="r", dry_run=True)
-        assert (told.view, told.dry_run, told.receipt["request_id"]) == (1, True, "r")
+        told = ledger.delete(Deletion(["s00000"], ["p1"], request_id="r", dry_run=True), agree)
+        assert (told.view, told.dry_run, told.request_id) == (1, True, "r")
         assert dump(where) == before
-        done = ledger.delete(["s00000"], ["p1"], decide=agree, request_id="r")
+        done = ledger.delete(Deletion(["s00000"], ["p1"], request_id="r"), agree)
         assert not done.replayed
         assert (done.view, done.deleted, done.slots) == (told.view, told.deleted, told.slots)
 
     def test_a_failing_decision_changes_nothing(self, ledger: Ledger, where: str) -> None:
         before = dump(where)
 
-        def fail(deletion: Deletion) -> Mapping[str, Any]:
+        def fail(receipt: Receipt, state: LedgerState) -> Receipt:
             raise RuntimeError("no block left")
 
         with pytest.raises(RuntimeError, match="no block left"):
-            ledger.delete(["s00000"], [], decide=fail)
+            ledger.delete(Deletion(["s00000"]), fail)
         with pytest.raises(TypeError):
-            ledger.delete(["s00000"], [], decide=lambda deletion: {"node": object()})
+            ledger.delete(
+                Deletion(["s00000"]),
+                lambda receipt, _: replace(receipt, expected_deletions_left=object()),  # type: ignore[arg-type]
+            )
         assert dump(where) == before
-        assert ledger.delete(["s00000"], [], decide=agree).view == 1
+        assert ledger.delete(Deletion(["s00000"]), agree).view == 1
 
     def test_ten_thousand_ids_in_one_call(self, where: str) -> None:
         with Ledger.open(where, create=True) as ledger:
             ledger.register(rows(12_000))
             ids = [sample.id for sample, _ in rows(10_000)]
-            done = ledger.delete(ids, [f"p{n}" for n in range(2500, 2600)], decide=agree)
+            done = ledger.delete(Deletion(ids, [f"p{n}" for n in range(2500, 2600)]), agree)
             assert len(done.deleted) == 10_300
-            assert ledger.counts() == {"samples": 12_000, "deleted": 10_300}
+            assert ledger.counts.totals() == {"samples": 12_000, "deleted": 10_300}
             with pytest.raises(UnknownSampleError) as caught:
-                ledger.delete([f"x{n}" for n in range(10_000)], [], decide=agree)
+                ledger.delete(Deletion([f"x{n}" for n in range(10_000)]), agree)
             assert len(caught.value.sample_ids) == 10_000
 
 
 class TestRequest:
     def test_the_same_request_gives_the_same_receipt(self, ledger: Ledger, where: str) -> None:
-        ledger.delete(["s00001"], [], decide=agree)
-        done = ledger.delete(["s00002"], ["p0"], decide=agree, request_id="r")
-        ledger.delete(["s00010"], [], decide=agree)
+        ledger.delete(Deletion(["s00001"]), agree)
+        done = ledger.delete(Deletion(["s00002"], ["p0"], request_id="r"), agree)
+        ledger.delete(Deletion(["s00010"]), agree)
         before = dump(where)
 
-        def fail(deletion: Deletion) -> Mapping[str, Any]:
+        def fail(receipt: Receipt, state: LedgerState) -> Receipt:
             raise AssertionError("a replay decides nothing")
 
-        again = ledger.delete(["s00002", "s00002"], ["p0"], decide=fail, request_id="r")
+        again = ledger.delete(Deletion(["s00002", "s00002"], ["p0"], request_id="r"), fail)
         assert again.replayed
         assert (again.view, again.deleted, again.already_deleted, again.slots) == (
             done.view,
@@ -511,26 +520,26 @@ class TestRequest:
             done.already_deleted,
             done.slots,
         )
-        assert (again.receipt, again.copies_elsewhere) == (done.receipt, done.copies_elsewhere)
+        assert again == replace(done, replayed=True)
         assert dump(where) == before
 
     @pytest.mark.parametrize(("ids", "people"), [(["s00004"], []), (["s00002", "s00004"], [])])
     def test_another_deletion_under_the_same_request(
         self, ledger: Ledger, where: str, ids: list[str], people: list[str]
     ) -> None:
-        ledger.delete(["s00002"], [], decide=agree, request_id="r")
+        ledger.delete(Deletion(["s00002"], request_id="r"), agree)
         before = dump(where)
         with pytest.raises(RequestConflictError, match="'r'"):
-            ledger.delete(ids, people, decide=agree, request_id="r")
+            ledger.delete(Deletion(ids, people, request_id="r"), agree)
         assert dump(where) == before
 
     def test_requests_get_their_own_ids(self, ledger: Ledger) -> None:
-        ids = {ledger.delete(["s00000"], [], decide=agree).request_id for _ in range(3)}
+        ids = {ledger.delete(Deletion(["s00000"]), agree).request_id for _ in range(3)}
         assert len(ids) == 3
 
     def test_receipts_hold_no_raw_ids(self, ledger: Ledger, where: str) -> None:
-        ledger.delete(["s00000"], [], decide=agree)
-        ledger.delete(["s00000", "s00004"], ["p5"], decide=agree)
+        ledger.delete(Deletion(["s00000"]), agree)
+        ledger.delete(Deletion(["s00000", "s00004"], ["p5"]), agree)
         found = dump(where)
         for row in (*found["requests"], *found["log"]):
             text = json.dumps(row)
@@ -538,24 +547,23 @@ class TestRequest:
             assert "p5" not in text
             plain = hashlib.sha256(b"s00000").hexdigest()
             assert plain not in text, "a hash without the key can be guessed"
-        receipt = ledger.delete(["s00005"], [], decide=agree).receipt
-        assert [len(one) for one in receipt["deleted"]] == [64]
+        assert [len(one) for one in ledger.delete(Deletion(["s00005"]), agree).hashes] == [64]
 
 
 class TestTogether:
     def test_another_opening_sees_the_view(self, ledger: Ledger, where: str) -> None:
         with Ledger.open(where) as other:
             assert other.view() == 0
-            ledger.delete(["s00000"], [], decide=agree)
-            assert (other.view(), other.hits()) == (1, [(0, 0, 1)])
-            assert other.delete(["s00000"], [], decide=agree).already_deleted == ("s00000",)
+            ledger.delete(Deletion(["s00000"]), agree)
+            assert (other.view(), other.counts.hits()) == (1, [(0, 0, 1)])
+            assert other.delete(Deletion(["s00000"]), agree).already_deleted == ("s00000",)
 
     def test_another_process_sees_the_view(self, ledger: Ledger, where: str) -> None:
         assert ledger.view() == 0
         code = (
-            "import sys\nfrom s3t.ledger import Ledger\n"
+            "import sys\nfrom s3t.ledger import Deletion, Ledger\n"
             "with Ledger.open(sys.argv[1]) as ledger:\n"
-            "    ledger.delete(['s00000'], [], decide=lambda deletion: {})\n"
+            "    ledger.delete(Deletion(['s00000']), lambda receipt, _: receipt)\n"
             "    print(ledger.view())"
         )
         done = subprocess.run(
@@ -566,7 +574,7 @@ class TestTogether:
             check=True,
         )
         assert done.stdout.strip() == "1"
-        assert (ledger.view(), ledger.hits()) == (1, [(0, 0, 1)])
+        assert (ledger.view(), ledger.counts.hits()) == (1, [(0, 0, 1)])
 
     def test_threads_delete_and_read(self, where: str) -> None:
         with Ledger.open(where, create=True) as ledger:
@@ -574,29 +582,29 @@ class TestTogether:
 
             def work(number: int) -> int:
                 before = ledger.view()
-                done = ledger.delete([f"s{number:05}"], [], decide=agree)
+                done = ledger.delete(Deletion([f"s{number:05}"]), agree)
                 assert before < done.view <= ledger.view()
                 return done.view
 
             with ThreadPoolExecutor(8) as threads:
                 views = list(threads.map(work, range(100)))
             assert sorted(views) == list(range(1, 101))
-            assert ledger.counts()["deleted"] == 100
-            assert len(ledger.hits()) == 6
+            assert ledger.counts.totals()["deleted"] == 100
+            assert len(ledger.counts.hits()) == 6
 
     def test_a_reader_does_not_wait_for_a_writer(self, ledger: Ledger) -> None:
         inside, go = threading.Event(), threading.Event()
 
-        def slow(deletion: Deletion) -> Mapping[str, Any]:
+        def slow(receipt: Receipt, state: LedgerState) -> Receipt:
             inside.set()
             assert go.wait(10)
-            return {}
+            return receipt
 
         with ThreadPoolExecutor(1) as threads:
-            writing = threads.submit(ledger.delete, ["s00000"], [], decide=slow)
+            writing = threads.submit(ledger.delete, Deletion(["s00000"]), slow)
             assert inside.wait(10)
-            assert (ledger.view(), ledger.counts()["deleted"]) == (0, 0)
-            assert ledger.delete(["s00001"], [], decide=agree, dry_run=True).view == 1
+            assert (ledger.view(), ledger.counts.totals()["deleted"]) == (0, 0)
+            assert ledger.delete(Deletion(["s00001"], dry_run=True), agree).view == 1
             go.set()
             assert writing.result().view == 1
         assert ledger.view() == 1
@@ -609,9 +617,9 @@ class TestTogether:
         with Ledger.open(where) as waiting:
             with blocker.transaction(writes=True):
                 with pytest.raises(S3TError, match=r"was locked for 0\.05 s"):
-                    waiting.delete(["s00000"], [], decide=agree)
+                    waiting.delete(Deletion(["s00000"]), agree)
                 assert waiting.view() == 0
-            assert waiting.delete(["s00000"], [], decide=agree).view == 1
+            assert waiting.delete(Deletion(["s00000"]), agree).view == 1
         blocker.close()
 
     def test_closing_closes_every_threads_connection(self, path: Path) -> None:
@@ -627,10 +635,10 @@ class TestTogether:
         with Ledger.open(where, create=True) as ledger:
             ledger.register(rows(4000))
         code = (
-            "import sys\nfrom s3t.ledger import Ledger\n"
+            "import sys\nfrom s3t.ledger import Deletion, Ledger\n"
             "ledger = Ledger.open(sys.argv[1])\n"
             "for number in range(4000):\n"
-            "    done = ledger.delete([f's{number:05}'], [], decide=lambda deletion: {})\n"
+            "    done = ledger.delete(Deletion([f's{number:05}']), lambda made, _: made)\n"
             "    print(done.deleted[0], done.view, flush=True)"
         )
         command = [sys.executable, "-c", code, where]
@@ -647,4 +655,4 @@ class TestTogether:
             assert len(gone) - len(acknowledged) <= 1, "at most the one in flight besides"
             assert ledger.view() == len(gone)
             held = {(e.shard, e.slice) for e in ledger.samples(deleted=True)}
-            assert {(shard, c) for shard, c, _ in ledger.hits()} == held
+            assert {(shard, c) for shard, c, _ in ledger.counts.hits()} == held

@@ -86,20 +86,20 @@ def test_every_step_of_a_run_is_an_entry(run: RunDir) -> None:
 def test_the_receipt_of_a_request(run: RunDir) -> None:
     with S3T.load(run.root) as service:
         receipt = service.deactivate(subjects=["p03"], request_id="one")
-        told = service.receipt("one")
+        told = service.receipt("one").to_dict()
         assert told["schedule"]["nodes_dead"] == list(receipt.nodes_dead)
         assert (told["view"], told["accepted_at"] <= told["effective_at"]) == (receipt.view, True)
         assert told["purged_at"] is None
         service.purge()
-        purged = service.receipt("one")
+        purged = service.receipt("one").to_dict()
         assert purged["purged_at"] >= purged["effective_at"]
         assert {k: v for k, v in purged.items() if k != "purged_at"} == {
             k: v for k, v in told.items() if k != "purged_at"
         }
         service.deactivate(subjects=["p04"], request_id="two")
-        assert service.receipt("two")["purged_at"] is None
+        assert service.receipt("two").purged_at is None
         with run.ledger() as ledger:
-            assert told["deleted"] == sorted(ledger.keyed(one) for one in receipt.deleted)
+            assert told["deleted"] == sorted(ledger.deleted.keyed(one) for one in receipt.deleted)
     entry = next(entry for entry in log(run) if entry.kind == "deletion")
     assert (told["digest"], told["previous"]) == (entry.digest, entry.previous)
 
@@ -109,7 +109,7 @@ def test_a_kept_receipt_of_another_moment_is_found(run: RunDir, tmp_path: Path, 
     with S3T.load(run.root) as service:
         service.deactivate(subjects=["p03"], request_id="one")
         service.purge()
-        told = service.receipt("one")
+        told = service.receipt("one").to_dict()
     kept = tmp_path / "kept.json"
     kept.write_text(json.dumps({**told, "purged_at": None}))
     assert audit(run.root, receipts=[kept])["ledger"].status == "holds"
@@ -139,9 +139,9 @@ def test_a_kill_before_it_was_told_as_effective_is_made_good_by_the_next(
             with pytest.raises(KeyboardInterrupt):
                 service.deactivate(subjects=["p03"], request_id="one")
         with run.ledger() as ledger:
-            assert ledger.receipt("one")["effective_at"] is None
+            assert ledger.receipt("one").effective_at is None
         service.deactivate(subjects=["p03"], request_id="one")
-        assert service.receipt("one")["effective_at"] is not None
+        assert service.receipt("one").effective_at is not None
 
 
 def test_entries_are_signed(run: RunDir, key: Path) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from s3t.errors import IntegrityError, RequestConflictError
-from s3t.ledger import Claim, Deletion, Ledger, Outbox, job_claim
+from s3t.ledger import Claim, Deletion, Ledger, LedgerState, Outbox, Receipt, job_claim
 from s3t.ledger.log import chain
 from s3t.types import Digest, Sample, SampleId, Subject
 from tests.support.postgres import Server
@@ -41,55 +40,57 @@ def outbox(ledger: Ledger) -> Outbox:
     return ledger.outbox
 
 
-def agree(deletion: Deletion) -> Mapping[str, Any]:
-    return {}
+def agree(receipt: Receipt, state: LedgerState) -> Receipt:
+    return receipt
 
 
 def test_what_is_accepted_is_there_for_all_who_have_the_ledger(outbox: Outbox, where: str) -> None:
-    job = outbox.accept("r1", IDS, ["p7"], ["https://a.example/"], "tool", limit=2)
+    job = outbox.accept(Deletion(IDS, ["p7"], "r1"), ["https://a.example/"], "tool", limit=2)
     with Ledger.open(where) as other:
         assert other.outbox.job("r1") == job and job is not None
         assert other.outbox.waiting() == ["r1"]
-        assert other.outbox.accept("r1", ["s8"], [], limit=2) == job, "it stands for that one"
-        later = other.outbox.accept("r2", IDS, [], limit=2)
+        assert other.outbox.accept(Deletion(["s8"], [], "r1"), limit=2) == job, (
+            "it stands for that one"
+        )
+        later = other.outbox.accept(Deletion(IDS, [], "r2"), limit=2)
         assert later is not None and later.number > job.number and later.expected > job.expected
-        assert other.outbox.accept("r3", IDS, [], limit=2) is None
+        assert other.outbox.accept(Deletion(IDS, [], "r3"), limit=2) is None
     assert outbox.waiting() == ["r1", "r2"] and outbox.counts() == {"jobs": 2, "callbacks": 0}
 
 
 def test_a_request_id_stands_for_one_deletion_wherever_it_comes_in(
     ledger: Ledger, outbox: Outbox
 ) -> None:
-    outbox.accept("r1", [*IDS, *IDS], ["p7"], limit=9)
+    outbox.accept(Deletion([*IDS, *IDS], ["p7"], "r1"), limit=9)
     for dry_run in (True, False):
         with pytest.raises(RequestConflictError, match="waits to be done"):
-            ledger.delete(IDS, [], decide=agree, request_id="r1", dry_run=dry_run)
+            ledger.delete(Deletion(IDS, request_id="r1", dry_run=dry_run), agree)
     assert ledger.view() == 0
-    ledger.delete(["s8"], [], decide=agree, request_id="r2")
+    ledger.delete(Deletion(["s8"], request_id="r2"), agree)
     with pytest.raises(RequestConflictError, match="a moment ago"):
-        outbox.accept("r2", IDS, [], limit=9)
+        outbox.accept(Deletion(IDS, [], "r2"), limit=9)
     assert outbox.waiting() == ["r1"]
-    assert len(ledger.delete(IDS, ["p7"], decide=agree, request_id="r1").deleted) == 6
+    assert len(ledger.delete(Deletion(IDS, ["p7"], request_id="r1"), agree).deleted) == 6
 
 
 def test_a_job_is_ended_once_and_with_it_go_its_ids(ledger: Ledger, outbox: Outbox) -> None:
     urls = ["https://a.example/1", "https://b.example/", "https://a.example/1"]
-    job = outbox.accept("r1", IDS, [], urls, limit=9)
+    job = outbox.accept(Deletion(IDS, [], "r1"), urls, limit=9)
     assert job is not None
     assert outbox.end(job) and not outbox.end(job) and not outbox.end(job, ("code", "why"))
     assert outbox.job("r1") is None
     assert outbox.counts() == {"jobs": 0, "callbacks": 2}
-    again = outbox.accept("r1", IDS, [], limit=9)
+    again = outbox.accept(Deletion(IDS, [], "r1"), limit=9)
     assert again is not None and again.number > job.number
     assert not outbox.end(job), "of an earlier one of its name"
 
 
 def test_a_cancelled_one_is_kept_without_ids_until_it_expires(outbox: Outbox) -> None:
-    job = outbox.accept("r1", IDS, ["p1"], limit=9)
+    job = outbox.accept(Deletion(IDS, ["p1"], "r1"), limit=9)
     assert job is not None and outbox.end(job, ("unknown_sample", "It is not there"))
     held = outbox.job("r1")
     assert held is not None and held.problem == ("unknown_sample", "It is not there")
-    assert (held.sample_ids, held.subjects, held.callbacks) == ((), (), ())
+    assert (held.deletion.sample_ids, held.deletion.subjects, held.callbacks) == ((), (), ())
     assert held.cancelled is not None and outbox.waiting() == []
     outbox.expire(held.cancelled)
     assert outbox.job("r1") is not None
@@ -100,16 +101,18 @@ def test_a_cancelled_one_is_kept_without_ids_until_it_expires(outbox: Outbox) ->
 def test_jobs_that_are_done_are_swept_and_their_callbacks_wait(
     ledger: Ledger, outbox: Outbox
 ) -> None:
-    outbox.accept("r1", IDS, [], ["https://a.example/"], limit=9)
-    outbox.accept("r2", ["s7"], [], limit=9)
+    outbox.accept(Deletion(IDS, [], "r1"), ["https://a.example/"], limit=9)
+    outbox.accept(Deletion(["s7"], [], "r2"), limit=9)
     assert outbox.sweep() == 0
-    ledger.delete(IDS, [], decide=agree, request_id="r1")
+    ledger.delete(Deletion(IDS, request_id="r1"), agree)
     assert outbox.sweep() == 1
     assert outbox.waiting() == ["r2"] and outbox.callback("a.example") is not None
 
 
 def test_each_host_is_told_in_the_order_of_what_ended(outbox: Outbox) -> None:
-    jobs = [outbox.accept(f"r{n}", IDS, [], ["https://A.example/"], limit=9) for n in range(3)]
+    jobs = [
+        outbox.accept(Deletion(IDS, [], f"r{n}"), ["https://A.example/"], limit=9) for n in range(3)
+    ]
     for job in (jobs[2], jobs[0]):
         assert job is not None and outbox.end(job)
     outbox.tell("small", ["https://a.example/", "https://b.example:8443/x"])
@@ -156,7 +159,7 @@ def test_of_many_one_gets_a_claim(outbox: Outbox) -> None:
 
 
 def test_who_asks_is_told_whether_it_is_in_hand(outbox: Outbox) -> None:
-    job = outbox.accept("r1", IDS, [], limit=9)
+    job = outbox.accept(Deletion(IDS, [], "r1"), limit=9)
     assert job is not None and not job.running and outbox.take(job_claim("r1"), "one")
     held = outbox.job("r1")
     assert held is not None and held.running
@@ -166,13 +169,13 @@ def test_who_asks_is_told_whether_it_is_in_hand(outbox: Outbox) -> None:
 @pytest.mark.parametrize("text", ["", "{", "7", '"s1"', "[7]", "[null]", "{}"])
 def test_a_damaged_row_is_an_error(tmp_path: Path, text: str) -> None:
     with Ledger.open(tmp_path / "ledger.db", create=True) as ledger:
-        ledger.outbox.accept("r1", IDS, [], limit=9)
+        ledger.outbox.accept(Deletion(IDS, [], "r1"), limit=9)
         with closing(sqlite3.connect(tmp_path / "ledger.db")) as past, past:
             past.execute("UPDATE jobs SET sample_ids = ?", [text])
         with pytest.raises(IntegrityError, match="is damaged"):
             ledger.outbox.job("r1")
         with pytest.raises(IntegrityError, match="is damaged"):
-            ledger.delete(["s1"], [], decide=agree, request_id="r1")
+            ledger.delete(Deletion(["s1"], request_id="r1"), agree)
 
 
 def test_no_byte_of_a_job_is_left_in_postgresql_after_a_purge(postgres: Server) -> None:
@@ -188,9 +191,9 @@ def test_no_byte_of_a_job_is_left_in_postgresql_after_a_purge(postgres: Server) 
 
     with Ledger.open(url, create=True) as ledger:
         postgres.sql("ALTER TABLE jobs ALTER COLUMN subjects SET STORAGE EXTERNAL", url)
-        job = ledger.outbox.accept("r1", [], names, limit=9)
+        job = ledger.outbox.accept(Deletion([], names, "r1"), limit=9)
         assert job is not None and held()
         assert ledger.outbox.end(job) and held(), "a deleted row is there until it is written again"
-        assert ledger.compact() and not held()
-        ledger.outbox.accept("r2", [], names, limit=9)
-        assert ledger.compact() and held(), "what waits stays"
+        assert ledger.deleted.compact() and not held()
+        ledger.outbox.accept(Deletion([], names, "r2"), limit=9)
+        assert ledger.deleted.compact() and held(), "what waits stays"

@@ -94,7 +94,7 @@ def test_other_clients_of_the_pooler_do_not_hide_it(pooled: Pooled) -> None:
 def test_in_session_mode_the_training_lock_holds(pooled: Pooled) -> None:
     url = pooled("session")
     with Ledger.open(url, create=True) as one, Ledger.open(url) as two:
-        with one.training() as first, two.training() as second:
+        with one.plans.training() as first, two.plans.training() as second:
             assert first and not second
-        with two.training() as second:
+        with two.plans.training() as second:
             assert second

@@ -5,23 +5,22 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from s3t.errors import InputError, IntegrityError, S3TError, UnavailableError
-from s3t.ledger import Deletion, Ledger, without_password
+from s3t.ledger import Deletion, Ledger, LedgerState, Receipt, without_password
 from s3t.ledger.database import backend, schema
 from s3t.types import Digest, Sample, SampleId, Slot, Subject
 from tests.support.postgres import Proxy, Server
 
 
-def agree(deletion: Deletion) -> dict[str, Any]:
-    return {}
+def agree(receipt: Receipt, state: LedgerState) -> Receipt:
+    return receipt
 
 
 def rows(count: int = 24) -> list[tuple[Sample, Slot]]:
@@ -82,7 +81,9 @@ class TestOpen:
         for where in (database_url, str(tmp_path / "ledger.db")):
             with Ledger.open(where, create=True) as opened:
                 opened.register(offered)
-                found.append(([e.sample_id for e in opened.samples()], opened.samples_digest()))
+                with opened.evidence() as tables:
+                    digest = tables.values()["samples_digest"]
+                found.append(([e.sample_id for e in opened.samples()], digest))
         assert found[0] == found[1] and found[0][0] == sorted(names)
 
     def test_schemas_of_a_database_are_ledgers_of_their_own(self, postgres: Server) -> None:
@@ -90,25 +91,25 @@ class TestOpen:
         with Ledger.open(urls[0], create=True) as one, Ledger.open(urls[1], create=True) as two:
             one.register(rows(4))
             two.register(rows(8))
-            assert (one.counts()["samples"], two.counts()["samples"]) == (4, 8)
+            assert (one.counts.totals()["samples"], two.counts.totals()["samples"]) == (4, 8)
             with one._database.transaction(writes=True):  # does not wait for the other's lock
-                assert two.delete(["s00000"], [], decide=agree).view == 1
+                assert two.delete(Deletion(["s00000"]), agree).view == 1
             with two.watch() as watch:
-                one.delete(["s00000"], [], decide=agree)
+                one.delete(Deletion(["s00000"]), agree)
                 assert not watch.wait(0.1)
         with pytest.raises(InputError, match="no schema"):
             Ledger.open(f"{urls[0]}_nowhere", create=True)
 
     def test_read_only(self, ledger: Ledger, database_url: str) -> None:
         with Ledger.open(database_url, read_only=True) as reader:
-            assert reader.delete(["s00001"], [], decide=agree, dry_run=True).view == 1
+            assert reader.delete(Deletion(["s00001"], dry_run=True), agree).view == 1
             with pytest.raises(S3TError, match="read-only"):
-                reader.delete(["s00001"], [], decide=agree)
+                reader.delete(Deletion(["s00001"]), agree)
 
     def test_a_reading_transaction_cannot_write(self, ledger: Ledger) -> None:
         with pytest.raises(S3TError, match="read-only"), ledger._database.transaction() as opened:
             opened.execute(sa.delete(schema.samples))
-        assert ledger.counts() == {"samples": 24, "deleted": 0}
+        assert ledger.counts.totals() == {"samples": 24, "deleted": 0}
 
     @pytest.mark.parametrize(
         ("url", "said"),
@@ -134,9 +135,9 @@ class TestOpen:
 
     def test_a_nul_cannot_be_meant(self, ledger: Ledger) -> None:
         with pytest.raises(InputError, match="NUL"):
-            ledger.delete(["a\0b"], [], decide=agree)
+            ledger.delete(Deletion(["a\0b"]), agree)
         with pytest.raises(InputError, match="NUL"):
-            ledger.delete(["s00000"], [], request_id="\0", decide=agree)
+            ledger.delete(Deletion(["s00000"], request_id="\0"), agree)
         assert ledger.view() == 0
 
 
@@ -157,8 +158,13 @@ def test_no_statement_of_a_deletion_reads_all_samples(postgres: Server, database
     with Ledger.open(database_url) as ledger:
         ids = [sample.id for sample, _ in rows(1200)]
         for dry_run in (True, False):
-            ledger.delete(ids, ["person-500", "person-501"], decide=agree, dry_run=dry_run)
-        ledger.state(), ledger.counts(), ledger.persons(), ledger.history()
+            ledger.delete(Deletion(ids, ["person-500", "person-501"], dry_run=dry_run), agree)
+        (
+            ledger.plans.in_force(),
+            ledger.counts.totals(),
+            ledger.counts.persons(),
+            ledger.counts.history(),
+        )
         assert len(list(ledger.samples())) == 3000
     assert scanned() == before
 
@@ -171,7 +177,7 @@ class TestTogether:
         with Ledger.open(database_url) as other, ThreadPoolExecutor(8) as threads:
             done = list(
                 threads.map(
-                    lambda n: (ledger, other)[n % 2].delete([f"s{n:05}"], [], decide=agree).view,
+                    lambda n: (ledger, other)[n % 2].delete(Deletion([f"s{n:05}"]), agree).view,
                     range(24),
                 )
             )
@@ -181,14 +187,14 @@ class TestTogether:
     def test_a_row_of_its_own_needs_no_lock(self, ledger: Ledger) -> None:
         inside, go = threading.Event(), threading.Event()
 
-        def slow(deletion: Deletion) -> Mapping[str, Any]:
+        def slow(receipt: Receipt, state: LedgerState) -> Receipt:
             inside.set()
             assert go.wait(10)
-            return {}
+            return receipt
 
         seat = ledger.replicas.join("one", 5)
         with ThreadPoolExecutor(1) as threads:
-            writing = threads.submit(ledger.delete, ["s00000"], [], decide=slow)
+            writing = threads.submit(ledger.delete, Deletion(["s00000"]), slow)
             assert inside.wait(10)
             assert ledger.replicas.beat(seat.replica), "a deletion at work stops no lease"
             go.set()
@@ -197,7 +203,7 @@ class TestTogether:
     def test_a_reader_sees_one_moment(self, ledger: Ledger) -> None:
         with ledger.evidence() as evidence:
             assert len(list(evidence.samples())) == 24
-            ledger.delete(["s00000"], [], decide=agree)
+            ledger.delete(Deletion(["s00000"]), agree)
             assert not [row for row in evidence.samples() if row.deleted_view is not None]
             assert evidence.values()["view"] == "0"
         assert ledger.view() == 1
@@ -217,7 +223,7 @@ class TestWatch:
         with ledger.watch() as watch:
             assert not watch.wait(0.05)
             for number in range(3):
-                ledger.delete([f"s{number:05}"], [], decide=agree)
+                ledger.delete(Deletion([f"s{number:05}"]), agree)
             began = time.monotonic()
             assert watch.wait(5) and time.monotonic() - began < 1
             while watch.wait(0.02):  # what was told more than once
@@ -228,13 +234,13 @@ class TestWatch:
             timer.join()
 
     def test_what_is_rolled_back_wakes_nobody(self, ledger: Ledger) -> None:
-        def fail(deletion: Deletion) -> Mapping[str, Any]:
+        def fail(receipt: Receipt, state: LedgerState) -> Receipt:
             raise RuntimeError("no")
 
         with ledger.watch() as watch:
             with pytest.raises(RuntimeError):
-                ledger.delete(["s00000"], [], decide=fail)
-            ledger.delete(["s00000"], [], decide=agree, dry_run=True)
+                ledger.delete(Deletion(["s00000"]), fail)
+            ledger.delete(Deletion(["s00000"], dry_run=True), agree)
             assert not watch.wait(0.1)
 
     def test_it_can_be_stopped_from_another_thread(self, ledger: Ledger) -> None:
@@ -242,7 +248,7 @@ class TestWatch:
             threading.Timer(0.1, watch.stop).start()
             began = time.monotonic()
             assert not watch.wait(10) and time.monotonic() - began < 2
-            ledger.delete(["s00000"], [], decide=agree)
+            ledger.delete(Deletion(["s00000"]), agree)
             assert not watch.wait(10), "once and for all"
         watch.stop()  # too late, and no harm
 
@@ -264,9 +270,9 @@ class TestPurge:
             postgres.sql("CHECKPOINT")
             return [one.name for one in files() if text in one.read_bytes()]
 
-        ledger.delete(["s00003"], ["person-4"], decide=agree)
+        ledger.delete(Deletion(["s00003"], ["person-4"]), agree)
         assert held(b"s00003") and held(b"s00016") and held(b"person-4")
-        assert ledger.purge(ledger.view(), [], {})
+        assert ledger.deleted.purge(ledger.view(), [], {})
         assert not held(b"s00003") and not held(b"s00016") and not held(b"person-4")
         assert held(b"s00004") and held(b"person-5"), "others stay"
 
@@ -277,23 +283,23 @@ class TestPurge:
             return postgres.sql("SELECT pg_relation_filepath('samples')", database_url)
 
         before = file()
-        ledger.delete(["s00003"], [], decide=agree)
-        assert ledger.purge(ledger.view(), [], {}) and file() != before
+        ledger.delete(Deletion(["s00003"]), agree)
+        assert ledger.deleted.purge(ledger.view(), [], {}) and file() != before
         after = file()
-        assert ledger.purge(ledger.view(), [], {}) and file() == after
+        assert ledger.deleted.purge(ledger.view(), [], {}) and file() == after
 
     def test_a_reader_of_an_older_state_is_told(
         self, ledger: Ledger, database_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(backend, "BUSY_SECONDS", 0.3)
         monkeypatch.setattr("s3t.ledger.database.postgres._TAKE_SECONDS", 0.2)
-        ledger.delete(["s00003"], [], decide=agree)
+        ledger.delete(Deletion(["s00003"]), agree)
         with Ledger.open(database_url) as other, other.evidence() as evidence:
             evidence.values()  # its moment is before the purge; it has not looked at samples yet
-            assert not ledger.purge(ledger.view(), [], {})
+            assert not ledger.deleted.purge(ledger.view(), [], {})
             assert [row.sample_id for row in evidence.samples()][3] == "s00003"
-            assert not ledger.purge(ledger.view(), [], {}), "nor while it holds the table"
-        assert ledger.compact(), "the next one finishes it"
+            assert not ledger.deleted.purge(ledger.view(), [], {}), "nor while it holds the table"
+        assert ledger.deleted.compact(), "the next one finishes it"
 
 
 class TestFaults:
@@ -303,10 +309,10 @@ class TestFaults:
         with Ledger.open(server.create(), create=True) as ledger:
             ledger.register(rows())
             with ThreadPoolExecutor(4) as threads:  # several connections in the pool
-                list(threads.map(lambda n: (ledger.view(), ledger.counts()), range(16)))
-                ledger.delete(["s00000"], [], decide=agree)
+                list(threads.map(lambda n: (ledger.view(), ledger.counts.totals()), range(16)))
+                ledger.delete(Deletion(["s00000"]), agree)
                 server.kill()
-                for call in (ledger.view, ledger.counts, lambda: delete(ledger, "s00001")):
+                for call in (ledger.view, ledger.counts.totals, lambda: delete(ledger, "s00001")):
                     with pytest.raises(UnavailableError, match=r"run_\d+ cannot be reached"):
                         call()
                 server.start()
@@ -377,7 +383,7 @@ class TestFaults:
             assert "nothing was changed" not in str(caught.value)
             assert "same request id" in str(caught.value)
             proxy.heal()
-            again = ledger.delete(["s00000"], [], decide=agree, request_id="r")
+            again = ledger.delete(Deletion(["s00000"], request_id="r"), agree)
             assert (again.view, again.deleted) == (1, ("s00000",))
             assert direct.counts()["deleted"] == 1
         proxy.close()
@@ -394,13 +400,13 @@ class TestFaults:
     def test_a_full_disk_is_told_and_changes_nothing(self, ledger: Ledger) -> None:
         full = "DO $$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END $$"
 
-        def fill(deletion: Deletion) -> Mapping[str, Any]:
+        def fill(receipt: Receipt, state: LedgerState) -> Receipt:
             with ledger._database.transaction() as connection:
                 connection.exec_driver_sql(full)
-            return {}
+            return receipt
 
         with pytest.raises(S3TError, match="no space left on its disk, nothing was changed"):
-            ledger.delete(["s00000"], [], decide=fill)
+            ledger.delete(Deletion(["s00000"]), fill)
         assert delete(ledger, "s00000") == 1
 
     def test_a_full_disk_of_a_file_is_told_the_same(self, tmp_path: Path) -> None:
@@ -413,7 +419,7 @@ class TestFaults:
                 connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
                 big = [{"key": f"k{n}", "value": "v" * 4000} for n in range(100)]
                 connection.execute(sa.insert(schema.run), big)
-            assert ledger.view() == 0 and ledger.state().hits == ()
+            assert ledger.view() == 0 and ledger.plans.in_force().hits == ()
 
     def test_a_lock_is_freed_when_its_holder_is_cut_off(self, server: Server) -> None:
         with Ledger.open(server.create(), create=True) as ledger:
@@ -428,11 +434,11 @@ class TestFaults:
                 )
                 connection.execute(sa.delete(schema.samples))
             assert delete(ledger, "s00000") == 1
-            assert ledger.counts() == {"samples": 24, "deleted": 1}
+            assert ledger.counts.totals() == {"samples": 24, "deleted": 1}
 
 
 def delete(ledger: Ledger, sample: str) -> int:
-    return ledger.delete([sample], [], decide=agree).view
+    return ledger.delete(Deletion([sample]), agree).view
 
 
 def cut_at_commit(ledger: Ledger, proxy: Proxy) -> None:
@@ -444,6 +450,6 @@ def cut_at_commit(ledger: Ledger, proxy: Proxy) -> None:
 
     sa.event.listen(engine, "commit", cut)
     try:
-        ledger.delete(["s00000"], [], decide=agree, request_id="r")
+        ledger.delete(Deletion(["s00000"], request_id="r"), agree)
     finally:
         sa.event.remove(engine, "commit", cut)

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3t.errors import InputError, UnknownSampleError
-from s3t.ledger import Deletion, Ledger
+from s3t.ledger import Deletion, Ledger, LedgerState, Receipt
 from s3t.types import Digest, Sample, SampleId, Slot, Subject
 
 Rows = list[tuple[Sample, Slot]]
@@ -30,8 +30,8 @@ Rows = list[tuple[Sample, Slot]]
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def agree(deletion: Deletion) -> dict[str, Any]:
-    return {}
+def agree(receipt: Receipt, state: LedgerState) -> Receipt:
+    return receipt
 
 
 def rows(count: int) -> Iterator[tuple[Sample, Slot]]:
@@ -112,7 +112,7 @@ def test_counters_are_what_a_recount_gives(story: tuple[Rows, Any]) -> None:
         with Ledger.open(path, create=True) as ledger:
             ledger.register(samples)
             for ids, people, dry_run in requests:
-                done = ledger.delete(ids, people, decide=agree, dry_run=dry_run)
+                done = ledger.delete(Deletion(ids, people, dry_run=dry_run), agree)
                 taken = {s.id for s, _ in samples if s.id in ids or s.subject in people} - gone
                 assert set(done.deleted) == taken
                 assert done.copies_elsewhere == truth.elsewhere(taken, gone | taken)
@@ -121,11 +121,11 @@ def test_counters_are_what_a_recount_gives(story: tuple[Rows, Any]) -> None:
                     history.append(len(truth.persons([s for s, _ in samples if s.id in taken])))
                 assert stored(path, "slots") == truth.slots(gone)
                 assert stored(path, "copies") == truth.copies(gone)
-            assert ledger.counts() == {"samples": len(samples), "deleted": len(gone)}
+            assert ledger.counts.totals() == {"samples": len(samples), "deleted": len(gone)}
             assert [
-                (one.shard, one.slice, one.registered, one.left) for one in ledger.persons()
+                (one.shard, one.slice, one.registered, one.left) for one in ledger.counts.persons()
             ] == [(shard, part, *counts) for shard, part, _, _, *counts in truth.slots(gone)]
-            assert [count for _, count in ledger.history()] == history
+            assert [count for _, count in ledger.counts.history()] == history
 
 
 # ── plans of the queries ─────────────────────────────────────────────────────────────────────
@@ -164,13 +164,13 @@ def scans(seen: list[tuple[str, str]]) -> list[tuple[str, str]]:
 def test_a_deletion_scans_no_table(ledger: Ledger) -> None:
     ids = [entry.sample_id for entry in itertools.islice(ledger.samples(), 700)]
     with plans(ledger) as seen:
-        ledger.delete(ids[:1], [], decide=agree, dry_run=True)
-        ledger.delete(ids[:1], [], decide=agree)
+        ledger.delete(Deletion(ids[:1], dry_run=True), agree)
+        ledger.delete(Deletion(ids[:1]), agree)
         for _ in range(2):  # and told again
-            ledger.delete(ids, ["p3", "p8"], decide=agree, request_id="r")
+            ledger.delete(Deletion(ids, ["p3", "p8"], request_id="r"), agree)
         with pytest.raises(UnknownSampleError):
-            ledger.delete(["nobody"], ["none"], decide=agree)
-        ledger.hits(2)
+            ledger.delete(Deletion(["nobody"], ["none"]), agree)
+        ledger.counts.hits(2)
     assert not scans(seen)
     verbs = {(statement.split()[0], line.split()[1]) for statement, line in seen}
     tables = {"samples", "slots", "copies"}
@@ -178,11 +178,11 @@ def test_a_deletion_scans_no_table(ledger: Ledger) -> None:
 
 
 def test_what_a_status_and_a_forecast_read_leaves_the_samples_alone(ledger: Ledger) -> None:
-    ledger.delete([], ["p3"], decide=agree)
+    ledger.delete(Deletion([], ["p3"]), agree)
     with plans(ledger) as seen:
-        ledger.counts()
-        ledger.persons()
-        ledger.history()
+        ledger.counts.totals()
+        ledger.counts.persons()
+        ledger.counts.history()
     assert {line.split()[1] for _, line in seen} == {"slots", "requests"}
     assert all("COVERING INDEX" in line for _, line in seen if line.split()[1] == "requests")
 
@@ -192,7 +192,7 @@ def test_what_a_status_and_a_forecast_read_leaves_the_samples_alone(ledger: Ledg
 
 BATCH = """
 import os, signal, sys
-from s3t.ledger import Ledger, deletion
+from s3t.ledger import Deletion, Ledger, deletion
 moment, path = sys.argv[1:]
 ledger = Ledger.open(path)
 ids = [entry.sample_id for entry in ledger.samples()][:10_000]
@@ -202,7 +202,7 @@ def die(*arguments):
 
 if moment == "marked":
     deletion.counters.take = die
-done = ledger.delete(ids, [], decide=lambda deletion: {}, request_id="batch")
+done = ledger.delete(Deletion(ids, request_id="batch"), lambda receipt, _: receipt)
 print(done.view, len(done.deleted), flush=True)
 die()
 """
@@ -228,10 +228,10 @@ def test_a_kill_leaves_nothing_or_all_of_ten_thousand(many: Path, moment: str) -
         return
     assert child.stdout == "1 10000\n"
     with Ledger.open(many) as ledger:
-        assert ledger.counts() == {"samples": 12_000, "deleted": 10_000}
+        assert ledger.counts.totals() == {"samples": 12_000, "deleted": 10_000}
         gone = [entry.sample_id for entry in ledger.samples(deleted=True)]
         assert len(gone) == 10_000
-        assert ledger.delete(gone, [], decide=agree, request_id="batch").replayed
+        assert ledger.delete(Deletion(gone, request_id="batch"), agree).replayed
 
 
 def test_ten_thousand_are_one_commit(many: Path) -> None:
@@ -240,7 +240,7 @@ def test_ten_thousand_are_one_commit(many: Path) -> None:
         ends: list[str] = []
         for name in ("commit", "rollback"):
             sa.event.listen(ledger._database._engine, name, lambda _, name=name: ends.append(name))
-        assert len(ledger.delete(ids, [], decide=agree).deleted) == 10_000
+        assert len(ledger.delete(Deletion(ids), agree).deleted) == 10_000
         assert ends == ["commit"]
         assert ledger.view() == 1
 
@@ -257,7 +257,7 @@ def test_memory_of_registering_does_not_grow(tmp_path: Path) -> None:
             ledger.register(rows(count))
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
-            assert ledger.counts()["samples"] == count
+            assert ledger.counts.totals()["samples"] == count
     assert peaks[2] < 1.2 * peaks[1]
 
 
@@ -271,11 +271,11 @@ def test_nobody_waits_for_a_proof(tmp_path: Path) -> None:
             for number, row in enumerate(rows(300)):
                 if number == 100:
                     other.register(rows(300))
-                    other.delete([row[0].id], [], decide=agree)
+                    other.delete(Deletion([row[0].id]), agree)
                 yield row
 
         ledger.register(meanwhile())
-        assert ledger.counts() == {"samples": 300, "deleted": 1}
+        assert ledger.counts.totals() == {"samples": 300, "deleted": 1}
 
 
 def test_an_id_that_comes_again_much_later_changes_nothing(tmp_path: Path) -> None:

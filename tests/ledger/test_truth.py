@@ -22,7 +22,7 @@ import pytest
 from s3t import S3T
 from s3t.audit.audit import audit
 from s3t.errors import IntegrityError, S3TError, UnavailableError
-from s3t.ledger import Deletion, Ledger, Witnessed
+from s3t.ledger import Deletion, Ledger, LedgerState, Receipt, Witnessed
 from s3t.ledger.database import backend
 from s3t.ledger.log.chain import canonical, link
 from s3t.types import Digest, NodeKey, Sample, SampleId, Slot, Subject
@@ -38,8 +38,8 @@ def offered(count: int = 12) -> Iterator[tuple[Sample, Slot]]:
         yield sample, (number % 2, number // 2 % 2)
 
 
-def agree(deletion: Deletion) -> dict[str, Any]:
-    return {}
+def agree(receipt: Receipt, state: LedgerState) -> Receipt:
+    return receipt
 
 
 def register_again(ledger: Ledger) -> None:
@@ -53,9 +53,9 @@ def path(tmp_path: Path) -> Path:
     with Ledger.open(path, create=True) as ledger:
         ledger.register(offered())
         ledger.plans.put_in_force(ledger.plans.propose(Digest("a plan"), 0))
-        ledger.delete(["s00"], [], decide=agree, request_id="first")
-        ledger.purge(1, [], {})
-        ledger.delete(["s01"], ["p2"], decide=agree, request_id="second")
+        ledger.delete(Deletion(["s00"], request_id="first"), agree)
+        ledger.deleted.purge(1, [], {})
+        ledger.delete(Deletion(["s01"], ["p2"], request_id="second"), agree)
     return path
 
 
@@ -111,17 +111,17 @@ def test_a_sound_ledger_proves_itself(path: Path) -> None:
     with Ledger.open(path) as ledger:
         ledger.prove()
         assert ledger.database == f"SQLite {sqlite3.sqlite_version}"
-        assert ledger.state().hits == ((0, 0), (0, 1), (1, 0), (1, 1))
+        assert ledger.plans.in_force().hits == ((0, 0), (0, 1), (1, 0), (1, 1))
     with Ledger.open(path) as ledger:  # by entries read one after another, or all at once
         seen = [ledger.view()]
-        ledger.delete(["s11"], [], decide=agree)
+        ledger.delete(Deletion(["s11"]), agree)
         seen.append(ledger.view())
         ledger.plans.put_in_force(ledger.plans.propose(Digest("another"), 3))
         seen.append(ledger.view())
         ledger.prove()
-        assert seen == [2, 3, 4] and ledger.state().hits == ()
+        assert seen == [2, 3, 4] and ledger.plans.in_force().hits == ()
     with Ledger.open(path) as ledger:
-        assert (ledger.view(), ledger.state().plan) == (4, "another")
+        assert (ledger.view(), ledger.plans.in_force().plan) == (4, "another")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,8 @@ def test_a_table_that_contradicts_the_log(path: Path, statement: str, said: str)
             ledger.prove,
             lambda: ledger.add(offered()),
             lambda: ledger.register(offered()),
-            lambda: ledger.purge(2, [], {}),  # else the log would commit to what was changed
+            # else the log would commit to what was changed
+            lambda: ledger.deleted.purge(2, [], {}),
         ):
             with pytest.raises(IntegrityError, match=said):
                 call()
@@ -193,7 +194,7 @@ def test_nodes_that_are_not_those_that_the_log_commits_to(path: Path, change: st
         ledger.plans.seal()
     by_hand(path, f"UPDATE nodes SET {change} WHERE key = 'a node'")
     with Ledger.open(path) as ledger:
-        for call in (ledger.prove, lambda: ledger.purge(2, [], {})):
+        for call in (ledger.prove, lambda: ledger.deleted.purge(2, [], {})):
             with pytest.raises(IntegrityError, match="table nodes is not what the log commits to"):
                 call()
 
@@ -228,11 +229,11 @@ def test_when_a_deletion_was_effective_is_not_forgotten(path: Path) -> None:
 def test_nothing_is_said_from_a_log_that_is_broken(path: Path, statement: str, said: str) -> None:
     by_hand(path, statement)
     with Ledger.open(path) as ledger:
-        for call in (ledger.view, ledger.state, ledger.gone, ledger.plans.newest):
+        for call in (ledger.view, ledger.plans.in_force, ledger.deleted.all, ledger.plans.newest):
             with pytest.raises(IntegrityError, match=said):
                 call()
         with pytest.raises(IntegrityError, match=said):
-            ledger.delete(["s05"], [], decide=agree)
+            ledger.delete(Deletion(["s05"]), agree)
 
 
 def test_entries_that_cannot_be_understood(path: Path) -> None:
@@ -244,8 +245,9 @@ def test_entries_that_cannot_be_understood(path: Path) -> None:
 def test_receipts_name_their_own_entries(path: Path) -> None:
     with Ledger.open(path) as ledger:
         assert ledger.replicas.settle("first") is not None
-        number = ledger.receipt("second")["number"]
-    by_hand(path, f"UPDATE requests SET effective = {number} WHERE request_id = 'first'")
+        entry = ledger.receipt("second").entry
+        assert entry is not None
+    by_hand(path, f"UPDATE requests SET effective = {entry.number} WHERE request_id = 'first'")
     with Ledger.open(path) as ledger, pytest.raises(IntegrityError, match="not a deletion and"):
         ledger.receipt("first")
 
@@ -280,7 +282,7 @@ def killed(path: Path) -> None:
     copy = path.with_name("copy")
     copy.mkdir()
     with Ledger.open(path) as ledger:
-        ledger.delete(["s11"], [], decide=agree, request_id="third")
+        ledger.delete(Deletion(["s11"], request_id="third"), agree)
         for file in path.parent.glob("ledger.db*"):
             shutil.copy(file, copy)
     for file in path.parent.glob("ledger.db*"):
@@ -305,7 +307,7 @@ def test_a_bit_of_the_write_ahead_log_loses_no_deletion_in_silence(path: Path, a
     content[at] ^= 1
     log.write_bytes(content)
     with Ledger.open(path) as ledger:
-        for call in (ledger.view, ledger.state, ledger.prove, ledger.gone):
+        for call in (ledger.view, ledger.plans.in_force, ledger.prove, ledger.deleted.all):
             with pytest.raises(IntegrityError, match="was acknowledged, and is not there"):
                 call()
 
@@ -313,15 +315,15 @@ def test_a_bit_of_the_write_ahead_log_loses_no_deletion_in_silence(path: Path, a
 def test_an_older_copy_is_refused_until_somebody_decides(path: Path) -> None:
     older, lock = path.read_bytes(), path.with_name("ledger.db-lock")
     with Ledger.open(path) as ledger:
-        ledger.delete(["s11"], [], decide=agree)
+        ledger.delete(Deletion(["s11"]), agree)
     path.write_bytes(older)
     for _ in range(2):
         with Ledger.open(path) as ledger, pytest.raises(IntegrityError, match="acknowledged"):
-            ledger.delete(["s05"], [], decide=agree)
+            ledger.delete(Deletion(["s05"]), agree)
     lock.unlink()
     with Ledger.open(path) as ledger:
         assert ledger.view() == 2
-        ledger.delete(["s11"], [], decide=agree)
+        ledger.delete(Deletion(["s11"]), agree)
     assert lock.stat().st_size
 
 
@@ -371,28 +373,30 @@ def test_a_disk_that_fails_at_the_last_moment(path: Path, monkeypatch: pytest.Mo
         with monkeypatch.context() as patch:
             patch.setattr(os, "fdatasync", fail)
             with pytest.raises(UnavailableError, match="not known whether"):
-                ledger.delete(["s11"], [], decide=agree, request_id="third")
-        assert ledger.delete(["s11"], [], decide=agree, request_id="third").deleted == ("s11",)
+                ledger.delete(Deletion(["s11"], request_id="third"), agree)
+        assert ledger.delete(Deletion(["s11"], request_id="third"), agree).deleted == ("s11",)
         ledger.prove()
 
 
-def test_what_a_power_cut_may_take_is_not_missed(path: Path) -> None:
-    """The moment at which a deletion was effective waits for no disk, so its entry may be lost."""
+def acknowledged(ledger: Ledger) -> int:
+    with ledger.evidence() as tables:
+        found = tables.acknowledged
+    assert found is not None
+    return found[0]
+
+
+def test_the_moment_at_which_a_deletion_was_effective_is_acknowledged(path: Path) -> None:
+    """A receipt tells it, so it is on the disk before: a ledger without it has gone back."""
     kept = [path.with_name(f"ledger.db{end}") for end in ("", "-wal")]
     with Ledger.open(path) as ledger:
-        ledger.delete(["s05"], [], decide=agree, request_id="third")
-        before = [one.read_bytes() for one in kept]
+        ledger.delete(Deletion(["s05"], request_id="third"), agree)
+        before, number = [one.read_bytes() for one in kept], acknowledged(ledger)
         assert ledger.replicas.settle("third") is not None
-        after = ledger.acknowledged
+        assert acknowledged(ledger) == number + 1
     for one, content in zip(kept, before, strict=True):
         one.write_bytes(content)
-    with Ledger.open(path) as ledger:
-        assert ledger.receipt("third")["effective_at"] is None
-        ledger.prove()
-        assert ledger.replicas.settle("third") is not None
-        ledger.delete(["s03"], [], decide=agree)
-        assert after is not None and ledger.acknowledged is not None
-        assert ledger.acknowledged[0] == after[0] + 2
+    with Ledger.open(path) as ledger, pytest.raises(IntegrityError, match="was acknowledged"):
+        ledger.view()
 
 
 # ── one writer, one checkpoint ───────────────────────────────────────────────────────────────
@@ -432,14 +436,14 @@ def test_a_checkpoint_waits_for_a_writer_of_another_process(
         assert child.stdin is not None and child.stdout is not None
         assert child.stdout.readline() == "writes\n"
         monkeypatch.setattr(backend, "BUSY_SECONDS", 0.2)
-        for call in (ledger.compact, lambda: ledger.delete(["s05"], [], decide=agree)):
+        for call in (ledger.deleted.compact, lambda: ledger.delete(Deletion(["s05"]), agree)):
             with pytest.raises(UnavailableError, match=r"was locked for 0\.2 s"):
                 call()
         assert ledger.view() == 2
         child.stdin.write("\n")
         child.stdin.close()
         assert child.wait(30) == 0
-        assert ledger.compact()
+        assert ledger.deleted.compact()
 
 
 # ── files that are replaced under a process ──────────────────────────────────────────────────
@@ -457,45 +461,45 @@ def test_a_ledger_that_is_replaced_is_neither_read_nor_written(
 ) -> None:
     victim = path.with_name(name)
     with Ledger.open(path) as ledger:
-        ledger.delete(["s05"], [], decide=agree)
+        ledger.delete(Deletion(["s05"]), agree)
         kept = victim.with_name("kept")
         os.link(victim, kept)
         how(victim)
         for call in (
             ledger.check,
             ledger.view,
-            ledger.state,
+            ledger.plans.in_force,
             ledger.prove,
-            lambda: ledger.delete(["s03"], [], decide=agree),
-            lambda: ledger.delete(["s03"], [], decide=agree, dry_run=True),
+            lambda: ledger.delete(Deletion(["s03"]), agree),
+            lambda: ledger.delete(Deletion(["s03"], dry_run=True), agree),
         ):
             with pytest.raises(UnavailableError, match=rf"{name} (is gone|was replaced)"):
                 call()
         kept.replace(victim)
         assert ledger.view() == 3
-        assert ledger.delete(["s03"], [], decide=agree).deleted == ("s03",)
+        assert ledger.delete(Deletion(["s03"]), agree).deleted == ("s03",)
 
 
 def test_a_deletion_during_which_the_ledger_is_replaced_is_not_acknowledged(path: Path) -> None:
-    def swap(deletion: Deletion) -> dict[str, Any]:
+    def swap(receipt: Receipt, state: LedgerState) -> Receipt:
         replaced_by_a_copy(path)
-        return {}
+        return receipt
 
     with Ledger.open(path) as ledger, pytest.raises(UnavailableError, match="was replaced"):
-        ledger.delete(["s05"], [], decide=swap)
+        ledger.delete(Deletion(["s05"]), swap)
 
 
 def test_an_older_ledger_written_in_place_has_gone_back(path: Path) -> None:
     older = path.read_bytes()
     with Ledger.open(path) as ledger:
-        ledger.delete(["s05"], [], decide=agree)
+        ledger.delete(Deletion(["s05"]), agree)
         assert ledger.view() == 3
         known = ledger._reader.known
     path.write_bytes(older)
     with Ledger.open(path) as again:
         again._reader._known = known  # as of a process that has read on
         with pytest.raises(IntegrityError, match="has gone back"):
-            again.state()
+            again.plans.in_force()
 
 
 def test_a_restored_ledger_that_has_come_to_as_many_entries_has_gone_back(
@@ -509,12 +513,12 @@ def test_a_restored_ledger_that_has_come_to_as_many_entries_has_gone_back(
 
     copy(path, older)
     with Ledger.open(path) as live:
-        live.delete(["s05"], [], decide=agree)
+        live.delete(Deletion(["s05"]), agree)
         assert live.view() == 3
         copy(older, path)
         path.with_name("ledger.db-lock").unlink()
         with Ledger.open(path) as other:
-            other.delete(["s04"], [], decide=agree)
+            other.delete(Deletion(["s04"]), agree)
             assert other.view() == 3
         with pytest.raises(IntegrityError, match="has gone back"):
             live.view()
@@ -526,7 +530,7 @@ def test_a_live_process_misses_what_was_acknowledged_to_another(path: Path) -> N
         assert live.view() == 2
         entry = live._reader.known.number + 1
         path.with_name("ledger.db-lock").write_text(f"{entry:020} {'a' * 64}\n")
-        for call in (live.view, live.state, lambda: live.delete(["s05"], [], decide=agree)):
+        for call in (live.view, live.plans.in_force, lambda: live.delete(Deletion(["s05"]), agree)):
             with pytest.raises(IntegrityError, match=f"entry {entry} of the log was acknowledged"):
                 call()
 
@@ -534,7 +538,7 @@ def test_a_live_process_misses_what_was_acknowledged_to_another(path: Path) -> N
 def test_a_writer_that_waits_for_a_lock_file_takes_the_one_that_is_there(path: Path) -> None:
     with Ledger.open(path) as ledger, Ledger.open(path) as other:
         with ledger._database.transaction(writes=True):
-            waits = threading.Thread(target=other.compact)
+            waits = threading.Thread(target=other.deleted.compact)
             waits.start()
             time.sleep(0.1)
             lock = path.with_name("ledger.db-lock")
@@ -552,18 +556,18 @@ class TestService:
     @pytest.fixture
     def service(self, digits_run: Path) -> Iterator[S3T]:
         with S3T.load(digits_run) as opened:
-            opened._serving._looked = 0.0
+            opened.serving._files._looked = 0.0
             opened.predict(IMAGES)
             yield opened
 
     @pytest.fixture(autouse=True)
     def looks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("s3t.serving.live._LOOK_SECONDS", 0.0)
+        monkeypatch.setattr("s3t.serving.file_check._LOOK_SECONDS", 0.0)
 
     def refused(self, service: S3T, error: type[S3TError], said: str) -> None:
         with pytest.raises(error, match=said):
             service.predict(IMAGES)
-        assert "replaced or removed" in str(service.readiness())
+        assert "replaced or removed" in str(service.serving.readiness())
 
     def test_the_run_directory(self, service: S3T, digits_run: Path, tmp_path: Path) -> None:
         kept = tmp_path / "kept"
@@ -575,7 +579,7 @@ class TestService:
             service.deactivate(["digit-0003"])
         shutil.rmtree(digits_run)
         kept.rename(digits_run)
-        assert service.readiness() is None
+        assert service.serving.readiness() is None
         assert service.predict(IMAGES)[0].view == 0
 
     def test_the_ledger(
@@ -596,7 +600,7 @@ class TestService:
         shutil.copy(other, path)
         self.refused(service, IntegrityError, str(serving))
         path.write_bytes(content)  # another file with what was read
-        assert service.readiness() is None
+        assert service.serving.readiness() is None
         assert service.predict(IMAGES)[0].view == 0
 
     def test_a_contradiction_serves_nothing(self, digits_run: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,27 +14,29 @@ import pytest
 import sqlalchemy
 
 from s3t.errors import InputError, RequestConflictError, UnknownSampleError
+from s3t.ledger import Deletion, Receipt
 from s3t.plan.trie import Node
-from s3t.run import RunDir
-from s3t.run.deletion import Forgetting, Receipt
+from s3t.run import RunDir, deletion
 from s3t.run.forecast import run_forecast
+from s3t.run.opened import OpenRun
+from s3t.run.status import status as status_of
 
 TIME = "seconds"
 
 
 @pytest.fixture
-def forgetting(digits_run: Path) -> Iterator[Forgetting]:
-    with closing(Forgetting(RunDir.existing(digits_run))) as opened:
+def forgetting(digits_run: Path) -> Iterator[OpenRun]:
+    with closing(OpenRun(RunDir.existing(digits_run))) as opened:
         yield opened
 
 
 @pytest.fixture
-def texts(text_run: Path) -> Iterator[Forgetting]:
-    with closing(Forgetting(RunDir.existing(text_run))) as opened:
+def texts(text_run: Path) -> Iterator[OpenRun]:
+    with closing(OpenRun(RunDir.existing(text_run))) as opened:
         yield opened
 
 
-def one_of_each(forgetting: Forgetting) -> dict[tuple[int, int], str]:
+def one_of_each(forgetting: OpenRun) -> dict[tuple[int, int], str]:
     """A sample of every slot, the first by id."""
     found: dict[tuple[int, int], str] = {}
     for entry in forgetting.ledger.samples():
@@ -42,9 +44,8 @@ def one_of_each(forgetting: Forgetting) -> dict[tuple[int, int], str]:
     return found
 
 
-def delete(forgetting: Forgetting, *ids: str, **more: Any) -> Receipt:
-    arguments = {"subjects": (), "request_id": None, "dry_run": False, **more}
-    return forgetting.delete(ids, **arguments)
+def delete(forgetting: OpenRun, *ids: str, **more: Any) -> Receipt:
+    return deletion.delete(forgetting, Deletion(ids, **more))
 
 
 def tables(run: Path) -> dict[str, list[Any]]:
@@ -58,7 +59,7 @@ def tables(run: Path) -> dict[str, list[Any]]:
 
 
 def oracle(
-    forgetting: Forgetting, hits: set[tuple[int, int]]
+    forgetting: OpenRun, hits: set[tuple[int, int]]
 ) -> tuple[list[tuple[int, ...]], set[str], int]:
     """From the plan alone: each shard's prefix, the dead nodes, and the first slices left."""
 
@@ -83,7 +84,7 @@ def harmonic(count: int) -> float:
 # ── receipts ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_receipts_until_exhausted(forgetting: Forgetting) -> None:
+def test_receipts_until_exhausted(forgetting: OpenRun) -> None:
     slots = one_of_each(forgetting)
     hits: set[tuple[int, int]] = set()
     before, dead, first = oracle(forgetting, hits)
@@ -100,7 +101,7 @@ def test_receipts_until_exhausted(forgetting: Forgetting) -> None:
         assert [change.before for change in receipt.prefixes] == before
         assert [change.after for change in receipt.prefixes] == after
         assert receipt.expected_deletions_left == pytest.approx(16 * harmonic(first))
-        status = forgetting.status()
+        status = status_of(forgetting)
         assert [shard.prefix for shard in status.shards] == after
         assert status.expected_deletions_left == receipt.expected_deletions_left
         assert [shard.nodes_dead for shard in status.shards] == [
@@ -113,7 +114,7 @@ def test_receipts_until_exhausted(forgetting: Forgetting) -> None:
     assert [shard.node for shard in status.shards] == [None] * 4
 
 
-def test_a_slice_hit_before_loses_nothing_more(forgetting: Forgetting) -> None:
+def test_a_slice_hit_before_loses_nothing_more(forgetting: OpenRun) -> None:
     in_slot = [e.sample_id for e in forgetting.ledger.samples(slot=(1, 2))]
     first, second = delete(forgetting, in_slot[0]), delete(forgetting, in_slot[1])
     assert len(first.nodes_dead) > 0
@@ -123,7 +124,7 @@ def test_a_slice_hit_before_loses_nothing_more(forgetting: Forgetting) -> None:
     assert [c.after for c in second.prefixes] == [c.after for c in first.prefixes]
 
 
-def test_several_at_once_are_one_deletion(forgetting: Forgetting) -> None:
+def test_several_at_once_are_one_deletion(forgetting: OpenRun) -> None:
     slots = one_of_each(forgetting)
     ids = [slots[slot] for slot in ((0, 0), (0, 3), (2, 1))]
     receipt = delete(forgetting, *reversed(ids), ids[0])
@@ -134,33 +135,33 @@ def test_several_at_once_are_one_deletion(forgetting: Forgetting) -> None:
     assert receipt.expected_deletions_left == pytest.approx(16 * harmonic(first))
 
 
-def test_receipt_is_json(forgetting: Forgetting) -> None:
+def test_receipt_is_json(forgetting: OpenRun) -> None:
     receipt = delete(forgetting, next(iter(one_of_each(forgetting).values())))
     told = json.loads(json.dumps(receipt.to_dict()))
-    assert told["deleted"] == [forgetting.ledger.keyed(one) for one in receipt.deleted]
+    assert told["deleted"] == [forgetting.ledger.deleted.keyed(one) for one in receipt.deleted]
     assert receipt.deleted[0] not in json.dumps(told), "what may be logged names nobody"
 
 
 # ── persons, copies ──────────────────────────────────────────────────────────────────────────
 
 
-def test_a_person_is_all_their_samples_and_one_slice(texts: Forgetting) -> None:
+def test_a_person_is_all_their_samples_and_one_slice(texts: OpenRun) -> None:
     receipt = delete(texts, subjects=["p03"])
     assert receipt.deleted == ("t06", "t07")
     gone = list(texts.ledger.samples(deleted=True))
     assert [entry.sample_id for entry in gone] == ["t06", "t07"]
     assert len({(entry.shard, entry.slice) for entry in gone}) == 1
-    assert texts.status().deleted == 2
+    assert status_of(texts).deleted == 2
 
 
-def test_ids_and_subjects_together(texts: Forgetting) -> None:
+def test_ids_and_subjects_together(texts: OpenRun) -> None:
     delete(texts, "t06")
     receipt = delete(texts, "t39", subjects=["p03"])
     assert receipt.deleted == ("t07", "t39")
     assert receipt.already_deleted == ("t06",)
 
 
-def test_copies_of_other_subjects_are_counted_and_stay(texts: Forgetting) -> None:
+def test_copies_of_other_subjects_are_counted_and_stay(texts: OpenRun) -> None:
     assert delete(texts, "t01").copies_elsewhere == 0
     receipt = delete(texts, "t00")
     assert (receipt.deleted, receipt.copies_elsewhere) == (("t00",), 1)
@@ -182,49 +183,49 @@ def test_copies_of_other_subjects_are_counted_and_stay(texts: Forgetting) -> Non
     ],
 )
 def test_unknown_names_change_nothing(
-    texts: Forgetting, ids: list[str], subjects: list[str], unknown: tuple[list[str], list[str]]
+    texts: OpenRun, ids: list[str], subjects: list[str], unknown: tuple[list[str], list[str]]
 ) -> None:
     delete(texts, "t20")
-    before, status = tables(texts.run.root), texts.status()
+    before, status = tables(texts.run.root), status_of(texts)
     with pytest.raises(UnknownSampleError) as caught:
         delete(texts, *ids, subjects=subjects, request_id="r")
     assert (list(caught.value.sample_ids), list(caught.value.subjects)) == unknown
     assert all(repr(name) in str(caught.value) for names in unknown for name in names)
     assert tables(texts.run.root) == before
-    assert texts.status() == status
+    assert status_of(texts) == status
 
 
 def test_an_error_while_deciding_changes_nothing(
-    forgetting: Forgetting, monkeypatch: pytest.MonkeyPatch
+    forgetting: OpenRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, status = tables(forgetting.run.root), forgetting.status()
+    before, status = tables(forgetting.run.root), status_of(forgetting)
 
-    def fail(slots: Sequence[Any]) -> dict[str, Any]:
+    def fail(first_slices: int) -> float:
         raise RuntimeError("in the middle of it")
 
     with monkeypatch.context() as patch:
-        patch.setattr(forgetting, "_judge", fail)
+        patch.setattr(forgetting, "expected", fail)
         with pytest.raises(RuntimeError, match="in the middle"):
             delete(forgetting, "digit-0003")
     assert tables(forgetting.run.root) == before
-    assert forgetting.status() == status
+    assert status_of(forgetting) == status
     assert delete(forgetting, "digit-0003").view == 1
 
 
 @pytest.mark.parametrize("ids", [(), ("",), ("t00", 7)])
-def test_what_is_no_list_of_names_is_refused(texts: Forgetting, ids: tuple[Any, ...]) -> None:
+def test_what_is_no_list_of_names_is_refused(texts: OpenRun, ids: tuple[Any, ...]) -> None:
     before = tables(texts.run.root)
     with pytest.raises(InputError):
         delete(texts, *ids)
     with pytest.raises(InputError, match="expected a list of strings"):
-        texts.delete("t00", (), None, False)
+        Deletion("t00")
     assert tables(texts.run.root) == before
 
 
 # ── once ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_deleted_before_is_accepted_and_told(forgetting: Forgetting) -> None:
+def test_deleted_before_is_accepted_and_told(forgetting: OpenRun) -> None:
     slots = one_of_each(forgetting)
     one, two = slots[0, 0], slots[0, 1]
     delete(forgetting, one)
@@ -233,39 +234,39 @@ def test_deleted_before_is_accepted_and_told(forgetting: Forgetting) -> None:
     again = delete(forgetting, two, one)
     assert (again.deleted, set(again.already_deleted)) == ((), {one, two})
     assert (again.view, again.nodes_dead) == (2, ())
-    assert forgetting.status().deleted == 2
+    assert status_of(forgetting).deleted == 2
 
 
-def test_the_same_request_twice_is_one_deletion(forgetting: Forgetting) -> None:
+def test_the_same_request_twice_is_one_deletion(forgetting: OpenRun) -> None:
     slots = one_of_each(forgetting)
     first = delete(forgetting, slots[0, 0], slots[1, 0], request_id="r")
     delete(forgetting, slots[0, 1])
-    before, status = tables(forgetting.run.root), forgetting.status()
+    before, status = tables(forgetting.run.root), status_of(forgetting)
     second = delete(forgetting, slots[1, 0], slots[0, 0], request_id="r")
     told, again = first.to_dict(), second.to_dict()
     assert told.pop(TIME) is not None and again.pop(TIME) is not None
     assert again == told
     assert tables(forgetting.run.root) == before
-    assert forgetting.status() == status
+    assert status_of(forgetting) == status
     with pytest.raises(RequestConflictError, match="stands for another deletion"):
         delete(forgetting, slots[0, 0], request_id="r")
     assert tables(forgetting.run.root) == before
 
 
-def test_dry_run_tells_the_same_and_changes_nothing(forgetting: Forgetting) -> None:
+def test_dry_run_tells_the_same_and_changes_nothing(forgetting: OpenRun) -> None:
     slots = one_of_each(forgetting)
     delete(forgetting, slots[3, 0])
     ids = (slots[0, 0], slots[2, 2], slots[3, 0])
-    before, status = tables(forgetting.run.root), forgetting.status()
+    before, status = tables(forgetting.run.root), status_of(forgetting)
     dry = delete(forgetting, *ids, request_id="r", dry_run=True)
     assert tables(forgetting.run.root) == before
-    assert forgetting.status() == status
+    assert status_of(forgetting) == status
     told, done = dry.to_dict(), delete(forgetting, *ids, request_id="r").to_dict()
     assert (told.pop("dry_run"), done.pop("dry_run")) == (True, False)
     assert told.pop(TIME) >= 0 and done.pop(TIME) >= 0
     assert told.pop("accepted_at") is None and done.pop("accepted_at") is not None
     assert told == done
-    assert forgetting.status().view == 2
+    assert status_of(forgetting).view == 2
 
 
 # ── many samples ─────────────────────────────────────────────────────────────────────────────
@@ -288,8 +289,8 @@ def statements() -> Iterator[list[str]]:
 
 def test_opening_status_and_forecast_read_no_samples(digits_run: Path) -> None:
     """They cost the same however many samples the ledger holds."""
-    with statements() as seen, closing(Forgetting(RunDir.existing(digits_run))) as opened:
-        assert opened.status().samples == 800
+    with statements() as seen, closing(OpenRun(RunDir.existing(digits_run))) as opened:
+        assert status_of(opened).samples == 800
         assert run_forecast(opened, now=datetime.now(UTC)).persons_left == 800
     assert len(seen) >= 5
     assert not [one for one in seen if "FROM samples" in one]
@@ -297,8 +298,8 @@ def test_opening_status_and_forecast_read_no_samples(digits_run: Path) -> None:
 
 def test_catching_up_reads_no_samples(digits_run: Path) -> None:
     run = RunDir.existing(digits_run)
-    with closing(Forgetting(run)) as opened:
-        with closing(Forgetting(run)) as other:
+    with closing(OpenRun(run)) as opened:
+        with closing(OpenRun(run)) as other:
             delete(other, "digit-0003")
         with statements() as seen:
             assert opened.catch_up()[0] == 1
@@ -310,9 +311,9 @@ def test_catching_up_reads_no_samples(digits_run: Path) -> None:
 # ── several at work ──────────────────────────────────────────────────────────────────────────
 
 
-def test_two_on_one_run_catch_up_with_each_other(forgetting: Forgetting) -> None:
+def test_two_on_one_run_catch_up_with_each_other(forgetting: OpenRun) -> None:
     slots = one_of_each(forgetting)
-    with closing(Forgetting(forgetting.run)) as other:
+    with closing(OpenRun(forgetting.run)) as other:
         delete(forgetting, slots[0, 0])
         # the other has not looked since, and yet decides on what is true now
         receipt = delete(other, slots[0, 1])
@@ -325,38 +326,38 @@ def test_two_on_one_run_catch_up_with_each_other(forgetting: Forgetting) -> None
         view, nodes, _ = forgetting.catch_up()
         assert (view, [node.prefix if node else () for node in nodes]) == (2, after)
         assert not any(forgetting.is_alive(key) or other.is_alive(key) for key in dead)
-        assert forgetting.status() == other.status()
+        assert status_of(forgetting) == status_of(other)
 
 
-def test_opened_again_it_is_where_it_was(forgetting: Forgetting) -> None:
+def test_opened_again_it_is_where_it_was(forgetting: OpenRun) -> None:
     slots = one_of_each(forgetting)
     delete(forgetting, slots[1, 0], slots[2, 3])
-    with closing(Forgetting(forgetting.run)) as again:
-        assert again.status() == forgetting.status()
+    with closing(OpenRun(forgetting.run)) as again:
+        assert status_of(again) == status_of(forgetting)
 
 
-def test_a_lost_node_takes_along_what_grew_on_it(forgetting: Forgetting) -> None:
+def test_a_lost_node_takes_along_what_grew_on_it(forgetting: OpenRun) -> None:
     serving = forgetting.catch_up()[1][0]
     assert serving is not None
     root = forgetting.plan.forest.lineage(serving.key)[0]
     forgetting.lose(root.key)
     grown = [node.key for node in forgetting.plan.forest.subtree(root.key)]
     assert not any(forgetting.is_alive(key) for key in grown)
-    status = forgetting.status().shards[0]
+    status = status_of(forgetting).shards[0]
     assert (status.nodes_missing, status.nodes_dead) == (len(grown), 0)
     assert status.prefix and status.node not in grown
 
 
 @pytest.mark.parametrize("what", ["root", "leaf"])
 def test_missing_nodes_are_counted_and_not_served(digits_run: Path, what: str) -> None:
-    with closing(Forgetting(RunDir.existing(digits_run))) as whole:
+    with closing(OpenRun(RunDir.existing(digits_run))) as whole:
         serving = whole.catch_up()[1][2]
         assert serving is not None
         root = whole.plan.forest.lineage(serving.key)[0]
         lost = {"root": root, "leaf": serving}[what]
         grown = [node.key for node in whole.plan.forest.subtree(lost.key)]
     (digits_run / "nodes" / f"{lost.key}.safetensors").unlink()
-    with closing(Forgetting(RunDir.existing(digits_run))) as opened:
-        status = opened.status().shards[2]
+    with closing(OpenRun(RunDir.existing(digits_run))) as opened:
+        status = status_of(opened).shards[2]
         assert (status.nodes_alive, status.nodes_missing) == (16 - len(grown), len(grown))
         assert len(status.prefix) == 4 and status.node not in grown

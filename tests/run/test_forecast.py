@@ -13,27 +13,29 @@ import pytest
 
 from s3t import S3T
 from s3t.errors import InputError, IntegrityError
+from s3t.ledger import Deletion
 from s3t.plan.forecast import Observed, RunningSystem, forecast
 from s3t.run import RunDir
-from s3t.run.deletion import Forgetting
+from s3t.run.deletion import delete
 from s3t.run.forecast import run_forecast
+from s3t.run.opened import OpenRun
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def texts(text_run: Path) -> Iterator[Forgetting]:
-    with closing(Forgetting(RunDir.existing(text_run))) as opened:
+def texts(text_run: Path) -> Iterator[OpenRun]:
+    with closing(OpenRun(RunDir.existing(text_run))) as opened:
         yield opened
 
 
 @pytest.fixture
-def digits(digits_run: Path) -> Iterator[Forgetting]:
-    with closing(Forgetting(RunDir.existing(digits_run))) as opened:
+def digits(digits_run: Path) -> Iterator[OpenRun]:
+    with closing(OpenRun(RunDir.existing(digits_run))) as opened:
         yield opened
 
 
-def persons(forgetting: Forgetting) -> np.ndarray:
+def persons(forgetting: OpenRun) -> np.ndarray:
     """Persons left by slot, counted one by one."""
     found = np.zeros((forgetting.plan.shards, forgetting.plan.slices), dtype=int)
     alive = list(forgetting.ledger.samples(deleted=False))
@@ -50,18 +52,18 @@ def made(run: Path, *days_ago: float) -> None:
             connection.execute("UPDATE requests SET created_at = ? WHERE view = ?", [moment, view])
 
 
-def test_a_fresh_run(digits: Forgetting) -> None:
+def test_a_fresh_run(digits: OpenRun) -> None:
     found = run_forecast(digits, now=NOW)
     assert found == forecast(RunningSystem(0, persons(digits), np.ones((4, 4), dtype=bool)))
     assert (found.persons_left, found.first_slices_left, found.first_slices_missing) == (800, 16, 0)
     assert (found.observed, found.trials) == (None, None)
 
 
-def test_along_deletions_until_exhausted(digits: Forgetting) -> None:
+def test_along_deletions_until_exhausted(digits: OpenRun) -> None:
     slots = {(entry.shard, entry.slice): entry.sample_id for entry in digits.ledger.samples()}
     living, medians = np.ones((4, 4), dtype=bool), []
     for view, (slot, name) in enumerate(sorted(slots.items()), 1):
-        digits.delete([name], [], None, False)
+        delete(digits, Deletion([name]))
         living[slot] = False
         found = run_forecast(digits, now=NOW)
         expected = forecast(RunningSystem(view, persons(digits), living), observed=found.observed)
@@ -71,25 +73,25 @@ def test_along_deletions_until_exhausted(digits: Forgetting) -> None:
     assert found.exhausted and found.persons_left == 784
 
 
-def test_a_person_is_one_request(texts: Forgetting) -> None:
+def test_a_person_is_one_request(texts: OpenRun) -> None:
     assert run_forecast(texts, now=NOW).persons_left == 16 + 8
-    texts.delete(["t00"], [], None, False)  # of two: the person is still there
+    delete(texts, Deletion(["t00"]))  # of two: the person is still there
     assert run_forecast(texts, now=NOW).persons_left == 24
-    texts.delete([], ["p00", "p01"], None, False)
-    texts.delete(["t39"], [], None, False)
+    delete(texts, Deletion([], ["p00", "p01"]))
+    delete(texts, Deletion(["t39"]))
     found = run_forecast(texts, now=NOW)
     assert found.persons_left == persons(texts).sum() == 21
     assert sum(shard.persons_left for shard in found.shards) == 21
 
 
-def test_the_rate_is_that_of_the_ledger(digits: Forgetting) -> None:
+def test_the_rate_is_that_of_the_ledger(digits: OpenRun) -> None:
     names = [entry.sample_id for entry in digits.ledger.samples(slot=(0, 0))]
-    digits.delete(names[:5], [], None, False)
+    delete(digits, Deletion(names[:5]))
     made(digits.run.root, 10)
     assert run_forecast(digits, now=NOW).observed is None
-    digits.delete(names[4:7], [], None, False)
-    digits.delete(names[:7], [], None, False)  # finds them deleted
-    digits.delete(names[7:8], [], None, False)
+    delete(digits, Deletion(names[4:7]))
+    delete(digits, Deletion(names[:7]))  # finds them deleted
+    delete(digits, Deletion(names[7:8]))
     made(digits.run.root, 10, 5, 2)
     found = run_forecast(digits, now=NOW)
     assert found.observed == Observed(3, 10.0)
@@ -107,7 +109,7 @@ def test_rates_of_the_config_are_simulated(text_run: Path) -> None:
         assert service.forecast(now=NOW, trials=2000) == found
         assert service.forecast(now=NOW, trials=2000, seed=1) != found
     assert (found.trials, found.seed) == (2000, 0)
-    with closing(Forgetting(RunDir.existing(text_run))) as opened:
+    with closing(OpenRun(RunDir.existing(text_run))) as opened:
         left = persons(opened)
     weights = np.array([2 * 1, 2 * 9]) / left.sum(axis=0)
     state = RunningSystem(0, left, np.ones((2, 2), dtype=bool), weights=weights)
@@ -122,33 +124,33 @@ def test_nodes_that_are_not_there(digits_run: Path) -> None:
     ]
     for node in roots:
         (digits_run / "nodes" / f"{node.key}.safetensors").unlink()
-    with closing(Forgetting(RunDir.existing(digits_run))) as opened:
+    with closing(OpenRun(RunDir.existing(digits_run))) as opened:
         found = run_forecast(opened, now=NOW)
         assert (found.first_slices_left, found.first_slices_missing) == (9, 7)
         name = next(opened.ledger.samples(slot=(0, 2))).sample_id
-        opened.delete([name], [], None, False)
+        delete(opened, Deletion([name]))
         again = run_forecast(opened, now=NOW)
     assert (again.first_slices_left, again.first_slices_missing) == (9, 6)
     assert [shard.first_slices for shard in again.shards] == [(0, 1, 3), (), (0, 1, 3), (0, 1, 3)]
     assert again.shards[1].median_requests is None
 
 
-def test_a_ledger_of_another_plan(digits: Forgetting) -> None:
+def test_a_ledger_of_another_plan(digits: OpenRun) -> None:
     with closing(sqlite3.connect(digits.run.ledger_path)) as connection, connection:
         connection.execute("UPDATE slots SET slice = 9 WHERE shard = 1 AND slice = 3")
     with pytest.raises(IntegrityError, match="slice 9"):
         run_forecast(digits, now=NOW)
 
 
-def test_a_receipt_without_a_moment(digits: Forgetting) -> None:
-    digits.delete(["digit-0003"], [], None, False)
+def test_a_receipt_without_a_moment(digits: OpenRun) -> None:
+    delete(digits, Deletion(["digit-0003"]))
     with closing(sqlite3.connect(digits.run.ledger_path)) as connection, connection:
         connection.execute("UPDATE requests SET created_at = 'long ago'")
     with pytest.raises(IntegrityError, match="long ago"):
         run_forecast(digits, now=NOW)
 
 
-def test_what_cannot_be_simulated(digits: Forgetting) -> None:
+def test_what_cannot_be_simulated(digits: OpenRun) -> None:
     for wrong in ({"trials": 0}, {"seed": -1}):
         with pytest.raises(InputError):
             run_forecast(digits, now=NOW, **wrong)

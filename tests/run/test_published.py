@@ -86,7 +86,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Cut:
 
     @contextmanager
     def broken() -> Iterator[None]:
-        monkeypatch.setattr("s3t.run.deletion._PATIENCE", 0.0)
+        monkeypatch.setattr("s3t.run.notifier._PATIENCE", 0.0)
         with monkeypatch.context() as context:
             context.setattr(MemoryFileSystem, "pipe_file", refused)
             yield
@@ -169,11 +169,11 @@ def test_a_deletion_that_cannot_be_told_is_durable_and_not_effective(
             receipt = service.deactivate(subjects=["p03"], request_id="r")
             assert receipt.untold is not None and "Access Denied" in receipt.untold
             assert receipt.effective_at is None and len(receipt.deleted) == 3
-            assert service.receipt("r")["effective_at"] is None
+            assert service.receipt("r").effective_at is None
             assert "Access Denied" in (service.status().untold or "")
             assert caplog.text.count("store not told yet") == 1
         assert told(config) == []
-        assert service.receipt("r")["effective_at"] is not None, "asked again, it is told"
+        assert service.receipt("r").effective_at is not None, "asked again, it is told"
         assert told(config) == [1] and service.status().untold is None
 
 
@@ -197,7 +197,7 @@ def test_the_next_command_tells_what_another_could_not(
     said = s3t("status", config.run_dir)
     assert said.code == 0 and "not told" not in said.out and told(config) == [1, 2]
     with RunDir(config.run_dir).ledger() as ledger:
-        assert ledger.receipt("r")["effective_at"] is not None
+        assert ledger.receipt("r").effective_at is not None
         assert not ledger.replicas.pending()
     assert s3t("purge", config.run_dir).code == 0
     assert not dead_keys(config) & RunDir(config.run_dir).store.keys()
@@ -221,9 +221,9 @@ def test_a_replica_tells_what_another_process_could_not(config: Config, cut: Cut
             with S3T.load(config.run_dir) as other:
                 assert other.deactivate(subjects=["p03"], request_id="r").untold is not None
             time.sleep(1)
-            assert replica.receipt("r")["effective_at"] is None, "nor does the replica settle it"
+            assert replica.receipt("r").effective_at is None, "nor does the replica settle it"
         limit = time.monotonic() + 20
-        while replica.receipt("r")["effective_at"] is None:
+        while replica.receipt("r").effective_at is None:
             assert time.monotonic() < limit
             time.sleep(0.05)
     assert told(config) == [1]

@@ -17,7 +17,8 @@ from s3t.audit.audit import audit
 from s3t.config import Config, anchored
 from s3t.data import private_origins
 from s3t.errors import DamagedNodeError, InputError, IntegrityError, S3TError
-from s3t.ledger import Gone, Ledger
+from s3t.ledger import Deletion, Gone
+from s3t.ledger.deleted import DeletedSamples
 from s3t.ledger.purging import hashed
 from s3t.run import RunDir
 from s3t.run.purge import _own_files, purge
@@ -98,7 +99,7 @@ def test_what_is_dead_is_gone_and_told(run: RunDir) -> None:
             "purge",
             "nodes",
         ]
-        assert ledger.receipt("r")["purged_at"] is not None
+        assert ledger.receipt("r").purged_at is not None
     again = purge(run)
     assert not again.nodes and not any(store.found for store in again.stores)
     with run.ledger() as ledger:
@@ -111,7 +112,7 @@ def test_an_accepted_deletion_goes_once_it_is_done(run: RunDir) -> None:
         return found.found, found.purged, found.note
 
     with run.ledger() as ledger:
-        ledger.outbox.accept("r", [], ["p03"], limit=9)
+        ledger.outbox.accept(Deletion([], ["p03"], "r"), limit=9)
         assert seen()[:2] == (1, 0) and "s3t serve" in seen()[2]
         delete(run, "p03", request_id="r")  # and then the service is killed
         assert holds(run.root, "p03")
@@ -121,7 +122,7 @@ def test_an_accepted_deletion_goes_once_it_is_done(run: RunDir) -> None:
 
 def living(run: RunDir) -> set[NodeKey]:
     with run.ledger() as ledger:
-        hits = set(ledger.state().hits)
+        hits = set(ledger.plans.in_force().hits)
     return {
         node.key
         for node in run.plan().forest
@@ -150,9 +151,9 @@ def test_a_reader_that_holds_the_ledger_open_does_not_hinder(run: RunDir) -> Non
 
 
 def dead_in_memory(service: S3T) -> set[str]:
-    model = service._serving._model
+    model = service.serving._model
     assert model is not None
-    return {key for key in model._tensors if not service._forgetting.is_alive(key)}
+    return {key for key in model._tensors if not service._opened.is_alive(key)}
 
 
 def test_purged_samples_stay_known_as_deleted(run: RunDir) -> None:
@@ -253,10 +254,10 @@ def test_own_images_are_named_with_their_copies_and_metadata(make: Make, here: P
 def test_counters_hold_after_a_purge_and_an_addition(run: RunDir) -> None:
     delete(run, "p03")
     with run.ledger() as ledger:
-        before = ledger.persons(), ledger.counts()
+        before = ledger.counts.persons(), ledger.counts.totals()
     purge(run)
     with run.ledger() as ledger:
-        assert (ledger.persons(), ledger.counts()) == before
+        assert (ledger.counts.persons(), ledger.counts.totals()) == before
 
 
 def test_a_training_at_work_keeps_its_caches(run: RunDir) -> None:
@@ -337,15 +338,17 @@ def test_killed_between_two_steps_it_is_finished_by_the_next(
         if step == "nodes":
             patched.setattr("s3t.run.purge._caches", die)
         else:
-            patched.setattr(Ledger, "purge", die)
+            patched.setattr(DeletedSamples, "purge", die)
         with pytest.raises(S3TError, match="killed"):
             purge(run)
     assert run.store.keys() == living(run)
     with run.ledger() as ledger:
-        assert ledger.unpurged(1) == 3 and len(ledger.plans.nodes()) == 8, "not told as done"
+        assert ledger.deleted.unpurged(1) == 3 and len(ledger.plans.nodes()) == 8, (
+            "not told as done"
+        )
     purge(run)
     with run.ledger() as ledger:
-        assert ledger.unpurged(1) == 0 and set(ledger.plans.nodes()) == living(run)
+        assert ledger.deleted.unpurged(1) == 0 and set(ledger.plans.nodes()) == living(run)
         told = [entry.body for entry in ledger.log() if entry.kind == "purge"]
         assert len(told) == 1 and set(told[0]["nodes"]) == {
             n.key for n in run.plan().forest
@@ -414,11 +417,11 @@ def test_a_deletion_meanwhile_is_left_to_the_next_purge(
     purge(run)
     monkeypatch.undo()
     with run.ledger() as ledger:
-        assert ledger.receipt("before")["purged_at"] is not None
-        assert ledger.receipt("meanwhile")["purged_at"] is None
-        assert ledger.unpurged(ledger.view()) == 3
+        assert ledger.receipt("before").purged_at is not None
+        assert ledger.receipt("meanwhile").purged_at is None
+        assert ledger.deleted.unpurged(ledger.view()) == 3
     assert audit(run.root)["E7"].status == "pending"
     purge(run)
     with run.ledger() as ledger:
-        assert ledger.receipt("meanwhile")["purged_at"] is not None
+        assert ledger.receipt("meanwhile").purged_at is not None
     assert audit(run.root).holds

@@ -14,7 +14,7 @@ import pytest
 from s3t.config import Config, dump_config
 from s3t.errors import InputError
 from s3t.run import RunDir
-from s3t.run.deletion import Forgetting
+from s3t.run.opened import OpenRun
 from s3t.run.repair import reason, repair_apart
 from s3t.service import S3T
 from s3t.training.retrain import from_scratch
@@ -36,7 +36,7 @@ def under(run: RunDir, **policy: Any) -> None:
 
 
 def due(run: RunDir, days: float = 0) -> str | None:
-    forgetting = Forgetting(RunDir(run.root))
+    forgetting = OpenRun(RunDir(run.root))
     try:
         return reason(forgetting, datetime.now(UTC) + timedelta(days=days))
     finally:
@@ -102,7 +102,7 @@ def test_the_live_object_repairs_and_goes_on(run: RunDir, tmp_path: Path) -> Non
         assert report["trained"] > 0 and report["skipped"] == 0
         after = service.predict(QUESTIONS)[0]
         assert after.view > before.view
-        assert service.receipt("r")["purged_at"] is not None
+        assert service.receipt("r").purged_at is not None
     assert from_scratch(run, tmp_path / "scratch").equal
 
 
@@ -175,7 +175,7 @@ def test_watching_repairs_what_becomes_due(run: RunDir) -> None:
         process.kill()
         process.communicate()
     with run.ledger() as ledger:
-        assert ledger.state().generation == 1
+        assert ledger.plans.in_force().generation == 1
 
 
 def test_adding_from_the_command_line(run: RunDir, s3t: Run, tmp_path: Path) -> None:

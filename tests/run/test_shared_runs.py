@@ -63,7 +63,7 @@ def test_where_the_ledger_is_shapes_no_node(
     train(run.here(), renewal=Renewal())  # and a purge at its end
     assert not dead & run.store.keys()
     with run.ledger() as ledger:
-        assert ledger.receipt("r")["purged_at"] is not None
+        assert ledger.receipt("r").purged_at is not None
     found = audit(run.root, from_scratch=True)
     assert found.holds, [claim for claim in found.claims if claim.status == "broken"]
 
@@ -165,7 +165,7 @@ class TestTheLedgerOfAnotherRun:
             assert said.code == 2 and "holds the ledger of another run" in said.err, words
         assert everything(run.root) == before
         with RunDir(shared.run_dir).ledger() as ledger:
-            assert ledger.counts()["deleted"] == 0
+            assert ledger.counts.totals()["deleted"] == 0
 
     def test_a_config_that_names_it_is_not_taken_over(self, shared: Config, make: Make) -> None:
         alone = make("alone", partition={"salt": "other"})

@@ -214,7 +214,6 @@ def test_a_client_that_takes_nothing_is_cut_off_and_holds_up_nobody(
     watched = Watched(model.root)
     with listening(watched, body_bytes=2**24) as port:
         # so that an answer fits into no buffer on the way
-        watched.labels = ("x",)
         watched.predict = lambda batch: [  # type: ignore[method-assign]
             type("A", (), {"label": "x" * 50_000, "probabilities": {}, "view": 0})() for _ in batch
         ]
@@ -227,7 +226,9 @@ def test_a_client_that_takes_nothing_is_cut_off_and_holds_up_nobody(
                 everything(slow)
         with call(port) as other:
             other.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert b's3t_answers_cut_total{run="0123456789ab"} 1.0' in other.recv(2**20)
+            assert (
+                f's3t_answers_cut_total{{run="{watched.run_id}"}} 1.0' in other.recv(2**20).decode()
+            )
 
 
 def test_cutting_twice_is_harmless() -> None:

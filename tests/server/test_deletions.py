@@ -6,7 +6,7 @@ import base64
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ MANY = [f"s{person:02d}{number}" for person in range(2, 5) for number in range(3
 class Wrapped:
     """A model with some of its methods replaced."""
 
-    def __init__(self, model: S3T, **methods: Callable[..., Any]) -> None:
+    def __init__(self, model: Any, **methods: Any) -> None:
         self._model = model
         self.__dict__.update(methods)
 
@@ -99,7 +99,7 @@ def test_what_became_of_it_can_be_asked_for(site: Asked) -> None:
     for role in ("delete", "audit"):
         body = site.ask("GET", done["results_url"], role).json()
         assert body["request_status"] == "completed"
-        assert body["receipt"] == site.model.receipt("r-1")
+        assert body["receipt"] == site.model.receipt("r-1").to_dict()
     for absent in ("r-2", "..", "%2e%2e%2fr-1", "r-1%00", "%00", "x" * 3000, "%ff", "a%2Fb"):
         said = site.ask("GET", f"/v1/deletions/{absent}", "delete")
         assert said.status_code == 404, (absent, said.text)
@@ -128,7 +128,7 @@ def test_the_same_again_is_the_same_and_another_conflicts(site: Asked) -> None:
 
 def test_without_an_id_it_gets_one(site: Asked) -> None:
     body = site.delete(sample_ids=["s000"]).json()
-    assert site.model.receipt(body["subject_request_id"])["view"] == 1
+    assert site.model.receipt(body["subject_request_id"]).view == 1
 
 
 def test_what_the_run_does_not_hold_is_named_by_its_place(site: Asked) -> None:
@@ -299,8 +299,8 @@ def test_a_large_one_is_a_job_and_done_in_one(small_run: RunDir) -> None:
         until(lambda: status_of(site, "large") == "completed")
         assert len(calls) == 1 and site.model.status().deleted == 9
         found = site.ask("GET", body["results_url"], "audit").json()
-        assert found["receipt"] == site.model.receipt("large")
-        assert site.model.outbox.counts() == {"jobs": 0, "callbacks": 0}
+        assert found["receipt"] == site.model.receipt("large").to_dict()
+        assert site.model.ledger.outbox.counts() == {"jobs": 0, "callbacks": 0}
         again = site.delete(sample_ids=MANY, subject_request_id="large")
         assert again.status_code == 201 and again.json()["request_status"] == "completed"
         refused(site, 409, "request_conflict", sample_ids=MANY[:6], subject_request_id="large")
@@ -333,8 +333,8 @@ def test_one_that_cannot_be_done_is_cancelled_whole(small_run: RunDir) -> None:
         found = site.ask("GET", "/v1/deletions/large", "delete")
         assert found.json()["problem"]["code"] == "unknown_sample"
         assert site.model.status().deleted == 0
-        job = site.model.outbox.job("large")
-        assert job is not None and job.sample_ids == () and "secret" not in found.text
+        job = site.model.ledger.outbox.job("large")
+        assert job is not None and job.deletion.sample_ids == () and "secret" not in found.text
         assert site.delete(sample_ids=MANY, subject_request_id="large").status_code == 202
         until(lambda: status_of(site, "large") == "completed")
 
@@ -389,7 +389,7 @@ def test_a_ledger_that_takes_no_more_accepts_nothing(
             def full(*_: Any, **__: Any) -> Any:
                 raise UnavailableError("there is no space left on its disk")
 
-            patch.setattr(site.model.outbox, "accept", full)
+            patch.setattr(site.model.ledger.outbox, "accept", full)
             refused(site, 503, "unavailable", sample_ids=MANY, subject_request_id="large")
         assert site.ask("GET", "/v1/deletions/large", "delete").status_code == 404
         assert site.delete(sample_ids=MANY, subject_request_id="large").status_code == 202
@@ -466,9 +466,9 @@ def test_looks_at_deletions_keep_none_of_them_out(small_run: RunDir) -> None:
     def slow(model: S3T) -> Any:
         def receipts(*asked: Any) -> Any:
             gate.wait(20)
-            return model.receipts(*asked)
+            return model.ledger.receipts(*asked)
 
-        return Wrapped(model, receipts=receipts)
+        return Wrapped(model, ledger=Wrapped(model.ledger, receipts=receipts))
 
     said: list[Any] = []
     with asked(small_run.root, model=slow) as site:
@@ -569,7 +569,7 @@ def test_whoever_asked_is_called_back(signed_run: Path, receiver: Receiver, larg
         assert body["subject_request_id"] == "r-1" and body["request_status"] == "completed"
         assert body["status_callback_url"] == url and body["results_url"] == "/v1/deletions/r-1"
         assert verified(headers, content, signed_run) and b"s020" not in content
-        until(lambda: site.model.outbox.counts() == {"jobs": 0, "callbacks": 0})
+        until(lambda: site.model.ledger.outbox.counts() == {"jobs": 0, "callbacks": 0})
 
 
 def test_a_cancelled_job_is_told_too(signed_run: Path, receiver: Receiver) -> None:

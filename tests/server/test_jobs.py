@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from s3t.errors import RequestConflictError, S3TError, UnavailableError, UnknownSampleError
-from s3t.ledger import Ledger, Outbox, job_claim
+from s3t.ledger import Deletion, Ledger, Outbox, job_claim
 from s3t.server import worker
 from s3t.server.deletions import jobs
 from s3t.server.deletions.jobs import JobQueue
@@ -30,8 +30,8 @@ class Forgetter:
         self.errors: list[Exception] = []
         self.during: Callable[[], object] = lambda: None
 
-    def deactivate(self, ids: Any, subjects: Any, *, request_id: str) -> None:
-        self.calls.append((tuple(ids), tuple(subjects), request_id))
+    def deactivate(self, deletion: Deletion) -> None:
+        self.calls.append((deletion.sample_ids, deletion.subjects, str(deletion.request_id)))
         self.during()
         if self.errors:
             raise self.errors.pop(0)
@@ -73,19 +73,19 @@ def queue(make: Make) -> JobQueue:
 def left(folder: Path) -> bytes:
     """All bytes of the ledger, once its log of writes is emptied."""
     with Ledger.open(folder / "ledger.db") as ledger:
-        assert ledger.compact()
+        assert ledger.deleted.compact()
     return b"".join(path.read_bytes() for path in folder.iterdir() if path.is_file())
 
 
 def test_a_job_is_one_call_and_leaves_nothing(
     queue: JobQueue, forgetter: Forgetter, outbox: Outbox, tmp_path: Path
 ) -> None:
-    job = queue.put("r1", IDS, ["someone"], [URL], "tool")
+    job = queue.put(Deletion(IDS, ["someone"], "r1"), [URL], "tool")
     assert queue.find("r1") == job and job.controller == "tool"
     assert job.received < job.expected and b"secret-7" in left(tmp_path)
     queue.start()
     until(lambda: queue.find("r1") is None)
-    assert forgetter.calls == [(tuple(IDS), ("someone",), "r1")]
+    assert forgetter.calls == [(tuple(sorted(IDS)), ("someone",), "r1")]
     told = outbox.callback("a.example")
     assert told is not None and (told.request_id, told.url) == ("r1", URL)
     queue.close()
@@ -93,7 +93,7 @@ def test_a_job_is_one_call_and_leaves_nothing(
 
 
 def test_jobs_of_a_killed_process_are_done_by_the_next(make: Make, forgetter: Forgetter) -> None:
-    make().put("r1", IDS, [])  # and then the process is killed
+    make().put(Deletion(IDS, [], "r1"))  # and then the process is killed
     later = make()
     assert later.find("r1") is not None
     later.start()
@@ -105,7 +105,7 @@ def test_a_kill_before_it_has_ended_does_it_again_and_tells_once(
     make: Make, forgetter: Forgetter, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = make()
-    first.put("r1", IDS, [], [URL])
+    first.put(Deletion(IDS, [], "r1"), [URL])
     with monkeypatch.context() as patch:
         patch.setattr(Outbox, "end", lambda *_: (_ for _ in ()).throw(OSError("killed here")))
         first.start()
@@ -124,7 +124,7 @@ def test_one_that_was_done_before_new_samples_came_is_no_failure(
 ) -> None:
     """Killed after the deletion; since then ``s3t add`` took in samples that it names."""
     forgetter.errors = [RequestConflictError("its deletion was made before")]
-    queue.put("r", IDS, [])
+    queue.put(Deletion(IDS, [], "r"))
     queue.start()
     until(lambda: outbox.job("r") is None)
 
@@ -132,7 +132,7 @@ def test_one_that_was_done_before_new_samples_came_is_no_failure(
 def test_one_that_is_silent_for_a_lease_loses_its_job(
     make: Make, outbox: Outbox, forgetter: Forgetter
 ) -> None:
-    outbox.accept("r1", IDS, [], limit=9)
+    outbox.accept(Deletion(IDS, [], "r1"), limit=9)
     assert outbox.take(job_claim("r1"), "killed")
     assert (job := outbox.job("r1")) is not None and job.running
     later = make(lease=0.3)
@@ -148,7 +148,7 @@ def test_one_that_beats_keeps_its_job_for_longer_than_a_lease(
 ) -> None:
     forgetter.during = lambda: time.sleep(1.0)
     one, two = make(lease=0.3), make(lease=0.3)
-    one.put("r1", IDS, [])
+    one.put(Deletion(IDS, [], "r1"))
     one.start()
     two.start()
     until(lambda: one.find("r1") is None)
@@ -167,7 +167,7 @@ def test_two_that_work_at_one_job_end_it_once(
         until(lambda: len(passed) >= 2)
 
     forgetter.during = wait
-    outbox.accept("r1", IDS, [], [URL], limit=9)
+    outbox.accept(Deletion(IDS, [], "r1"), [URL], limit=9)
     for one in both:
         one.start()
     until(lambda: outbox.job("r1") is None)
@@ -187,7 +187,7 @@ def test_what_fails_for_now_is_tried_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     forgetter.errors = [error, error, error]
-    queue.put("r1", IDS, [])
+    queue.put(Deletion(IDS, [], "r1"))
     queue.start()
     until(lambda: queue.find("r1") is None)
     assert len(forgetter.calls) == 4
@@ -196,23 +196,23 @@ def test_what_fails_for_now_is_tried_again(
 
 def test_one_that_waits_holds_up_no_other(queue: JobQueue, forgetter: Forgetter) -> None:
     forgetter.errors = [UnavailableError("not now")] * 6
-    queue.put("r1", IDS, [])
+    queue.put(Deletion(IDS, [], "r1"))
     queue.start()
     until(lambda: len(forgetter.calls) >= 3)
-    queue.put("r2", IDS, [])
+    queue.put(Deletion(IDS, [], "r2"))
     forgetter.errors = forgetter.errors[:1]
     until(lambda: queue.find("r2") is None and queue.find("r1") is None)
 
 
 def test_one_that_fails_here_is_done_elsewhere(make: Make, forgetter: Forgetter) -> None:
     class Broken(Forgetter):
-        def deactivate(self, *names: Any, **more: Any) -> None:
-            self.calls.append(((), (), more["request_id"]))
+        def deactivate(self, deletion: Deletion) -> None:
+            self.calls.append(((), (), str(deletion.request_id)))
             raise S3TError("broken for ever")
 
     broken = Broken()
     here, there = make(broken), make(forgetter)
-    here.put("r1", IDS, [])
+    here.put(Deletion(IDS, [], "r1"))
     here.start()
     until(lambda: bool(broken.calls))
     there.start()
@@ -223,8 +223,8 @@ def test_one_that_fails_here_is_done_elsewhere(make: Make, forgetter: Forgetter)
 def test_a_damaged_one_is_told_once_and_holds_up_no_other(
     queue: JobQueue, forgetter: Forgetter, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    queue.put("r1", IDS, [])
-    queue.put("r2", IDS, [])
+    queue.put(Deletion(IDS, [], "r1"))
+    queue.put(Deletion(IDS, [], "r2"))
     with Ledger.open(tmp_path / "ledger.db") as ledger, ledger._database.transaction(True) as c:
         c.exec_driver_sql("UPDATE jobs SET sample_ids = '7' WHERE request_id = 'r1'")
     queue.start()
@@ -243,14 +243,14 @@ def test_one_that_can_never_be_done_is_cancelled_without_ids(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     forgetter.errors = [UnknownSampleError(["secret-3"], [], "RUN")]
-    queue.put("r1", IDS, ["secret-person"], [URL])
+    queue.put(Deletion(IDS, ["secret-person"], "r1"), [URL])
     queue.start()
     until(lambda: (job := queue.find("r1")) is not None and job.cancelled is not None)
     job = queue.find("r1")
     assert job is not None and job.problem is not None and job.problem[0] == "unknown_sample"
     assert outbox.counts() == {"jobs": 0, "callbacks": 1} and len(forgetter.calls) == 1
     assert b"secret-" not in left(tmp_path) and "secret" not in caplog.text
-    queue.put("r1", IDS[:2], [])  # what was wrong may have been put right
+    queue.put(Deletion(IDS[:2], [], "r1"))  # what was wrong may have been put right
     until(lambda: queue.find("r1") is None)
     assert len(forgetter.calls) == 2
     assert outbox.counts() == {"jobs": 0, "callbacks": 1}, "told of what became of it at last"
@@ -260,7 +260,7 @@ def test_cancelled_ones_are_told_for_a_week(
     queue: JobQueue, forgetter: Forgetter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forgetter.errors = [UnknownSampleError(["secret-3"], [], "RUN")]
-    queue.put("r1", IDS, [])
+    queue.put(Deletion(IDS, [], "r1"))
     queue.start()
     until(lambda: (job := queue.find("r1")) is not None and job.cancelled is not None)
     monkeypatch.setattr(jobs, "_KEPT", jobs.timedelta(0))
@@ -268,10 +268,10 @@ def test_cancelled_ones_are_told_for_a_week(
 
 
 def test_the_same_again_is_the_same_and_another_is_refused(queue: JobQueue) -> None:
-    job = queue.put("r1", IDS, ["a"])
-    assert queue.put("r1", [*reversed(IDS), IDS[0]], ["a"]) == job
+    job = queue.put(Deletion(IDS, ["a"], "r1"))
+    assert queue.put(Deletion([*reversed(IDS), IDS[0]], ["a"], "r1")) == job
     with pytest.raises(Problem) as refused:
-        queue.put("r1", IDS, ["b"])
+        queue.put(Deletion(IDS, ["b"], "r1"))
     assert refused.value.code == "request_conflict"
     assert queue.find("r1") == job
 
@@ -280,24 +280,24 @@ def test_more_jobs_than_may_wait_are_refused(
     queue: JobQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "_LIMIT", 2)
-    queue.put("r1", IDS, [])
-    queue.put("r2", IDS, [])
+    queue.put(Deletion(IDS, [], "r1"))
+    queue.put(Deletion(IDS, [], "r2"))
     with pytest.raises(Problem) as refused:
-        queue.put("r3", IDS, [])
+        queue.put(Deletion(IDS, [], "r3"))
     assert refused.value.code == "overloaded" and refused.value.headers["Retry-After"]
     assert queue.find("r3") is None
 
 
 def test_two_replicas_do_each_job_once(make: Make, forgetter: Forgetter) -> None:
     one, two = make(), make()
-    one.put("r0", IDS, [])
+    one.put(Deletion(IDS, [], "r0"))
     one.start()
     two.start()
     for number in range(1, 6):
-        (one, two)[number % 2].put(f"r{number}", IDS, [])
+        (one, two)[number % 2].put(Deletion(IDS, [], f"r{number}"))
     until(lambda: not any(one.find(f"r{number}") for number in range(6)))
     one.close()
-    two.put("r6", IDS, [])  # the other goes on
+    two.put(Deletion(IDS, [], "r6"))  # the other goes on
     until(lambda: two.find("r6") is None)
     assert sorted(call[2] for call in forgetter.calls) == [f"r{number}" for number in range(7)]
 
@@ -316,5 +316,5 @@ def test_a_ledger_that_is_away_is_told_once(
         queue.start()
         until(lambda: len(looks) > 4)
     assert caplog.text.count("the ledger is locked") == 1
-    queue.put("r1", IDS, [])
+    queue.put(Deletion(IDS, [], "r1"))
     until(lambda: queue.find("r1") is None)

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ def test_what_is_looked_at_is_what_the_library_tells(site: Asked) -> None:
     model = site.model
     assert told["status"] == json.loads(json.dumps(model.status().to_dict()))
     assert told["picture"] == json.loads(json.dumps(model.picture()))
-    assert told["log"] == {"entries": json.loads(json.dumps(model.log(100)))}
+    assert told["log"] == {"entries": [asdict(entry) for entry in model.ledger.recent(100)]}
     forecast = json.loads(json.dumps(model.forecast().to_dict()))
     assert told["forecast"].keys() == forecast.keys()
     assert told["forecast"]["first_death"]["requests"] == forecast["first_death"]["requests"]
@@ -57,7 +58,7 @@ def test_what_is_looked_at_is_what_the_library_tells(site: Asked) -> None:
 def test_the_log_is_told_from_its_end(site: Asked) -> None:
     entries = site.ask("GET", "/v1/log?limit=2", "audit").json()["entries"]
     numbers = [entry["number"] for entry in entries]
-    assert numbers == [len(site.model.log(100)), len(site.model.log(100)) - 1]
+    assert numbers == [len(site.model.ledger.recent(100)), len(site.model.ledger.recent(100)) - 1]
     for wrong in ("0", "-1", "1001", "x", "1e3", "9" * 400):
         assert site.ask("GET", f"/v1/log?limit={wrong}", "audit").status_code == 422
 
@@ -207,7 +208,7 @@ def test_a_reload_looks_at_tokens_and_run(
     looked: list[str] = []
 
     def watched(model: S3T) -> Any:
-        return Wrapped(model, reload=lambda: looked.append("run") or model.reload())
+        return Wrapped(model, serving=Wrapped(model.serving, reload=lambda: looked.append("run")))
 
     with asked(small_run.root, model=watched) as site:
         monkeypatch.setattr(site.service.access, "reload", lambda: looked.append("tokens"))
@@ -220,7 +221,10 @@ def test_a_reload_that_fails_changes_nothing(small_run: RunDir) -> None:
     def fail() -> None:
         raise IntegrityError(f"{small_run.root}/plan.json is damaged")
 
-    with asked(small_run.root, model=lambda model: Wrapped(model, reload=fail)) as site:
+    with asked(
+        small_run.root,
+        model=lambda model: Wrapped(model, serving=Wrapped(model.serving, reload=fail)),
+    ) as site:
         said = site.ask("POST", "/v1/reload", "repair")
         assert (said.status_code, said.json()["code"]) == (500, "damaged")
         assert str(small_run.root) not in said.text

@@ -63,7 +63,7 @@ class Tried:
 
     def version(self) -> tuple[Any, ...]:
         """What changes whenever anything does."""
-        return self.model.status(), self.model.log(1)[0]["number"]
+        return self.model.status(), self.model.ledger.recent(1)[0].number
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def asked_for(site: Asked) -> tuple[int, Any]:
 
 
 def deletions(model: S3T) -> list[dict[str, Any]]:
-    return [one for one in model.log(1000) if one["kind"] == "deletion"]
+    return [one for one in model.ledger.recent(1000) if one.kind == "deletion"]
 
 
 def test_any_replica_answers_for_what_another_has_accepted(replicas: tuple[Path, Path]) -> None:
@@ -83,7 +83,7 @@ def test_any_replica_answers_for_what_another_has_accepted(replicas: tuple[Path,
             status, said = asked_for(site)
             assert status == 200 and said in ("pending", "in_progress")
         again = b.delete(**body)
-        assert again.status_code == 202 and b.model.outbox.counts()["jobs"] == 1
+        assert again.status_code == 202 and b.model.ledger.outbox.counts()["jobs"] == 1
         for other in (MANY[:2], [*MANY, "s000"]):  # small, large
             said = b.delete(sample_ids=other, subject_request_id="large")
             assert (said.status_code, said.json()["code"]) == (409, "request_conflict")
@@ -92,7 +92,7 @@ def test_any_replica_answers_for_what_another_has_accepted(replicas: tuple[Path,
         until(lambda: asked_for(a) == asked_for(b) == (200, "completed"))
         assert b.delete(**body).status_code == 201
         assert len(deletions(a.model)) == 1 and a.model.status().deleted == len(MANY)
-        assert a.model.outbox.counts() == {"jobs": 0, "callbacks": 0}
+        assert a.model.ledger.outbox.counts() == {"jobs": 0, "callbacks": 0}
 
 
 @pytest.mark.heavy
@@ -118,7 +118,7 @@ def test_a_kill_loses_neither_the_deletion_nor_its_callback(
 
     def holds(site: Asked) -> None:
         until(lambda: asked_for(site) == (200, "completed"))
-        until(lambda: site.model.outbox.counts() == {"jobs": 0, "callbacks": 0})
+        until(lambda: site.model.ledger.outbox.counts() == {"jobs": 0, "callbacks": 0})
         assert len(deletions(site.model)) == 1 and site.model.status().deleted == len(MANY)
         bodies = [json.loads(body) for _, _, body in receiver.got]
         told = [(one["subject_request_id"], one["request_status"]) for one in bodies]

@@ -158,7 +158,7 @@ def test_a_deletion_shows_without_a_reload(browser: Any, site: Site) -> None:
 
 
 def test_a_dry_run_tells_and_changes_nothing(browser: Any, site: Site) -> None:
-    before, log = site.model.status(), site.model.log(100)
+    before, log = site.model.status(), site.model.ledger.recent(100)
     with tab(browser, PHONE) as shown:
         opened(shown, site)
         shown.page.fill("[name=subjects]", "p03")
@@ -179,7 +179,7 @@ def test_a_dry_run_tells_and_changes_nothing(browser: Any, site: Site) -> None:
         shown.page.wait_for_selector(".doomed", state="detached")
         assert shown.page.inner_text("#outcome") == ""
         assert shown.problems == []
-    assert site.model.status() == before and site.model.log(100) == log
+    assert site.model.status() == before and site.model.ledger.recent(100) == log
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -113,7 +113,7 @@ def test_pairs_are_objects_or_lists_of_two_texts(client: TestClient, model: Mode
     data = model.config.data
     columns = data.columns.model_copy(update={"text_pair": "more"})
     changed = data.model_copy(update={"columns": columns})
-    model.config = model.config.model_copy(update={"data": changed})
+    model._config = model.config.model_copy(update={"data": changed})
     assert predict(client, [{"text": "a", "more": "b"}, ["c", "d"]]).status_code == 200
     assert model.passes == [[("a", "b"), ("c", "d")]]
     for row in ("a", ["a"], ["a", 3], {"text": "a"}, {"text": "a", "more": " "}):

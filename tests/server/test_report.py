@@ -7,7 +7,7 @@ import configparser
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -45,9 +45,12 @@ class Told:
     def forecast(self) -> Any:
         return _Value(self._of("forecast"))
 
-    def receipts(self, limit: int) -> Sequence[Mapping[str, Any]]:
-        found: Sequence[Mapping[str, Any]] = self._data["receipts"][:limit]
-        return found
+    @property
+    def ledger(self) -> Any:
+        return self
+
+    def receipts(self, limit: int) -> list[Any]:
+        return [_Value(one) for one in self._data["receipts"][:limit]]
 
 
 class _Value:

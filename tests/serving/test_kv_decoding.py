@@ -253,7 +253,7 @@ def texts(text_run: Path) -> Iterator[S3T]:
 
 
 def served(service: S3T) -> Ensemble:
-    view = service._serving._views.current
+    view = service.serving._views.current
     assert view is not None and view.ensemble is not None
     return view.ensemble
 
@@ -266,7 +266,7 @@ def test_the_tokens_are_those_of_whole_texts(texts: S3T, draw: Any, monkeypatch:
     whole = partial(texts.generate, PROMPTS, max_new_tokens=12, **draw)
     pieces = partial(texts.stream, PROMPTS[0], max_new_tokens=12, **draw)
     found, streamed = whole(), [piece.text for piece in pieces()]
-    monkeypatch.setattr(texts._serving._answering.writer, "_steps", None)
+    monkeypatch.setattr(texts.serving._answering.writer, "_steps", None)
     assert (whole(), [piece.text for piece in pieces()]) == (found, streamed)
 
 
@@ -381,7 +381,7 @@ def test_a_strict_text_ends_with_an_error_once_it_is_hit(texts: S3T) -> None:
     texts.deactivate(["t05"])
     with pytest.raises(UnavailableError, match="drop what has come of it") as caught:
         next(pieces)
-    assert caught.value.code == "text_hit" and not texts.is_sound(0)
+    assert caught.value.code == "text_hit" and not texts.serving.is_sound(0)
     with pytest.raises(StopIteration):
         next(pieces)
     again = list(texts.stream("private line", max_new_tokens=8, strict=True))
@@ -398,7 +398,7 @@ def test_a_strict_text_is_hit_even_after_its_last_token(texts: S3T) -> None:
 
 
 def test_a_strict_text_goes_on_after_a_deletion_that_did_not_hit_it(texts: S3T) -> None:
-    of = {one.sample_id: (one.shard, one.slice) for one in texts._forgetting.ledger.samples()}
+    of = {one.sample_id: (one.shard, one.slice) for one in texts.ledger.samples()}
     same = [one for one in of if of[one] == of["t05"]]  # its slot is dead after the first of them
     texts.deactivate(same[:1])
     pieces = texts.stream("private line", max_new_tokens=8, strict=True)
@@ -406,7 +406,7 @@ def test_a_strict_text_goes_on_after_a_deletion_that_did_not_hit_it(texts: S3T) 
     texts.deactivate(same[1:2])
     found += pieces
     assert found[0].view == 1 and found[-1].view == 2
-    assert texts.is_sound(1) and not texts.is_sound(0)
+    assert texts.serving.is_sound(1) and not texts.serving.is_sound(0)
 
 
 def test_a_strict_text_does_not_go_on_from_tokens_of_unknown_origin(texts: S3T) -> None:
@@ -425,7 +425,7 @@ def test_a_text_on_a_view_that_was_hit_leaves_nothing(
         seen.append(weakref.ref(self))
         if len(seen) == 1:
             deletion.start()
-            wait_until(lambda: texts._serving._views.spoilt(0))
+            wait_until(lambda: texts.serving._views.is_hit(0))
         return plain(self, *arguments)
 
     deletion = threading.Thread(target=texts.deactivate, args=(["t05"],))

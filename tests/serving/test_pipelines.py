@@ -104,8 +104,8 @@ def test_what_a_run_does_not_understand_is_refused(classifier: S3T, tmp_path: Pa
 def test_a_deletion_takes_effect_at_the_next_call(classifier: S3T) -> None:
     pipe, seen = classifier.pipeline(top_k=None), []
     model: Any = pipe.model
-    plain = model._serving.answer
-    model._serving.answer = lambda ask: plain(lambda e, view: (seen.append(view), ask(e, view))[1])
+    plain = model.serving.answer
+    model.serving.answer = lambda ask: plain(lambda e, view: (seen.append(view), ask(e, view))[1])
     before = pipe(TEXTS)
     classifier.deactivate(subjects=["p03"])
     after = pipe(TEXTS)
@@ -205,9 +205,9 @@ def test_options_that_would_be_ignored_are_refused(texts: S3T) -> None:
 @pytest.mark.slow
 def test_the_runs_own_tokenizer_is_left_as_it_is(text_run: Path) -> None:
     with S3T.load(text_run) as service:
-        before = service._serving.model().encoder.fingerprint()
+        before = service.serving.model().encoder.fingerprint()
         service.pipeline()(PROMPTS, max_new_tokens=2, batch_size=3)
-        assert service._serving.model().encoder.fingerprint() == before
+        assert service.serving.model().encoder.fingerprint() == before
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def slowly(model, ensemble, rows, view):
 model = S3T.load(run)
 if what == "hold":
     view = model.predict(["person 3 says 24"])[0].view
-    with model.hold(view) as good:
+    with model.serving.hold(view) as good:
         print("holds", good, flush=True)
         sys.stdin.readline()
 else:
@@ -106,7 +106,7 @@ def test_the_command_line_waits_for_an_answer_of_another_process(
         wait_until(lambda: ledger.view() == 1, command)
         time.sleep(0.3)
         assert command.poll() is None, "it has returned while the other process is at work"
-        assert ledger.receipts(1)[0]["effective_at"] is None, "told too early"
+        assert ledger.receipts(1)[0].effective_at is None, "told too early"
         reader.go_on()
         out, err = command.communicate(timeout=PATIENCE)
         assert command.returncode == 0, err
@@ -141,7 +141,7 @@ def test_a_reader_that_hangs_leaves_a_deletion_durable_and_not_yet_effective(
         receipt = service.deactivate(subjects=["p03"], request_id="one")
         assert receipt.effective_at is None and receipt.accepted_at is not None
         assert 0.5 <= receipt.seconds < 5
-        assert service.receipt("one")["effective_at"] is None
+        assert service.receipt("one").effective_at is None
         assert service.deactivate(subjects=["p03"], request_id="one").effective_at is None
         told = command("deactivate", small_run.root, "--subjects", "p05")
         assert told.code == 0 and "not yet effective" in told.out + told.err
@@ -167,11 +167,11 @@ def test_two_services_of_one_process_wait_for_each_other(service: S3T) -> None:
             done.set()
 
         thread = threading.Thread(target=delete)
-        with other.hold(view) as good:
+        with other.serving.hold(view) as good:
             assert good
             thread.start()
             assert not done.wait(0.3)
-            assert service.receipts()[0]["effective_at"] is None, "told too early"
+            assert service.ledger.receipts()[0].effective_at is None, "told too early"
             assert service.deactivate(subjects=["p05"], dry_run=True).view == view + 2
         assert done.wait(PATIENCE)
         thread.join()
@@ -187,7 +187,7 @@ def test_several_deletions_wait_for_one_answer(service: S3T) -> None:
                 found.append(one.deactivate(subjects=[person]).effective_at)
 
         threads = [threading.Thread(target=delete, args=(f"p{n:02d}",)) for n in (3, 5, 7)]
-        with other.hold(view) as good:
+        with other.serving.hold(view) as good:
             assert good
             for thread in threads:
                 thread.start()
@@ -202,8 +202,8 @@ def test_with_a_lease_no_lock_is_held(service: S3T) -> None:
     service.predict(ROWS)
     service.join(lease=PATIENCE)
     view = service.predict(ROWS)[0].view
-    with service.hold(view) as good:
-        assert good and not Readers.of(service._forgetting.ledger).behind(view + 1)  # type: ignore[union-attr]
+    with service.serving.hold(view) as good:
+        assert good and not Readers.of(service.ledger).behind(view + 1)  # type: ignore[union-attr]
 
 
 @pytest.mark.slow
@@ -256,7 +256,7 @@ def test_a_text_under_way_is_given_up_for_a_deletion_elsewhere(
     with S3T.load(text_run) as service, S3T.load(text_run) as other:
         (found,) = service.generate(["private"], max_new_tokens=12)
         threads[0].join(PATIENCE)
-        assert not threads[0].is_alive() and other.receipts()[0]["effective_at"] is not None
+        assert not threads[0].is_alive() and other.ledger.receipts()[0].effective_at is not None
     assert found.view == 1 and views.count(0) == 3
 
 

@@ -61,14 +61,14 @@ def service(run: RunDir) -> Iterator[S3T]:
 
 def cut_off(service: S3T, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Let a replica no longer reach the ledger; returns what lets it again."""
-    ledger, kept = service._forgetting.ledger, {}
+    ledger, kept = service.ledger, {}
 
     def fail(*arguments: Any, **more: Any) -> Any:
         raise UnavailableError("cut off")
 
     for owner, name in (
         (ledger, "view"),
-        (ledger, "state"),
+        (ledger.plans, "in_force"),
         (ledger, "watch"),
         (ledger, "delete"),
         *((ledger.replicas, name) for name in ("beat", "left", "all", "join", "pending")),
@@ -92,16 +92,16 @@ def wait_for(what: Callable[[], bool], seconds: float = 10) -> None:
 
 def test_a_replica_has_a_seat_until_it_closes(join: Join, service: S3T) -> None:
     one, two = join("one"), join("two")
-    assert [found["name"] for found in service.replicas()] == ["one", "two"]
-    assert 0 < (one.lease_left or 0) <= LEASE and one.readiness() is None
+    assert [found.name for found in service.ledger.replicas.all()] == ["one", "two"]
+    assert 0 < (one.serving.lease_left or 0) <= LEASE and one.serving.readiness() is None
     two.close()
-    assert [found["name"] for found in service.replicas()] == ["one"]
+    assert [found.name for found in service.ledger.replicas.all()] == ["one"]
 
 
 def test_without_a_lease_nothing_is_written_on_sqlite(small_run: RunDir) -> None:
     with S3T.load(small_run.root) as service:
         service.join()
-        assert service.replicas() == [] and service.lease_left is None
+        assert service.ledger.replicas.all() == [] and service.serving.lease_left is None
         assert service.predict(ROWS)[0].view == 0
 
 
@@ -115,7 +115,7 @@ def test_once_a_deletion_is_acknowledged_every_replica_has_left_the_old_view(
         receipt = service.deactivate(subjects=[person])
         assert receipt.effective_at is not None and receipt.accepted_at is not None
         assert receipt.accepted_at <= receipt.effective_at
-        assert {one["view"] for one in service.replicas()} == {number}
+        assert {one.view for one in service.ledger.replicas.all()} == {number}
         # no look at the ledger: what they serve was swapped before the acknowledgement
         assert [one.predict(ROWS)[0].view for one in replicas] == [number, number]
 
@@ -125,7 +125,7 @@ def test_a_replica_deletes_and_waits_for_the_others(join: Join) -> None:
     receipt = one.deactivate(subjects=["p03"])
     assert receipt.effective_at is not None and receipt.seconds < LEASE / 2
     assert two.predict(ROWS)[0].view == receipt.view
-    assert two.receipt(receipt.request_id)["effective_at"] == receipt.effective_at
+    assert two.receipt(receipt.request_id).effective_at == receipt.effective_at
 
 
 def test_a_deletion_waits_for_what_is_being_sent(join: Join, service: S3T) -> None:
@@ -137,26 +137,26 @@ def test_a_deletion_waits_for_what_is_being_sent(join: Join, service: S3T) -> No
         done.set()
 
     thread = threading.Thread(target=delete)
-    with replica.hold(view) as good:
+    with replica.serving.hold(view) as good:
         assert good
         thread.start()
         wait_for(lambda: replica.predict(ROWS)[0].view == view + 1)
         assert not done.wait(0.2)
     assert done.wait(5)
     thread.join()
-    with replica.hold(view) as good:
+    with replica.serving.hold(view) as good:
         assert not good, "what served at that view is dead"
-    with replica.hold(view + 1) as good:
+    with replica.serving.hold(view + 1) as good:
         assert good
 
 
 def test_hold_without_a_lease(service: S3T) -> None:
     view = service.predict(ROWS)[0].view
-    with service.hold(view) as good:
+    with service.serving.hold(view) as good:
         assert good
     with S3T.load(service.root) as other:
         other.deactivate(subjects=["p03"])
-    with service.hold(view) as good:
+    with service.serving.hold(view) as good:
         assert not good
 
 
@@ -173,13 +173,13 @@ def test_a_replica_that_is_cut_off_stops_and_comes_back(
     assert SHORT / 2 < time.monotonic() - began < 10 * SHORT
     with pytest.raises(UnavailableError, match=f"for {SHORT} s"):
         replica.predict(ROWS)
-    with replica.hold(0) as good:
+    with replica.serving.hold(0) as good:
         assert not good
-    assert replica.readiness() is not None and service.replicas() == []
+    assert replica.serving.readiness() is not None and service.ledger.replicas.all() == []
     back()
-    wait_for(lambda: replica.readiness() is None)
+    wait_for(lambda: replica.serving.readiness() is None)
     assert replica.predict(ROWS)[0].view == receipt.view
-    assert [one["view"] for one in service.replicas()] == [receipt.view]
+    assert [one.view for one in service.ledger.replicas.all()] == [receipt.view]
 
 
 def test_cut_off_it_deletes_nothing(
@@ -200,20 +200,20 @@ def test_a_deletion_that_cannot_be_seen_to_be_effective_is_settled_later(
         raise UnavailableError("cut off")
 
     with monkeypatch.context() as patched:
-        patched.setattr(service._forgetting.ledger.replicas, "behind", fail)
+        patched.setattr(service.ledger.replicas, "behind", fail)
         receipt = service.deactivate(subjects=["p03"], request_id="one")
     assert receipt.accepted_at is not None and receipt.effective_at is None
     # from the ledger itself: who asks the service on a file looks, and settles it
-    assert service._forgetting.ledger.receipt("one")["effective_at"] is None
+    assert service.ledger.receipt("one").effective_at is None
     join()
-    wait_for(lambda: service.receipt("one")["effective_at"] is not None)
+    wait_for(lambda: service.receipt("one").effective_at is not None)
 
 
 def test_a_replica_that_cannot_build_the_new_view_holds_up_no_deletion(
     join: Join, service: S3T, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replica = join()
-    serving = replica._serving
+    serving = replica.serving
 
     def fail(*arguments: Any) -> Any:
         raise IntegrityError("no view can be built")
@@ -224,7 +224,7 @@ def test_a_replica_that_cannot_build_the_new_view_holds_up_no_deletion(
         assert receipt.effective_at is not None
         with pytest.raises(IntegrityError):
             replica.predict(ROWS)
-        assert replica.readiness() == "loading"
+        assert replica.serving.readiness() == "loading"
     assert replica.predict(ROWS)[0].view == receipt.view
 
 
@@ -237,7 +237,7 @@ def test_a_replica_that_fails_in_an_unforeseen_way_drops_the_old_view_and_goes_o
         raise RuntimeError("out of memory at s030")
 
     with monkeypatch.context() as patched:
-        patched.setattr(replica._serving, "_build", fail)
+        patched.setattr(replica.serving, "_build", fail)
         assert service.deactivate(subjects=["p03"]).effective_at is not None
         assert replica.deactivate(subjects=["p04"]).effective_at is not None
         with pytest.raises(RuntimeError):
@@ -253,14 +253,14 @@ def test_what_keeps_a_seat_survives_what_nobody_foresaw(
 ) -> None:
     replica = join(lease=SHORT)
     with monkeypatch.context() as patched:
-        patched.setattr(replica._forgetting.ledger.replicas, name, lambda *_: 1 / 0)
+        patched.setattr(replica._opened.ledger.replicas, name, lambda *_: 1 / 0)
         if name == "left":
             threading.Timer(2 * SHORT, patched.undo).start()
         else:
-            wait_for(lambda: replica.readiness() is not None)
+            wait_for(lambda: replica.serving.readiness() is not None)
             patched.undo()
         assert service.deactivate(subjects=["p03"]).effective_at is not None
-    wait_for(lambda: replica.readiness() is None)
+    wait_for(lambda: replica.serving.readiness() is None)
     assert service.deactivate(subjects=["p04"]).effective_at is not None
 
 
@@ -277,7 +277,7 @@ def test_a_ledger_that_has_gone_back_is_not_served(run: RunDir, join: Join) -> N
             ledger._database.tell(connection)
         with pytest.raises(IntegrityError, match="gone back"):
             looking.predict(ROWS)
-        wait_for(lambda: replica.readiness() is not None)
+        wait_for(lambda: replica.serving.readiness() is not None)
         with pytest.raises(IntegrityError, match="gone back"):
             replica.predict(ROWS)
 
@@ -392,10 +392,10 @@ class TestStreams:
         seen, original = [], Writer._next
 
         def watched(self: Writer, *arguments: Any) -> Any:
-            seen.append(texts._serving._views.current.version)  # type: ignore[union-attr]
+            seen.append(texts.serving._views.current.view)  # type: ignore[union-attr]
             if len(seen) == 3:
                 deleting.start()
-                wait_for(lambda: texts._serving._views.current.version == 1)  # type: ignore[union-attr]
+                wait_for(lambda: texts.serving._views.current.view == 1)  # type: ignore[union-attr]
             return original(self, *arguments)
 
         deleting = threading.Thread(target=texts.deactivate, args=(["t05"],))
@@ -406,11 +406,11 @@ class TestStreams:
 
 
 class Played:
-    """What ``Seat`` does, step by step, on a clock of its own speed."""
+    """What ``ReplicaLease`` does, step by step, on a clock of its own speed."""
 
     def __init__(self, speed: float) -> None:
         self.speed, self.lease = speed, Lease(10.0)
-        self.view, self.seat, self.asked = 0, "", 0.0
+        self.view, self.name, self.asked = 0, "", 0.0
 
 
 class Play:
@@ -428,8 +428,8 @@ class Play:
 
     def sit(self, replica: Played) -> None:
         self.speed = replica.speed
-        asked, seat = table.clock(), self.table.join("one", replica.lease.seconds)
-        replica.seat, replica.view = seat.replica, self.ledger.view()
+        asked, joined = table.clock(), self.table.join("one", replica.lease.seconds)
+        replica.name, replica.view = joined.replica, self.ledger.view()
         replica.lease.renew(asked)
 
     def send_beat(self, replica: Played) -> None:
@@ -439,7 +439,7 @@ class Play:
     def take_beat(self, replica: Played) -> None:
         """One that was sent at any time before."""
         self.speed = replica.speed
-        if self.table.beat(replica.seat):
+        if self.table.beat(replica.name):
             replica.lease.renew(replica.asked)
         else:
             replica.lease.end()
@@ -447,7 +447,7 @@ class Play:
 
     def follow(self, replica: Played) -> None:
         replica.view = self.ledger.view()
-        self.table.left(replica.seat, replica.view)
+        self.table.left(replica.name, replica.view)
 
     def delete(self) -> None:
         with self.ledger._reader.transaction(writes=True) as (connection, log):

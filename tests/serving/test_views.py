@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from s3t.serving.views import View, Views
+from s3t.serving.views import ServingView, Views
 from s3t.types import NodeKey
 
 
-def view(version: int, *keys: str) -> View:
+def view(version: int, *keys: str) -> ServingView:
     nodes: Any = tuple(SimpleNamespace(key=NodeKey(key)) for key in keys)
-    return View(version, nodes, None, {})
+    return ServingView(version, nodes, None, {})
 
 
-def put(views: Views, new: View, dead: Collection[str] = ()) -> None:
+def put(views: Views, new: ServingView, dead: Collection[str] = ()) -> None:
     views.put(new, lambda key: key not in dead)
 
 
@@ -26,7 +26,7 @@ def test_a_death_spoils_what_served_it() -> None:
     views = Views()
     put(views, view(3, "a", "b"))
     put(views, view(4, "c", "b"), dead={"a"})
-    assert [views.spoilt(version) for version in (2, 3, 4)] == [True, True, False]
+    assert [views.is_hit(version) for version in (2, 3, 4)] == [True, True, False]
 
 
 def test_so_does_one_that_comes_when_nothing_serves_it_any_more() -> None:
@@ -34,16 +34,16 @@ def test_so_does_one_that_comes_when_nothing_serves_it_any_more() -> None:
     views = Views()
     put(views, view(1, "a"))
     put(views, view(2, "b"))  # a repair's: "a" lives, and nothing serves it
-    assert not views.spoilt(1)
+    assert not views.is_hit(1)
     put(views, view(3, "b"), dead={"a"})
-    assert [views.spoilt(version) for version in (1, 2, 3)] == [True, False, False]
+    assert [views.is_hit(version) for version in (1, 2, 3)] == [True, False, False]
 
 
-def test_what_is_forgotten_is_spoilt() -> None:
+def test_what_is_forgotten_counts_as_hit() -> None:
     views = Views()
     for version in range(200):
         put(views, view(version, "a"))
-    assert views.spoilt(100) and not views.spoilt(190)
+    assert views.is_hit(100) and not views.is_hit(190)
 
 
 def test_nothing_in_force_spoils_all_before() -> None:
@@ -51,9 +51,9 @@ def test_nothing_in_force_spoils_all_before() -> None:
     put(views, view(1, "a"))
     views.drop(2)
     assert views.current is None and views.pin() is None
-    assert views.spoilt(1) and not views.spoilt(2)
+    assert views.is_hit(1) and not views.is_hit(2)
     put(views, view(5, "a"))
-    assert views.spoilt(4) and not views.spoilt(5)
+    assert views.is_hit(4) and not views.is_hit(5)
 
 
 def test_older_views_are_waited_for() -> None:

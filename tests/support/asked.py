@@ -51,7 +51,7 @@ class Asked:
             for path in sorted(root.rglob("*"))
             if path.is_file() and not path.name.startswith(("ledger.db", ".lock"))
         }
-        return self.model.status(), self.model.log(1000), files
+        return self.model.status(), self.model.ledger.recent(1000), files
 
 
 @contextmanager

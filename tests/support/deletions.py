@@ -11,7 +11,7 @@ def hit(service: S3T, *slots: tuple[int, int]) -> None:
     """Delete a sample of each slot."""
     ids = []
     for slot in slots:
-        first = next(iter(service._forgetting.ledger.samples(slot, deleted=False)))
+        first = next(iter(service.ledger.samples(slot, deleted=False)))
         ids.append(str(first.sample_id))
     service.deactivate(ids)
 

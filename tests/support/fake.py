@@ -13,14 +13,14 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from s3t.config import load_config
+from s3t.config import Config, load_config
 from s3t.config.serve import ServeConfig
 from s3t.errors import InputError
-from s3t.ledger import Ledger, Outbox
+from s3t.ledger import Ledger
 from s3t.server.app import create_app
+from s3t.types import Digest
 from tests.conftest import ROOT
 
-LABELS = ("no", "yes")
 URL = "http://127.0.0.1"
 
 
@@ -58,20 +58,29 @@ class Model:
     text: str = "once upon a time"
     asked: list[Any] = field(default_factory=list)
     lease_left: float | None = None
-    run_id: str = "0123456789ab"
-    labels: tuple[str, ...] = LABELS
 
     def __post_init__(self) -> None:
-        self.config = load_config(ROOT / "configs" / "digits.yaml")
+        self._config = load_config(ROOT / "configs" / "digits.yaml")
+
+    @property
+    def config(self) -> Config:
+        return self._config.model_copy(update={"task": self.task})
+
+    @property
+    def serving(self) -> Model:
+        """What serves is this one, too."""
+        return self
 
     @cached_property
     def ledger(self) -> Ledger:
         """One for all models of a folder, as for replicas with directories of their own."""
-        return Ledger.open(self.root.parent / "ledger.db", create=True)
+        ledger = Ledger.open(self.root.parent / "ledger.db", create=True)
+        ledger.plans.propose(Digest("0" * 64), 0)
+        return ledger
 
     @property
-    def outbox(self) -> Outbox:
-        return self.ledger.outbox
+    def run_id(self) -> str:
+        return next(self.ledger.log()).digest[:12]
 
     def predict(self, batch: Sequence[Any]) -> list[Answer]:
         self.before()
@@ -121,12 +130,6 @@ class Model:
             "serving": [[0, 1], []],
             "nodes": [{"state": "serving"}, {"state": "dead"}, {"state": "dead"}],
         }
-
-    def receipts(self, limit: int, before: int | None = None) -> list[dict[str, Any]]:
-        return []
-
-    def log(self, limit: int) -> list[dict[str, Any]]:
-        return []
 
     def reload(self) -> None:
         pass

@@ -119,17 +119,19 @@ def wait_until(done: Callable[[], bool], process: subprocess.Popen[str]) -> None
 
 def forget(config: Config, subject: str) -> None:
     """Delete a person as the service does: in the ledger, durably."""
-    from s3t.run.deletion import Forgetting
+    from s3t.ledger import Deletion
+    from s3t.run.deletion import delete
+    from s3t.run.opened import OpenRun
 
-    forgetting = Forgetting(RunDir(config.run_dir))
-    forgetting.delete([], [subject], None, dry_run=False)
+    forgetting = OpenRun(RunDir(config.run_dir))
+    delete(forgetting, Deletion([], [subject]))
     forgetting.close()
 
 
 def dead_keys(config: Config) -> set[NodeKey]:
     run = RunDir(config.run_dir)
     with run.ledger() as ledger:
-        hits = set(ledger.state().hits)
+        hits = set(ledger.plans.in_force().hits)
     return {
         node.key
         for node in run.plan().forest.nodes

@@ -127,7 +127,7 @@ def test_no_service_starts_where_locks_do_not_hold(
     with S3T.load(small_run.root) as service:
         with pytest.raises(InputError, match="grants one POSIX lock"):
             service.join()
-        assert service.readiness() == "loading"
+        assert service.serving.readiness() == "loading"
     assert set(small_run.root.iterdir()) <= {*before, *small_run.root.glob("ledger.db-*")}
 
 

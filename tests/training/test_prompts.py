@@ -407,9 +407,9 @@ def test_a_deletion_in_a_cluster_trains_that_cluster_anew(make: Make, tmp_path: 
 
 def asked(service: S3T) -> list[Any]:
     """What a run answers with, whatever its task."""
-    if service.task == "image-classification":
+    if service.config.task == "image-classification":
         return list(service.predict([[[0.5] * 8] * 8] * 3))
-    if service.task == "text-classification":
+    if service.config.task == "text-classification":
         return list(service.predict([{"text": "person 4 says 5"}, {"text": "person 7 says 1"}]))
     whole = service.generate(["person 4"], max_new_tokens=3)
     pieces = service.stream("person 4", max_new_tokens=3)

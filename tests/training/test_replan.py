@@ -65,7 +65,7 @@ def test_a_repaired_run_is_a_run_that_never_saw_the_sample(make: Make, tmp_path:
     run, other = RunDir(one.run_dir), RunDir(never.run_dir)
     assert run.plan().forest == other.plan().forest
     with run.ledger() as ledger:
-        state = ledger.state()
+        state = ledger.plans.in_force()
         assert (state.generation, state.hits) == (1, ())
         assert [g.in_force is not None for g in ledger.plans.all()] == [True, True]
         metas = [run.store.meta(node.key) for node in run.plan().forest]
@@ -83,7 +83,7 @@ def test_deleted_again_and_repaired_again(make: Make, tmp_path: Path) -> None:
         forget(config, person)
         repair(config)
         with RunDir(config.run_dir).ledger() as ledger:
-            assert ledger.state().generation == generation
+            assert ledger.plans.in_force().generation == generation
     compared = from_scratch(RunDir(config.run_dir), tmp_path / "scratch")
     assert compared.equal, compared
 
@@ -273,7 +273,7 @@ def put_in_force_and_die(run: RunDir, ledger: Ledger, plan: Plan) -> None:
 
 def generation(run: RunDir) -> int:
     with run.ledger() as ledger:
-        return ledger.state().generation
+        return ledger.plans.in_force().generation
 
 
 # ── additions ────────────────────────────────────────────────────────────────────────────────
@@ -335,7 +335,7 @@ def test_changed_rows_are_no_addition(make: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="changed: 's000'"):
         add(config)
     with RunDir(config.run_dir).ledger() as ledger:
-        assert ledger.counts()["samples"] == 48 and len(ledger.plans.all()) == 1
+        assert ledger.counts.totals()["samples"] == 48 and len(ledger.plans.all()) == 1
 
 
 def test_until_it_is_trained_the_run_serves_what_it_did(

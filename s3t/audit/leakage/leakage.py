@@ -81,7 +81,7 @@ def leakage(
         raise InputError(f"samples {samples}: leakage is measured on at least 2")
     evidence = RunEvidence(run)
     with Ledger.open(run.ledger_at, read_only=True) as ledger:
-        gone, name = ledger.gone(), ledger.name
+        gone, name = ledger.deleted.all(), ledger.name
     if gone.view != evidence.ledger.view:
         raise S3TError(f"{name} was written to while it was read: run s3t audit again")
     suspected = find_suspected_rows(evidence, gone, samples, seed)

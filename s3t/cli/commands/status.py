@@ -64,12 +64,12 @@ def forecast(run: RunPath, trials: Trials = None, seed: Seed = 0, as_json: AsJso
 def receipt(run: RunPath, request_id: RequestId, as_json: AsJson = False) -> None:
     """Show the receipt of a deletion, as the log of the run holds it."""
     from s3t.run import RunDir
-    from s3t.serving.replica import receipt as stored_receipt
+    from s3t.serving.effective import stored_receipt
 
     opened = RunDir.existing(run)
     with opened.ledger() as ledger:
         found = stored_receipt(ledger, request_id, opened.tell_store)
-    show(found if as_json else None, stored_receipt_lines(found))
+    show(found.to_dict() if as_json else None, stored_receipt_lines(found))
 
 
 @app.command()

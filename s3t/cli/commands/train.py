@@ -126,14 +126,14 @@ def attach(
 def _due(run: Path) -> str | None:
     """Why a run is due for repair, or None."""
     from s3t.run import RunDir
-    from s3t.run.deletion import Forgetting
+    from s3t.run.opened import OpenRun
     from s3t.run.repair import reason
 
-    forgetting = Forgetting(RunDir.existing(run))
+    opened = OpenRun(RunDir.existing(run))
     try:
-        return reason(forgetting)
+        return reason(opened)
     finally:
-        forgetting.close()
+        opened.close()
 
 
 def _renew(what: str, run: Path, files: list[str], options: list[str], as_json: bool) -> None:

@@ -28,7 +28,7 @@ from s3t.export.sync.ending import Forgotten, end_with
 from s3t.export.sync.engine import Answered, Served, ServingEngine
 from s3t.export.sync.http import EngineError
 from s3t.export.sync.probing import Probing
-from s3t.run.deletion import Forgetting
+from s3t.run.opened import OpenRun
 from s3t.run.purge import is_dead, kept_nodes
 from s3t.types import NodeKey
 
@@ -108,7 +108,7 @@ class Synchroniser:
     """Keeps one engine to one run.
 
     Args:
-        forgetting: the run.
+        opened: the run.
         exporter: of its adapters, to a folder that the engine can read.
         engine: the engine.
         wanted: what to export.
@@ -117,13 +117,13 @@ class Synchroniser:
 
     def __init__(
         self,
-        forgetting: Forgetting,
+        opened: OpenRun,
         exporter: Exporter,
         engine: ServingEngine,
         wanted: Wanted,
         seen_at: str | None = None,
     ) -> None:
-        self._forgetting, self._exporter, self._engine = forgetting, exporter, engine
+        self._opened, self._exporter, self._engine = opened, exporter, engine
         self._wanted, self._seen_at = wanted, seen_at or str(exporter.folder.path)
         self._latest: Export | None = None
         self._probing = Probing(exporter.folder)
@@ -141,7 +141,7 @@ class Synchroniser:
         """
         round_ = _Round(time.perf_counter())
         while True:
-            view = self._forgetting.ledger.view()
+            view = self._opened.ledger.view()
             self._forget(round_, told, view)
             if self._changed(view):
                 continue
@@ -182,7 +182,7 @@ class Synchroniser:
         """
         while True:
             try:
-                with self._forgetting.ledger.watch() as watching:
+                with self._opened.ledger.watch() as watching:
                     in_force = False
                     while True:
                         try:
@@ -236,7 +236,7 @@ class Synchroniser:
             try:
                 records.end(folder.path, [name], url)
             except OSError as error:  # the next sync ends with it once more
-                round_.failed(S3TError(f"{self._forgetting.run.root} cannot be written ({error})"))
+                round_.failed(S3TError(f"{self._opened.run.root} cannot be written ({error})"))
             round_.forget(name)
             seconds = round(time.perf_counter() - started, 3)
             told(Forgotten(name, self._engine.target, url, seconds))
@@ -246,12 +246,12 @@ class Synchroniser:
         try:
             self._exporter.records.doom(self._exporter.folder.path, adapters)
         except OSError as error:  # the disk may be full: what is dead goes all the same
-            round_.failed(S3TError(f"{self._forgetting.run.root} cannot be written ({error})"))
+            round_.failed(S3TError(f"{self._opened.run.root} cannot be written ({error})"))
 
     def _export(self, round_: _Round) -> Export | None:
         """The adapters of the present view, in the folder; None if there is a problem."""
         latest = self._latest
-        if latest is not None and latest.view == self._forgetting.ledger.view():
+        if latest is not None and latest.view == self._opened.ledger.view():
             places = [self._exporter.folder.path / name for name in latest.names]
             if all(place.is_dir() for place in places):
                 return latest
@@ -368,7 +368,7 @@ class Synchroniser:
     # ── what there is ────────────────────────────────────────────────────────────────────────
 
     def _changed(self, view: int) -> bool:
-        return self._forgetting.ledger.view() != view
+        return self._opened.ledger.view() != view
 
     def _ours(self) -> dict[str, Served]:
         """What the engine lists under names of this run."""
@@ -387,7 +387,7 @@ class Synchroniser:
     def _alive(self) -> Callable[[str], bool]:
         """Tells of a name whether all of its nodes are known, and live."""
         known = self._known()
-        kept = kept_nodes(self._forgetting.run, self._forgetting.ledger)
+        kept = kept_nodes(self._opened.run, self._opened.ledger)
         return lambda name: not is_dead(known.get(name), kept)
 
 

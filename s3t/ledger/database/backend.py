@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from s3t.errors import S3TError
 
-__all__ = ["ACCESS", "BUSY_SECONDS", "Access", "Backend", "Watch", "shown"]
+__all__ = ["ACCESS", "BUSY_SECONDS", "Backend", "TransactionMode", "Watch", "shown"]
 
 BUSY_SECONDS = 30.0
 """How long a writer waits for another one."""
@@ -26,7 +26,7 @@ _SECRETS = ("password", "sslpassword")
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class TransactionMode:
     """How a transaction is to begin.
 
     Attributes:

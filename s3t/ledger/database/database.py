@@ -22,7 +22,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 
 from s3t.errors import InputError, IntegrityError, S3TError
 from s3t.ledger.database import schema
-from s3t.ledger.database.backend import ACCESS, Access, Backend, Watch, shown
+from s3t.ledger.database.backend import ACCESS, Backend, TransactionMode, Watch, shown
 from s3t.ledger.database.sqlite import SQLite
 
 __all__ = ["Database", "Watch", "without_password"]
@@ -85,7 +85,7 @@ class Database:
             scratch: make temporary tables, and look at all samples.
         """
         self._check_process()
-        access = Access(writes, alone, synced, scratch)
+        access = TransactionMode(writes, alone, synced, scratch)
         turn = self._backend.turn(synced) if writes else nullcontext()
         with self._explained(), turn, self._begun(access) as (connection, begun):
             self._backend.check()
@@ -98,7 +98,7 @@ class Database:
             with self._explained(committing=writes):
                 begun.commit()
             if writes:
-                self._backend.check()  # else what was committed is in a file that nobody reads
+                self._backend.check()  # else what was committed is in a file that no process reads
 
     def read(self, query: str) -> str:
         """The one value that a query gives, on a connection that the thread keeps.
@@ -120,7 +120,7 @@ class Database:
         """Leave nothing of deleted rows in the files: not in free pages, not in the log of writes.
 
         SQLite overwrites what it frees (``secure_delete``), so that only the write-ahead log is
-        left, which is emptied; PostgreSQL writes the table anew. Its own log of writes is beyond
+        left, which is emptied; PostgreSQL rewrites the table. Its own log of writes is beyond
         reach (see ``s3t.run.purge``).
 
         Returns:
@@ -187,13 +187,13 @@ class Database:
             yield watch
 
     @contextmanager
-    def _begun(self, access: Access) -> Iterator[tuple[sa.Connection, sa.RootTransaction]]:
+    def _begun(self, access: TransactionMode) -> Iterator[tuple[sa.Connection, sa.RootTransaction]]:
         """A transaction that has begun, on a connection that is alive."""
         connection, begun = self._begin(access)
         with connection:
             yield connection, begun
 
-    def _begin(self, access: Access) -> tuple[sa.Connection, sa.RootTransaction]:
+    def _begin(self, access: TransactionMode) -> tuple[sa.Connection, sa.RootTransaction]:
         again = True
         while True:
             connection = self._engine.connect().execution_options(**{ACCESS: access})
@@ -204,7 +204,7 @@ class Database:
                 connection.close()
                 if not (stale and again):
                     raise
-                again = False  # its server was started anew, and all others of the pool are dropped
+                again = False  # its server was restarted, and all others of the pool are dropped
 
     def _read(self, query: str) -> str:
         reader: PoolProxiedConnection | None = getattr(self._local, "reader", None)

@@ -1,9 +1,9 @@
 """PostgreSQL as a ledger: for replicas of one run, on as many machines as there are.
 
     writes   BEGIN READ COMMITTED, then one lock of the whole ledger   one after the other
-    reads    BEGIN REPEATABLE READ READ ONLY                           one moment, waits for nobody
+    reads    BEGIN REPEATABLE READ READ ONLY                           one moment, waits for no one
 
-Invariant: whoever writes has the lock before its first look, so it sees all that was committed and
+Invariant: a writer has the lock before its first look, so it sees all that was committed and
 never meets a serialization failure; a commit returns when it is on the server's disk. A ledger is
 one schema of one database: the one that comes first in the connection's search path.
 """
@@ -24,7 +24,7 @@ import sqlalchemy as sa
 
 from s3t.errors import InputError, IntegrityError, S3TError, UnavailableError
 from s3t.ledger.database import backend
-from s3t.ledger.database.backend import ACCESS, Access, Watch, shown
+from s3t.ledger.database.backend import ACCESS, TransactionMode, Watch, shown
 
 try:
     import psycopg
@@ -68,7 +68,7 @@ _IDLE_SECONDS = 60
 """After which the server ends a writing transaction of a process that does nothing."""
 
 _TAKE_SECONDS = 2
-"""How long the table may be waited for when it is to be written anew: whoever deletes waits too."""
+"""How long to wait for the table when it is to be rewritten; deletions wait as long."""
 
 _GONE_ROWS = (
     "SELECT (SELECT COUNT(*) FROM forgotten), (SELECT value FROM run WHERE key = 'compacted')"
@@ -300,7 +300,7 @@ class Postgres:
             with _ChannelWatch(self, driver) as watch:
                 yield watch
         finally:
-            pooled.invalidate()  # it listens, so nobody else shall have it
+            pooled.invalidate()  # it listens, so no other user may have it
             pooled.close()
 
     @contextmanager
@@ -321,7 +321,7 @@ class Postgres:
         connection.exec_driver_sql(f"NOTIFY {self._channel}")
 
     def _begin(self, connection: sa.Connection) -> None:
-        access: Access = connection.get_execution_options().get(ACCESS, Access())
+        access: TransactionMode = connection.get_execution_options().get(ACCESS, TransactionMode())
         if not access.writes:
             mode = _SCANS if access.scratch else " READ ONLY"
             connection.exec_driver_sql(f"BEGIN ISOLATION LEVEL REPEATABLE READ{mode}")
@@ -414,7 +414,7 @@ def _session(driver: psycopg.Connection[Any]) -> int:
 
 
 def _wait_for_older(driver: psycopg.Connection[Any]) -> None:
-    """Wait, not for ever, until nobody can still look at rows that are deleted by now."""
+    """Wait, not for ever, until no process can still look at rows that are deleted by now."""
     now = driver.execute(_NOW).fetchall()[0]
     limit = time.monotonic() + backend.BUSY_SECONDS
     while driver.execute(_OLDER, now).fetchall()[0][0] and time.monotonic() < limit:

@@ -8,11 +8,13 @@
     requests   request ids, each with the entries of the log that are its receipt, and that tell
                when it was effective
     log        all that was ever done, chained; keyed hashes instead of ids. What may be served
-               follows from it alone (``logstate``), so no index is on it
+               follows from it alone (``log/state``), so no index is on it
     nodes      digest of the weights of every node, as first seen by who trained them, with its
                score and the digest of the public rows that it was scored on
     replicas   who answers, and which view they have all left older ones for
-    jobs, callbacks, claims   see ``outbox_tables``
+    jobs       large deletions: the ids that they name until they are done, and not a moment longer
+    callbacks  URLs that are still to be told of a deletion, in the order in which they are told
+    claims     which process works at which of them, and its signs of life
     run        ``view``, the ``secret`` of the hashes, digest of the samples
 
 Invariant: there is one schema. A ledger of another is refused; tables that are read by their key
@@ -30,10 +32,13 @@ from s3t.errors import IntegrityError
 __all__ = [
     "REGISTERED",
     "TOOK",
+    "callbacks",
+    "claims",
     "copies",
     "forgotten",
     "incoming",
     "is_made",
+    "jobs",
     "log",
     "lookalikes",
     "make",
@@ -173,6 +178,41 @@ replicas = sa.Table(
     sa.Column("beats", sa.Integer, nullable=False),
     sa.Column("lease", sa.Float, nullable=False),
     sa.Column("since", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("request_id", sa.Text, primary_key=True),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("received", sa.Text, nullable=False),
+    sa.Column("expected", sa.Text, nullable=False),
+    sa.Column("sample_ids", sa.Text, nullable=False),
+    sa.Column("subjects", sa.Text, nullable=False),
+    sa.Column("callbacks", sa.Text, nullable=False),
+    sa.Column("controller", sa.Text),
+    sa.Column("cancelled", sa.Text),
+    sa.Column("code", sa.Text),
+    sa.Column("title", sa.Text),
+    sqlite_with_rowid=False,
+)
+callbacks = sa.Table(
+    "callbacks",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("request_id", sa.Text, nullable=False),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("since", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+sa.Index("callbacks_host", callbacks.c.host, callbacks.c.number)
+claims = sa.Table(
+    "claims",
+    metadata,
+    sa.Column("what", sa.Text, primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("beats", sa.Integer, nullable=False),
     sqlite_with_rowid=False,
 )
 run = sa.Table(

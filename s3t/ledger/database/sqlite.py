@@ -36,7 +36,8 @@ from sqlalchemy.pool import QueuePool
 
 from s3t.errors import InputError, IntegrityError, S3TError, UnavailableError, unavailable
 from s3t.ledger.database import backend
-from s3t.ledger.database.backend import ACCESS, Access, Watch
+from s3t.ledger.database.backend import ACCESS, TransactionMode, Watch
+from s3t.system.replaced import replaced
 
 __all__ = ["SQLite"]
 
@@ -82,7 +83,7 @@ class SQLite:
                 raise InputError(f"there is no folder {path.parent} for the ledger: make it first")
         mode = "ro" if read_only else "rwc" if create else "rw"
         if read_only and not path.with_name(f"{path.name}-wal").exists():
-            mode += "&immutable=1"  # nobody has it open, and even a reader would leave files
+            mode += "&immutable=1"  # no process has it open, and even a reader would leave files
         self._path = path.absolute()
         self._lock_path = self._path.with_name(f"{self._path.name}-lock")
         self._uri = f"{self._path.as_uri()}?mode={mode}"
@@ -358,13 +359,11 @@ class SQLite:
         )
 
     def _replaced(self, path: Path, found: _Identity | None) -> UnavailableError:
-        what = "is gone" if found is None else "was replaced by another file"
-        return UnavailableError(
-            f"{path} {what} under this process, so what is deleted since cannot be known, and what "
-            "this process would write nobody would read: put back the one that was there, or "
-            "start the process again on the new one",
-            "run_gone",
+        so = (
+            "so what is deleted since cannot be known, and what this process would write no other "
+            "would read"
         )
+        return replaced(path, found is None, "another file", so)
 
     def _connect(self) -> sqlite3.Connection:
         # isolation_level=None: the driver leaves BEGIN to us. Its own comes too late for reads and
@@ -447,7 +446,7 @@ def _locks(file: int, how: int) -> bool:
 
 
 def _begin(connection: sa.Connection) -> None:
-    access: Access = connection.get_execution_options().get(ACCESS, Access())
+    access: TransactionMode = connection.get_execution_options().get(ACCESS, TransactionMode())
     driver: sqlite3.Connection | None = connection.connection.driver_connection
     assert driver is not None
     if access.writes:  # past SQLAlchemy, which has begun a transaction, for SQLite has not

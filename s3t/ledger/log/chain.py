@@ -4,15 +4,15 @@
 
     digest(entry) = SHA-256 of {number, kind, at, body, previous}; signed, if there is a key
 
-Invariant: entries are only ever added, each in the transaction of what it tells of. So whoever has
-the digest of one entry can tell whether anything up to it was changed, and whoever has a signature
-that it was written by the holder of the key.
+Invariant: entries are only ever added, each in the transaction of what it tells of. So the digest
+of one entry shows whether anything up to it was changed, and a signature that the holder of the key
+wrote it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -35,7 +35,6 @@ __all__ = [
     "link",
     "now",
     "read",
-    "receipt",
 ]
 
 GENESIS = Digest("0" * 64)
@@ -127,46 +126,6 @@ def read(connection: sa.Connection, number: int) -> Entry:
             f"entry {number} of the log is missing: restore the ledger from a copy"
         )
     return entry(row)
-
-
-def receipt(
-    connection: sa.Connection,
-    number: int,
-    effective: int | None,
-    purges: Iterable[tuple[int, str, int]],
-) -> dict[str, Any]:
-    """The deletion that entry ``number`` tells of, as JSON values, with what came of it later.
-
-    Args:
-        connection: in a transaction.
-        number: of the deletion's entry.
-        effective: of the entry that tells that it is effective, if there is one.
-        purges: number, moment and view of each purge.
-
-    Raises:
-        IntegrityError: an entry is missing, or is of something else.
-    """
-    deletion = read(connection, number)
-    came = None if effective is None else read(connection, effective)
-    if deletion.kind != "deletion" or (
-        came is not None and (came.kind, came.body.get("deletion")) != ("effective", number)
-    ):
-        raise IntegrityError(
-            f"the table requests names entries {number} and {effective} of the log, which are not "
-            "a deletion and the moment at which it was effective: restore the ledger from a copy"
-        )
-    view = deletion.body["view"]
-    return {
-        **deletion.body,
-        "number": number,
-        "accepted_at": deletion.at,
-        "effective_at": None if came is None else came.at,
-        "purged_at": next((at for later, at, of in purges if later > number and of >= view), None),
-        "previous": deletion.previous,
-        "digest": deletion.digest,
-        "signer": deletion.signer,
-        "signature": deletion.signature,
-    }
 
 
 def now() -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -195,6 +195,10 @@ class LogReader:
         told = self._database.acknowledged()
         behind = told is not None and told[0] > known.number
         return behind or self._database.read(_HEAD) != known.digest
+
+    def connection(self) -> AbstractContextManager[sa.Connection]:
+        """A transaction that reads tables alone, whatever the log says."""
+        return self._database.transaction()
 
     def tell(self, connection: sa.Connection) -> None:
         """Wake up all who watch the ledger, once this transaction is committed."""

@@ -1,4 +1,4 @@
-"""Telling others about deletions: signed, durably, and to nobody but whom the config names.
+"""Callbacks: the hosts that the config names are told of deletions, signed and durably.
 
     a deletion has ended ─► the ledger's outbox ─► effective? ─► POST to each URL ─► 2xx: forgotten
                                                       again, later and later, for a day ◄─┘ else

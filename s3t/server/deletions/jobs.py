@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from s3t.errors import InputError, IntegrityError, RequestConflictError
-from s3t.ledger import Job, Outbox, job_claim
+from s3t.ledger import Deletion, Job, Outbox, job_claim
 from s3t.server.http.problems import Problem, problem_of
 from s3t.server.worker import Worker
 
@@ -73,9 +73,7 @@ class JobQueue:
 
     def put(
         self,
-        request_id: str,
-        sample_ids: Sequence[str],
-        subjects: Sequence[str],
+        deletion: Deletion,
         callbacks: Sequence[str] = (),
         controller: str | None = None,
     ) -> Job:
@@ -85,13 +83,11 @@ class JobQueue:
             Problem: ``request_conflict`` or ``overloaded``; nothing was accepted.
             UnavailableError: the ledger takes no more now; nothing was accepted.
         """
-        job = self._outbox.accept(
-            request_id, sample_ids, subjects, callbacks, controller, limit=_LIMIT
-        )
+        job = self._outbox.accept(deletion, callbacks, controller, limit=_LIMIT)
         if job is None:
             raise Problem("overloaded", f"{_LIMIT} large deletions wait already", retry_after=30)
         self._worker.wake()
-        return self.agreed(job, sample_ids, subjects)
+        return self.agreed(job, deletion)
 
     def find(self, request_id: str) -> Job | None:
         """The job of a request that is not done, whichever replica took it in; a cancelled one for
@@ -102,13 +98,13 @@ class JobQueue:
         """
         return None if "\0" in request_id else self._outbox.job(request_id)
 
-    def agreed(self, job: Job, sample_ids: Sequence[str], subjects: Sequence[str]) -> Job:
+    def agreed(self, job: Job, deletion: Deletion) -> Job:
         """The job, if a request of its id names the same.
 
         Raises:
             Problem: ``request_conflict``.
         """
-        if not job.same(sample_ids, subjects):
+        if job.deletion.text != deletion.text:
             raise Problem(
                 "request_conflict",
                 "the request id stands for another deletion, which waits to be done: use a new one",
@@ -118,7 +114,7 @@ class JobQueue:
     # ── the thread ───────────────────────────────────────────────────────────────────────────
 
     def _work(self) -> None:
-        """Do every job that no other process has in hand, those first that have waited longest."""
+        """Do every job that no other process has in hand, the longest waiting first."""
         self._outbox.expire(moment(datetime.now(UTC) - _KEPT))
         for request_id in self._outbox.waiting():
             if self._worker.ending:
@@ -143,7 +139,7 @@ class JobQueue:
         """Do one; afterwards it has ended, or waits for another try, here or elsewhere."""
         problem = None
         try:
-            self._model.deactivate(job.sample_ids, job.subjects, request_id=job.request_id)
+            self._model.deactivate(job.deletion)
         except RequestConflictError:
             # no other deletion can take the id of a job that waits: it was done by a process that
             # was killed before it could say so, and samples that it names were taken in since

@@ -23,6 +23,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from s3t.ledger import Deletion
+
 __all__ = [
     "REQUEST_ID",
     "Answer",
@@ -127,9 +129,14 @@ class DeletionRequest(_Closed):
     ] = Field([], description="told, signed, when it has ended; of hosts that the config names")
     dry_run: bool = Field(False, description="say what would happen, and change nothing")
 
-    def persons(self) -> tuple[str, ...]:
-        """Everyone named, by whichever words."""
-        return (*self.subjects, *(one.identity_value for one in self.subject_identities))
+    def deletion(self, request_id: str | None) -> Deletion:
+        """What it asks for.
+
+        Args:
+            request_id: of the body or of the header; None for a dry run without one.
+        """
+        persons = [*self.subjects, *(one.identity_value for one in self.subject_identities)]
+        return Deletion(self.sample_ids, persons, request_id, self.dry_run)
 
 
 class Failure(BaseModel):

@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from s3t.config.serve import ServeConfig
 from s3t.errors import InputError, S3TError, UnknownSampleError
-from s3t.ledger import Job, Signer
+from s3t.ledger import Deletion, Job, Receipt, Signer
 from s3t.server.deletions.callbacks import Callbacks, Hosts, Seal
 from s3t.server.deletions.jobs import JobQueue, moment
 from s3t.server.deletions.opendsr import Answer, DeletionRequest, Failure, RequestStatus
@@ -31,7 +32,6 @@ from s3t.server.http.problems import Problem
 from s3t.server.work.threads import ThreadPool
 
 if TYPE_CHECKING:
-    from s3t.run.deletion import Receipt
     from s3t.service import S3T
 
 __all__ = ["DeletionService"]
@@ -61,7 +61,7 @@ class DeletionService:
         self._model, self._config = model, config
         key = model.config.receipts.signing_key
         self.seal = Seal(None if key is None else Signer(key), config.domain or config.host)
-        outbox = model.outbox
+        outbox = model.ledger.outbox
         hosts = Hosts(config.callback_hosts, insecure)
         self.callbacks = Callbacks(outbox, hosts, self.seal, self._told)
         self.jobs = JobQueue(model, outbox, self.callbacks.wake)
@@ -81,48 +81,29 @@ class DeletionService:
         self.callbacks.close()
 
     async def preview(self, request: DeletionRequest) -> dict[str, Any]:
-        """The receipt that a deletion would have."""
-        ids, persons = _named(request)
-        receipt = await self._lane.run(
-            lambda: _located(lambda: self._deactivate(ids, persons, None, True), request)
-        )
-        return dict(receipt.to_dict())
+        """The receipt that a deletion would have, as JSON values."""
+        deletion = _deletion(request, None)
+        receipt = await self._lane.run(partial(self._delete, deletion, request))
+        return receipt.to_dict()
 
     async def take(
         self, request: DeletionRequest, request_id: str | None, controller: str | None
     ) -> tuple[int, Answer]:
         """Delete, or accept to; returns the status and the answer.
 
+        Args:
+            request: the body.
+            request_id: by which the caller names it, if it does.
+            controller: name of the caller's token.
+
         Raises:
             Problem: refused; nothing was changed.
             S3TError: see ``S3T.deactivate``.
         """
-        ids, persons = _named(request)
-        urls = request.status_callback_urls
-        self.callbacks.check(urls)
-        name = request_id or str(uuid.uuid4())
-        received = datetime.now(UTC)
-
-        def work() -> tuple[int, Answer]:
-            job = self.jobs.find(name)
-            if job is not None and job.cancelled is None:
-                return 202, self._waiting(self.jobs.agreed(job, ids, persons))
-            if len(ids) + len(persons) > self._config.job_samples and not self._known(name):
-                return 202, self._waiting(self.jobs.put(name, ids, persons, urls, controller))
-            receipt = _located(lambda: self._deactivate(ids, persons, name, False), request)
-            self._note(name, urls)
-            status: RequestStatus = "in_progress" if receipt.effective_at is None else "completed"
-            return (202 if receipt.effective_at is None else 201), Answer(
-                subject_request_id=name,
-                request_status=status,
-                received_time=moment(received),
-                expected_completion_time=receipt.effective_at,
-                results_url=self.results_url(name),
-                controller_id=controller,
-                receipt=receipt.to_dict(),
-            )
-
-        return await self._lane.run(work)
+        deletion = _deletion(request, request_id or str(uuid.uuid4()))
+        self.callbacks.check(request.status_callback_urls)
+        received = moment(datetime.now(UTC))
+        return await self._lane.run(partial(self._take, deletion, request, controller, received))
 
     async def find(self, request_id: str) -> Answer:
         """What became of a request.
@@ -130,7 +111,7 @@ class DeletionService:
         Raises:
             Problem: ``not_found``.
         """
-        found = await self._looks.run(lambda: self._find(request_id))
+        found = await self._looks.run(partial(self._find, request_id))
         if found is None:
             raise Problem("not_found", "there is no deletion of this id")
         return found
@@ -142,7 +123,7 @@ class DeletionService:
             limit: how many at the most.
             before: only those whose entry of the log has a smaller number.
         """
-        return await self._looks.run(lambda: self._recent(limit, before))
+        return await self._looks.run(partial(self._recent, limit, before))
 
     def results_url(self, request_id: str) -> str:
         """Where the outcome can be asked for. Its host is the config's, never the request's."""
@@ -151,17 +132,34 @@ class DeletionService:
 
     # ── in threads ───────────────────────────────────────────────────────────────────────────
 
-    def _deactivate(
-        self, ids: Sequence[str], persons: Sequence[str], name: str | None, dry_run: bool
-    ) -> Receipt:
-        receipt: Receipt = self._model.deactivate(ids, persons, request_id=name, dry_run=dry_run)
+    def _take(
+        self, deletion: Deletion, request: DeletionRequest, controller: str | None, received: str
+    ) -> tuple[int, Answer]:
+        name, urls = str(deletion.request_id), request.status_callback_urls
+        job = self.jobs.find(name)
+        if job is not None and job.cancelled is None:
+            return 202, self._waiting(self.jobs.agreed(job, deletion))
+        if deletion.count > self._config.job_samples and self._stored(name) is None:
+            return 202, self._waiting(self.jobs.put(deletion, urls, controller))
+        receipt = self._delete(deletion, request)
+        self._note(name, urls)
+        answer = self._done(receipt, received, controller)
+        return (202 if receipt.effective_at is None else 201), answer
+
+    def _delete(self, deletion: Deletion, request: DeletionRequest) -> Receipt:
+        """Delete; what the run does not hold is named by its place in the body, not by its id.
+
+        Raises:
+            Problem: ``unknown_sample``.
+        """
+        try:
+            receipt: Receipt = self._model.deactivate(deletion)
+        except UnknownSampleError as error:
+            raise _unknown(error, request) from None
         return receipt
 
-    def _known(self, request_id: str) -> bool:
-        """Whether the ledger has a deletion of this id: then the request is told its outcome."""
-        return self._stored(request_id) is not None
-
-    def _stored(self, request_id: str) -> dict[str, Any] | None:
+    def _stored(self, request_id: str) -> Receipt | None:
+        """The receipt of a deletion that was made."""
         if "\0" in request_id:
             return None  # no ledger holds one
         try:
@@ -192,23 +190,32 @@ class DeletionService:
             else Failure(code=job.problem[0], title=job.problem[1]),
         )
 
-    def _done(self, receipt: dict[str, Any]) -> Answer:
-        """A deletion that the ledger holds."""
-        effective = receipt["effective_at"]
+    def _done(
+        self, receipt: Receipt, received: str | None = None, controller: str | None = None
+    ) -> Answer:
+        """A deletion that was made.
+
+        Args:
+            receipt: of it.
+            received: when it was asked for, ISO 8601; by default when it was durable.
+            controller: name of the token that asked.
+        """
+        effective = receipt.effective_at
         return Answer(
-            subject_request_id=receipt["request_id"],
+            subject_request_id=receipt.request_id,
             request_status="in_progress" if effective is None else "completed",
-            received_time=receipt["accepted_at"],
+            received_time=received or str(receipt.accepted_at),
             expected_completion_time=effective,
-            results_url=self.results_url(receipt["request_id"]),
-            receipt=receipt,
+            results_url=self.results_url(receipt.request_id),
+            controller_id=controller,
+            receipt=receipt.to_dict(),
         )
 
     def _recent(self, limit: int, before: int | None) -> tuple[list[Answer], int | None]:
-        found = self._model.receipts(limit + 1, before)
-        more = len(found) > limit
+        found = self._model.ledger.receipts(limit + 1, before)
         answers = [self._done(receipt) for receipt in found[:limit]]
-        return answers, found[limit - 1]["number"] if more else None
+        last = found[limit - 1].entry if len(found) > limit else None
+        return answers, None if last is None else last.number
 
     # ── telling others ───────────────────────────────────────────────────────────────────────
 
@@ -230,7 +237,7 @@ class DeletionService:
         if found is None or found.request_status in ("pending", "in_progress"):
             return None
         told = found.model_dump(exclude_none=True)
-        told.pop("receipt", None)  # whoever may see it asks at results_url
+        told.pop("receipt", None)  # those who may see it ask at results_url
         return told
 
 
@@ -243,37 +250,33 @@ def _refuse_spool(folder: Path) -> None:
         )
 
 
-def _named(request: DeletionRequest) -> tuple[list[str], list[str]]:
-    """Ids and persons, each once, in the order in which they were named."""
-    ids = list(dict.fromkeys(request.sample_ids))
-    persons = list(dict.fromkeys(request.persons()))
-    if not ids and not persons:
-        raise Problem("invalid_body", "nothing to delete: name at least one sample id or subject")
-    return ids, persons
-
-
-def _located(call: Callable[[], Receipt], request: DeletionRequest) -> Receipt:
-    """The call's result; what the run does not hold is named by its place, not by its id.
+def _deletion(request: DeletionRequest, request_id: str | None) -> Deletion:
+    """What a body asks for.
 
     Raises:
-        Problem: ``unknown_sample``.
+        Problem: ``invalid_body``: it names nothing.
     """
-    try:
-        return call()
-    except UnknownSampleError as error:
-        persons = set(error.subjects)
-        named = (
-            ("sample_ids", request.sample_ids, set(error.sample_ids)),
-            ("subjects", request.subjects, persons),
-            ("subject_identities", [p.identity_value for p in request.subject_identities], persons),
-        )
-        places = [
-            f"{name}[{place}]"
-            for name, values, unknown in named
-            for place, value in enumerate(values)
-            if value in unknown
-        ]
-        rest = f" and {len(places) - 10} more" if len(places) > 10 else ""
-        raise Problem(
-            "unknown_sample", f"unknown: {', '.join(places[:10])}{rest}; nothing was deleted"
-        ) from None
+    deletion = request.deletion(request_id)
+    if not deletion.count:
+        raise Problem("invalid_body", "nothing to delete: name at least one sample id or subject")
+    return deletion
+
+
+def _unknown(error: UnknownSampleError, request: DeletionRequest) -> Problem:
+    """The refusal of what the run does not hold."""
+    persons = set(error.subjects)
+    named = (
+        ("sample_ids", request.sample_ids, set(error.sample_ids)),
+        ("subjects", request.subjects, persons),
+        ("subject_identities", [p.identity_value for p in request.subject_identities], persons),
+    )
+    places = [
+        f"{name}[{place}]"
+        for name, values, unknown in named
+        for place, value in enumerate(values)
+        if value in unknown
+    ]
+    rest = f" and {len(places) - 10} more" if len(places) > 10 else ""
+    return Problem(
+        "unknown_sample", f"unknown: {', '.join(places[:10])}{rest}; nothing was deleted"
+    )

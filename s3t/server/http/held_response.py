@@ -108,7 +108,7 @@ class HeldResponse(Response):
                 (b"x-s3t-view", b"%d" % view),
             ],
         }
-        with self._model.hold(view) as good:
+        with self._model.serving.hold(view) as good:
             if good:
                 await send_whole(scope, send, [start, body_part(body), body_part(b"", more=False)])
         return good

@@ -141,8 +141,10 @@ _EVENTS: dict[str, Any] = {
 async def complete(request: Request, body: CompletionRequest) -> Response:
     """Continue one text or several with a language model, or answer a conversation."""
     service = service_of(request)
-    if service.model.task != "causal-lm":
-        raise Problem("wrong_task", f"the run is of task {service.model.task}: use /v1/predict")
+    if service.model.config.task != "causal-lm":
+        raise Problem(
+            "wrong_task", f"the run is of task {service.model.config.task}: use /v1/predict"
+        )
     prompts = body.prompts
     if body.stream:
         if len(prompts) > 1:
@@ -257,7 +259,7 @@ class StreamedResponse(Response):
     async def _check_unhit(self) -> None:
         """Raise ``text_hit`` if a deletion has hit a block that computed a piece of the text."""
         first = self._views[0]
-        if not await _in_time(self._service, lambda: self._service.model.is_sound(first)):
+        if not await _in_time(self._service, lambda: self._service.model.serving.is_sound(first)):
             raise Problem("text_hit", "drop what has come of the text, and ask for it again")
 
     async def _end(self, scope: Scope, send: Send) -> bool:
@@ -270,7 +272,7 @@ class StreamedResponse(Response):
         if not self._body.strict or not self._views:
             await send_whole(scope, send, last)
             return True
-        with self._service.model.hold(self._views[0]) as good:
+        with self._service.model.serving.hold(self._views[0]) as good:
             if good:
                 await send_whole(scope, send, last)
         return good
@@ -280,7 +282,7 @@ class StreamedResponse(Response):
         piece may. Returns whether it was sent."""
         event = _event({"text": piece.text, "view": piece.view})
         first = self._views[0] if self._body.strict and self._views else piece.view
-        with self._service.model.hold(first) as good:
+        with self._service.model.serving.hold(first) as good:
             if good:
                 await send_whole(scope, send, [body_part(event), body_part(b"")])
         if good:

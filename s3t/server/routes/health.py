@@ -70,7 +70,7 @@ async def readyz(request: Request) -> Lives:
     service = service_of(request)
     if service.draining:
         raise Problem("draining", "the service is about to end")
-    reason = service.model.readiness()
+    reason = service.model.serving.readiness()
     if reason == "exhausted":
         raise Problem("exhausted", "no block is left that may answer; a repair trains new ones")
     if reason is not None:
@@ -94,7 +94,7 @@ async def metrics(request: Request) -> Response:
     service = service_of(request)
     if not service.config.open_metrics:
         _AUDIT.dependency.admit(request)
-    text = service.metrics.render(await _picture(service), service.model.lease_left)
+    text = service.metrics.render(await _picture(service), service.model.serving.lease_left)
     return Response(text, headers={"Content-Type": CONTENT_TYPE})
 
 

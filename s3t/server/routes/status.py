@@ -6,6 +6,7 @@ pool of their own (``Service.lookups``), so they delay neither predictions nor d
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -132,7 +133,8 @@ async def replicas(request: Request) -> dict[str, Any]:
     """Processes that answer for the run by a lease. A process that reads the ledger for each answer
     is not listed."""
     service = service_of(request)
-    return {"replicas": await service.lookups.run(lambda: list(service.model.replicas()))}
+    found = await service.lookups.run(service.model.ledger.replicas.all)
+    return {"replicas": [{"name": one.name, "view": one.view, "since": one.since} for one in found]}
 
 
 @router.get("/v1/picture", summary="Every block of the run", responses=_REFUSALS)
@@ -151,4 +153,5 @@ async def picture(request: Request) -> dict[str, Any]:
 async def log(request: Request, asked: Annotated[LogQuery, Query()]) -> dict[str, Any]:
     """The latest entries of the chained log, the newest first, as `s3t log --json`."""
     service = service_of(request)
-    return {"entries": await service.lookups.run(lambda: list(service.model.log(asked.limit)))}
+    entries = await service.lookups.run(lambda: service.model.ledger.recent(asked.limit))
+    return {"entries": [asdict(entry) for entry in entries]}

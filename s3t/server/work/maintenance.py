@@ -92,9 +92,9 @@ class Maintenance:
 
         Raises:
             Problem: ``overloaded`` or ``draining``.
-            S3TError: see ``S3T.reload``.
+            S3TError: see ``Serving.reload``.
         """
-        await self._threads.run(self._model.reload)
+        await self._threads.run(self._model.serving.reload)
 
     def close(self) -> None:
         """Wait for a purge or reload under way."""

@@ -25,7 +25,7 @@ from s3t.serving.ensemble.ensemble import Ensemble
 from s3t.serving.generation.kv_steps import Steps
 from s3t.types import Draw
 
-__all__ = ["Completion", "Piece", "Spoilt", "Step", "Writer"]
+__all__ = ["Completion", "Piece", "Step", "ViewHit", "Writer"]
 
 _HALF = "\ufffd"
 """What the decoder writes for the first bytes of a letter."""
@@ -50,7 +50,7 @@ class Piece:
     token: int | None = None
 
 
-class Spoilt(Exception):
+class ViewHit(Exception):
     """Nodes of the view that a text is from have died before it was whole: it is begun anew."""
 
 
@@ -75,7 +75,7 @@ class Writer:
         prompts: Sequence[Sequence[int]],
         draw: Draw,
         view: int,
-        spoilt: Callable[[], bool],
+        is_hit: Callable[[], bool],
     ) -> list[Completion]:
         """Continue token ids, all prompts in step, or as many as an ensemble keeps at once.
 
@@ -84,10 +84,10 @@ class Writer:
             prompts: token ids, without the closing one.
             draw: how.
             view: the view.
-            spoilt: asked before each token, so that a deletion need not wait for whole texts.
+            is_hit: asked before each token, so that a deletion need not wait for whole texts.
 
         Raises:
-            Spoilt: ``spoilt`` said so.
+            ViewHit: ``is_hit`` said so.
         """
         generator = torch.Generator().manual_seed(draw.seed)
         longest = max((len(ids) for ids in prompts), default=0)
@@ -99,8 +99,8 @@ class Writer:
             for _ in range(draw.max_new_tokens):
                 if not texts.open:
                     break
-                if spoilt():
-                    raise Spoilt
+                if is_hit():
+                    raise ViewHit
                 texts.append(self._next(ensemble, texts, draw, generator), self._closing)
             rows += texts.rows
         added = [tuple(row[len(ids) :]) for row, ids in zip(rows, prompts, strict=True)]

@@ -285,7 +285,7 @@ def carry_on(run: RunDir, device: torch.device) -> None:
         newest = ledger.plans.newest()
         run.plans.write(plan)
         ledger.plans.propose(plan.digest, newest.plan_view, digest_of(public_head_of(run, base)))
-        if newest.generation == ledger.state().generation:
+        if newest.generation == ledger.plans.in_force().generation:
             put_in_force(run, ledger, plan)
 
 

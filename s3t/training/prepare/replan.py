@@ -77,7 +77,7 @@ def renew(run: RunDir, device: torch.device, renewal: Renewal) -> int:
     config = add_files(run.config(), renewal.files)
     data = load_all(config)
     with run.ledger() as ledger:
-        gone = ledger.gone()
+        gone = ledger.deleted.all()
         drafted = _drafted(run, config, data, gone, known_clusters(config, ledger), device)
         if renewal.files:
             write_durably(run.config_path, dump_config(config).encode())
@@ -86,7 +86,7 @@ def renew(run: RunDir, device: torch.device, renewal: Renewal) -> int:
             added = ledger.add(drafted.partition.slots())
         else:
             ledger.register(drafted.partition.slots())  # proves that nothing else has changed
-        now = run.plans.find(lambda: ledger.state().plan)
+        now = run.plans.find(lambda: ledger.plans.in_force().plan)
         run.plans.settle(now, ledger.plans.newest().plan)
         base = drafted.base.to(device)
         here = environment_of(config, base, drafted.classes, device)
@@ -170,6 +170,6 @@ def _drafted(
 
 def _holds(plan: Plan, now: Plan, there: Collection[NodeKey], ledger: Ledger) -> bool:
     """Whether a plan has every node of the one in force that is there and not hit."""
-    hits = set(ledger.state().hits)
+    hits = set(ledger.plans.in_force().hits)
     living = (node.key for node in now.forest if not node.is_hit(hits))
     return all(key in plan.forest for key in living if key in there)
