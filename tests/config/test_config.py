@@ -192,7 +192,7 @@ def test_what_a_wrong_value_leaves_open_is_not_judged() -> None:
         ("sequences.unit=nodes sequences.budget=null", "sequences: unit 'nodes' needs budget"),
         (
             "sequences.unit=sample-passes sequences.budget=9",
-            "sequences: unit 'sample-passes' needs samples, the number to reckon with",
+            "sequences: unit 'sample-passes' needs samples, the number to calculate with",
         ),
         ("sequences.unit=hours", "sequences.unit: "),
         ("sequences.horizon=0", "sequences.horizon: Input should be greater than 0 (got 0)"),

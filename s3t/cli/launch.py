@@ -1,4 +1,4 @@
-"""Commands that train, handed to ``accelerate launch``."""
+"""Training commands under ``accelerate launch``."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def launch(arguments: list[str], options: list[str]) -> int:
     if code > 0:
         print(
             f"s3t: accelerate launch ended with exit code {code}, and no process has said why: one "
-            "was killed, maybe since memory ran out, or what stands above says it. Finished nodes "
-            "are kept, run the same command again to go on",
+            "was killed, maybe since memory ran out, or the output above says why. Finished nodes "
+            "are kept; run the same command again to go on",
             file=sys.stderr,
         )
     return code

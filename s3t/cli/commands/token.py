@@ -1,4 +1,4 @@
-"""The commands that look after the tokens of a run's service."""
+"""token create, list, revoke: who may do what at a run's service."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from s3t.cli.commands import AsJson, RunPath, app
+from s3t.cli.app import AsJson, RunPath, app
 from s3t.cli.output import print_json
 from s3t.errors import InputError
 from s3t.server.security.tokens import ROLES, TokenFile, token_path
@@ -18,7 +18,7 @@ __all__: list[str] = []
 
 tokens = typer.Typer(
     name="token",
-    help="Tokens of those who may ask a run's service (s3t serve).",
+    help="Tokens that clients of a run's service (s3t serve) show.",
     no_args_is_help=True,
 )
 app.add_typer(tokens)
@@ -26,19 +26,27 @@ app.add_typer(tokens)
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
+Roles = Annotated[
+    list[str],
+    typer.Option("--role", help=f"{', '.join(ROLES)}; separated by commas, or repeated"),
+]
+Name = Annotated[str, typer.Option("--name", help="name of the client that gets it")]
+Lasts = Annotated[
+    str | None,
+    typer.Option("--lasts", metavar="TIME", help="time until it expires: 12h, 90d, 52w"),
+]
+TokenId = Annotated[str, typer.Argument(metavar="ID", help="id that s3t token list shows")]
+
+
 @tokens.command()
 def create(
     run: RunPath,
-    role: Annotated[
-        list[str], typer.Option("--role", help=f"{', '.join(ROLES)}; comma-separated or repeated")
-    ],
-    name: Annotated[str, typer.Option("--name", help="of whoever gets it")] = "unnamed",
-    lasts: Annotated[
-        str | None, typer.Option("--lasts", metavar="TIME", help="such as 12h, 90d or 52w")
-    ] = None,
+    role: Roles,
+    name: Name = "unnamed",
+    lasts: Lasts = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a token, and print it: the run keeps its hash alone, so nobody can tell it again."""
+    """Make a token and print it once. The run keeps only its hash."""
     roles = [one for given in role for one in given.split(",") if one]
     text, token = _file(run).create(name, roles, None if lasts is None else _time(lasts))
     if as_json:
@@ -49,7 +57,7 @@ def create(
 
 @tokens.command("list")
 def show(run: RunPath, as_json: AsJson = False) -> None:
-    """List who may do what. The tokens themselves are not known."""
+    """List the tokens: ids, roles, names and times. The secrets are not stored."""
     found = _file(run).tokens()
     if as_json:
         print_json([token.shown() for token in found])
@@ -62,12 +70,8 @@ def show(run: RunPath, as_json: AsJson = False) -> None:
 
 
 @tokens.command()
-def revoke(
-    run: RunPath,
-    token_id: Annotated[str, typer.Argument(metavar="ID", help="as s3t token list names it")],
-    as_json: AsJson = False,
-) -> None:
-    """Make a token good for nothing: within a second, wherever the run is served."""
+def revoke(run: RunPath, token_id: TokenId, as_json: AsJson = False) -> None:
+    """Revoke a token. Every process that serves the run refuses it within a second."""
     token = _file(run).revoke(token_id)
     if as_json:
         print_json(token.shown())

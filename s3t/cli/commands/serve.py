@@ -1,4 +1,4 @@
-"""The command that serves a run over HTTP."""
+"""serve: a run over HTTP."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from s3t.cli.commands import RunPath, app
+from s3t.cli.app import RunPath, app
 from s3t.cli.output import quiet
 from s3t.errors import InputError
 
@@ -19,29 +19,36 @@ __all__: list[str] = []
 _SECTION = "serve."
 
 
+ServeOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[serve.KEY=VALUE]...", help="values for keys of the section serve"),
+]
+Host = Annotated[str | None, typer.Option(help="the same as serve.host=")]
+Port = Annotated[int | None, typer.Option(help="the same as serve.port=; 0 takes a free one")]
+Insecure = Annotated[
+    bool,
+    typer.Option(
+        "--insecure", help="ask for no tokens; everyone on this machine may then do anything"
+    ),
+]
+JsonLogs = Annotated[
+    bool, typer.Option("--json-logs", help="write the log as JSON lines, to standard error")
+]
+
+
 @app.command()
 def serve(
     run: RunPath,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[serve.KEY=VALUE]...", help="overrides of the config's section"),
-    ] = None,
-    host: Annotated[str | None, typer.Option(help="the same as serve.host=")] = None,
-    port: Annotated[
-        int | None, typer.Option(help="the same as serve.port=; 0 for any that is free")
-    ] = None,
-    insecure: Annotated[
-        bool,
-        typer.Option("--insecure", help="no tokens: anybody on this machine may do anything"),
-    ] = False,
-    json_logs: Annotated[
-        bool, typer.Option("--json-logs", help="the log as JSON lines, on standard error")
-    ] = False,
+    overrides: ServeOverrides = None,
+    host: Host = None,
+    port: Port = None,
+    insecure: Insecure = False,
+    json_logs: JsonLogs = False,
 ) -> None:
     """Serve a run over HTTP: predictions, deletions, status, metrics and a page.
 
-    Prints its URL once it answers. SIGTERM ends it after what is under way, SIGHUP has it look at
-    tokens, plan and nodes anew. Needs pip install 's3t[serve]'.
+    Prints its URL when it is ready. SIGTERM ends it after what is under way; on SIGHUP it reads
+    tokens, plan and nodes again. Needs pip install 's3t[serve]'.
     """
     words = [*(overrides or [])]
     words += [] if host is None else [f"serve.host={host}"]

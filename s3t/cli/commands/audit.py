@@ -1,4 +1,4 @@
-"""The command that audits a run."""
+"""audit: every claim judged from ledger and store, and attacks on the answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from s3t.audit.leakage.report import lines as leakage_lines
-from s3t.cli.commands import AsJson, RunPath, app
+from s3t.cli.app import AsJson, RunPath, app
 from s3t.cli.output import print_json, quiet
 from s3t.errors import InputError, IntegrityError
 
@@ -22,35 +22,49 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 
+Retrain = Annotated[
+    str | None,
+    typer.Option(metavar="K|all", help="train K living nodes again and compare their bytes"),
+]
+FromScratch = Annotated[
+    bool,
+    typer.Option(
+        "--from-scratch", help="train the whole run without the deleted samples and compare"
+    ),
+]
+PublicKey = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="PEM", help="public key that signs the log; repeatable, the oldest key first"
+    ),
+]
+ReceiptFile = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="output of s3t receipt --json to look for; repeatable"),
+]
+Leak = Annotated[
+    bool, typer.Option("--leakage", help="also attack the answers about deleted samples")
+]
+LeakSamples = Annotated[
+    int | None,
+    typer.Option(min=2, metavar="N", help="attack at most N deleted samples; default: all"),
+]
+
+
 @app.command()
 def audit(
     run: RunPath,
-    retrain: Annotated[
-        str | None,
-        typer.Option(metavar="K|all", help="train K living nodes again, and compare bytes"),
-    ] = None,
-    from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="train all without the deleted samples, compare")
-    ] = False,
-    public_key: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="PEM", help="of whoever signs the log; repeatable, the oldest first"),
-    ] = None,
-    receipt: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="of s3t receipt --json: must be in the log; repeatable"),
-    ] = None,
-    leakage: Annotated[
-        bool, typer.Option("--leakage", help="what attacks learn about the deleted samples")
-    ] = False,
-    leakage_samples: Annotated[
-        int | None, typer.Option(min=2, metavar="N", help="of them at most, drawn; default: all")
-    ] = None,
+    retrain: Retrain = None,
+    from_scratch: FromScratch = False,
+    public_key: PublicKey = None,
+    receipt: ReceiptFile = None,
+    leakage: Leak = False,
+    leakage_samples: LeakSamples = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prove a run by what lies there: ledger, receipts and E1 to E9. Exit code 4 if one fails.
+    """Check ledger, receipts and the claims E1 to E9 from the files. Exit code 4 if one fails.
 
-    --leakage is evidence beside the claims: figures with intervals, which change no exit code.
+    --leakage prints figures with intervals beside the claims. They change no exit code.
     """
     with quiet():
         from s3t.audit.audit import audit as judge
@@ -76,7 +90,7 @@ def audit(
 
 
 def _leakage(run: Path, samples: int | None) -> Leakage:
-    """Attack it, telling on standard error what takes so long."""
+    """Attack the answers of a run; each step is printed to standard error, since it takes long."""
     with quiet():
         from s3t.audit.leakage.leakage import leakage
         from s3t.run import RunDir
@@ -89,6 +103,7 @@ def _leakage(run: Path, samples: int | None) -> Leakage:
 
 
 def _count(text: str | None) -> Count | None:
+    """The value of ``--retrain``: a number of nodes, "all", or None where it was not given."""
     if text is None:
         return None
     if text == "all":
