@@ -327,6 +327,20 @@ def test_an_older_copy_is_refused_until_somebody_decides(path: Path) -> None:
     assert lock.stat().st_size
 
 
+def test_an_entry_that_does_not_follow_from_the_one_before(path: Path) -> None:
+    """Its own digest is right; what it names as the entry before is not there."""
+    path.with_name("ledger.db-lock").unlink()
+    with closing(sqlite3.connect(path)) as connection:
+        query = "SELECT number, kind, at, body FROM log ORDER BY number DESC"
+        number, kind, at, body = connection.execute(query).fetchone()
+        own = link(number, kind, at, body, "0" * 64)
+        words = "UPDATE log SET previous = ?, digest = ? WHERE number = ?"
+        connection.execute(words, ["0" * 64, own, number])
+        connection.commit()
+    with pytest.raises(IntegrityError, match="does not follow"), Ledger.open(path) as ledger:
+        ledger.prove()
+
+
 def test_another_entry_in_the_place_of_the_last(path: Path) -> None:
     def change(body: dict[str, Any]) -> None:
         body["copies_elsewhere"] = 7

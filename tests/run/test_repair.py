@@ -68,6 +68,7 @@ def test_by_forecast(run: RunDir) -> None:
     assert "exhaustion is at most" in (due(run, days=0.01) or "")
 
 
+@pytest.mark.heavy
 def test_by_schedule(run: RunDir) -> None:
     under(run, when="schedule", every_days=7)
     assert due(run, days=8) is None, "nothing was deleted"

@@ -93,6 +93,7 @@ def test_looks_that_take_long_hold_up_no_deletion(small_run: RunDir) -> None:
 # ── repair ───────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.heavy
 def test_a_repair_brings_back_what_a_deletion_took(site: Asked) -> None:
     assert state_of(site)["state"] == "none"
     dead = site.delete(sample_ids=["s000"]).json()["receipt"]["nodes_dead"]
