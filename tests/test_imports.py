@@ -65,7 +65,7 @@ DOORS = {
         "s3t.training.prepare.adapt",
         "s3t.training.environment",
     ),
-    "fsspec": ("s3t.store",),
+    "fsspec": ("s3t.store.objects",),
     "cryptography": ("s3t.store", "s3t.ledger"),
     "matplotlib": ("s3t.cli.budget_picture",),
     "psycopg": ("s3t.ledger",),

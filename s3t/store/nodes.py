@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from s3t.errors import DamagedNodeError, IntegrityError, S3TError, unavailable
 from s3t.store.content import NodeMeta, pack
-from s3t.store.depot import Depot
+from s3t.store.depot import Depot, open_depot
 from s3t.store.files import NodeFile
 from s3t.store.seal import Sealer, is_sealed
 from s3t.system.durable import other_names, sync_folder, write_durably
@@ -240,7 +240,7 @@ class NodeStore:
                 lies beside the nodes is others' at any time, and has to be ``STALE``.
         """
         now = time.time()
-        swept = Depot(str(self.root.absolute())).sweep(now - seconds)
+        swept = open_depot(str(self.root.absolute())).sweep(now - seconds)
         if self.depot is not None:
             swept += self.depot.sweep(now - seconds)
             for folder in _BESIDE:

@@ -16,7 +16,7 @@ from s3t.audit.audit import audit
 from s3t.errors import UnavailableError
 from s3t.run import RunDir
 from s3t.run.purge import purge
-from s3t.store import Depot, NodeStore
+from s3t.store import Depot, NodeStore, open_depot
 from s3t.store.nodes import STALE
 from s3t.training.work.train import train
 from tests.small_nodes import META, OTHER, TENSORS
@@ -28,7 +28,7 @@ NAME = f"{META.key}.safetensors"
 @pytest.fixture(params=["memory", "file"])
 def depot(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Depot]:
     MemoryFileSystem.store.clear()
-    yield Depot("memory://depot" if request.param == "memory" else str(tmp_path / "depot"))
+    yield open_depot("memory://depot" if request.param == "memory" else str(tmp_path / "depot"))
     MemoryFileSystem.store.clear()
 
 
@@ -44,8 +44,8 @@ def test_puts_that_meet_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None
         def __init__(self) -> None:
             self.response = {"Error": {"Code": "ConditionalRequestConflict"}}
 
-    depot, tries = Depot("memory://meeting"), []
-    put = depot._files.pipe_file
+    depot, tries = open_depot("memory://meeting"), []
+    put = depot.backend.files.pipe_file
 
     def meeting(at: str, content: bytes, mode: str) -> None:
         tries.append(at)
@@ -53,19 +53,19 @@ def test_puts_that_meet_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None
             raise OSError("conflict") from Refused()
         put(at, content, mode=mode)
 
-    monkeypatch.setattr(depot._files, "pipe_file", meeting)
+    monkeypatch.setattr(depot.backend.files, "pipe_file", meeting)
     assert depot.create("a", b"ours") and len(tries) == 3
 
     def refused(at: str, content: bytes, mode: str) -> None:
         raise OSError("conflict") from Refused()
 
-    monkeypatch.setattr(depot._files, "pipe_file", refused)
+    monkeypatch.setattr(depot.backend.files, "pipe_file", refused)
     with pytest.raises(UnavailableError, match="cannot be reached"):
         depot.create("b", b"ours")
 
 
 def test_half_written_files_are_swept_in_every_folder(tmp_path: Path) -> None:
-    store = NodeStore(tmp_path / "nodes", Depot(str(tmp_path / "depot")))
+    store = NodeStore(tmp_path / "nodes", open_depot(str(tmp_path / "depot")))
     half = [
         tmp_path / folder / f".{name}.1.aa.tmp"
         for folder, name in (
@@ -123,7 +123,7 @@ def versions(client: Any, name: str = NAME) -> int:
 
 @pytest.mark.slow
 def test_older_versions_go_with_a_node(bucket: Any, tmp_path: Path) -> None:
-    store = NodeStore(tmp_path / "nodes", Depot("s3://bucket/run"))
+    store = NodeStore(tmp_path / "nodes", open_depot("s3://bucket/run"))
     for meta in (META, META, OTHER, OTHER):
         store.write(meta, TENSORS)
     assert versions(bucket) == 2 and store.versions() == {META.key, OTHER.key}
@@ -143,11 +143,11 @@ def test_older_versions_go_with_a_node(bucket: Any, tmp_path: Path) -> None:
 def test_versions_that_a_store_holds_are_told(
     bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = NodeStore(tmp_path / "nodes", Depot("s3://bucket/run"))
+    store = NodeStore(tmp_path / "nodes", open_depot("s3://bucket/run"))
     store.write(META, TENSORS)
     depot = store.depot
     assert depot is not None
-    call = depot._files.call_s3
+    call = depot.backend.files.call_s3
 
     def locked(method: str, **words: Any) -> Any:
         if method == "delete_object" and "VersionId" in words:
@@ -155,14 +155,14 @@ def test_versions_that_a_store_holds_are_told(
         return call(method, **words)
 
     with monkeypatch.context() as held:
-        held.setattr(depot._files, "call_s3", locked)
+        held.setattr(depot.backend.files, "call_s3", locked)
         assert "object lock" in store.remove([META.key]).left[META.key]
 
     def hidden(method: str, **words: Any) -> Any:
         raise PermissionError("Access Denied")
 
     with monkeypatch.context() as held:
-        held.setattr(depot._files, "call_s3", hidden)
+        held.setattr(depot.backend.files, "call_s3", hidden)
         assert store.versions() is None
     assert store.versions() == {META.key}
     assert not store.remove([META.key]).left and not store.versions()
