@@ -60,7 +60,7 @@ DOORS = {
     "transformers": (
         "s3t.model",
         "s3t.export.probe",
-        "s3t.serving.generation.kv_steps",
+        "s3t.serving.generation",
         "s3t.serving.pipelines",
         "s3t.training.prepare.adapt",
         "s3t.training.environment",

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from s3t.plan import Plan
     from s3t.serving.ensemble.ensemble import Ensemble
     from s3t.serving.generation.completion import Completion
-    from s3t.serving.predictor import Answering
+    from s3t.serving.predictor import Predictor
     from s3t.store import Stamp
 
 __all__ = ["Serving"]
@@ -58,28 +58,28 @@ class Serving:
         self._lock = threading.RLock()  # who builds views; deletions hold it too
         self._readers = Readers.of(forgetting.ledger)
         self._views = Views(self._readers)
-        self._model: Answering | None = None
+        self._model: Predictor | None = None
         self._has_served = False
         self._looked, self._told = -_LOOK_SECONDS, ""
         self._catching: threading.Thread | None = None
         self._behind = False
         self.seat: Seat | None = None
 
-    def model(self) -> Answering:
+    def model(self) -> Predictor:
         """The model, loaded once.
 
         Raises:
-            InputError, IntegrityError: see ``Answering``.
+            InputError, IntegrityError: see ``Predictor``.
         """
         if self._model is not None:  # without the lock, which a deletion holds while it waits
             return self._model
         with self._lock:
             if self._model is None:
-                from s3t.serving.predictor import Answering
+                from s3t.serving.predictor import Predictor
 
                 forgetting = self._forgetting
                 forgetting.prove_ledger()
-                self._model = Answering(forgetting.run, forgetting.config, forgetting.plan)
+                self._model = Predictor(forgetting.run, forgetting.config, forgetting.plan)
             return self._model
 
     def join(self, name: str, lease: float | None) -> None:
@@ -235,7 +235,7 @@ class Serving:
         return self._answered(lambda ensemble, view: compute(ensemble, view.version))
 
     def _answered(self, compute: Callable[[Ensemble, View], Answer]) -> Answer:
-        from s3t.serving.generation.completion import Spoilt
+        from s3t.serving.generation.completion import ViewOutdated
 
         model = self.model()
         while True:
@@ -250,7 +250,7 @@ class Serving:
                 answer = compute(view.ensemble, view)
                 if self._still_serves(view):
                     return answer
-            except Spoilt:
+            except ViewOutdated:
                 continue
             finally:
                 self._views.unpin(view)
@@ -261,9 +261,9 @@ class Serving:
         Raises:
             ExhaustedError, IntegrityError, UnavailableError: as ``answer``.
         """
-        writer = self.model().writer
+        generator = self.model().text_generator
         return self._answered(
-            lambda ensemble, view: writer.completions(
+            lambda ensemble, view: generator.completions(
                 ensemble, prompts, draw, view.version, lambda: not self._still_serves(view)
             )
         )
@@ -302,7 +302,7 @@ class Serving:
 
     # ── views ────────────────────────────────────────────────────────────────────────────────
 
-    def _pin(self, model: Answering) -> View:
+    def _pin(self, model: Predictor) -> View:
         """The view in force, with this reader counted on it; without a lease, the ledger's."""
         while True:
             view = self._views.pin()
@@ -362,7 +362,7 @@ class Serving:
                 "lease, so it cannot know what was deleted: ask another, or wait until it is back"
             )
 
-    def _swap(self, model: Answering, anew: bool = False) -> None:
+    def _swap(self, model: Predictor, anew: bool = False) -> None:
         """Put the view of the ledger's version in force. Needs ``_lock``."""
         version, nodes, plan = self._forgetting.catch_up()
         current = self._views.current
@@ -381,7 +381,7 @@ class Serving:
 
     def _build(
         self,
-        model: Answering,
+        model: Predictor,
         nodes: tuple[Node | None, ...],
         plan: Plan,
         known: Mapping[NodeKey, Stamp | None],
@@ -410,7 +410,7 @@ class Serving:
                 self._forgetting.lose(NodeKey(error.key))
                 _, nodes, plan = self._forgetting.catch_up()
 
-    def _take_up(self, model: Answering, version: int) -> None:
+    def _take_up(self, model: Predictor, version: int) -> None:
         """Swap to the ledger's view; if that fails, nothing older than ``version`` answers."""
         try:
             self._swap(model)

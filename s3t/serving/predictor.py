@@ -1,8 +1,9 @@
-"""Questions in, answers out: the loaded base, the tensors of living nodes, and their ensembles.
+"""The model side of a run: the loaded base, the tensors of living nodes, and their ensembles.
 
 Invariant: a node's tensors are read through the store, which proves them, and are dropped from
-memory with the first view in which the node is dead. Stacks of them belong to the ensemble of a
-view: the next one takes over what has not changed, the rest goes with the old one's last reader.
+memory with the first view in which the node is dead. Stacked tensors belong to the ensemble of a
+view: the next ensemble takes over what has not changed, and the rest goes when the last answer from
+the old ensemble is done.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from s3t.plan import Plan
 from s3t.plan.trie import Node
 from s3t.run import RunDir
 from s3t.serving.ensemble.ensemble import Ensemble, Member
-from s3t.serving.generation.completion import Writer
-from s3t.serving.generation.kv_steps import find_steps
+from s3t.serving.generation.completion import TextGenerator
+from s3t.serving.generation.kv_steps import find_kv_steps
 from s3t.training.prepare.clusters import prototypes_of, recipe_digest
 from s3t.training.prepare.recipe import recipe_of
 from s3t.types import Draw, NodeKey
 
-__all__ = ["Answering", "Evaluation", "Prediction"]
+__all__ = ["Evaluation", "Prediction", "Predictor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,13 @@ class Evaluation:
         return {self.metric: self.value, "samples": self.samples, "view": self.view}
 
 
-class Answering:
-    """The model side of a run.
+class Predictor:
+    """Answers rows and prompts with the nodes of a run.
+
+    Args:
+        run: its directory.
+        config: the one that it was trained with.
+        plan: its first plan.
 
     Raises:
         InputError: the base cannot be loaded.
@@ -271,11 +277,11 @@ class Answering:
                 )
 
     @cached_property
-    def writer(self) -> Writer:
+    def text_generator(self) -> TextGenerator:
         """Continues texts; only of a language model."""
         assert isinstance(self._encoder, TextEncoder)
-        # tried before anything is pinned: no deletion waits for that
-        return Writer(self._encoder, find_steps(self._base))
+        # tried before a view is pinned: a deletion does not wait for it
+        return TextGenerator(self._encoder, find_kv_steps(self._base))
 
     def evaluation(self, ensemble: Ensemble, view: int) -> Evaluation:
         """The metric on the public test rows."""

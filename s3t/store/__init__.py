@@ -1,4 +1,4 @@
-"""Where nodes are kept: files of the run, or of any fsspec URL with copies in the run.
+"""Where nodes are kept: files in the run, or at a URL with copies in the run.
 
 content ──► seal ──► files ──► nodes       plain bytes, sealed ones, one file, all of a run
              ▲                   ▲

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from s3t.model.adapters.lora import Target
+from s3t.model.adapters.lora import LoraTarget
 from s3t.model.head import BIAS, WEIGHT
 
 __all__ = ["Member", "aggregate", "averaged"]
@@ -38,7 +38,7 @@ class Member:
 
 
 def averaged(
-    members: Sequence[Member], shares: Sequence[float], targets: Sequence[Target]
+    members: Sequence[Member], weights: Sequence[float], targets: Sequence[LoraTarget]
 ) -> Member:
     """One member whose adapters and head are the average of the members'.
 
@@ -47,19 +47,19 @@ def averaged(
 
     Args:
         members: of one base.
-        shares: their weights, summing to 1.
+        weights: one a member, summing to 1.
         targets: all adapted maps of the base.
     """
     tensors: dict[str, Tensor] = {}
     for target in targets:
-        held = [(m, w) for m, w in zip(members, shares, strict=True) if m.lowest <= target.layer]
+        held = [(m, w) for m, w in zip(members, weights, strict=True) if m.lowest <= target.layer]
         if held:
             tensors[target.a] = torch.cat([m.tensors[target.a] for m, _ in held])
             tensors[target.b] = torch.cat([m.tensors[target.b] * w for m, w in held], dim=1)
     for name in (WEIGHT, BIAS):
         if name in members[0].tensors:
             each = torch.stack([member.tensors[name] for member in members])
-            tensors[name] = torch.einsum("s,s...->...", torch.tensor(shares).to(each), each)
+            tensors[name] = torch.einsum("s,s...->...", torch.tensor(weights).to(each), each)
     lowest = min(member.lowest for member in members)
     return Member(members[0].shard, lowest, tensors, sum(member.samples for member in members))
 
@@ -71,7 +71,7 @@ def aggregate(logits: Tensor, weights: Tensor, method: str) -> Tensor:
         logits: [S, n, C], or [S, n, T, V] of a language model.
         weights: [S], summing to 1.
         method: ``mean-probabilities``: Σ w·softmax; ``mean-logits``: softmax of Σ w·logits;
-            ``vote``: share of the weight whose argmax is the class.
+            ``vote``: the sum of the weights of the members whose argmax is the class.
 
     Returns:
         probabilities [n, C], or log probabilities [n, T, V].
