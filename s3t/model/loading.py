@@ -53,15 +53,15 @@ def load_model(config: Config, folder: Path | None = None) -> LoadedModel:
         InputError: the base cannot be loaded.
     """
     name = str(folder) if folder else config.model.base
-    made = folder is None and name.startswith("make:")
+    built = folder is None and name.startswith("make:")
     if config.model.quantization and quantizer_version() is None:
         raise InputError(
             f"model.quantization {config.model.quantization!r} needs bitsandbytes, which is not "
             "installed: pip install 's3t[quantized]', or leave it out"
         )
     try:
-        model = build_model(config) if made else _pretrained(config, name)
-        encoder = _encoder(config, model, None if made else name)
+        model = build_model(config) if built else _pretrained(config, name)
+        encoder = _encoder(config, model, None if built else name)
     except _UNUSABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
@@ -75,7 +75,7 @@ def load_model(config: Config, folder: Path | None = None) -> LoadedModel:
         )
     if not replace_quantized(model):  # else weights have their type from when they were quantized
         model = model.to(getattr(torch, config.model.dtype))
-    if not made:
+    if not built:
         _take_home(model)
     return LoadedModel(model, encoder)
 

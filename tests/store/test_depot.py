@@ -64,6 +64,65 @@ def test_puts_that_meet_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None
         depot.create("b", b"ours")
 
 
+class Box:
+    """A backend with the methods of ``Backend`` and no others: files in a dict."""
+
+    folder, tells_versions = None, True
+
+    def __init__(self, url: str) -> None:
+        self.files: dict[str, bytes] = {}
+
+    def has(self, path: str) -> bool:
+        return path in self.files
+
+    def names(self, path: str) -> list[str]:
+        start = f"{path}/" if path else ""
+        below = [one.removeprefix(start) for one in self.files if one.startswith(start)]
+        return [name for name in below if "/" not in name]
+
+    def get(self, path: str, first: int | None) -> bytes:
+        if path not in self.files:
+            raise FileNotFoundError(path)
+        return self.files[path][:first]
+
+    def put(self, path: str, content: bytes) -> None:
+        self.files[path] = content
+
+    def create(self, path: str, content: bytes) -> None:
+        if path in self.files:
+            raise FileExistsError(path)
+        self.files[path] = content
+
+    def remove(self, path: str) -> None:
+        if self.files.pop(path, None) is None:
+            raise FileNotFoundError(path)
+
+    def settle(self, path: str) -> None:
+        """Nothing."""
+
+    def versions(self, path: str) -> dict[str, list[str]] | None:
+        return {}
+
+    def remove_version(self, path: str, version: str) -> None:
+        raise FileNotFoundError(path)
+
+
+def test_another_backend_is_one_row_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s3t.store.backend._BACKENDS", {"box": Box})
+    depot = open_depot("box://here")
+    store = NodeStore(tmp_path / "nodes", depot)
+    store.write(META, TENSORS)
+    store.path(META.key).unlink()
+    assert store.keys() == {META.key} and store.read(META.key)[0].key == META.key
+    claims = depot.under("work/claims")
+    assert claims.create("a", b"one") and not claims.create("a", b"two")
+    assert claims.names() == ["a"] and claims.where("a") == "box://here/work/claims/a"
+    assert store.remove([META.key]).files[-1] == f"box://here/{NAME}"
+    assert not store.keys() and not store.versions() and claims.get("a") == b"one"
+
+
 def test_half_written_files_are_swept_in_every_folder(tmp_path: Path) -> None:
     store = NodeStore(tmp_path / "nodes", open_depot(str(tmp_path / "depot")))
     half = [

@@ -279,8 +279,8 @@ class Ensemble:
             rows: n rows.
             logits: token logits that are asked for per row.
         """
-        # routed rows are spread over the members: then each has about a pass of its own
-        spread = 1 if self._router is None else len(self._lowest)
+        # a routed row runs through one member, so a pass takes as many times more rows
+        times = 1 if self._router is None else len(self._lowest)
         lengths = _lengths(rows, self._base.tokens(rows))
         order = lengths.argsort(descending=True, stable=True)
         most = len(rows)
@@ -288,7 +288,7 @@ class Ensemble:
             most = _LOGITS_BYTES // (4 * len(self._lowest) * logits * self._vocabulary)
         while len(order):
             longest = int(lengths[order[0]])
-            size = max(1, min(self._budget() * spread // longest, most))
+            size = max(1, min(self._budget() * times // longest, most))
             size = -(-len(order) // -(-len(order) // size))  # parts of about as many rows
             index, order = order[:size], order[size:]
             yield index, rows.rows(index).first(longest).to(self._base.device)

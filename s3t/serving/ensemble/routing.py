@@ -49,7 +49,7 @@ class TrunkPass:
         """The tokens [n, T] by which rows are routed (see ``prototypes.leading``)."""
         return leading(self._rows)
 
-    def rise(self, layer: int, keep: bool = False) -> Tensor:
+    def run_to(self, layer: int, keep: bool = False) -> Tensor:
         """Hidden states [n, T, H] that enter a layer, not below that of the call before.
 
         Args:
@@ -82,7 +82,7 @@ class TrunkPass:
             layer: not below that of the call before.
             members: how many there are; those above k branch off here.
         """
-        rows = self.rise(layer)
+        rows = self.run_to(layer)
         arriving = members - (0 if branched is None else len(branched) // len(rows))
         parts = [] if branched is None else [branched]
         parts += [rows] * arriving
@@ -116,12 +116,12 @@ class Router:
                 placed.
         """
         for cut in self._cuts:
-            trunk.rise(cut, keep=True)
+            trunk.run_to(cut, keep=True)
         if len(self._centres) == 1:  # there is no choice
             if not self._cuts:
-                trunk.rise(0, keep=True)
+                trunk.run_to(0, keep=True)
             return torch.zeros(len(trunk), dtype=torch.int64, device=self._centres.device)
-        hidden, mask = trunk.rise(self._layer, keep=True), trunk.leading
+        hidden, mask = trunk.run_to(self._layer, keep=True), trunk.leading
         if mask is not None and prompts is not None:
             places = torch.arange(mask.shape[1], device=mask.device)
             mask = (places < prompts.to(mask.device).unsqueeze(1)).to(mask.dtype)
@@ -135,7 +135,7 @@ class Router:
         Args:
             trunk: the rows at layer 0.
         """
-        hidden = trunk.rise(self._layer)
+        hidden = trunk.run_to(self._layer)
         states = (self._base.finish(hidden) if self._layer == self._base.depth else hidden).float()
         return self._nearest(functional.normalize(states.cumsum(dim=1), dim=2))
 
