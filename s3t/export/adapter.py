@@ -26,7 +26,7 @@ from s3t.model.head import BIAS, WEIGHT
 from s3t.serving.ensemble.ensemble import Member
 from s3t.types import NodeKey, digest
 
-__all__ = ["HEAD_CARD", "Adapter", "BaseName", "Source", "make_adapter"]
+__all__ = ["HEAD_CARD", "Adapter", "AdapterSource", "BaseName", "make_adapter"]
 
 HEAD_CARD = "head.json"
 
@@ -123,7 +123,7 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class AdapterSource:
     """What an adapter is made from.
 
     Attributes:
@@ -144,7 +144,7 @@ def make_adapter(
     base: Base,
     base_name: BaseName,
     tag: str,
-    source: Source,
+    source: AdapterSource,
     labels: Sequence[str],
     digits: int = 3,
 ) -> Adapter:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from s3t.config import Config
 from s3t.errors import InputError
-from s3t.export.adapter import Adapter, BaseName, Source, make_adapter
+from s3t.export.adapter import Adapter, AdapterSource, BaseName, make_adapter
 from s3t.export.merging import Merged, merge_members
 from s3t.export.options import ExportOptions, Merge
 from s3t.plan import Plan
@@ -78,9 +78,9 @@ class Assembly:
     def _of_shard(self, member: Member, node: Node, plan: Plan) -> Adapter:
         lora = self._config.lora
         keys = [one.key for one in plan.forest.lineage(node.key)]
-        return self._adapter(Source(member, lora.rank, lora.scale, keys, node.prefix), plan)
+        return self._adapter(AdapterSource(member, lora.rank, lora.scale, keys, node.prefix), plan)
 
-    def _adapter(self, source: Source, plan: Plan) -> Adapter:
+    def _adapter(self, source: AdapterSource, plan: Plan) -> Adapter:
         digits = max(3, len(str(plan.shards - 1)))
         labels = plan.recipe["labels"]
         return make_adapter(self._model().base, self.base_name, self._tag, source, labels, digits)
@@ -102,7 +102,7 @@ class Assembly:
             merged = merge_members(members, by_data, targets, options.rank, least)
         serving = [node for node in nodes if node is not None]
         keys = [one.key for node in serving for one in plan.forest.lineage(node.key)]
-        source = Source(merged.member, merged.rank, config.lora.scale, keys, None)
+        source = AdapterSource(merged.member, merged.rank, config.lora.scale, keys, None)
         adapter = self._adapter(source, plan)
         if limits is not None:
             limits.check(adapter.config, config.task)  # before the time that comparing takes

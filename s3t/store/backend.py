@@ -4,8 +4,8 @@
                  file, local, none                    a folder that all machines see
                  s3, gs, sftp, memory, …              whatever fsspec can reach
 
-Another way of sharing files between machines is one module with the methods of ``Backend``, and one
-row of the table. Names, messages and repeated requests are the business of ``Depot``.
+Another way of sharing files between machines is one module with the methods of ``StoreBackend``
+and one row of the table. Names, messages and repeated requests are the business of ``Depot``.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from s3t.errors import InputError
 from s3t.store.folder import FolderBackend
 from s3t.store.objects import ObjectBackend
 
-__all__ = ["Backend", "open_backend"]
+__all__ = ["StoreBackend", "open_backend"]
 
 
-class Backend(Protocol):
+class StoreBackend(Protocol):
     """A place for files, by paths relative to its root, such as ``work/claims/a``; "" is the root.
 
     A method may raise any error of its library: ``Depot`` makes one ``UnavailableError`` of it.
@@ -96,7 +96,7 @@ class Backend(Protocol):
         ...
 
 
-_BACKENDS: Mapping[str, Callable[[str], Backend]] = {
+_BACKENDS: Mapping[str, Callable[[str], StoreBackend]] = {
     "": FolderBackend,
     "file": FolderBackend,
     "local": FolderBackend,
@@ -104,7 +104,7 @@ _BACKENDS: Mapping[str, Callable[[str], Backend]] = {
 """Protocol of a URL → what opens it; all others are fsspec's."""
 
 
-def open_backend(url: str) -> Backend:
+def open_backend(url: str) -> StoreBackend:
     """The backend of a URL.
 
     Args:

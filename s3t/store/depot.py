@@ -1,6 +1,6 @@
 """Bytes under names at a URL: a shared folder, an object store.
 
-    open_depot(url) ─► Depot: names, messages, repeated requests ─► Backend: the place itself
+    open_depot(url) ─► Depot: names, messages, repeated requests ─► StoreBackend: the place itself
 
 Invariant: a name holds the whole of what was put under it, or nothing. Listings are never cached.
 """
@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from s3t.errors import S3TError, UnavailableError, unavailable
-from s3t.store.backend import Backend, open_backend
+from s3t.store.backend import StoreBackend, open_backend
 from s3t.system.durable import remove_whole
 
 __all__ = ["Depot", "open_depot"]
@@ -43,7 +43,7 @@ class Depot:
         folder: the same as a path, where it is a folder of this machine's file systems.
     """
 
-    def __init__(self, url: str, backend: Backend, below: str = "") -> None:
+    def __init__(self, url: str, backend: StoreBackend, below: str = "") -> None:
         self.url, self.backend, self._below = url, backend, below
         root = backend.folder
         self.folder: Path | None = None if root is None else root / below

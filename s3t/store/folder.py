@@ -32,39 +32,39 @@ class FolderBackend:
         self._root = self.folder
 
     def has(self, path: str) -> bool:
-        """See ``Backend.has``."""
+        """See ``StoreBackend.has``."""
         return os.path.isfile(self._root / path)
 
     def names(self, path: str) -> list[str]:
-        """See ``Backend.names``."""
+        """See ``StoreBackend.names``."""
         return os.listdir(self._root / path)
 
     def get(self, path: str, first: int | None) -> bytes:
-        """See ``Backend.get``."""
+        """See ``StoreBackend.get``."""
         with (self._root / path).open("rb") as file:
             return file.read(-1 if first is None else first)
 
     def put(self, path: str, content: bytes) -> None:
-        """See ``Backend.put``."""
+        """See ``StoreBackend.put``."""
         write_durably(self._root / path, content)
 
     def create(self, path: str, content: bytes) -> None:
-        """See ``Backend.create``."""
+        """See ``StoreBackend.create``."""
         create_durably(self._root / path, content)
 
     def remove(self, path: str) -> None:
-        """See ``Backend.remove``."""
+        """See ``StoreBackend.remove``."""
         (self._root / path).unlink()
 
     def settle(self, path: str) -> None:
-        """See ``Backend.settle``."""
+        """See ``StoreBackend.settle``."""
         if (self._root / path).is_dir():
             sync_folder(self._root / path)
 
     def versions(self, path: str) -> dict[str, list[str]] | None:
-        """See ``Backend.versions``: file systems keep none that a program can ask for."""
+        """See ``StoreBackend.versions``: file systems keep none that a program can ask for."""
         return {}
 
     def remove_version(self, path: str, version: str) -> None:
-        """See ``Backend.remove_version``: there are none."""
+        """See ``StoreBackend.remove_version``: there are none."""
         raise FileNotFoundError(f"{path} has no version {version}")

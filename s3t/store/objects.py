@@ -48,27 +48,27 @@ class ObjectBackend:
 
     @property
     def tells_versions(self) -> bool:
-        """See ``Backend.tells_versions``: only S3 is asked for versions."""
+        """See ``StoreBackend.tells_versions``: only S3 is asked for versions."""
         return hasattr(self.files, "call_s3")
 
     def has(self, path: str) -> bool:
-        """See ``Backend.has``."""
+        """See ``StoreBackend.has``."""
         self.files.invalidate_cache()
         return bool(self.files.isfile(self._at(path)))
 
     def names(self, path: str) -> list[str]:
-        """See ``Backend.names``."""
+        """See ``StoreBackend.names``."""
         self.files.invalidate_cache()
         found = self.files.ls(self._at(path), detail=False)
         return [one.rstrip("/").rpartition("/")[2] for one in found]
 
     def get(self, path: str, first: int | None) -> bytes:
-        """See ``Backend.get``."""
+        """See ``StoreBackend.get``."""
         content: bytes = self.files.cat_file(self._at(path), start=None, end=first)
         return content
 
     def put(self, path: str, content: bytes) -> None:
-        """See ``Backend.put``."""
+        """See ``StoreBackend.put``."""
         at = self._at(path)
         if self.whole:
             self.files.pipe_file(at, content)
@@ -79,8 +79,8 @@ class ObjectBackend:
         self.files.mv(temporary, at)
 
     def create(self, path: str, content: bytes) -> None:
-        """See ``Backend.create``; two callers at the same moment may both be refused, so each tries
-        again. Where the file system has no such operation both may succeed."""
+        """See ``StoreBackend.create``. Two callers at the same moment may both be refused, so each
+        tries again. Where the file system has no such operation both may succeed."""
         for _ in range(_TRIES):
             try:
                 self.files.pipe_file(self._at(path), content, mode="create")
@@ -93,14 +93,14 @@ class ObjectBackend:
         raise conflict
 
     def remove(self, path: str) -> None:
-        """See ``Backend.remove``."""
+        """See ``StoreBackend.remove``."""
         self.files.rm_file(self._at(path))
 
     def settle(self, path: str) -> None:
-        """See ``Backend.settle``: what a store has answered is durable."""
+        """See ``StoreBackend.settle``: what a store has answered is durable."""
 
     def versions(self, path: str) -> dict[str, list[str]] | None:
-        """See ``Backend.versions``; {} for all stores but S3."""
+        """See ``StoreBackend.versions``; {} for all stores but S3."""
         if not self.tells_versions:
             return {}
         bucket, prefix = self._bucket(f"{self._at(path)}/")
@@ -125,7 +125,7 @@ class ObjectBackend:
             marker = _next_page(page)
 
     def remove_version(self, path: str, version: str) -> None:
-        """See ``Backend.remove_version``."""
+        """See ``StoreBackend.remove_version``."""
         bucket, key = self._bucket(self._at(path))
         self.files.call_s3("delete_object", Bucket=bucket, Key=key, VersionId=version)
 

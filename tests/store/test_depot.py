@@ -65,7 +65,7 @@ def test_puts_that_meet_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 class Box:
-    """A backend with the methods of ``Backend`` and no others: files in a dict."""
+    """A backend with the methods of ``StoreBackend`` and no others: files in a dict."""
 
     folder, tells_versions = None, True
 

@@ -174,22 +174,24 @@ class StackedLinear(nn.Module):
         pair = bank.pairs.get(self.place) if bank is not None else None
         if bank is None or pair is None:
             return out
-        a = up_to_multiple(pair[0].to(x.dtype), 1).transpose(1, 2)
-        b = up_to_multiple(pair[1].to(x.dtype), 2).transpose(1, 2)
+        a = up_to_multiple(pair[0].to(x.dtype), 1).transpose(1, 2)  # [G, K, r]
+        b = up_to_multiple(pair[1].to(x.dtype), 2).transpose(1, 2)  # [G, r, N]
         rows = x.reshape(bank.lanes, -1, x.shape[-1])  # [G · n, …, K] → [G, n · …, K]
         count = rows.shape[1]
         if bank.generators and bank.dropout:
             rows = rows * dropout_mask(rows, bank)
         low = torch.bmm(at_least(rows), a)  # [G, m, r], m = 8 or more
         stacked = at_least(out.view(bank.lanes, -1, out.shape[-1]))  # [G · n, …, N] → [G, m, N]
-        return torch.baddbmm(stacked, low, b, alpha=bank.scale)[:, :count].reshape(out.shape)
+        found = torch.baddbmm(stacked, low, b, alpha=bank.scale)[:, :count]
+        return found.reshape(out.shape)  # [G, n · …, N] → [G · n, …, N]
 
     def _merged(self, x: Tensor, merged: Tensor, lanes: int) -> Tensor:
         rows = x.reshape(lanes, -1, x.shape[-1])  # [G · n, …, K] → [G, n · …, K]
         count, rows = rows.shape[1], at_least(rows)
         bias = getattr(self.inner, "bias", None)
         out = torch.bmm(rows, merged) if bias is None else torch.baddbmm(bias, rows, merged)
-        return out[:, :count].reshape(*x.shape[:-1], merged.shape[-1])
+        found = out[:, :count]
+        return found.reshape(*x.shape[:-1], merged.shape[-1])  # [G, n · …, N] → [G · n, …, N]
 
 
 def find_targets(layers: Sequence[nn.Module], names: Sequence[str] | None) -> list[LoraTarget]:
@@ -245,8 +247,8 @@ def merge(
     weight = module.inner.weight
     assert isinstance(weight, Tensor)
     turned = weight if isinstance(module.inner, Conv1D) else weight.t()
-    left = up_to_multiple(a.to(weight.dtype), 1).transpose(1, 2)
-    right = up_to_multiple(b.to(weight.dtype), 2).transpose(1, 2)
+    left = up_to_multiple(a.to(weight.dtype), 1).transpose(1, 2)  # [G, inputs, r]
+    right = up_to_multiple(b.to(weight.dtype), 2).transpose(1, 2)  # [G, r, outputs]
     # one at a time: a stack of one may be rounded otherwise than a stack of several
     each = [torch.addmm(turned, *pair, alpha=scale) for pair in zip(left, right, strict=True)]
     return torch.stack(each)

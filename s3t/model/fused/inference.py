@@ -122,8 +122,9 @@ class InferenceLayer:
             return None
         kind = linear.weight.dtype
         a, b = bank.pairs[linear.place]
-        left = a.to(kind).transpose(1, 2).contiguous()
-        return left, (b.to(kind) * bank.scale).transpose(1, 2).contiguous()
+        left = a.to(kind).transpose(1, 2)  # [G, rank, inputs] → [G, inputs, rank]
+        right = (b.to(kind) * bank.scale).transpose(1, 2)  # → [G, rank, outputs]
+        return left.contiguous(), right.contiguous()
 
     def _joined(self, pairs: list[_Pair | None]) -> _Pair | None:
         """The adapters of query, key and value as one of the sum of their ranks."""

@@ -183,6 +183,7 @@ class FusedLayer:
             start = mask[:, 0].expand(-1, self.heads, tokens)  # [n, 1, T] → [n, heads, T]
             start = start.reshape(-1, 1, tokens)  # [n · heads, 1, T]
             beta = 1
+        # [n · heads, Tq, H / heads] × [n · heads, H / heads, T]
         scores = torch.baddbmm(start, q, k.transpose(1, 2), beta=beta, alpha=scale)
         return scores.softmax(dim=-1)
 
@@ -297,5 +298,5 @@ class _FusedFunction(torch.autograd.Function):
         entering = layer.backward(flat, run, kept, needed)
         ctx.kept = ctx.again = None  # a graph is walked once
         found = [gradient for linear in layer.linears for gradient in run.gradients(linear)]
-        first = None if entering is None else entering.view(ctx.shape)
+        first = None if entering is None else entering.view(ctx.shape)  # [n · T, H] → [n, T, H]
         return (first, None, None, None, None, *found)

@@ -160,6 +160,7 @@ class LinearPass:
             rows = rows * dropped
         rows = at_least(rows)  # [G, m, K], m = 8 or more
         low = torch.bmm(rows, a.transpose(1, 2))  # [G, m, r]
+        # [G · n, N] → [G, n, N], plus [G, m, r] × [G, r, N]
         _add(out.view(bank.lanes, -1, out.shape[1]), low, b.transpose(1, 2), bank.scale)
         if self._keep:
             self._lows[linear.place] = _Low(rows, dropped, low)
@@ -177,6 +178,7 @@ class LinearPass:
         apart = at_least(gradient.view(bank.lanes, -1, gradient.shape[1]))  # [G, m, N]
         low = torch.bmm(apart, b).mul_(bank.scale)  # [G, m, r]
         if pair[0].requires_grad:
+            # [G, N, m] × [G, m, r] → [G, N, rank], and [G, r, m] × [G, m, K] → [G, rank, K]
             found_b = torch.bmm(apart.transpose(1, 2), kept.low).mul_(bank.scale)[..., :rank]
             found_a = torch.bmm(low.transpose(1, 2), kept.rows)[:, :rank]
             self._found[linear.place] = found_a.to(pair[0].dtype), found_b.to(pair[1].dtype)

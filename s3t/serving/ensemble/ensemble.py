@@ -148,7 +148,7 @@ class Ensemble:
         for index, part in self._passes(rows, length):
             assert part.mask is not None
             logs = self._aggregate(self._along(part, self._every_token))
-            padding = part.mask.cpu().unsqueeze(2) == 0
+            padding = part.mask.cpu().unsqueeze(2) == 0  # [n, T, 1]
             found[index, : logs.shape[1]] = logs.masked_fill(padding, -torch.inf)
         return found
 
@@ -263,7 +263,8 @@ class Ensemble:
         base = self._base
         hidden = base.run(hidden, lo, base.depth, base.attention(mask))
         rows = torch.arange(len(hidden), device=hidden.device)
-        return language_logits(base, hidden[rows, mask.sum(dim=1) - 1].unsqueeze(1))
+        last = hidden[rows, mask.sum(dim=1) - 1].unsqueeze(1)  # [n, T, H] → [n, 1, H]
+        return language_logits(base, last)
 
     # ── passes ───────────────────────────────────────────────────────────────────────────────
 

@@ -77,7 +77,7 @@ def aggregate(logits: Tensor, weights: Tensor, method: str) -> Tensor:
         probabilities [n, C], or log probabilities [n, T, V].
     """
     shape = (-1,) + (1,) * (logits.ndim - 1)
-    weights = weights.view(shape)
+    weights = weights.view(shape)  # [S] → [S, 1, 1], or [S, 1, 1, 1]
     language = logits.ndim == 4
     if method == "mean-logits":
         mean = (logits * weights).sum(dim=0)

@@ -124,7 +124,7 @@ class Router:
         hidden, mask = trunk.run_to(self._layer, keep=True), trunk.leading
         if mask is not None and prompts is not None:
             places = torch.arange(mask.shape[1], device=mask.device)
-            mask = (places < prompts.to(mask.device).unsqueeze(1)).to(mask.dtype)
+            mask = (places < prompts.to(mask.device).unsqueeze(1)).to(mask.dtype)  # [n, T]
         return self._nearest(pooled(self._base, hidden, self._layer, mask))
 
     def along(self, trunk: TrunkPass) -> Tensor:

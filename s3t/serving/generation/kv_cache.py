@@ -73,7 +73,8 @@ class KVCache:
         gap = (keys >= self._lengths[:, None]) & (keys < self._begun)
         seen = own & ~gap[:, None]
         hidden = torch.zeros(seen.shape, dtype=kind, device=device)
-        return hidden.masked_fill_(~seen, torch.finfo(kind).min).unsqueeze(1)
+        hidden.masked_fill_(~seen, torch.finfo(kind).min)
+        return hidden.unsqueeze(1)  # [n, count, tokens] → [n, 1, count, tokens]
 
     def advance(self, count: int) -> None:
         """``count`` tokens of each row have gone through all layers."""
@@ -91,8 +92,8 @@ class KVCache:
         """Keep what a layer made of prompts, [sets · rows, heads, T, width]."""
         assert window.rows is not None
         for kept, new in zip(self._pair(number, keys, values), (keys, values), strict=True):
-            apart = new[:, :, : self._begun].unflatten(0, (-1, len(window.rows)))
             # [sets · rows, heads, T, width] → [sets, rows, heads, T, width]
+            apart = new[:, :, : self._begun].unflatten(0, (-1, len(window.rows)))
             kept[window.sets, window.rows, :, : apart.shape[3]] = apart
 
     def extend(self, number: int, window: KVWindow, keys: Tensor, values: Tensor) -> _Pair:
@@ -105,6 +106,7 @@ class KVCache:
         stop = start + keys.shape[2]
         found = []
         for kept, new in zip(self._pair(number, keys, values), (keys, values), strict=True):
+            # [sets · n, heads, new tokens, width] → [sets, n, heads, new tokens, width]
             kept[window.sets, :, :, start:stop] = new.unflatten(0, (-1, rows))
             # [sets, n, heads, tokens, width] → [sets · n, heads, tokens, width], a view
             found.append(kept[window.sets, :, :, :stop].flatten(0, 1))

@@ -147,7 +147,7 @@ class KVDecoding:
         size = max(1, _LOGITS_BYTES // (4 * members * vocabulary))
         apart = hidden.unflatten(0, (members, -1))  # [S · n, 1, H] → [S, n, 1, H]
         found = [
-            self._combine(language_logits(base, part.flatten(0, 1)))
+            self._combine(language_logits(base, part.flatten(0, 1)))  # [S · some rows, 1, H]
             for part in apart.split(size, dim=1)
         ]
         return found[0] if len(found) == 1 else torch.cat(found)
