@@ -43,11 +43,12 @@ types: $(STAMP) ## mypy, strict
 
 check: lint types test test-heavy ## everything that CI checks
 
-bench: $(STAMP) ## run the committed benchmarks again
+bench: $(STAMP) ## check the benchmarks' own maths, then run the committed ones again
+	$(BIN)/python -m pytest benchmarks/checks
 	@set -e; for name in $(BENCHMARKS); do \
 	    echo "$(BIN)/python -m benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name; \
 	done
 
 clean: ## remove .venv, build output and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find s3t tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find s3t tests benchmarks harness -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +16,15 @@ import pytest
 from hypothesis import settings
 
 from s3t.system.pinned import pin
+from tests.support.commands import ROOT, Run, Said, here, process
 
 if TYPE_CHECKING:
     from s3t.run import RunDir
-    from tests.postgres import Server
+    from tests.support.postgres import Server
 
-ROOT = Path(__file__).resolve().parents[1]
+__all__ = ["ROOT", "TINY", "Once", "Run", "Said", "text_rows", "write_lines"]
 
-pytest_plugins = ("tests.postgres",)
+pytest_plugins = ("tests.support.postgres",)
 
 # Before any test module imports torch, transformers or datasets, which read these once.
 os.environ.update(
@@ -36,8 +37,9 @@ os.environ.update(
 
 assert pin("native"), "torch was loaded before its arithmetic could be pinned"
 
-settings.register_profile("s3t", deadline=None, derandomize=True)
-settings.load_profile("s3t")
+settings.register_profile("s3t", deadline=None, derandomize=True, max_examples=30)
+settings.register_profile("ci", settings.get_profile("s3t"), max_examples=100)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "s3t"))
 
 
 @pytest.fixture(scope="session")
@@ -79,68 +81,67 @@ TINY = (
 )
 """Overrides that make of configs/digits.yaml a run of seconds."""
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
+
+@pytest.fixture(scope="session")
+def command() -> Run:
+    """Run a command as a process of its own, in a given directory."""
+    return process
 
 
 @pytest.fixture(scope="session")
-def command() -> Command:
-    """Run ``python -m s3t …`` as a process of its own, in a given directory."""
-
-    def run(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        return subprocess.run(
-            [sys.executable, "-m", "s3t", *map(str, words)],
-            cwd=cwd,
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    return run
+def s3t() -> Run:
+    """Run a command in this process."""
+    return here
 
 
-@dataclass(frozen=True)
-class Said:
-    """What a command ended with."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Said]
-"""Runs a command in this process: ``s3t("plan", path, "a.b=1")``."""
-
-
-@pytest.fixture
-def s3t(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    def run(*words: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["s3t", *map(str, words)])
-        capfd.readouterr()
-        from s3t import cli
-
-        code = cli.main()
-        return Said(code, *capfd.readouterr())
-
-    return run
+Once = Callable[[str, Callable[[Path], object]], Path]
+"""A folder of a name, filled the first time that any test process asks for it."""
 
 
 @pytest.fixture(scope="session")
-def digits_training(
-    command: Command, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Folders that all processes of this test session share: what is trained there is read only."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def filled(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = root / f"once-{name}", root / f"once-{name}.done"
+        with (root / f"once-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return filled
+
+
+@pytest.fixture(scope="session")
+def digits_training(once: Once) -> tuple[Path, Said]:
     """A tiny digits run, trained by ``s3t train --json`` without ``output``, and what that said."""
-    folder = tmp_path_factory.mktemp("digits")
-    done = command("train", ROOT / "configs/digits.yaml", *TINY, "--json", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "runs" / "digits", done
+
+    def fill(folder: Path) -> None:
+        done = process("train", ROOT / "configs/digits.yaml", *TINY, "--json", cwd=folder)
+        assert done.code == 0, done.err
+        (folder / "said.json").write_text(json.dumps([done.code, done.out, done.err]))
+
+    folder = once("digits", fill)
+    return folder / "runs" / "digits", Said(*json.loads((folder / "said.json").read_text()))
 
 
 @pytest.fixture(scope="session")
-def text_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def text_training(once: Once) -> Path:
     """A tiny language model's run on lines with ids, persons, and exact copies across persons."""
-    folder = tmp_path_factory.mktemp("text")
+    return once("text", _train_texts) / "run"
+
+
+def _train_texts(folder: Path) -> None:
+    from s3t.config import load_config
+    from s3t.training.work.train import train
+
     write_lines(folder / "private.jsonl", text_rows())
     public = [{"text": f"public line {number}"} for number in range(12)]
     write_lines(folder / "public.jsonl", public)
@@ -163,22 +164,16 @@ training: {{workers: 1}}
 """,
         encoding="utf-8",
     )
-    from s3t.config import load_config
-    from s3t.training.work.train import train
-
     train(load_config(folder / "tiny.yaml"))
-    return folder / "run"
 
 
 @pytest.fixture(scope="session")
-def small_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run on texts of persons (``tests/small_runs.py``)."""
+def small_training(once: Once) -> Path:
+    """A small run on texts of persons (``tests/support/small_runs.py``)."""
     from s3t.training.work.train import train
-    from tests.small_runs import small_configs
+    from tests.support.small_runs import small_configs
 
-    config = small_configs(tmp_path_factory.mktemp("small"))()
-    train(config)
-    return config.run_dir
+    return once("small", lambda folder: train(small_configs(folder)())) / "run"
 
 
 @pytest.fixture
@@ -193,7 +188,7 @@ def small_run(small_training: Path, tmp_path: Path) -> RunDir:
 def postgres_training(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small run, its ledger a database that can be copied."""
     from s3t.training.work.train import train
-    from tests.small_runs import small_configs
+    from tests.support.small_runs import small_configs
 
     config = small_configs(tmp_path_factory.mktemp("replicas"))(ledger=postgres.create_database())
     train(config)
@@ -219,14 +214,12 @@ def either_run(request: pytest.FixtureRequest, tmp_path: Path) -> RunDir:
 
 
 @pytest.fixture(scope="session")
-def language_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama's run on texts of persons (``tests/language_run.py``)."""
+def language_training(once: Once) -> Path:
+    """A tiny Llama's run on texts of persons (``tests/support/language_run.py``)."""
     from s3t.training.work.train import train
-    from tests.language_run import language_config
+    from tests.support.language_run import language_config
 
-    config = language_config(tmp_path_factory.mktemp("language"))
-    train(config)
-    return config.run_dir
+    return once("language", lambda folder: train(language_config(folder))) / "run"
 
 
 @pytest.fixture
@@ -238,9 +231,7 @@ def language_run(language_training: Path, tmp_path: Path) -> RunDir:
 
 
 @pytest.fixture
-def digits_run(
-    digits_training: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
-) -> Path:
+def digits_run(digits_training: tuple[Path, Said], tmp_path: Path) -> Path:
     """A copy of the tiny digits run to do with as a test likes; exhausted, it raises."""
     run = Path(shutil.copytree(digits_training[0], tmp_path / "run"))
     config = run / "config.yaml"

@@ -8,6 +8,7 @@ stand: at the top, inside a function, for types only.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -189,3 +190,22 @@ def test_pure_rooms_load_nothing_heavy(run_python: Callable[[str], str]) -> None
     pure = [module for module in MODULES if any(within(module, one) for one in PURE)]
     code = f"import sys, {', '.join(pure)}\nprint(*sorted(set({HEAVY}) & set(sys.modules)))"
     assert run_python(code) == "", f"importing {', '.join(pure)} loads what the output names"
+
+
+@pytest.mark.parametrize(
+    ("folder", "others"),
+    [
+        ("tests", ("benchmarks",)),
+        ("benchmarks", ("tests",)),
+        ("harness", ("tests", "benchmarks")),
+        ("s3t", ("tests", "benchmarks", "harness")),
+    ],
+)
+def test_tests_and_benchmarks_share_the_harness_alone(folder: str, others: tuple[str, ...]) -> None:
+    wrong = [
+        f"{path} imports {other}"
+        for path in sorted((PACKAGE.parent / folder).rglob("*.py"))
+        for other in others
+        if re.search(rf"^\s*(from|import) {other}\b", path.read_text(encoding="utf-8"), re.M)
+    ]
+    assert not wrong, "\n".join(wrong)

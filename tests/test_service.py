@@ -671,7 +671,7 @@ def test_one_that_is_asked_nothing_follows_what_others_delete_and_purge(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("s3t.serving._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("s3t.serving.live._LOOK_SECONDS", 0.0)
     service.join()
     model = service._serving._model
     assert model is not None and service.readiness() is None

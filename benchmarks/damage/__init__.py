@@ -1,8 +1,7 @@
 """Damage to a run, kind by kind and bit by bit, and processes that are killed while they write.
 
-victim ──► files (kinds: files), records (kinds: ledger) ──► table ──► __main__
-       └─► opening ──► flips ────────────────────────────────────────────┤
-made ──► writers ──► kills ──────────────────────────────────────────────┘
+table (kinds of damage), flips (bits), kills and crashes (writers): what ``harness.damage`` does,
+counted.
 """
 
 from __future__ import annotations

@@ -25,10 +25,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.damage.checked import audited, in_a_process, served_dead, unheld
-from benchmarks.damage.made import make_run, train_again
 from benchmarks.environment import table
 from benchmarks.reports import Report
+from harness.damage.checked import audited, in_a_process, served_dead, unheld
+from harness.damage.made import make_run, train_again
 from s3t.errors import IntegrityError, S3TError
 from s3t.run import RunDir
 from s3t.run.deletion import Forgetting

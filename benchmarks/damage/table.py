@@ -13,15 +13,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.damage import files, records
-from benchmarks.damage.kind import Kind
-from benchmarks.damage.victim import Victim, make_victim
 from benchmarks.reports import Report
+from harness.damage.kind import Kind
+from harness.damage.kinds import KINDS
+from harness.damage.victim import Victim, make_victim
 from s3t.audit.audit import audit
 
-__all__ = ["KINDS", "run"]
-
-KINDS = (*files.KINDS, *records.KINDS)
+__all__ = ["run"]
 
 
 def run(output: Path, quick: bool) -> dict[str, Any]:

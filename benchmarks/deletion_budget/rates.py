@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.deletion_budget import OUTPUT
+from benchmarks.deletion_budget.simulation import estimate, simulate_exhaustion
 from benchmarks.environment import table
 from benchmarks.reports import Report, main
 from s3t.plan import cyclic, expected_deletions
 from s3t.plan.survival.exhaustion import uniform_exhaustion, until_exhausted
-from s3t.plan.survival.simulation import estimate, simulate_exhaustion
 from s3t.plan.survival.stream import finite, uniform
 
 __all__ = ["run"]

@@ -23,6 +23,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from benchmarks.deletion_budget import OUTPUT
+from benchmarks.deletion_budget.closed_forms import all_permutations_after, rotations_after
+from benchmarks.deletion_budget.simulation import estimate, simulate_exhaustion
 from benchmarks.environment import table
 from benchmarks.reports import Report, main
 from s3t.plan import Sequences, cyclic, prefixes
@@ -31,13 +33,10 @@ from s3t.plan.strategies.registry import sequences_for
 from s3t.plan.survival.exhaustion import uniform_exhaustion, until_exhausted
 from s3t.plan.survival.law import RequestLaw
 from s3t.plan.survival.lengths import (
-    all_permutations_after,
     length_law,
     length_table,
-    rotations_after,
     served,
 )
-from s3t.plan.survival.simulation import estimate, simulate_exhaustion
 from s3t.plan.survival.stream import endless, uniform
 from s3t.plan.survival.trajectories import serve_by_sequences
 from s3t.plan.survival.untouched import after_requests

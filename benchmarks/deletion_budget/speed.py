@@ -34,11 +34,11 @@ from benchmarks.deletion_budget.loops import (
     plain_exhaustion,
     plain_prefixes,
 )
+from benchmarks.deletion_budget.simulation import simulate_exhaustion
 from benchmarks.environment import load_average, median, table
 from benchmarks.reports import Report, main
 from s3t.plan import cyclic, prefixes
 from s3t.plan.survival.lengths import length_table
-from s3t.plan.survival.simulation import simulate_exhaustion
 from s3t.plan.survival.stream import Stream, endless, finite, uniform
 from s3t.plan.survival.trajectories import Trajectories, serve_by_tables
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from benchmarks.serving.besieged import Besieged
+from harness.routes import ROUTES
 
 __all__ = ["ATTACKS", "Attack"]
 
@@ -25,24 +26,6 @@ Outcomes = Iterator[str]
 LIVING = "digit-0007"
 """A sample of the run that is not deleted."""
 JSON = "Content-Type: application/json"
-ROUTES = (
-    ("POST", "/v1/predict", {"predict"}),
-    ("POST", "/v1/completions", {"predict"}),
-    ("POST", "/v1/deletions", {"delete"}),
-    ("GET", "/v1/deletions", {"audit"}),
-    ("GET", "/v1/deletions/r1", {"delete", "audit"}),
-    ("GET", "/v1/status", {"audit"}),
-    ("GET", "/v1/forecast", {"audit"}),
-    ("GET", "/v1/picture", {"audit"}),
-    ("GET", "/v1/log", {"audit"}),
-    ("GET", "/v1/replicas", {"audit"}),
-    ("GET", "/v1/traffic", {"audit"}),
-    ("GET", "/metrics", {"audit"}),
-    ("POST", "/v1/repair", {"repair"}),
-    ("GET", "/v1/repair", {"repair", "audit"}),
-    ("POST", "/v1/purge", {"repair"}),
-    ("POST", "/v1/reload", {"repair"}),
-)
 
 
 @dataclass(frozen=True)

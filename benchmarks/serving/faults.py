@@ -33,10 +33,10 @@ from typing import Any
 import psycopg
 
 from benchmarks.environment import quantile, table
-from benchmarks.postgres import Proxy, Server
 from benchmarks.reports import Report, main
 from benchmarks.serving import OUTPUT
 from benchmarks.serving.cluster import Acks, Client, Serving, delete, train
+from harness.postgres import Proxy, Server
 from s3t.audit.audit import audit
 from s3t.errors import InputError
 from s3t.ledger import Ledger

@@ -1,4 +1,4 @@
-"""Where answers go: one document on standard output, files whole or not at all."""
+"""Where answers go: to standard output as text or JSON, and to files, whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from s3t.errors import InputError, is_full, unavailable
 
-__all__ = ["print_json", "quiet", "write"]
+__all__ = ["print_json", "quiet", "show", "write"]
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Third parties' bars and advice are not ours to print; what they print all the same, from
-    Python or from below it, goes to standard error, so that standard output holds our answer."""
+    """Keep other libraries' output off standard output while the block runs.
+
+    Progress bars and advice are switched off. Whatever is printed all the same, by Python or by
+    native code, goes to standard error, so that standard output holds the command's answer alone.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -38,11 +41,29 @@ def quiet() -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
+    """Print one JSON document on one line."""
     print(json.dumps(value, ensure_ascii=False))
 
 
+def show(document: Any | None, lines: Iterable[str]) -> None:
+    """Print an answer: the JSON document where one is given, else the lines of text."""
+    if document is not None:
+        print_json(document)
+        return
+    for line in lines:
+        print(line)
+
+
 def write(path: Path, content: bytes, option: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all.
+
+    Args:
+        option: the option that named the file, for the message of an error.
+
+    Raises:
+        InputError: the file cannot be written.
+        UnavailableError: the disk is full.
+    """
     from s3t.store import write_durably
 
     try:

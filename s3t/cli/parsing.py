@@ -1,4 +1,4 @@
-"""What a command line says, read: ids, rows, curves, and which words are accelerate's."""
+"""What was typed: names, rows of files, curves, and options meant for accelerate."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _name(line: str, number: int, path: Path | None) -> str:
 
 
 def numbered(path: Path) -> list[tuple[int, str]]:
-    """The lines that are not blank, with their numbers from 1.
+    """The lines of a file that are not blank, with their numbers from 1.
 
     Raises:
         InputError: the file cannot be read.
@@ -57,6 +57,11 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 
 def points(path: str) -> str:
+    """The text of a file of points, as ``--curve`` names it.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -67,6 +72,11 @@ def points(path: str) -> str:
 
 
 def json_row(line: str, number: int, path: Path) -> dict[str, Any]:
+    """One line of a file of JSON lines.
+
+    Raises:
+        InputError: it is no JSON object, or holds a key twice.
+    """
     try:
         row = json.loads(line, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
@@ -77,7 +87,7 @@ def json_row(line: str, number: int, path: Path) -> dict[str, Any]:
 
 
 def split_launch(words: list[str]) -> tuple[list[str], list[str]]:
-    """Overrides (``key=value``) and launch options (``--num_processes 2``)."""
+    """Divide words into overrides (``key=value``) and launch options (``--num_processes 2``)."""
     overrides: list[str] = []
     launch: list[str] = []
     expecting = False
@@ -95,7 +105,7 @@ def split_launch(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _is_override(word: str) -> bool:
-    """Whether a word after a launch option is a config key's, not the option's value."""
+    """Whether a word after a launch option sets a config key and is not the option's value."""
     from s3t.config import Config
 
     key, sep, _ = word.partition("=")

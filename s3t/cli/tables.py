@@ -14,6 +14,7 @@ __all__ = [
     "plan_lines",
     "purge_lines",
     "receipt_lines",
+    "sample_line",
     "shown",
     "status_lines",
     "stored_receipt_lines",
@@ -21,10 +22,20 @@ __all__ = [
 
 
 def shown(name: str) -> str:
-    """An id, subject or request id in a line of text, as ``--ids-file`` reads it: as it stands, or
-    as a JSON string where it would not be seen for what it is."""
+    """An id, subject or request id, written as ``--ids-file`` reads it.
+
+    Plain names stay as they are. Empty names, and names with blanks at an end, unprintable
+    characters or a quote at the beginning, become JSON strings.
+    """
     plain = name.isprintable() and name == name.strip() and not name.startswith('"')
     return name if plain and name else json.dumps(name)
+
+
+def sample_line(entry: Any) -> str:
+    """One private sample: its id, place, person, and whether it is deleted."""
+    subject = "" if entry.subject is None else f"  subject {shown(entry.subject)}"
+    gone = "  deleted" if entry.deleted else ""
+    return f"{shown(entry.sample_id)}  {entry.shard}:{entry.slice}{subject}{gone}"
 
 
 def plan_lines(summary: dict[str, Any]) -> Iterator[str]:
@@ -194,7 +205,7 @@ def _outlook_lines(found: dict[str, Any], unit: str) -> Iterator[str]:
 
 
 def _short(number: float | None) -> str:
-    """Three figures of it, or all before the point; None stands for what need not happen."""
+    """A number to three significant figures; "never" for None, an event that need not happen."""
     if number is None:
         return "never"
     whole = number >= 100 or number == int(number)

@@ -26,10 +26,10 @@ Task = Literal["image-classification", "text-classification", "causal-lm"]
 class Config(Section):
     """All of a run's configuration."""
 
-    name: str = "run"
-    output: str | None = Field(None, description="run directory; default runs/<name>")
-    task: Task
-    seed: Natural = 0
+    name: str = Field("run", description="name of the run, shown by the service")
+    output: str | None = Field(None, description="run directory; default: runs/NAME")
+    task: Task = Field(description="what the model answers: a class, or text")
+    seed: Natural = Field(0, description="seed of everything that is drawn")
     data: DataConfig
     model: ModelConfig
     partition: PartitionConfig = PartitionConfig()
@@ -44,8 +44,8 @@ class Config(Section):
     receipts: ReceiptsConfig = ReceiptsConfig()
     ledger: str | None = Field(
         None,
-        description="URL of a database of one run, such as postgresql+psycopg://s3t@host/run; "
-        "default: ledger.db in the run",
+        description="URL of a PostgreSQL database (or schema) of this run alone, such as "
+        "postgresql+psycopg://s3t@host/run; default: ledger.db in the run, on SQLite",
     )
     serve: ServeConfig = ServeConfig()
 

@@ -19,18 +19,20 @@ DIGITS_SPLITS = ("public", "private", "test")
 
 
 class SourceConfig(Section):
-    """Where rows come from.
+    """Where rows come from."""
 
-    ``format`` is one of ``digits`` (scikit-learn's 1,797 images, embedded), ``csv``, ``json``
-    (JSON lines), ``parquet``, ``imagefolder`` and ``hub``. ``split`` takes Hugging Face split
-    expressions such as ``train[:80%]``; ``digits`` has ``public``, ``private`` and ``test``.
-    """
-
-    format: Literal["digits", "csv", "json", "parquet", "imagefolder", "hub"]
-    files: str | tuple[str, ...] | None = Field(None, description="path, glob or list (not hub)")
+    format: Literal["digits", "csv", "json", "parquet", "imagefolder", "hub"] = Field(
+        description="digits: scikit-learn's 1,797 images; json: JSON lines; hub: Hugging Face"
+    )
+    files: str | tuple[str, ...] | None = Field(
+        None, description="path, glob, or a list of them; not for digits and hub"
+    )
     name: str | None = Field(None, description="data set name on the hub, or a local data set")
     subset: str | None = Field(None, description="configuration name of a hub data set")
-    split: str = "train"
+    split: str = Field(
+        "train",
+        description="a split expression such as train[:80%]; of digits: public, private or test",
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> SourceConfig:
@@ -46,22 +48,24 @@ class SourceConfig(Section):
 
 
 class ColumnsConfig(Section):
-    """Names of the columns. ``id`` is optional: without it an id is a content digest.
+    """Names of the columns of a row.
 
-    A text to classify may be two: ``text_pair`` is the column of the second.
-
-    A language model reads ``text``; or instructions: ``prompt`` and ``completion``, or
-    ``messages``, a list of ``{role, content}`` as chat templates take them.
+    A language model reads ``text``, or instructions: ``prompt`` and ``completion``, or
+    ``messages``.
     """
 
-    text: str = "text"
-    text_pair: str | None = None
-    prompt: str | None = None
-    completion: str | None = None
-    messages: str | None = None
-    image: str = "image"
-    label: str = "label"
-    id: str | None = None
+    text: str = Field("text", description="text to classify or to learn")
+    text_pair: str | None = Field(None, description="second text, where two are classified as one")
+    prompt: str | None = Field(None, description="prompt of an instruction; needs completion")
+    completion: str | None = Field(None, description="answer to the prompt")
+    messages: str | None = Field(
+        None, description="conversation: a list of {role, content}, as chat templates take it"
+    )
+    image: str = Field("image", description="image to classify")
+    label: str = Field("label", description="class of the row")
+    id: str | None = Field(
+        None, description="id of the sample; without a column it is a digest of the content"
+    )
 
     @property
     def instructs(self) -> bool:
@@ -80,19 +84,21 @@ class ColumnsConfig(Section):
 class PublicConfig(Section):
     """Data that is never deletable: for adapting the base, choosing among prefixes, testing."""
 
-    adapt: SourceConfig | None = None
-    validation: SourceConfig
-    test: SourceConfig
+    adapt: SourceConfig | None = Field(
+        None, description="adapts the base, gives labels, a first head, clusters and quantiles"
+    )
+    validation: SourceConfig = Field(description="chooses among prefixes")
+    test: SourceConfig = Field(description="what s3t evaluate measures on")
 
 
 class DataConfig(Section):
     """Private and public data, their columns, and how a row becomes a tensor."""
 
-    private: SourceConfig
+    private: SourceConfig = Field(description="the samples that can be deleted")
     public: PublicConfig
     columns: ColumnsConfig = ColumnsConfig()
     labels: tuple[str, ...] | None = Field(
-        None, description="label names in order; without them the public data gives them"
+        None, description="names of the classes, in order; default: those in the public data"
     )
     max_length: Positive = Field(64, description="tokens per text, a multiple of 16")
     chat_template: str | None = Field(
@@ -101,11 +107,17 @@ class DataConfig(Section):
         "path of a Jinja file, or the template itself; without it prompt and completion are joined",
     )
     completion_only: bool | None = Field(
-        None, description="learn completions alone, not prompts; default: wherever there are some"
+        None,
+        description="learn answers alone, not prompts; default: true where rows have "
+        "prompts or messages",
     )
     image_size: Positive | None = Field(None, description="pixels; by default the base's own")
-    image_mean: tuple[float, ...] | None = None
-    image_std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    image_mean: tuple[float, ...] | None = Field(
+        None, description="mean of each channel; by default the base's own"
+    )
+    image_std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, description="standard deviation of each channel; by default the base's own"
+    )
 
     @model_validator(mode="after")
     def _multiple(self) -> DataConfig:

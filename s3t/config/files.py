@@ -22,6 +22,11 @@ from s3t.config.config import Config
 from s3t.config.section import Written
 from s3t.errors import ConfigError, named
 
+try:
+    from yaml import CSafeLoader as SafeLoader  # a tenth of the time: a run reads its config often
+except ImportError:  # PyYAML without libyaml
+    from yaml import SafeLoader  # type: ignore[assignment]
+
 __all__ = ["anchored", "dump_config", "load_config"]
 
 _UNKNOWN = "extra_forbidden"
@@ -110,7 +115,7 @@ class _Broken(Written, float):
     """A fraction of YAML, whatever its text, such as 1.10."""
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(SafeLoader):
     """YAML where a key that occurs twice is an error; PyYAML drops the first without a word.
 
     A number is still one where a number is asked for, and where text is, the text that is written:

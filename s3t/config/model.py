@@ -23,10 +23,12 @@ MADE_BASES = ("make:vit", "make:bert", "make:roberta", "make:gpt2", "make:llama"
 class MakeConfig(Section):
     """Shape of a small base that is made here (``model.base: make:…``)."""
 
-    hidden: Positive = 64
-    layers: Positive = 4
-    heads: Positive = 4
-    intermediate: Positive | None = Field(None, description="default 4 × hidden")
+    hidden: Positive = Field(64, description="width of a hidden state")
+    layers: Positive = Field(4, description="number of layers")
+    heads: Positive = Field(4, description="attention heads of a layer")
+    intermediate: Positive | None = Field(
+        None, description="width inside a layer; default: 4 × hidden"
+    )
     patch: Positive = Field(2, description="pixels per patch side (ViT)")
     channels: Positive = Field(1, description="image channels (ViT)")
     init_scale: Annotated[float, Field(gt=0)] = Field(
@@ -43,24 +45,32 @@ class MakeConfig(Section):
 class AdaptConfig(Section):
     """Training of the whole base on the public ``adapt`` data, before any private sample."""
 
-    steps: Positive = 300
-    batch_size: Positive = 64
-    learning_rate: Annotated[float, Field(gt=0)] = 1.5e-3
+    steps: Positive = Field(300, description="steps of the optimizer")
+    batch_size: Positive = Field(64, description="rows of a step")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1.5e-3, description="peak learning rate")
     rotations: bool = Field(
-        False, description="images: show each only turned by 90, 180, 270°, as 3 × labels classes"
+        False,
+        description="images: show each one turned by 90, 180 and 270° only, as 3 × labels classes",
     )
     shift: Natural = Field(0, description="images: move each by up to so many pixels")
 
 
 class ModelConfig(Section):
-    """The frozen base: hub name, local path, or ``make:vit|bert|roberta|gpt2|llama``."""
+    """The frozen base."""
 
-    base: str
-    revision: str | None = None
+    base: str = Field(
+        description="hub name, local folder, or make:vit, make:bert, make:roberta, make:gpt2, "
+        "make:llama"
+    )
+    revision: str | None = Field(None, description="commit, tag or branch of a hub name")
     make: MakeConfig = MakeConfig()
     adapt: AdaptConfig | None = None
-    pooling: Literal["auto", "first", "mean", "last"] = "auto"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    pooling: Literal["auto", "first", "mean", "last"] = Field(
+        "auto", description="which position of a row the head reads; auto: as the base does"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="number format of the frozen base"
+    )
     quantization: Literal["8bit", "4bit"] | None = Field(
         None, description="weights of the frozen base by bitsandbytes (4bit: NF4)"
     )
@@ -73,12 +83,16 @@ class ModelConfig(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters; ``targets: auto`` is the query and value projections."""
+    """Low-rank adapters."""
 
-    rank: Positive = 8
-    alpha: Annotated[float, Field(gt=0)] = 16.0
-    targets: Literal["auto"] | tuple[str, ...] = "auto"
-    dropout: Fraction = 0.0
+    rank: Positive = Field(8, description="rank of each adapter")
+    alpha: Annotated[float, Field(gt=0)] = Field(
+        16.0, description="the product of an adapter is multiplied by alpha / rank"
+    )
+    targets: Literal["auto"] | tuple[str, ...] = Field(
+        "auto", description="names of the adapted maps; auto: query and value projections"
+    )
+    dropout: Fraction = Field(0.0, description="share of an adapter's inputs that is dropped")
 
     @property
     def scale(self) -> float:
@@ -87,7 +101,7 @@ class LoraConfig(Section):
 
 
 class PromptConfig(Section):
-    """Soft prompts, for ``stage.adapter: prompt``: each stage adds so many of its own."""
+    """Soft prompts, for ``stage.adapter: prompt``. Each stage adds its own."""
 
     tokens: Positive = Field(8, description="prompt vectors of one stage")
     init_scale: Above = Field(0.02, description="standard deviation of the initial vectors")

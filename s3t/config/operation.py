@@ -20,20 +20,24 @@ __all__ = [
 class AggregationConfig(Section):
     """How the shards' answers become one, and what answers when no shard is left.
 
-    ``mean-adapters`` averages the shards' adapters and heads instead of their answers: one forward
-    pass for all of them, which may cost accuracy. ``route`` asks the one shard whose prototype is
-    nearest to the input; it needs ``partition.clusters``.
+    ``mean-adapters`` averages the shards' adapters and heads instead of their answers. That is one
+    forward pass for all of them, and may cost accuracy. ``route`` asks only the shard whose
+    prototype is nearest to the input, and needs ``partition.clusters``.
     """
 
-    method: Literal["mean-probabilities", "mean-logits", "vote", "mean-adapters", "route"] = (
-        "mean-probabilities"
+    method: Literal["mean-probabilities", "mean-logits", "vote", "mean-adapters", "route"] = Field(
+        "mean-probabilities", description="how the answers of the shards are put together"
     )
-    weights: Literal["uniform", "data"] = "uniform"
-    on_exhausted: Literal["raise", "base"] = "raise"
+    weights: Literal["uniform", "data"] = Field(
+        "uniform", description="data: a shard counts by the samples that its prefix has seen"
+    )
+    on_exhausted: Literal["raise", "base"] = Field(
+        "raise", description="when no shard is left: refuse, or answer with the base alone"
+    )
 
 
 class StoreConfig(Section):
-    """Where the nodes are kept, and how machines that see the same store tell who is at work.
+    """Where the nodes are kept, and how machines that share a store divide the work.
 
     Nothing here changes a node's bytes.
     """
@@ -42,10 +46,11 @@ class StoreConfig(Section):
         None, description="any fsspec URL or shared folder, of one run; default: the run's nodes/"
     )
     cache: str | None = Field(
-        None, description="folder of copies of what lies at the URL; default: the run's nodes/"
+        None, description="folder for local copies of nodes from url; default: the run's nodes/"
     )
     lease: Annotated[float, Field(gt=0)] = Field(
-        60.0, description="seconds without a sign of life after which others take a node up"
+        60.0,
+        description="seconds without a sign of life after which other processes take over a node",
     )
     encrypt: bool = Field(
         False, description="seal each node under a data key of its own, kept in the key ring"
@@ -86,28 +91,36 @@ class StoreConfig(Section):
 
 
 class ReceiptsConfig(Section):
-    """What stands behind the log of deletions, plans and purges."""
+    """Signatures of the log."""
 
     signing_key: str | None = Field(
-        None, description="PEM file of an Ed25519 private key, outside the run: entries are signed"
+        None,
+        description="PEM file of an Ed25519 private key, outside the run; signs every "
+        "entry of the log",
     )
 
 
 class RepairConfig(Section):
     """When ``s3t repair --if-due`` and ``--watch`` repair. Nothing here changes a node's bytes."""
 
-    when: Literal["hand", "forecast", "schedule"] = "hand"
+    when: Literal["hand", "forecast", "schedule"] = Field(
+        "hand", description="hand: only when s3t repair is called without a policy"
+    )
     event: Literal["first_death", "exhaustion"] = Field(
-        "first_death", description="forecast: of which event, see s3t forecast"
+        "first_death",
+        description="forecast: the event counted to: the first dead shard, or exhaustion",
     )
     below_requests: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="forecast: due when in 5 % of futures so few requests, or fewer, are left"
+        None, description="forecast: due when p5 of the requests left is at most this"
     )
     below_days: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="forecast: or so few days, at the observed rate"
+        None,
+        description="forecast: due when p5 of the days left, at the observed rate, is at most this",
     )
     every_days: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="schedule: due so long after the last plan, if anything was deleted since"
+        None,
+        description="schedule: due this many days after the last plan, if anything was "
+        "deleted since",
     )
 
     @model_validator(mode="after")

@@ -19,23 +19,26 @@ __all__ = [
 
 
 class RiskConfig(Section):
-    """Risk tiers: each owns some slices of every shard, so that like risks lie together.
+    """Risk tiers: samples of similar deletion risk share slices of every shard.
 
     The value of a row is the number in ``column`` or, with ``as_of``, the age in days of the date
     there. Its tier is the number of thresholds that the value reaches; 0 is the lowest.
     """
 
-    column: str
-    as_of: date | None = Field(None, description="the column holds dates: their age on this day")
-    thresholds: tuple[float, ...] | None = Field(None, description="least value of tier 1, 2, …")
+    column: str = Field(description="column with a number, or with a date if as_of is given")
+    as_of: date | None = Field(
+        None, description="the column holds dates; the value is their age in days on this day"
+    )
+    thresholds: tuple[float, ...] | None = Field(None, description="lowest value of tier 1, 2, …")
     quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = Field(
-        None, description="or the thresholds are these quantiles of data.public.adapt's column"
+        None, description="in place of thresholds: quantiles of the column in data.public.adapt"
     )
     rates: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
-        None, description="by tier, how often one of its slices is hit, relative to the others"
+        None,
+        description="for each tier, how often one of its slices is hit, relative to the others",
     )
     slices: tuple[Positive, ...] | None = Field(
-        None, description="by tier, its slices in each shard; default: as even as possible"
+        None, description="for each tier, its slices in each shard; default: as even as possible"
     )
 
     @property
@@ -71,24 +74,27 @@ class ClustersConfig(Section):
 
     distance: Above | None = Field(
         None,
-        description="of partition.shards clusters those whose prototypes, which have unit length, "
-        "are nearer than this become one; default: none do",
+        description="clusters whose prototypes (of unit length) are nearer than this are merged; "
+        "default: none are",
     )
     layer: Natural | None = Field(
-        None, description="features are what enters this layer; default: those after the last"
+        None, description="cluster by what enters this layer; default: by what leaves the last"
     )
 
 
 class PartitionConfig(Section):
-    """m shards of L slices; a sample's place is a keyed hash of its subject or content."""
+    """m shards of L slices. A keyed hash of its person or content places a sample."""
 
-    shards: Positive = Field(4, description="with clusters.distance, the most there may be")
-    slices: Positive = 4
-    salt: str = "s3t"
-    subject: str | None = Field(None, description="column that names the person of a row")
-    risk: RiskConfig | None = Field(None, description="without it all slices are one tier")
+    shards: Positive = Field(4, description="m; with clusters.distance, the most there may be")
+    slices: Positive = Field(4, description="L, slices of each shard and stages of training")
+    salt: str = Field("s3t", description="key of the hash that places samples")
+    subject: str | None = Field(
+        None,
+        description="column that names the person of a row; all rows of a person lie in one slice",
+    )
+    risk: RiskConfig | None = Field(None, description="risk tiers; default: one tier")
     clusters: ClustersConfig | None = Field(
-        None, description="shards by likeness; without it by the keyed hash, as slices are"
+        None, description="shards by likeness; default: by the keyed hash"
     )
 
     @model_validator(mode="after")
@@ -110,9 +116,8 @@ class PartitionConfig(Section):
 class SequencesConfig(Section):
     """Which sequences of slices each shard trains, and what may be spent on them (budget B).
 
-    ``unit`` says what the budget of a shard counts: ``sequences``; ``nodes``; ``slice-passes`` (one
-    slice through one stage); ``sample-passes`` (samples × epochs, of ``samples`` as stated here,
-    since the private data must not shape the tree); ``bytes`` of weights.
+    A slice pass is one slice trained through one stage. Sample passes are samples × epochs; they
+    are computed from ``samples`` as given here, since private data must not shape the tree.
     """
 
     strategy: Literal[
@@ -125,18 +130,26 @@ class SequencesConfig(Section):
         "conditional",
         "random",
         "explicit",
-    ] = "tree"
-    budget: Positive | None = Field(None, description="B, per shard; default: one per slice")
-    unit: Literal["sequences", "nodes", "slice-passes", "sample-passes", "bytes"] = "sequences"
-    samples: Positive | None = Field(None, description="private samples, for unit sample-passes")
+    ] = Field("tree", description="how sequences are chosen")
+    budget: Positive | None = Field(
+        None, description="B of each shard, in the unit; default: slices"
+    )
+    unit: Literal["sequences", "nodes", "slice-passes", "sample-passes", "bytes"] = Field(
+        "sequences", description="what the budget counts"
+    )
+    samples: Positive | None = Field(
+        None, description="number of private samples, for unit sample-passes"
+    )
     horizon: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="deletion requests per slice over which protection counts"
+        1.0, description="deletion requests per slice that the plan is made for"
     )
     utility: tuple[float, ...] | None = Field(
-        None, description="worth of a prefix of 0, 1, … slices; default: the share of data"
+        None, description="value of a prefix of 0, 1, … slices; default: its share of the data"
     )
     explicit: tuple[tuple[Natural, ...], ...] | None = Field(
-        None, description="slice numbers from 0, the same lists for every shard"
+        None,
+        description="the sequences, for strategy explicit: slice numbers from 0, the "
+        "same for every shard",
     )
 
     @model_validator(mode="after")
@@ -144,7 +157,7 @@ class SequencesConfig(Section):
         if self.unit != "sequences" and self.budget is None:
             raise ValueError(f"unit {self.unit!r} needs budget")
         if self.unit == "sample-passes" and self.samples is None:
-            raise ValueError("unit 'sample-passes' needs samples, the number to reckon with")
+            raise ValueError("unit 'sample-passes' needs samples, the number to calculate with")
         if self.utility and any(low > high for low, high in pairwise(self.utility)):
             raise ValueError(f"utility {list(self.utility)} falls: more data is not worth less")
         return self

@@ -16,34 +16,41 @@ __all__ = [
 
 
 class StageConfig(Section):
-    """Recipe of one stage, the same for all.
+    """The recipe of a stage, the same for all stages."""
 
-    ``isolation: layers`` is S3T (stage i trains block i from the top); ``snapshot`` is SISA with
-    LoRA (every node carries the whole adapter, continued from its parent's). ``adapter: prompt``
-    trains soft prompts and a head instead of LoRA: each stage its own, beside those before it.
-    ``processes`` train one node together, each a part of every batch (``parallel: ddp``), and hold
-    a part of the base (``fsdp``); sums are then in another order, so this is part of the recipe.
-    """
-
-    isolation: Literal["layers", "snapshot"] = "layers"
-    adapter: Literal["lora", "prompt"] = "lora"
-    epochs: Positive = 10
-    batch_size: Positive = 8
-    gradient_accumulation: Positive = Field(
-        1, description="passes of batch_size rows before one step of the optimizer"
+    isolation: Literal["layers", "snapshot"] = Field(
+        "layers",
+        description="layers: S3T, stage i trains block i from the top; snapshot: SISA with LoRA, "
+        "each node holds the whole adapter and continues its parent's",
     )
+    adapter: Literal["lora", "prompt"] = Field(
+        "lora", description="what is trained beside the head: LoRA blocks or soft prompts"
+    )
+    epochs: Positive = Field(10, description="passes over the rows of a node")
+    batch_size: Positive = Field(8, description="rows of a batch")
+    gradient_accumulation: Positive = Field(1, description="batches of one step of the optimizer")
     group_by_length: bool = Field(
-        False, description="texts: batches of like length, so that less is padding"
+        False, description="texts: put rows of similar length into a batch, to save padding"
     )
-    processes: Positive = Field(1, description="that train one node together")
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: Fraction = Field(0.0, description="share of the steps")
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = None
-    slices: Literal["cumulative", "current"] = "cumulative"
+    processes: Positive = Field(
+        1, description="processes that train one node together; changes its bytes"
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="what these divide: batches, or batches and the base's weights (fsdp)"
+    )
+    learning_rate: Annotated[float, Field(gt=0)] = Field(3e-3, description="peak learning rate")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimizer")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="weight decay")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="course of the learning rate after the warm-up"
+    )
+    warmup: Fraction = Field(0.0, description="share of the steps in which the rate rises")
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="longer gradients are cut to this norm"
+    )
+    slices: Literal["cumulative", "current"] = Field(
+        "cumulative", description="a stage trains on all slices of its prefix, or on the last one"
+    )
     head: Literal["fresh", "public"] = Field(
         "fresh", description="stage 1 starts from a random head, or from one of public data"
     )
@@ -69,17 +76,22 @@ class StageConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How the work is spread. Nothing here but ``arithmetic`` changes a node's bytes, and that is
-    named by the node's key."""
+    """How the work is spread.
+
+    Only ``arithmetic`` changes the bytes of a node, and the node's key names it.
+    """
 
     arithmetic: Arithmetic = Field(
         "native",
         description="native: what the processor does fastest; portable: the same bytes on every "
         "x86-64 processor with AVX2 (same torch, same C library), several times slower",
     )
-    workers: Literal["auto"] | Positive = "auto"
+    workers: Literal["auto"] | Positive = Field(
+        "auto", description="processes that train nodes; auto: by cores and devices"
+    )
     group_bytes: Literal["auto"] | Positive = Field(
-        "auto", description="hidden states of one stacked step; auto: 512 KiB, on a GPU 256 MiB"
+        "auto",
+        description="bytes of hidden states in one stacked step; auto: 512 KiB, on a GPU 256 MiB",
     )
     trunk_cache: Literal["auto", "memory", "disk", "off"] = Field(
         "auto",
@@ -88,12 +100,16 @@ class TrainingConfig(Section):
         "store.encrypt is off)",
     )
     trunk_cache_mb: Natural = Field(
-        4096, description="above this the frozen layers below a block run anew at each step"
+        4096,
+        description="MB; where the cache would be larger, the layers below a block run "
+        "at each step",
     )
     gradient_checkpointing: bool = Field(
         False, description="run layers again in the backward pass: less memory, more time"
     )
-    trackers: tuple[str, ...] = Field((), description="accelerate trackers; public metrics only")
+    trackers: tuple[str, ...] = Field(
+        (), description="accelerate's trackers that get metrics of public data"
+    )
 
     @field_validator("trunk_cache", mode="before")
     @classmethod

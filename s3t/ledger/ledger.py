@@ -31,7 +31,7 @@ from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import State
 from s3t.ledger.log import chain, proof
 from s3t.ledger.log.signing import Signer
-from s3t.ledger.log.state import HEAD, LogReader, Secrets
+from s3t.ledger.log.state import LogReader, Secrets
 from s3t.ledger.outbox import Outbox, refuse_other
 from s3t.ledger.planning import Planning, seal
 from s3t.ledger.purging import Forgotten, Gone
@@ -182,7 +182,7 @@ class Ledger:
     def view(self) -> int:
         """Number of the present view: one look at the end of the log, if nothing is new there."""
         known = self._reader.known
-        if int(self._database.read(HEAD)) == known.number:
+        if not self._reader.is_new(known):
             return known.view
         with self._reader.transaction() as (_, log):
             return log.view
@@ -356,9 +356,13 @@ class Ledger:
 
         Returns:
             False if somebody reads the older state for so long that its bytes are still there.
+
+        Raises:
+            IntegrityError: see ``prove``. What the log is about to commit to is proved before.
         """
         keys = sorted(nodes)
-        with self._reader.transaction(writes=True) as (connection, log):
+        with self._reader.transaction(writes=True, scratch=True) as (connection, log):
+            proof.prove(connection, self._reader.secrets, self._database.name)
             rows = purging.move(connection, self._reader.secrets.forgotten, view)
             generations.forget_nodes(connection, keys)
             left = purging.left_behind(connection)

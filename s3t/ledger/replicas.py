@@ -164,7 +164,8 @@ class Replicas:
     def settle(self, request_id: str, own: str = "") -> str | None:
         """Write down that a deletion is effective on all replicas, once.
 
-        Nobody waits for the disk: if a power cut takes the entry, nothing but the moment is lost.
+        It waits for the disk: a receipt tells this moment, and an audit holds a kept receipt
+        against this entry.
 
         Args:
             request_id: of the deletion.
@@ -173,7 +174,7 @@ class Replicas:
         Returns:
             the moment, ISO 8601; None while a replica is behind, or if there is no such request.
         """
-        with self._database.transaction(writes=True, synced=False) as connection:
+        with self._database.transaction(writes=True) as connection:
             found = connection.execute(_REQUEST, {"request": request_id}).first()
             if found is None:
                 return None

@@ -124,13 +124,15 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
 
     Raises:
         InputError: the run was prepared elsewhere.
-        IntegrityError: the plan, the ledger or the key ring is damaged; nothing was removed.
+        IntegrityError: the plan, the ledger or the key ring is damaged, or the ledger contradicts
+            itself; nothing was removed.
         UnavailableError: somebody trains at ``store.url``, or it cannot be told of every deletion;
             nothing was removed.
         S3TError: a place cannot be reached or written; what is gone by then is told next time.
     """
     with ExitStack() as stack:
         ledger = stack.enter_context(run.ledger())
+        ledger.prove()
         alone = locked or _held(run, stack)
         if not dry_run and run.store.depot is not None:
             run.notices().tell(ledger, anew=True)

@@ -1,17 +1,21 @@
 """The app: what a request passes on its way to a route, and which routes there are.
 
-    request ─► Traffic   counts, times and logs it; no error leaves it unshaped
-            ─► Limits    bytes of the body, seconds until it is here
-            ─► routes    POST /v1/predict           batcher ─► one thread ─► model.predict
-                         POST /v1/completions       threads ─► model.generate, model.stream
-                         POST /v1/deletions …       a pool of their own, so that questions go on
-                         GET  /v1/status, /v1/forecast, /v1/picture, /v1/log …
-                         GET  /healthz, /readyz, /metrics, /, /openapi.json
-               each behind access.needs(role)
-            ─► answer    sent while the view that gave it is held (``answers``)
+    request ─► MonitorMiddleware  counts, times and logs it; turns every error into a response
+            ─► LimitMiddleware    limits the body's size and the requests at work
+            ─► AuthorizedRoute    token, role, rate (``security.access``)
+            ─► routes             POST /v1/predict        batcher ─► one thread ─► S3T.predict
+                                  POST /v1/completions    thread pool ─► S3T.generate, S3T.stream
+                                  /v1/deletions …         thread pool of its own ─► S3T.deactivate
+                                  /v1/repair, /v1/purge, /v1/reload
+                                  /v1/status, /v1/forecast, /v1/picture, /v1/log …
+                                  /healthz, /readyz, /metrics, /, /openapi.json
+            ─► response           answers are sent while their view is held (``held_response``)
 
-Invariants: whatever happens, an error has the shape of ``problems``; the event loop never computes
-or waits for the ledger; nothing that is logged holds an id, a body or a token.
+To add a route: write it in a file of ``routes/``, with its schemas, and add a new file's router to
+``_ROUTES``.
+
+Invariants: every error has the shape of ``http.problems``. The event loop neither computes nor
+waits for the ledger. The log holds no id, body or token.
 """
 
 from __future__ import annotations
@@ -24,20 +28,11 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 
 from s3t.config.aggregation import ServeConfig
-from s3t.server.deletions.service import DeletionService
-from s3t.server.http.middleware import Traffic
+from s3t.server.http.middleware import MonitorMiddleware
 from s3t.server.http.problems import MEDIA_TYPE, ProblemBody, handle_problems, refusals
-from s3t.server.logs import Causes
-from s3t.server.metrics import Metrics
 from s3t.server.routes import completions, deletions, health, page, predict, repair, status
-from s3t.server.security.access import Access
-from s3t.server.security.limits import Limits
-from s3t.server.security.tokens import TokenFile, token_path
+from s3t.server.security.limits import LimitMiddleware
 from s3t.server.state import Service
-from s3t.server.work.batcher import Batcher
-from s3t.server.work.maintenance import Maintenance
-from s3t.server.work.streams import Streams
-from s3t.server.work.threads import ThreadPool
 from s3t.version import __version__
 
 if TYPE_CHECKING:
@@ -45,46 +40,37 @@ if TYPE_CHECKING:
 
 __all__ = ["create_app"]
 
+_ROUTES = (predict, completions, deletions, repair, status, health, page)
+
 
 def create_app(model: S3T, config: ServeConfig, *, insecure: bool = False) -> FastAPI:
     """The app over one model.
 
     Args:
         model: loaded, and joined as a replica; the caller closes it.
-        config: limits and waits.
-        insecure: requests need no token; the caller makes sure of a loopback address.
+        config: limits and timeouts.
+        insecure: requests need no token; the caller makes sure that the address is a loopback one.
+
+    Raises:
+        InputError: the run's folder holds jobs of an older s3t.
     """
-    metrics, streams, causes = Metrics(model), Streams(config.streams), Causes()
-    metrics.streams.set_function(lambda: streams.count)
-    tokens = TokenFile(token_path(model.root, config))
-    service = Service(
-        model,
-        config,
-        Access(tokens, config, insecure),
-        metrics,
-        Batcher(model, config, metrics),
-        streams,
-        DeletionService(model, config, insecure),
-        Maintenance(model),
-        ThreadPool("lookups", 2, 32),
-        ThreadPool("probes", 1, 4),
-        causes,
-    )
-    service.reloads.append(service.access.reload)
+    service = Service(model, config, insecure)
     app = FastAPI(
         title="s3t",
         version=__version__,
         description="A fine-tuned model that forgets without stopping.",
-        docs_url=None,  # they would load scripts from elsewhere
+        docs_url=None,  # these pages would load scripts from other hosts
         redoc_url=None,
         lifespan=_lifespan,
     )
     app.state.service, app.state.access = service, service.access
     handle_problems(app)
-    for part in (predict, completions, deletions, repair, status, health, page):
-        app.include_router(part.router)
-    app.add_middleware(Limits, config=config)
-    app.add_middleware(Traffic, metrics=metrics, causes=causes)  # the outermost
+    for module in _ROUTES:
+        app.include_router(module.router)
+    app.add_middleware(LimitMiddleware, config=config)
+    app.add_middleware(  # the outermost
+        MonitorMiddleware, metrics=service.metrics, failures=service.failures
+    )
     _describe(app)
     return app
 
@@ -92,29 +78,20 @@ def create_app(model: S3T, config: ServeConfig, *, insecure: bool = False) -> Fa
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
-    service.deletions.start()
+    service.start()
     try:
         yield
     finally:
-        service.draining = True
-        for end in (
-            service.batcher.close,
-            service.streams.threads.close,
-            service.deletions.close,
-            service.maintenance.close,
-            service.lookups.close,
-            service.probes.close,
-        ):
-            await asyncio.to_thread(end)
+        await asyncio.to_thread(service.close)
 
 
 def _describe(app: FastAPI) -> None:
-    """Complete the OpenAPI document: the one shape of errors, also where the framework has put its
-    own in for parameters that it checks."""
-    made = app.openapi
+    """Complete the OpenAPI document: errors have the shape of ``ProblemBody``, also where FastAPI
+    describes its own for parameters that it checks."""
+    generate = app.openapi
 
     def openapi() -> dict[str, Any]:
-        document = made()
+        document = generate()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         if "Problem" not in schemas:
             schemas["Problem"] = ProblemBody.model_json_schema() | {"title": "Problem"}
@@ -122,8 +99,8 @@ def _describe(app: FastAPI) -> None:
             schemas.pop("ValidationError", None)
             invalid = refusals("invalid_body")[422]
             for operation in (o for path in document["paths"].values() for o in path.values()):
-                told = operation["responses"].get("422", invalid)
-                if MEDIA_TYPE not in told["content"]:
+                described = operation["responses"].get("422", invalid)
+                if MEDIA_TYPE not in described["content"]:
                     operation["responses"]["422"] = invalid
         return document
 

@@ -1,12 +1,12 @@
-"""The page: its files, and the report, which is the same page with its data inside.
+"""The page's files, and the report: the same page as one HTML file with its data inside.
 
-    page/index.html, style.css, *.js ─┬─► served as they are; the page asks for its data
-                                      └─► report: one file with everything in it, data as JSON
+    page/index.html, style.css, *.js ─┬─► served as they are; the page fetches its data
+                                      └─► report: one file with styles, scripts and data
     model ─► status, picture, forecast, receipts, all of one view ─► JSON
 
-Invariants: nothing on the page is loaded from elsewhere, and its policy forbids it. Data stand in a
-report as JSON that no text can break out of; the page puts them in as text alone. Samples appear by
-keyed hashes, never by ids. The same run at the same moment gives the same bytes.
+Invariants: the page loads nothing from other hosts; its content security policy forbids it. The
+data in a report are JSON in which <, > and & are escaped; the page inserts them as text only.
+Samples appear as keyed hashes, never as ids. The same run at the same time gives the same bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from s3t.errors import S3TError
 from s3t.version import __version__
 
-__all__ = ["PageFile", "Pictured", "page_files", "policy", "report", "snapshot"]
+__all__ = ["PageFile", "Reported", "page_files", "policy", "report", "snapshot"]
 
 RECEIPTS = 50
 """Receipts in a report, at most."""
@@ -43,13 +43,13 @@ _EXPORT = re.compile(r"^export ((?:async )?(?:function|class|const) (\w+))", re.
 
 
 class Dictable(Protocol):
-    """Something that tells itself as JSON values."""
+    """A value with a form in JSON."""
 
     def to_dict(self) -> dict[str, Any]: ...
 
 
-class Pictured(Protocol):
-    """What a report needs of ``s3t.S3T``."""
+class Reported(Protocol):
+    """The part of ``s3t.S3T`` that a report reads. A run that is not loaded has it as well."""
 
     def status(self) -> Dictable: ...
     def picture(self) -> dict[str, Any]: ...
@@ -63,8 +63,8 @@ class PageFile:
 
     Attributes:
         content: its bytes.
-        media_type: what they are.
-        digest: SHA-256 of them, hex.
+        media_type: value of Content-Type.
+        digest: SHA-256 of the content, hex.
     """
 
     content: bytes
@@ -79,8 +79,7 @@ class PageFile:
 
 @cache
 def page_files() -> Mapping[str, PageFile]:
-    """The files of the page by name; ``index.html`` is the page itself, the others lie in
-    ``page/`` beside it."""
+    """The files of the page by name: ``index.html``, and what it loads from ``page/``."""
     found = {}
     for entry in sorted(files("s3t.server").joinpath("page").iterdir(), key=lambda one: one.name):
         media_type = _TYPES.get(entry.name[entry.name.rfind(".") :])
@@ -91,27 +90,28 @@ def page_files() -> Mapping[str, PageFile]:
 
 
 def policy(scripts: str = "'self'", styles: str = "'self'", connect: str = "'self'") -> str:
-    """The content security policy: nothing but the page's own files, and no one may frame it."""
+    """The content security policy. Whatever the arguments do not allow is forbidden."""
     return (
         f"default-src 'none'; script-src {scripts}; style-src {styles}; connect-src {connect}; "
         "img-src 'self' data:; base-uri 'none'; form-action 'none'"
     )
 
 
-def snapshot(model: Pictured, name: str, at: datetime) -> dict[str, Any]:
-    """What the page shows of a run, all of one view, as JSON values.
+def snapshot(model: Reported, name: str, at: datetime) -> dict[str, Any]:
+    """The data of a report as JSON values, all of one view.
 
     Args:
         model: the run.
-        name: what to call it.
-        at: the moment, with its time zone.
+        name: name of the run on the page.
+        at: time of the report, with its time zone.
 
     Raises:
-        S3TError: deletions come faster than it can be read.
+        S3TError: deletions changed the run during each of 20 attempts to read it.
     """
     for _ in range(_TRIES):
-        picture = model.picture()
-        status, forecast = model.status().to_dict(), model.forecast().to_dict()
+        picture, forecast = model.picture(), model.forecast().to_dict()
+        receipts = _receipts(model)
+        status = model.status().to_dict()  # last: views only grow, so the others are of it too
         if status["view"] == picture["view"] == forecast["view"]:
             return {
                 "name": name,
@@ -120,23 +120,23 @@ def snapshot(model: Pictured, name: str, at: datetime) -> dict[str, Any]:
                 "status": status,
                 "picture": picture,
                 "forecast": forecast,
-                "receipts": _receipts(model),
+                "receipts": receipts,
             }
-    raise S3TError(f"the run changed {_TRIES} times while it was read: ask again")
+    raise S3TError(f"the run changed {_TRIES} times while it was read: try again")
 
 
-def _receipts(model: Pictured) -> list[dict[str, Any]]:
-    """The last deletions, newest first, by what the page shows of them."""
+def _receipts(model: Reported) -> list[dict[str, Any]]:
+    """The last deletions, the newest first, with the fields that the page shows."""
     return [
         {name: receipt[name] for name in _RECEIPT} for receipt in model.receipts(limit=RECEIPTS)
     ]
 
 
 def report(data: Mapping[str, Any]) -> bytes:
-    """The page as one HTML file with its data inside, that needs no server and no network.
+    """The page as one HTML file that needs no server and no network, in UTF-8.
 
     Args:
-        data: of ``snapshot``.
+        data: returned by ``snapshot``.
     """
     page = page_files()
     style, script = page["style.css"].text, _bundle("page")
@@ -163,7 +163,7 @@ def report(data: Mapping[str, Any]) -> bytes:
 
 
 def _embedded(data: Mapping[str, Any]) -> str:
-    """JSON without a character that HTML could take for markup."""
+    """JSON without characters that HTML could take for markup."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -173,9 +173,10 @@ def _hash(text: str) -> str:
 
 
 def _bundle(entry: str) -> str:
-    """A module and all that it imports as one script: each a function that gives its exports.
+    """A JavaScript module and all that it imports as one script: each module becomes a function
+    that returns its exports.
 
-    Knows the forms that the page is written in: imports of one line, exports of declarations.
+    It reads only the forms that the page uses: imports on one line, exports of declarations.
     """
     done: dict[str, str] = {}
 

@@ -1,75 +1,92 @@
-"""What routes share: the model, its config, and what counts and limits their work.
+"""The objects that the routes of one app share.
 
-    app.state.service : Service ─┬─ model     the S3T that answers and forgets
-                                 ├─ config    ServeConfig
-                                 ├─ access    who may do what
-                                 ├─ batcher   predictions that share a pass
-                                 ├─ streams   the completions under way
-                                 └─ metrics
+    app.state.service : Service ─┬─ model, config    the S3T that answers and deletes; ServeConfig
+                                 ├─ access           tokens, roles, rates
+                                 ├─ batcher          predictions that share a forward pass
+                                 ├─ streams          completions
+                                 ├─ deletions        deletions, their jobs and callbacks
+                                 ├─ maintenance      repair, purge, reload
+                                 ├─ lookups, probes  thread pools for requests that only read
+                                 └─ metrics, failures
 
-A route reaches it through ``service_of(request)``.
+A route gets it by ``service_of(request)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
 
 from s3t.config.aggregation import ServeConfig
+from s3t.server.deletions.service import DeletionService
+from s3t.server.logs import FailureLog
+from s3t.server.metrics import Metrics
+from s3t.server.security.access import AccessControl
+from s3t.server.security.tokens import TokenFile, token_path
+from s3t.server.work.batcher import Batcher
+from s3t.server.work.maintenance import Maintenance
+from s3t.server.work.streams import Streams
+from s3t.server.work.threads import ThreadPool
 
 if TYPE_CHECKING:
-    from s3t.server.deletions.service import DeletionService
-    from s3t.server.logs import Causes
-    from s3t.server.metrics import Metrics
-    from s3t.server.security.access import Access
-    from s3t.server.work.batcher import Batcher
-    from s3t.server.work.maintenance import Maintenance
-    from s3t.server.work.streams import Streams
-    from s3t.server.work.threads import ThreadPool
     from s3t.service import S3T
 
 __all__ = ["Service", "service_of"]
 
 
-@dataclass(eq=False)
 class Service:
-    """One app's shared objects.
+    """Builds, starts and closes the shared objects of one app.
+
+    Args:
+        model: what answers and deletes; the caller closes it.
+        config: limits and timeouts.
+        insecure: requests need no token.
 
     Attributes:
-        model: what answers and forgets.
-        config: limits and waits.
-        access: who may do what.
-        metrics: what is counted.
-        batcher: predictions that share a pass.
-        streams: the completions under way.
-        deletions: takes deletions in.
+        access: checks the token, role and rate of a request.
+        metrics: counts for Prometheus and the page.
+        failures: logs failures of the service, each cause once.
+        batcher: predictions, which share forward passes.
+        streams: completions.
+        deletions: deletions, their jobs and callbacks.
         maintenance: repair, purge and reload.
-        lookups: threads for what only looks.
-        probes: a thread for what ``/metrics`` looks at.
-        causes: what the log is told of failures, once each.
-        draining: the process is about to end, and takes nothing new.
-        reloads: called on SIGHUP, after the model has looked at store and ledger anew.
+        lookups: threads for routes that only read.
+        probes: a thread for the ledger read of ``/metrics``.
+        draining: the process is about to end and accepts no new work.
+
+    Raises:
+        InputError: the run's folder holds jobs of an older s3t.
     """
 
-    model: S3T
-    config: ServeConfig
-    access: Access
-    metrics: Metrics
-    batcher: Batcher
-    streams: Streams
-    deletions: DeletionService
-    maintenance: Maintenance
-    lookups: ThreadPool
-    probes: ThreadPool
-    causes: Causes
-    draining: bool = False
-    reloads: list[Callable[[], None]] = field(default_factory=list)
+    def __init__(self, model: S3T, config: ServeConfig, insecure: bool = False) -> None:
+        self.model, self.config = model, config
+        self.access = AccessControl(TokenFile(token_path(model.root, config)), config, insecure)
+        self.metrics, self.failures = Metrics(model), FailureLog()
+        self.batcher = Batcher(model, config, self.metrics)
+        self.streams = Streams(config.streams, self.metrics)
+        self.deletions = DeletionService(model, config, insecure)
+        self.maintenance = Maintenance(model)
+        self.lookups = ThreadPool("lookups", 2, 32)
+        self.probes = ThreadPool("probes", 1, 4)
+        self.draining = False
+
+    def start(self) -> None:
+        """Start the threads of deletion jobs and callbacks."""
+        self.deletions.start()
+
+    def close(self) -> None:
+        """Wait for work under way. The model stays open."""
+        self.draining = True
+        self.batcher.close()
+        self.streams.close()
+        self.deletions.close()
+        self.maintenance.close()
+        self.lookups.close()
+        self.probes.close()
 
 
 def service_of(request: HTTPConnection) -> Service:
-    """The service that a request came to."""
+    """The service of the app that a request came to."""
     service: Service = request.app.state.service
     return service

@@ -1,10 +1,10 @@
-"""A thread that works the outbox off, while other replicas do the same.
+"""A thread that does the work in the ledger's outbox, which other replicas do as well.
 
-    look ─► claim ─► work, beating ─► release ─► look …
-              └── another has it: left alone, unless it is silent for a whole lease
+    look ─► claim ─► work, with heartbeats ─► release ─► look …
+              └── another process holds the claim: skip it, unless it sends no heartbeat for a lease
 
-Invariant: what a thread works at it has claimed in the ledger. A claim says truly that no other
-process works at it until its lease has run out (``ledger.outbox`` tells what happens if it has).
+Invariant: a thread works only on what it has claimed in the ledger. While its lease has not run
+out, no other process works on it (``ledger.outbox`` says what happens after that).
 """
 
 from __future__ import annotations
@@ -23,20 +23,23 @@ __all__ = ["LEASE", "Worker"]
 _log = logging.getLogger(__name__)
 
 LEASE = 10.0
-"""Seconds of silence after which a process is taken for dead, and its work is taken over; the same
-in all processes."""
+"""Seconds without a heartbeat after which a process is taken for dead and others take its work
+over. It has to be the same in all processes."""
 _BEATS = 4
-"""Signs of life in one lease."""
+"""Heartbeats in one lease."""
 
 
 class Worker:
-    """One such thread.
+    """A thread that does what is due in the outbox.
 
     Args:
         name: of the thread, and of its work in the log.
-        outbox: where the claims are.
-        work: called again and again; does what is due, and leaves the rest.
+        outbox: where claims are made.
+        work: called repeatedly; does what is due and returns.
         look: seconds between two calls.
+
+    Attributes:
+        ending: ``close`` was called: ``work`` should return soon.
     """
 
     def __init__(
@@ -55,15 +58,20 @@ class Worker:
         self.ending = False
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def wake(self) -> None:
-        """Look now: there is something."""
+        """Call ``work`` now, since there is something to do."""
         self._wake.set()
 
     def close(self, seconds: float | None = None) -> None:
-        """Finish what is under way; the rest is left to other processes, or the next start."""
+        """End the thread after the work under way. The rest stays in the outbox, for other
+        processes or the next start.
+
+        Args:
+            seconds: how long to wait for the thread; None for as long as it takes.
+        """
         self.ending = True
         self._wake.set()
         if self._thread.is_alive():
@@ -71,9 +79,9 @@ class Worker:
 
     @contextmanager
     def claim(self, what: str) -> Iterator[Lease | None]:
-        """Claim something for a while; None if another process has it.
+        """Claim something while the context lasts; None if another process holds it.
 
-        What it gives tells whether the claim still holds: ``left`` is above 0.
+        The claim holds as long as the lease's ``left`` (seconds) is above 0.
         """
         asked = clock()
         if not self._take(what):
@@ -111,7 +119,7 @@ class Worker:
                     lease.end()
                     return
             except S3TError:
-                continue  # the ledger is away; the lease runs out if it stays so
+                continue  # no ledger now; if it stays so, the lease runs out
             lease.renew(asked)
 
     def _run(self) -> None:
@@ -120,8 +128,8 @@ class Worker:
             try:
                 self._work()
                 failed = ""
-            except Exception as error:  # such as a ledger that is away: it must go on after it
-                # others by their kind alone: a message may name samples
+            except Exception as error:  # such as a ledger that is away: the thread must survive it
+                # of others only the type: a message may name samples
                 why = str(error) if isinstance(error, UnavailableError) else type(error).__name__
                 if why != failed:
                     _log.error("%s pause: %s", self._name, why)

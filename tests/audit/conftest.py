@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.damage.victim import Victim, make_victim
+from harness.damage.victim import Victim, make_victim
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.damage.victim import HIT, Victim
+from harness.damage.victim import HIT, Victim
 from s3t.audit.audit import audit
 from s3t.audit.claim import MOST_NAMED, Audit, Claim, Findings, judged
 from s3t.audit.evidence import Case
@@ -27,7 +27,7 @@ from s3t.store import FileKeyRing
 from s3t.training.prepare.replan import Renewal, renew
 from s3t.training.work.train import train
 from s3t.types import Digest, NodeKey, Sample, SampleId, Subject
-from tests.small_runs import forget, person_rows, small_configs, write_csv
+from tests.support.small_runs import forget, person_rows, small_configs, write_csv
 
 
 def contents(folder: Path) -> dict[str, str]:

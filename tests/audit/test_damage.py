@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.damage import flips, shim
-from benchmarks.damage.kind import Kind
-from benchmarks.damage.opening import Opening
-from benchmarks.damage.table import KINDS
-from benchmarks.damage.victim import Victim
+from harness.damage import flips, shim
+from harness.damage.kind import Kind
+from harness.damage.kinds import KINDS
+from harness.damage.opening import Opening
+from harness.damage.victim import Victim
 from s3t.audit.audit import audit
 from s3t.audit.claim import TITLES
 
@@ -64,6 +64,12 @@ def test_a_damaged_node_leaves_the_rest_to_hold(victim: Victim) -> None:
     victim.flip(victim.file(victim.living[-1]), -5)
     statuses = {claim.name: claim.status for claim in audit(victim.root).claims}
     assert {name for name, status in statuses.items() if status == "broken"} == {"E2", "E8"}
+
+
+def test_a_request_that_is_told_to_be_effective_at_another_moment(victim: Victim) -> None:
+    victim.sql("UPDATE requests SET effective = 1 WHERE request_id = 'first'")
+    problems = audit(victim.root)["receipts"].problems
+    assert any("'first'" in one and "took effect" in one for one in problems), problems
 
 
 def test_an_unreadable_ledger_leaves_what_can_do_without_it(victim: Victim) -> None:

@@ -29,7 +29,7 @@ from s3t.audit.leakage.membership import attack, loss_scores, min_k, min_k_plus_
 from s3t.errors import InputError
 from s3t.model.inputs.encoders import Encoded
 from s3t.serving.ensemble.ensemble import Ensemble, Member
-from tests.tiny import VOCABULARY, random_adapter, tiny_base, tiny_model
+from tests.support.tiny import VOCABULARY, random_adapter, tiny_base, tiny_model
 
 Row = list[int]
 

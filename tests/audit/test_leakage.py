@@ -34,9 +34,9 @@ from s3t.serving.ensemble.ensemble import Ensemble, Member
 from s3t.training.node.rows import LabelledSet
 from s3t.training.prepare.replan import Renewal
 from s3t.training.work.train import train
-from tests.conftest import Command, write_lines
-from tests.small_runs import everything
-from tests.tiny import VOCABULARY, random_adapter, tiny_base, tiny_rows
+from tests.conftest import Run, write_lines
+from tests.support.small_runs import everything
+from tests.support.tiny import VOCABULARY, random_adapter, tiny_base, tiny_rows
 
 pytestmark = pytest.mark.heavy
 
@@ -427,10 +427,10 @@ def test_a_failing_training_leaves_no_model(
 # --- the command
 
 
-def test_the_command(language: Path, command: Command) -> None:
+def test_the_command(language: Path, command: Run) -> None:
     done = command("audit", language, "--leakage", "--leakage-samples", 8, "--json")
-    found = json.loads(done.stdout)
+    found = json.loads(done.out)
     leak = found["leakage"]
     assert leak["members"] == 8 and leak["before"]["attacks"][0]["tpr_by_chance"] > 0
-    assert done.returncode == (0 if found["holds"] else 4), "leakage changes no exit code"
-    assert "s3t: training a control" in done.stderr
+    assert done.code == (0 if found["holds"] else 4), "leakage changes no exit code"
+    assert "s3t: training a control" in done.err

@@ -16,7 +16,7 @@ from s3t.run import RunDir
 from s3t.run.purge import Store, purge
 from s3t.service import S3T
 from s3t.training.work.train import train
-from tests.small_runs import person_rows, small_configs, write_csv
+from tests.support.small_runs import person_rows, small_configs, write_csv
 
 OLD = time.time() - 3600
 

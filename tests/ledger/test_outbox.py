@@ -15,7 +15,7 @@ from s3t.errors import IntegrityError, RequestConflictError
 from s3t.ledger import Claim, Deletion, Ledger, Outbox, job_claim
 from s3t.ledger.log import chain
 from s3t.types import Digest, Place, Sample, SampleId, Subject
-from tests.postgres import Server
+from tests.support.postgres import Server
 
 IDS = [f"s{number}" for number in range(5)]
 

@@ -17,7 +17,7 @@ from s3t.model.adapters.lora import adapted
 from s3t.model.base import Base
 from s3t.model.inputs.encoders import Encoded
 from s3t.model.reference import function_of
-from tests.tiny import (
+from tests.support.tiny import (
     DECODERS,
     FAMILIES,
     IMAGES,

@@ -20,7 +20,7 @@ from s3t.model.adapters.peft import (
     load_adapter,
     to_peft,
 )
-from tests.tiny import (
+from tests.support.tiny import (
     FAMILIES,
     LANGUAGE,
     bank_of,

@@ -27,7 +27,7 @@ from s3t.model.base import Base
 from s3t.model.determinism import draws
 from s3t.model.head import language_logits
 from s3t.model.inputs.encoders import Encoded
-from tests.tiny import (
+from tests.support.tiny import (
     LENGTH,
     from_config,
     real,

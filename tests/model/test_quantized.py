@@ -22,8 +22,8 @@ from s3t.training.retrain import retrain
 from s3t.training.work.train import train
 from tests.model.test_base import parts
 from tests.model.test_loading import config
-from tests.small_runs import Make, saved, small_configs
-from tests.tiny import tiny_group, tiny_rows, tiny_trainer
+from tests.support.small_runs import Make, saved, small_configs
+from tests.support.tiny import tiny_group, tiny_rows, tiny_trainer
 
 SHAPE: dict[str, Any] = {"vocab_size": 260, "bos_token_id": 1, "eos_token_id": 2}
 WIDE: dict[str, Any] = {

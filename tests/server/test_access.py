@@ -12,32 +12,15 @@ from typing import Any
 import pytest
 from fastapi.routing import APIRoute
 
+from harness.routes import ROUTES
 from s3t.run import RunDir
 from s3t.server.security import tokens
-from s3t.server.security.access import Guarded, Needs
+from s3t.server.security.access import AuthorizedRoute, RequiredRole
 from s3t.server.security.tokens import ROLES, TokenFile
-from tests.server.asked import Asked, asked
+from tests.support.asked import Asked, asked
 
 pytestmark = pytest.mark.slow
 
-ROUTES: list[tuple[str, str, set[str]]] = [
-    ("POST", "/v1/predict", {"predict"}),
-    ("POST", "/v1/completions", {"predict"}),
-    ("POST", "/v1/deletions", {"delete"}),
-    ("GET", "/v1/deletions", {"audit"}),
-    ("GET", "/v1/deletions/r1", {"delete", "audit"}),
-    ("GET", "/v1/status", {"audit"}),
-    ("GET", "/v1/forecast", {"audit"}),
-    ("GET", "/v1/picture", {"audit"}),
-    ("GET", "/v1/log", {"audit"}),
-    ("GET", "/v1/replicas", {"audit"}),
-    ("GET", "/v1/traffic", {"audit"}),
-    ("GET", "/metrics", {"audit"}),
-    ("POST", "/v1/repair", {"repair"}),
-    ("GET", "/v1/repair", {"repair", "audit"}),
-    ("POST", "/v1/purge", {"repair"}),
-    ("POST", "/v1/reload", {"repair"}),
-]
 OPEN = {"/", "/healthz", "/readyz", "/openapi.json", "/page/{name}"}
 
 JSON = {"Content-Type": "application/json"}
@@ -210,7 +193,7 @@ def test_insecure_lets_everyone_on_this_machine_do_everything(small_run: RunDir)
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "192.0.2.1:8000", ""]
 )
-def test_insecure_is_not_for_names_that_were_turned_to_us(small_run: RunDir, host: str) -> None:
+def test_insecure_refuses_dns_rebinding(small_run: RunDir, host: str) -> None:
     with asked(small_run.root, insecure=True) as site:
         before = site.state()
         said = site.ask(
@@ -218,6 +201,26 @@ def test_insecure_is_not_for_names_that_were_turned_to_us(small_run: RunDir, hos
         )
         assert (said.status_code, said.json()["code"]) == (403, "forbidden")
         assert site.state() == before
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://evil.example", "null", "", "http://localhost:3000", "http://127.0.0.1.evil.example"],
+)
+def test_insecure_refuses_pages_of_other_sites(small_run: RunDir, origin: str) -> None:
+    with asked(small_run.root, insecure=True) as site:
+        before = site.state()
+        for path in ("/v1/purge", "/v1/reload", "/v1/repair"):
+            said = site.ask("POST", path, headers={"Host": "localhost:8000", "Origin": origin})
+            assert (said.status_code, said.json()["code"]) == (403, "forbidden")
+        assert site.state() == before
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1", "[::1]:8000"])
+def test_insecure_answers_its_own_page(small_run: RunDir, host: str) -> None:
+    with asked(small_run.root, insecure=True) as site:
+        own = {"Host": host, "Origin": f"http://{host}"}
+        assert site.ask("POST", "/v1/reload", headers=own).status_code == 204
 
 
 # ── fail closed, and keep quiet ──────────────────────────────────────────────────────────────
@@ -228,13 +231,13 @@ def test_a_route_of_another_class_is_judged_all_the_same(site: Asked) -> None:
     from starlette.testclient import TestClient
 
     from s3t.server.http.problems import handle_problems
-    from s3t.server.security.access import needs
+    from s3t.server.security.access import requires_role
 
     app = FastAPI()
-    app.state.service = site.service
+    app.state.service, app.state.access = site.service, site.service.access
     handle_problems(app)
 
-    @app.get("/x", dependencies=[needs("audit")])
+    @app.get("/x", dependencies=[requires_role("audit")])
     async def plain() -> str:
         return "told"
 
@@ -253,8 +256,8 @@ def test_routes_that_need_a_role_judge_before_they_read(site: Asked) -> None:
         routes = [route for route in router.routes if isinstance(route, APIRoute)]
         assert routes
         for route in routes:
-            assert isinstance(route, Guarded)
-            assert any(isinstance(one.dependency, Needs) for one in route.dependencies)
+            assert isinstance(route, AuthorizedRoute)
+            assert any(isinstance(one.dependency, RequiredRole) for one in route.dependencies)
 
 
 def test_no_log_holds_an_id_a_subject_a_body_or_a_token(small_run: RunDir) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import http.server
 import ipaddress
 import json
 import logging
@@ -30,48 +29,10 @@ from s3t.server import worker
 from s3t.server.deletions import callbacks
 from s3t.server.deletions.callbacks import Callbacks, Hosts, Seal, Target
 from s3t.server.http.problems import Problem
+from tests.support.receiver import Receiver
+from tests.support.waiting import until
 
 TOLD = {"subject_request_id": "r1", "request_status": "completed"}
-
-
-class Receiver(http.server.ThreadingHTTPServer):
-    """Notes what it is sent; answers with ``status``."""
-
-    def __init__(self, trust: ssl.SSLContext | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.got: list[tuple[str, dict[str, str], bytes]] = []
-        self.status, self.headers = 202, {}  # type: int, dict[str, str]
-        if trust is not None:
-            self.socket = trust.wrap_socket(self.socket, server_side=True)
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-    def handle_error(self, *_: Any) -> None:
-        pass  # handshakes that fail on purpose
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.got.append((self.path, dict(self.headers), body))
-        self.send_response(self.server.status)
-        for name, value in self.server.headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-
-    do_GET = do_POST
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    found = Receiver()
-    yield found
-    found.shutdown()
-    found.server_close()
 
 
 @pytest.fixture
@@ -104,13 +65,6 @@ def make(outbox: Outbox, signer: Signer) -> Iterator[Callable[..., Callbacks]]:
     yield callbacks_of
     for one in made:
         one.close()
-
-
-def until(done: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 10
-    while not done():
-        assert time.monotonic() < limit, "it takes too long"
-        time.sleep(0.005)
 
 
 def left(outbox: Outbox) -> int:

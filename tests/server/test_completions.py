@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 
 from s3t import S3T
 from s3t.errors import ExhaustedError, InputError
-from tests.server.fake import Gate, Model, served
-from tests.server.test_predictions import refused
+from tests.server.test_predict import refused
+from tests.support.fake import Gate, Model, served
 
 
 @pytest.fixture
@@ -85,6 +85,8 @@ def test_a_text_that_was_hit_is_written_anew(client: TestClient, model: Model) -
         {"prompt": "a", "max_new_tokens": 10**30},
         {"prompt": "a", "temperature": -1},
         {"prompt": "a", "temperature": 1e999},
+        {"prompt": "a", "temperature": True},
+        {"prompt": "a", "temperature": "0.5"},
         {"prompt": "a", "seed": -1},
         {"prompt": "a", "seed": 2**70},
         {"prompt": "a", "stream": "yes"},
@@ -93,6 +95,7 @@ def test_a_text_that_was_hit_is_written_anew(client: TestClient, model: Model) -
         {"prompt": "a", "top_k": -1},
         {"prompt": "a", "top_p": 0},
         {"prompt": "a", "top_p": 1.5},
+        {"prompt": "a", "top_p": True},
         {"prompt": [{"role": "user"}]},
         {"prompt": [{"role": "user", "content": "a"}, "b"]},
         {"prompt": [{"role": "user", "content": "a", "name": "b"}]},

@@ -25,8 +25,9 @@ from s3t.server import process as running
 from s3t.server.http.connections import Connections
 from s3t.server.metrics import Metrics
 from tests.conftest import ROOT
-from tests.server.fake import Gate, Model, config
-from tests.server.test_line import BODY, call, code, everything, listening, question, until
+from tests.server.test_connection import BODY, call, code, everything, listening, question
+from tests.support.fake import Gate, Model, config
+from tests.support.waiting import until
 
 PROXY = "10.0.0.0/8"
 
@@ -104,7 +105,7 @@ def test_who_leaves_takes_nothing_along(room: Connections, model: Model) -> None
         room.leave(client)
         room.leave(client)  # told by the transport as well
         room.wait(client)  # an answer that ends after its connection
-    assert room._places == {} and room._waiting == {} and room._of == {}
+    assert room._networks == {} and room._waiting == {} and room._by_network == {}
 
 
 @pytest.mark.parametrize("text", ["10.0.0.1/8", "proxy", "10.0.0.0/33", ""])
@@ -121,11 +122,11 @@ def test_as_many_connections_as_there_are_files(monkeypatch: pytest.MonkeyPatch)
         ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), 4096),
     ):
         monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
-        found = running._places(config())
+        found = running._connection_limit(config())
         assert found == places if places else 8 <= found < 50
     monkeypatch.setattr(resource, "getrlimit", lambda _: (24, 24))
     with pytest.raises(InputError, match="ulimit -n 24 leaves room for"):
-        running._places(config())
+        running._connection_limit(config())
 
 
 # ── over real connections ────────────────────────────────────────────────────────────────────
@@ -226,7 +227,7 @@ def process(run: Path, files: int, *words: str) -> Iterator[int]:
         yield int(started.stdout.readline().rpartition(":")[2])
         started.send_signal(signal.SIGTERM)
         _, err = started.communicate(timeout=30)
-        assert started.returncode == 0 and "Traceback" not in err and "unforeseen" not in err, err
+        assert started.returncode == 0 and "Traceback" not in err and "unexpected" not in err, err
     finally:
         started.kill()
         started.communicate()

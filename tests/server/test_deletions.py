@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import http.server
 import json
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -22,7 +20,9 @@ from s3t import S3T
 from s3t.errors import InputError, UnavailableError
 from s3t.ledger import Signer
 from s3t.run import RunDir
-from tests.server.asked import Asked, asked
+from tests.support.asked import Asked, asked
+from tests.support.receiver import Receiver
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -60,13 +60,6 @@ def signed_run(small_run: RunDir, tmp_path: Path) -> Path:
     assert "signing_key: null" in text
     config.write_text(text.replace("signing_key: null", f"signing_key: {tmp_path}/key.pem"))
     return small_run.root
-
-
-def until(done: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 10
-    while not done():
-        assert time.monotonic() < limit, "it takes too long"
-        time.sleep(0.01)
 
 
 def status_of(site: Asked, request_id: str) -> Any:
@@ -521,35 +514,6 @@ def test_receipts_are_listed_page_by_page(site: Asked) -> None:
 # ── signatures and callbacks ─────────────────────────────────────────────────────────────────
 
 
-class Receiver(http.server.ThreadingHTTPServer):
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.got: list[tuple[dict[str, str], bytes]] = []
-        self.host = f"127.0.0.1:{self.server_port}"
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.got.append((dict(self.headers), body))
-        self.send_response(202)
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    found = Receiver()
-    yield found
-    found.shutdown()
-    found.server_close()
-
-
 def verified(headers: Any, body: bytes, run: Path) -> bool:
     signature = base64.b64decode(headers["X-OpenDSR-Signature"], validate=True)
     verifier = Signer(run.parent / "key.pem").verifier()
@@ -600,7 +564,7 @@ def test_whoever_asked_is_called_back(signed_run: Path, receiver: Receiver, larg
         )
         assert said.status_code == (202 if large else 201), said.text
         until(lambda: len(receiver.got) == 1)
-        headers, content = receiver.got[0]
+        _, headers, content = receiver.got[0]
         body = json.loads(content)
         assert body["subject_request_id"] == "r-1" and body["request_status"] == "completed"
         assert body["status_callback_url"] == url and body["results_url"] == "/v1/deletions/r-1"
@@ -617,8 +581,8 @@ def test_a_cancelled_job_is_told_too(signed_run: Path, receiver: Receiver) -> No
             status_callback_urls=[f"http://{receiver.host}/"],
         )
         until(lambda: len(receiver.got) == 1)
-        assert json.loads(receiver.got[0][1])["request_status"] == "cancelled"
-        assert b"secret" not in receiver.got[0][1]
+        assert json.loads(receiver.got[0][2])["request_status"] == "cancelled"
+        assert b"secret" not in receiver.got[0][2]
 
 
 def test_a_deletion_whose_callback_cannot_be_kept_says_so(

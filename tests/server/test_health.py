@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
 from s3t.errors import UnavailableError
 from s3t.server.app import create_app
+from s3t.server.http.middleware import MonitorMiddleware
+from s3t.server.logs import FailureLog
+from s3t.server.metrics import Metrics
 from s3t.server.security.tokens import TokenFile
 from s3t.server.state import Service
-from tests.server.fake import URL, Gate, Model, config, served
-from tests.server.test_predictions import predict, refused
+from tests.server.test_predict import predict, refused
+from tests.support.fake import URL, Gate, Model, config, served
 
 
 @pytest.fixture
@@ -135,3 +140,15 @@ def test_errors_of_the_document_are_all_of_one_shape(client: TestClient) -> None
             for status, answer in operation["responses"].items():
                 if int(status) >= 400:
                     assert list(answer["content"]) == ["application/problem+json"], (path, method)
+
+
+def test_a_request_that_is_cancelled_is_counted_as_unanswered(model: Model) -> None:
+    async def cancelled(scope: Scope, receive: Receive, send: Send) -> None:
+        raise asyncio.CancelledError
+
+    counted = Metrics(model)
+    app = MonitorMiddleware(cancelled, counted, FailureLog())
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(app({"type": "http", "method": "GET"}, None, None))  # type: ignore[arg-type]
+    text = counted.render(None, None).decode()
+    assert 'status="499"' in text and 'status="0"' not in text

@@ -16,6 +16,7 @@ from s3t.server import worker
 from s3t.server.deletions import jobs
 from s3t.server.deletions.jobs import JobQueue
 from s3t.server.http.problems import Problem
+from tests.support.waiting import until
 
 IDS = [f"secret-{number}" for number in range(30)]
 URL = "https://a.example/"
@@ -34,13 +35,6 @@ class Forgetter:
         self.during()
         if self.errors:
             raise self.errors.pop(0)
-
-
-def until(done: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 10
-    while not done():
-        assert time.monotonic() < limit, "it takes too long"
-        time.sleep(0.005)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ schemathesis = pytest.importorskip("schemathesis")
 from schemathesis.checks import positive_data_acceptance  # noqa: E402
 from schemathesis.generation import GenerationMode  # noqa: E402
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.heavy]
 
 OPERATIONS = [
     *((method, path.replace("/r1", "/{subject_request_id}")) for method, path, _ in ROUTES),

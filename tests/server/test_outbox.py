@@ -5,14 +5,11 @@ Each on SQLite, where replicas share a directory, and on PostgreSQL, where each 
 
 from __future__ import annotations
 
-import http.server
 import json
 import shutil
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +22,12 @@ from s3t.errors import UnavailableError
 from s3t.run import RunDir
 from s3t.server import worker
 from tests.conftest import ROOT
-from tests.server.asked import Asked, asked
-from tests.server.killed import MANY
+from tests.support.asked import Asked, asked
+from tests.support.killed import MANY
+from tests.support.receiver import Receiver
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
-
-
-class Receiver(http.server.ThreadingHTTPServer):
-    """Notes what it is told."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.got: list[dict[str, Any]] = []
-        self.host = f"127.0.0.1:{self.server_port}"
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.got.append(json.loads(body))
-        self.send_response(202)
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 class Stuck:
@@ -70,14 +46,6 @@ class Stuck:
 
 
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    found = Receiver()
-    yield found
-    found.shutdown()
-    found.server_close()
-
-
-@pytest.fixture
 def replicas(either_run: RunDir, tmp_path: Path) -> tuple[Path, Path]:
     """The directories of two replicas, with a key that signs."""
     key = Ed25519PrivateKey.generate().private_bytes(
@@ -93,13 +61,6 @@ def replicas(either_run: RunDir, tmp_path: Path) -> tuple[Path, Path]:
     if either_run.ledger_at == str(either_run.ledger_path):
         return either_run.root, either_run.root
     return either_run.root, Path(shutil.copytree(either_run.root, tmp_path / "other"))
-
-
-def until(done: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 20
-    while not done():
-        assert time.monotonic() < limit, "it takes too long"
-        time.sleep(0.01)
 
 
 def asked_for(site: Asked) -> tuple[int, Any]:
@@ -149,7 +110,7 @@ def test_a_kill_loses_neither_the_deletion_nor_its_callback(
     settings: dict[str, Any] = {"job_samples": 5, "callback_hosts": [receiver.host]}
 
     def kill() -> None:
-        words = [sys.executable, "-m", "tests.server.killed", str(first), point, receiver.host]
+        words = [sys.executable, "-m", "tests.support.killed", str(first), point, receiver.host]
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
         assert (done.stdout.strip(), done.returncode) == ("202", -9), done.stderr
         if first != second:
@@ -159,7 +120,8 @@ def test_a_kill_loses_neither_the_deletion_nor_its_callback(
         until(lambda: asked_for(site) == (200, "completed"))
         until(lambda: site.model.outbox.counts() == {"jobs": 0, "callbacks": 0})
         assert len(deletions(site.model)) == 1 and site.model.status().deleted == len(MANY)
-        told = [(one["subject_request_id"], one["request_status"]) for one in receiver.got]
+        bodies = [json.loads(body) for _, _, body in receiver.got]
+        told = [(one["subject_request_id"], one["request_status"]) for one in bodies]
         assert told == [("large", "completed")] * (2 if point == "told" else 1)
 
     if alone:

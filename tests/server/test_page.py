@@ -16,8 +16,8 @@ import pytest
 from s3t import S3T
 from s3t.run import RunDir
 from s3t.server.report import page_files
-from tests.browser import PHONE, Tab, chromium, expected_grid, expected_tree, tab
 from tests.conftest import Run
+from tests.support.browser import PHONE, Tab, chromium, expected_grid, expected_tree, tab
 
 pytest.importorskip("fastapi", reason="pip install 's3t[serve]'")
 

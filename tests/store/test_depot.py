@@ -19,8 +19,8 @@ from s3t.run.purge import purge
 from s3t.store import Depot, NodeStore, open_depot
 from s3t.store.nodes import STALE
 from s3t.training.work.train import train
-from tests.small_nodes import META, OTHER, TENSORS
-from tests.small_runs import dead_keys, forget, small_configs
+from tests.support.small_nodes import META, OTHER, TENSORS
+from tests.support.small_runs import dead_keys, forget, small_configs
 
 NAME = f"{META.key}.safetensors"
 

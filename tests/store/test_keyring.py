@@ -16,7 +16,7 @@ import pytest
 from s3t.errors import InputError, IntegrityError, S3TError
 from s3t.store import FileKeyRing, KeyRing, MissingKeyError, NodeStore, Sealer, open_ring
 from s3t.types import NodeKey, digest
-from tests.small_nodes import META, TENSORS
+from tests.support.small_nodes import META, TENSORS
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE, TWO, THREE = (NodeKey(digest(name)) for name in ("one", "two", "three"))

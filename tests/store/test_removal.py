@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from s3t.errors import DamagedNodeError, IntegrityError, S3TError
 from s3t.store import Depot, FileKeyRing, NodeStore, Removal, open_depot
-from tests.small_nodes import META, OTHER, TENSORS, meta_of, sealed_store
+from tests.support.small_nodes import META, OTHER, TENSORS, meta_of, sealed_store
 
 DEAD, ALIVE, NEVER = META, OTHER, meta_of("never trained")
 NAME = f"{DEAD.key}.safetensors"

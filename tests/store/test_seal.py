@@ -14,7 +14,7 @@ from torch import Tensor
 from s3t.errors import DamagedNodeError, IntegrityError
 from s3t.store import FileKeyRing, NodeStore, Sealer, open_depot, tensors_digest
 from s3t.types import NodeKey
-from tests.small_nodes import META, OTHER, TENSORS, meta_of, sealed_store
+from tests.support.small_nodes import META, OTHER, TENSORS, meta_of, sealed_store
 
 FRAME = 24
 """Bytes before the sealed head: magic, version, two lengths."""

@@ -18,7 +18,7 @@ from s3t.training.prepare.prepare import open_material, prepare
 from s3t.training.retrain import retrain
 from s3t.training.work.train import train
 from s3t.training.work.worker_state import Workshop
-from tests.small_runs import Make, dead_keys, forget, saved, small_configs
+from tests.support.small_runs import Make, dead_keys, forget, saved, small_configs
 
 TEXTS = [f"person {person} says {person}" for person in range(6)]
 

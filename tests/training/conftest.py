@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_runs import Make, small_configs
+from tests.support.small_runs import Make, small_configs
 
 
 @pytest.fixture

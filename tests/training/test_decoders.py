@@ -17,8 +17,8 @@ from s3t.service import S3T
 from s3t.training.node.trainer import Trained
 from s3t.training.retrain import retrain
 from s3t.training.work.train import train
-from tests.small_runs import Make
-from tests.tiny import DECODERS, LENGTH, from_config, tiny_group, tiny_model, tiny_trainer
+from tests.support.small_runs import Make
+from tests.support.tiny import DECODERS, LENGTH, from_config, tiny_group, tiny_model, tiny_trainer
 
 SIZES = (7, 12, 3)
 LONG = 288

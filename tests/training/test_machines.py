@@ -33,7 +33,7 @@ from s3t.training.rank import MACHINE, MACHINES
 from s3t.training.work.train import train
 from s3t.training.work.worker_state import Workshop
 from s3t.types import digest
-from tests.small_runs import Make, forget, nodes, saved, start, wait_until
+from tests.support.small_runs import Make, forget, nodes, saved, start, wait_until
 
 LONG = {"epochs": 60, "learning_rate": 1e-3}
 

@@ -15,7 +15,7 @@ from s3t.model.inputs.encoders import Encoded
 from s3t.training.node.objective import Objective
 from s3t.training.node.rows import Batches, LabelledSet
 from s3t.training.node.trainer import StageTrainer, Trained
-from tests.tiny import (
+from tests.support.tiny import (
     DECODERS,
     bank_of,
     node,
@@ -56,7 +56,7 @@ def instructed(family: str, length: int = 32, dropout: float = 0.0, **recipe: An
 # ── answers alone ────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", [pytest.param("gpt2", marks=pytest.mark.heavy), "llama"])
 @pytest.mark.parametrize(
     "recipe",
     [{}, {"gradient_accumulation": 3}, {"group_by_length": True, "gradient_accumulation": 2}],

@@ -30,8 +30,8 @@ from s3t.training.prepare.replan import Renewal
 from s3t.training.retrain import from_scratch
 from s3t.training.work.train import train
 from s3t.training.work.worker_state import Workshop
-from tests.small_runs import Make, dead_keys, nodes
-from tests.tiny import (
+from tests.support.small_runs import Make, dead_keys, nodes
+from tests.support.tiny import (
     CLASSES,
     labelled,
     node,
@@ -40,7 +40,13 @@ from tests.tiny import (
     tiny_rows,
 )
 
-CASES = [("vit", False), ("bert", False), ("gpt2", True), ("llama", True)]
+CASES = [
+    pytest.param("vit", False, marks=pytest.mark.heavy),
+    ("bert", False),
+    pytest.param("gpt2", True, marks=pytest.mark.heavy),
+    ("llama", True),
+]
+"""An encoder and a decoder; the other families of each kind are heavy."""
 SIZES = (7, 12, 3, 12, 9, 5)
 NONE = (0, 0)
 """The block of a stage of prompts."""

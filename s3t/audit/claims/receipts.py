@@ -51,6 +51,7 @@ def judge_receipts(case: Case, found: Findings) -> None:
 
 def _requests(books: Books, entries: list[LogEntry], found: Findings) -> None:
     by_number = {row.number: row for row in books.requests.values()}
+    effective = {one.body["deletion"]: one.number for one in books.of_kind("effective")}
     wrong = []
     for entry in entries:
         body, row = entry.body, by_number.pop(entry.number, None)
@@ -63,6 +64,11 @@ def _requests(books: Books, entries: list[LogEntry], found: Findings) -> None:
             entry.at,
         ):
             wrong.append(f"{name} is another one in the table requests: {_RESTORE}")
+        elif row.effective != effective.get(entry.number):
+            wrong.append(
+                f"{name} took effect as entry {row.effective} of the log tells by the table "
+                f"requests, and the log tells it in entry {effective.get(entry.number)}: {_RESTORE}"
+            )
         elif body["created_at"] != entry.at:
             wrong.append(f"{name} says another moment than the log: {_RESTORE}")
         elif bool(row.persons) != bool(body["deleted"]):

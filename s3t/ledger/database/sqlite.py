@@ -84,6 +84,7 @@ class SQLite:
         if read_only and not path.with_name(f"{path.name}-wal").exists():
             mode += "&immutable=1"  # nobody has it open, and even a reader would leave files
         self._path = path.absolute()
+        self._lock_path = self._path.with_name(f"{self._path.name}-lock")
         self._uri = f"{self._path.as_uri()}?mode={mode}"
         self._opened: _Identity | None = None
         self._log: _Identity | None = None
@@ -146,19 +147,24 @@ class SQLite:
             IntegrityError: the lock file holds something else.
             UnavailableError: a writer did not finish in 30 s.
         """
-        if not self._lock_path.exists():
-            return None
         limit = time.monotonic() + backend.BUSY_SECONDS
         try:
-            with self._lock_path.open("rb") as file:
-                with suppress(IntegrityError):  # else half written: a writer is waited for
-                    return self._told(file)
-                self._wait_for(file.fileno(), fcntl.LOCK_SH, limit)
-                return self._told(file)
+            file = os.open(self._lock_path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
         except OSError as error:
-            raise unavailable(error) or S3TError(
-                f"{self._lock_path} cannot be read ({error}): let it be read"
-            ) from None
+            raise self._unread(error) from None
+        try:
+            while (content := _content(file)) != _content(file):
+                pass  # a writer was in the middle of it
+            with suppress(IntegrityError):  # else half written: a writer is waited for
+                return self._told(content)
+            self._wait_for(file, fcntl.LOCK_SH, limit)
+            return self._told(_content(file))
+        except OSError as error:
+            raise self._unread(error) from None
+        finally:
+            os.close(file)
 
     def check(self) -> None:
         """See that file and write-ahead log are those that were opened."""
@@ -245,10 +251,6 @@ class SQLite:
         """Nothing: who watches sees that somebody has written."""
 
     @property
-    def _lock_path(self) -> Path:
-        return self._path.with_name(f"{self._path.name}-lock")
-
-    @property
     def _log_path(self) -> Path:
         return self._path.with_name(f"{self._path.name}-wal")
 
@@ -259,11 +261,24 @@ class SQLite:
         if not self._mine.acquire(timeout=backend.BUSY_SECONDS):
             raise self._locked()
         try:
-            with self._lock_file() as file:
-                self._wait_for(file.fileno(), fcntl.LOCK_EX, limit)
+            with self._held(limit) as file:
                 yield file
         finally:
             self._mine.release()
+
+    def _held(self, limit: float) -> IO[bytes]:
+        """The lock file, locked: the one that others find under its name."""
+        while True:
+            file = self._lock_file()
+            try:
+                self._wait_for(file.fileno(), fcntl.LOCK_EX, limit)
+                found = os.fstat(file.fileno())
+                if _identity(self._lock_path) == (found.st_dev, found.st_ino):
+                    return file
+            except BaseException:
+                file.close()
+                raise
+            file.close()  # it was removed or replaced a moment ago
 
     def _wait_for(self, file: int, how: int, limit: float) -> None:
         while not _locks(file, how):
@@ -280,7 +295,7 @@ class SQLite:
             last = cursor.fetchone()
         finally:
             connection.close()
-        told = self._told(file)
+        told = self._told(_content(file.fileno()))
         if last is not None and (told is None or last[0] > told[0]):
             try:
                 os.pwrite(file.fileno(), _LAST % (last[0], last[1].encode()), 0)
@@ -294,8 +309,12 @@ class SQLite:
                     UnavailableError.code if cause is None else cause.code,
                 ) from None
 
-    def _told(self, file: IO[bytes]) -> tuple[int, str] | None:
-        content = os.pread(file.fileno(), 99, 0)
+    def _unread(self, error: OSError) -> S3TError:
+        return unavailable(error) or S3TError(
+            f"{self._lock_path} cannot be read ({error}): let it be read"
+        )
+
+    def _told(self, content: bytes) -> tuple[int, str] | None:
         if not content:
             return None
         found = _TOLD.fullmatch(content)
@@ -412,6 +431,11 @@ def _identity(path: Path) -> _Identity | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _content(file: int) -> bytes:
+    """What a lock file holds."""
+    return os.pread(file, 99, 0)
 
 
 def _locks(file: int, how: int) -> bool:

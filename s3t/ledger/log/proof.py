@@ -3,10 +3,12 @@
     log, from its first entry ──► deletions by view: keyed hashes ─┐
     samples with a mark, all rows looked at ───────────────────────┼──► the same, or IntegrityError
     samples, every row ──► the digest that the log holds ──────────┤
-    forgotten ──► rows by view, and the digest that the log holds ─┘
+    forgotten ──► rows by view, and the digest that the log holds ─┤
+    nodes ──► the digest that the log holds ───────────────────────┘
 
 Invariant: no index is asked who was deleted: an index may lack what its table has. A row that came
-to another place, or to another person, is found before a deletion goes by it.
+to another place, or to another person, is found before a deletion goes by it, and before a purge
+has the log commit to what is left.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from s3t.errors import IntegrityError
-from s3t.ledger import counters, purging, registry
+from s3t.ledger import counters, generations, purging, registry
 from s3t.ledger.database.schema import forgotten, requests, samples
 from s3t.ledger.log.chain import Entry
 from s3t.ledger.log.state import LogState, Secrets, fold
@@ -33,7 +35,11 @@ _PURGED = (
     .group_by(forgotten.c.view)  # registered here
 )
 _REQUESTS = sa.select(
-    requests.c.number, requests.c.request_id, requests.c.view, requests.c.created_at
+    requests.c.number,
+    requests.c.request_id,
+    requests.c.view,
+    requests.c.created_at,
+    requests.c.effective,
 )
 _RESTORE = "nothing is served or trained from it; restore the ledger from a copy"
 
@@ -47,13 +53,22 @@ def prove(connection: sa.Connection, secrets: Secrets, name: str) -> None:
         IntegrityError: they contradict each other.
     """
     told: dict[str, int] = {}
-    made: set[tuple[Any, ...]] = set()
+    made: dict[int, tuple[Any, ...]] = {}
+    planned = sealed = 0
 
     def each(entry: Entry) -> None:
+        nonlocal planned, sealed
+        if entry.kind in ("plan", "force"):
+            planned = entry.number
+        elif entry.kind == "nodes":
+            sealed = entry.number
         if entry.kind == "deletion":
             body = entry.body
-            made.add((entry.number, body["request_id"], body["view"], entry.at))
+            made[entry.number] = body["request_id"], body["view"], entry.at, None
             told.update(dict.fromkeys(body["deleted"], body["view"]))
+        elif entry.kind == "effective":
+            number = entry.body["deletion"]
+            made[number] = *made[number][:3], entry.number
 
     state = fold(connection, LogState(), name, each)
     try:
@@ -62,6 +77,7 @@ def prove(connection: sa.Connection, secrets: Secrets, name: str) -> None:
             *_rows(connection, state),
             *_forgotten(connection, state),
             *_requests(connection, made),
+            *_nodes(connection, state, trained=planned > sealed),
             *_counted(connection, len(told)),
         ]
     except (AttributeError, TypeError, ValueError) as error:  # a type in place of another
@@ -103,11 +119,22 @@ def _forgotten(connection: sa.Connection, state: LogState) -> list[str]:
     return ["the hashes of purged samples are not those that the log commits to"]
 
 
-def _requests(connection: sa.Connection, made: set[tuple[Any, ...]]) -> list[str]:
-    there = {tuple(row) for row in connection.execute(_REQUESTS)}
-    if there == made:
+def _requests(connection: sa.Connection, made: dict[int, tuple[Any, ...]]) -> list[str]:
+    there = {row.number: tuple(row)[1:] for row in connection.execute(_REQUESTS)}
+    other = {number for number, _ in there.items() ^ made.items()}
+    if not other:
         return []
-    return [f"{len(there ^ made)} requests have no receipt in the log, or receipts no request"]
+    return [f"{len(other)} requests are not those of which the log has receipts"]
+
+
+def _nodes(connection: sa.Connection, state: LogState, trained: bool) -> list[str]:
+    """Nodes against the one digest over them, unless some came since (``trained``, or more)."""
+    if state.sealed is None or trained:
+        return []
+    seen, sealed = generations.witnessed(connection), state.sealed
+    if len(seen) > sealed["nodes"] or generations.nodes_digest(seen) == sealed["digest"]:
+        return []
+    return ["the table nodes is not what the log commits to: rows were lost or changed"]
 
 
 def _counted(connection: sa.Connection, told: int) -> list[str]:

@@ -29,10 +29,11 @@ from s3t.ledger.log import chain
 from s3t.ledger.log.chain import Entry
 from s3t.types import Digest, Slot
 
-__all__ = ["HEAD", "Generation", "LogReader", "LogState", "Secrets", "commitment", "fold"]
+__all__ = ["Generation", "LogReader", "LogState", "Secrets", "commitment", "fold"]
 
-HEAD = "SELECT COALESCE(MAX(number), 0) FROM log"
-"""Number of the last entry: one descent of the table."""
+_HEAD = f"SELECT COALESCE((SELECT digest FROM log ORDER BY number DESC LIMIT 1), '{chain.GENESIS}')"
+"""Digest of the last entry: one descent of the table. Its number would not do: a ledger that was
+restored may have come to the same one with other deletions."""
 
 _FROM = sa.select(log).where(log.c.number >= sa.bindparam("first")).order_by(log.c.number)
 _RESTORE = "restore the ledger from a copy"
@@ -153,7 +154,7 @@ class LogReader:
 
     def __init__(self, database: Database, secrets: Secrets) -> None:
         self._database, self.secrets = database, secrets
-        self._acknowledged = database.acknowledged()
+        database.acknowledged()  # refused at once, if it cannot be understood
         self._lock = threading.Lock()
         self._known = LogState()
 
@@ -172,23 +173,32 @@ class LogReader:
             IntegrityError: see ``fold``; or the log has lost entries that were acknowledged, or the
                 secrets are not those that it commits to.
         """
-        known = self._known  # before the transaction begins, so that it cannot be ahead of it
+        # before the transaction begins, so that they cannot be ahead of it
+        known, told = self._known, self._database.acknowledged()
+
+        def meet(entry: Entry) -> None:
+            if told is not None and entry.number == told[0] and entry.digest != told[1]:
+                self._lost(entry.number)
+
         with self._database.transaction(writes, **how) as connection:
-            state = fold(connection, known, self._database.name, self._meet)
+            state = fold(connection, known, self._database.name, meet)
+            if told is not None and state.number < told[0]:
+                self._lost(told[0])
             self._prove(state)
             with self._lock:
                 if state.number > self._known.number:
                     self._known = state
             yield connection, state
 
+    def is_new(self, known: LogState) -> bool:
+        """Whether the log has, or should have, other entries than those that are known."""
+        told = self._database.acknowledged()
+        behind = told is not None and told[0] > known.number
+        return behind or self._database.read(_HEAD) != known.digest
+
     def tell(self, connection: sa.Connection) -> None:
         """Wake up all who watch the ledger, once this transaction is committed."""
         self._database.tell(connection)
-
-    def _meet(self, entry: Entry) -> None:
-        told = self._acknowledged
-        if told is not None and entry.number == told[0] and entry.digest != told[1]:
-            self._lost(entry.number)
 
     def _lost(self, number: int) -> NoReturn:
         raise IntegrityError(
@@ -199,8 +209,6 @@ class LogReader:
         )
 
     def _prove(self, state: LogState) -> None:
-        if self._acknowledged is not None and state.number < self._acknowledged[0]:
-            self._lost(self._acknowledged[0])
         if state.committed and dict(state.committed) != self.secrets.commitments():
             raise IntegrityError(
                 f"{self._database.name}: a secret of the ledger is not the one that the first "

@@ -3,12 +3,11 @@
 Only the coupon collector is imported here: it needs neither numpy nor scipy.
 
 untouched    laws over the sets of slices that no request has hit, all 2^L of them
-lengths      the longest surviving prefix: any tree under a law; closed forms for any L
-drawn        the same by Monte Carlo, for what has neither
+lengths      the longest surviving prefix of any tree under a law
 stream       requests over slots, with or without repeats ──► hits, law: counted by a clock
 exhaustion   how many requests a plan lasts: the exact law for any rates and sizes
 persons      the same for persons who are not equally likely to ask
-simulation, trajectories    Monte Carlo from first hits
+trajectories    Monte Carlo from first hits
 """
 
 from __future__ import annotations

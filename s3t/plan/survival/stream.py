@@ -10,7 +10,7 @@ exponential time of rate w_i, independently of the others:
     finite    w_i = samples in slot i: every sample is deleted after an exponential time of rate 1
 
 The clock does not change which request hits what, so whatever is asked of the requests can be asked
-of independent times first (``law``, ``simulation``).
+of independent times first (``law``, ``hits``).
 """
 
 from __future__ import annotations

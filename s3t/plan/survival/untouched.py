@@ -9,7 +9,7 @@ A prefix survives iff its *set* of slices is untouched, so a law over sets says 
 survival, for any sequences and trees.
 
 Invariant: a law is non-negative and sums to 1 up to rounding. Exact for up to ``LIMIT`` slices;
-what needs more goes by closed forms (``lengths``) or Monte Carlo (``simulation``).
+what needs more is simulated (``trajectories``).
 """
 
 from __future__ import annotations
@@ -19,16 +19,13 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaln
 
 from s3t.errors import InputError
 
 __all__ = [
     "LIMIT",
-    "after_removals",
     "after_requests",
     "after_time",
-    "along_removals",
     "along_time",
     "contained",
     "exactly",
@@ -62,7 +59,7 @@ def set_sums(values: Sequence[float]) -> Floats:
     if len(values) > LIMIT:
         raise InputError(
             f"{len(values)} slices are over the {LIMIT} for which every set of slices is looked "
-            "at: use the closed forms or the simulation"
+            "at: use fewer slices, or simulate"
         )
     sums = np.zeros(1)
     for value in values:
@@ -150,35 +147,6 @@ def along_time(rates: Sequence[float], horizon: float) -> Floats:
     return law
 
 
-def after_removals(sizes: Sequence[int], others: int, removals: int) -> Floats:
-    """After r deletions of samples that were still there, uniformly and without repeats.
-
-    P(S untouched) = C(M − n(S), r) / C(M, r), with n(S) the samples in S and M those in the whole
-    system; then Möbius.
-
-    Args:
-        sizes: [L], samples per slice.
-        others: samples in all other shards.
-        removals: r, at most M.
-
-    Raises:
-        InputError: negative sizes, more removals than samples, or too many slices.
-    """
-    inside = _checked(sizes, removals, "removals")
-    total = _total(inside, others, removals)
-    return exactly(np.exp(_log_untouched(inside, total, removals)))
-
-
-def along_removals(sizes: Sequence[int], others: int, removals: int) -> Floats:
-    """The mean of ``after_removals`` over 0, 1, …, ``removals`` deletions."""
-    inside = _checked(sizes, removals, "removals")
-    total = _total(inside, others, removals)
-    mean = np.zeros(len(inside))
-    for number in range(removals + 1):
-        mean += np.exp(_log_untouched(inside, total, number))
-    return exactly(mean / (removals + 1))
-
-
 def halves(array: npt.NDArray[Number]) -> list[tuple[npt.NDArray[Number], npt.NDArray[Number]]]:
     """Per slice two views of [..., 2^L]: the sets without it, and the same sets with it."""
     slices = array.shape[-1].bit_length() - 1
@@ -195,23 +163,3 @@ def _checked(values: Sequence[float], amount: float, name: str) -> Floats:
     if not 0 <= amount < np.inf:
         raise InputError(f"{name} {amount}: expected a number from 0")
     return set_sums(values)
-
-
-def _total(inside: Floats, others: int, removals: int) -> float:
-    total = inside[-1] + others
-    if others < 0 or removals > total:
-        raise InputError(f"{removals} deletions, but {total:g} samples: lower the deletions")
-    return float(total)
-
-
-def _log_untouched(inside: Floats, total: float, removals: int) -> Floats:
-    """log of C(M − n, r) / C(M, r); −inf where fewer than r samples lie outside."""
-    rest = total - inside
-    with np.errstate(invalid="ignore"):
-        found = (
-            gammaln(rest + 1)
-            - gammaln(np.maximum(rest - removals, 0) + 1)
-            - gammaln(total + 1)
-            + gammaln(total - removals + 1)
-        )
-    return np.where(rest < removals, -np.inf, found)

@@ -1,13 +1,12 @@
-"""One client's connection: how long it may take, how much it may say, and when it is cut.
+"""A client's connection: uvicorn's HTTP protocol with limits of time and size.
 
-    s3t.line in the scope's extensions:  gone()   has the client left?
-                                         cut()    drop it, and what it has not taken
+    extension "s3t.connection" of the scope:  gone()   has the client disconnected?
+                                              cut()    disconnect it, drop what it has not read
 
-Invariants: nothing that was written waits in this process unseen (the mark above which a write
-waits is 0), so a ``send`` that follows another one tells that the bytes before it have left. A
-request's head has to be here within ``head_seconds`` and ``HEAD_BYTES``, its body within
-``seconds`` after that: none of it is limited by uvicorn over httptools. How many connections there
-may be, and which of them leave for others, is for ``connections``.
+Invariants: the write buffer has a high-water mark of 0, so a second ``send`` returns only after the
+bytes of the first have left this process. The head of a request has to arrive within
+``head_seconds`` and ``HEAD_BYTES``, its body within ``seconds`` after that; uvicorn limits none of
+these. How many connections may be open is decided in ``connections``.
 """
 
 from __future__ import annotations
@@ -20,100 +19,106 @@ from typing import Any, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from s3t.server.http.connections import Connections
-from s3t.server.http.held_response import LINE
+from s3t.server.http.held_response import CONNECTION
 from s3t.server.http.problems import Problem
 
-__all__ = ["HEAD_BYTES", "Line", "line_of"]
+__all__ = ["HEAD_BYTES", "LimitedConnection", "connection_class"]
 
 HEAD_BYTES = 2**15
-"""Of address and headers together."""
+"""Bytes that the request's address and headers may have together."""
 
 _RESET = struct.pack("ii", 1, 0)
-"""Linger for 0 s: what the client has not acknowledged is dropped with the connection."""
+"""SO_LINGER of 0 s: closing discards what the client has not acknowledged."""
 
 
-class Line(HttpToolsProtocol):
-    """uvicorn's connection, with limits. Made by ``line_of``."""
+class LimitedConnection(HttpToolsProtocol):
+    """uvicorn's connection, with limits. ``connection_class`` sets its class attributes.
+
+    Attributes:
+        head_seconds: seconds within which the head of a request has to arrive.
+        seconds: seconds within which the body has to arrive after that.
+        connections_open: the open connections of this process.
+    """
 
     head_seconds: float
     seconds: float
-    room: Connections
+    connections_open: Connections
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client has come."""
+        """asyncio: a client has connected."""
         transport.set_write_buffer_limits(high=0)
         self._corked = _Corked(transport)
         super().connection_made(cast(asyncio.Transport, self._corked))
         self._head, self._begun = 0, False
         self._deadline: asyncio.TimerHandle | None = None
-        if not self.room.enter(self, self.client[0] if self.client else ""):
+        if not self.connections_open.enter(self, self.client[0] if self.client else ""):
             self.cut()
             return
-        self._await_request()
+        self._await_request("head", self.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has gone."""
-        self.room.leave(self)
-        self._arrived()
+        """asyncio: the connection has ended."""
+        self.connections_open.leave(self)
+        self._cancel_deadline()
         super().connection_lost(exc)
 
-    # ── what extends the scope ───────────────────────────────────────────────────────────────
+    # ── for routes, through the scope ────────────────────────────────────────────────────────
 
     @property
     def is_full(self) -> bool:
-        """Whether something that was written has not left this process."""
+        """Whether bytes that were written are still in this process."""
         return self.flow.write_paused
 
     def gone(self) -> bool:
-        """Whether the client has left."""
+        """Whether the client has disconnected."""
         return self.transport.is_closing()
 
     def cut(self) -> None:
-        """Drop the client, and what it has not taken."""
+        """Disconnect the client, and discard what it has not read."""
         channel = self.transport.get_extra_info("socket")
         if channel is not None and channel.family in (socket.AF_INET, socket.AF_INET6):
             channel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()
 
-    # ── what the parser tells ────────────────────────────────────────────────────────────────
+    # ── called by the parser ────────────────────────────────────────────────────────────────
 
     def on_message_begin(self) -> None:
-        """The first byte of a request."""
+        """The first byte of a request has arrived."""
         super().on_message_begin()
         self._head, self._begun = 0, True
         extended: dict[str, Any] = self.scope  # type: ignore[assignment]
-        extended["extensions"] = {LINE: self}
-        self._await_request()
+        extended["extensions"] = {CONNECTION: self}
+        self._await_request("head", self.head_seconds)
 
     def on_url(self, url: bytes) -> None:
-        """A part of the address."""
+        """A part of the address has arrived."""
         self._measure(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header."""
+        """A header has arrived."""
         self._measure(len(name) + len(value) + 4)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The last byte of a head; its body has time of its own."""
-        self._arrived()
-        self._await_request(self.seconds)
+        """The head is complete; the body has a deadline of its own."""
+        self._cancel_deadline()
+        self._await_request("body", self.seconds)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """The last byte of a request."""
-        self._arrived()
-        if not self.cycle.response_complete:  # one may be refused before its body is here
-            self.room.work(self)
+        """The request is complete."""
+        self._cancel_deadline()
+        if not self.cycle.response_complete:  # it may be refused before its body has arrived
+            self.connections_open.work(self)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """The last message of an answer."""
+        """The response is complete."""
         self._corked.flush()
         super().on_response_complete()
-        if self.cycle.response_complete or self.cycle.more_body:  # no next request is whole
-            self.room.wait(self)
+        if self.cycle.response_complete or self.cycle.more_body:  # no next request is complete
+            self.connections_open.wait(self)
 
     def _measure(self, length: int) -> None:
         self._head += length
@@ -122,33 +127,31 @@ class Line(HttpToolsProtocol):
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────
 
-    def _await_request(self, seconds: float | None = None) -> None:
+    def _await_request(self, part: str, seconds: float) -> None:
         if self._deadline is None:
-            self._limit = self.head_seconds if seconds is None else seconds
-            self._deadline = self.loop.call_later(self._limit, self._late)
+            self._deadline = self.loop.call_later(seconds, self._late, part, seconds)
 
-    def _arrived(self) -> None:
+    def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    def _late(self) -> None:
+    def _late(self, part: str, seconds: float) -> None:
         self._deadline = None
         if not self._begun:
-            self.transport.close()  # a connection opened for later: no answer without a question
+            self.transport.close()  # no request was begun, so there is none to answer
             return
-        part = "the body" if self._limit == self.seconds else "the head"
-        detail = f"{part} of a request has to arrive within {self._limit:g} s"
+        detail = f"the {part} of a request has to arrive within {seconds:g} s"
         self._refuse(Problem("slow_request", detail))
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer without the app, and hang up. Where an answer to the request before this one is
-        still to come, hang up alone: the client would take ours for that."""
+        """Answer without the app, and close the connection. If the response to an earlier request
+        is not complete, only close it: the client would take this answer for that response."""
         if self.transport.is_closing():
             return
-        known = self.cycle
-        arriving = known is not None and known.more_body and not known.response_started
-        if known is not None and not known.response_complete and not arriving:
+        cycle = self.cycle
+        arriving = cycle is not None and cycle.more_body and not cycle.response_started
+        if cycle is not None and not cycle.response_complete and not arriving:
             self.cut()
             return
         response = problem.response()
@@ -159,8 +162,8 @@ class Line(HttpToolsProtocol):
 
 
 class _Corked:
-    """A transport on which the head of an answer waits for the first part of its body: one packet
-    and one wake-up of the client instead of two."""
+    """A transport that keeps the head of a response until the first part of the body is written.
+    Both are then sent in one packet instead of two."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport, self._head = transport, b""
@@ -169,7 +172,7 @@ class _Corked:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        """Send, or keep a head until there is more."""
+        """Send bytes; the head of a response is kept until the next write."""
         if self._head or not data.startswith(b"HTTP/1.1 "):
             data, self._head = self._head + data, b""
             self._transport.write(data)
@@ -177,23 +180,25 @@ class _Corked:
             self._head = data
 
     def flush(self) -> None:
-        """Send what is kept."""
+        """Send a head that is kept."""
         if self._head:
             self.write(b"")
 
     def close(self) -> None:
-        """End, after what is kept."""
+        """Send a head that is kept, then close."""
         self.flush()
         self._transport.close()
 
 
-def line_of(head_seconds: float, seconds: float, room: Connections) -> type[Line]:
-    """The protocol for uvicorn.
+def connection_class(
+    head_seconds: float, seconds: float, connections: Connections
+) -> type[LimitedConnection]:
+    """The protocol class for ``uvicorn.Config(http=…)``.
 
     Args:
-        head_seconds: within which the head of a request has to arrive.
-        seconds: within which the rest of it has to, after that.
-        room: who may be connected.
+        head_seconds: seconds within which the head of a request has to arrive.
+        seconds: seconds within which the body has to arrive after that.
+        connections: the open connections of this process.
     """
-    values = {"head_seconds": head_seconds, "seconds": seconds, "room": room}
-    return type("Line", (Line,), values)
+    values = {"head_seconds": head_seconds, "seconds": seconds, "connections_open": connections}
+    return type("LimitedConnection", (LimitedConnection,), values)

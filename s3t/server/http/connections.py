@@ -1,15 +1,14 @@
-"""Who is connected, and who has to leave so that others get in.
+"""How many connections may be open, and which one is closed when a new one exceeds the limit.
 
-    waits   for a whole request: just connected, half sent, or idle after an answer
-    works   a whole request is here, and its answer has not left
+    waiting   no complete request: just connected, request half sent, or idle after a response
+    working   a complete request has arrived, and its response has not been sent
 
-    no room ─► the connection that has waited longest is closed ─► the new one is let in
-                └── none waits: the new one is closed
+    limit reached ─► the connection that has waited longest is closed ─► the new one is accepted
+                        └── none is waiting: the new one is closed
 
-Invariants: no more than ``most`` connections, and no more than ``each`` of one address, are open. A
-client that sends its request at once is let in however many others do not: half-open connections
-cost those who open them, not those who come after. Addresses of trusted proxies, behind which many
-clients are, have no limit of their own.
+Invariants: at most ``most`` connections are open, and at most ``each`` from one address. A client
+that sends its request at once is accepted however many others keep half-sent requests open. Trusted
+proxies, behind which there are many clients, are exempt from the limit of one address.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ __all__ = ["Client", "Connections"]
 
 
 class Client(Protocol):
-    """A connection (``s3t.server.http.connection``)."""
+    """What is needed of a connection (``s3t.server.http.connection``)."""
 
     def cut(self) -> None: ...
 
@@ -34,57 +33,58 @@ class Connections:
     """The connections of one listener. To be used on one event loop.
 
     Args:
-        most: at once.
-        each: of one address (the /64 of an IPv6 one) at once.
-        trusted: addresses and networks to which ``each`` does not apply.
-        metrics: where they are counted.
+        most: connections that may be open.
+        each: connections that may be open from one IPv4 address, or one /64 of IPv6.
+        trusted: addresses and networks of proxies, to which ``each`` does not apply.
+        metrics: where connections are counted.
     """
 
     def __init__(self, most: int, each: int, trusted: Sequence[str], metrics: Metrics) -> None:
         self._most, self._each, self._metrics = most, each, metrics
         self._trusted = [ipaddress.ip_network(one) for one in trusted]
-        self._places: dict[Client, str] = {}
-        self._waiting: dict[Client, None] = {}  # the longest first
-        self._of: dict[str, dict[Client, None]] = {}  # of one address, by when they came
+        self._networks: dict[Client, str] = {}  # of all open connections; "" for trusted ones
+        self._waiting: dict[Client, None] = {}  # the one that has waited longest first
+        self._by_network: dict[str, dict[Client, None]] = {}  # the oldest connection first
 
     def enter(self, client: Client, address: str) -> bool:
-        """Let a client in; False if all others are at work, and it has to be closed."""
-        place = "" if self._is_trusted(address) else network(address)
-        own = self._of.get(place, {})
-        good = (not place or len(own) < self._each or self._evict(own)) and (
-            len(self._places) < self._most or self._evict(self._waiting)
+        """Accept a new connection, and close another one where a limit is reached. False if none of
+        the others is waiting: then the caller closes the new one."""
+        source = "" if self._is_trusted(address) else network(address)
+        own = self._by_network.get(source, {})
+        accepted = (not source or len(own) < self._each or self._evict(own)) and (
+            len(self._networks) < self._most or self._evict(self._waiting)
         )
-        if not good:
+        if not accepted:
             self._metrics.refused.inc()
             return False
-        self._places[client] = place
-        self._of.setdefault(place, {})[client] = None
+        self._networks[client] = source
+        self._by_network.setdefault(source, {})[client] = None
         self.wait(client)
-        self._metrics.connections.set(len(self._places))
+        self._metrics.connections.set(len(self._networks))
         return True
 
     def wait(self, client: Client) -> None:
-        """It waits for a whole request from now on."""
-        if client in self._places:
+        """Mark a connection as waiting."""
+        if client in self._networks:
             self._waiting[client] = None
 
     def work(self, client: Client) -> None:
-        """A whole request of it is here."""
+        """Mark a connection as working."""
         self._waiting.pop(client, None)
 
     def leave(self, client: Client) -> None:
-        """It has gone."""
-        place = self._places.pop(client, None)
+        """Forget a connection that has ended."""
+        source = self._networks.pop(client, None)
         self._waiting.pop(client, None)
-        if place is not None:
-            of = self._of[place]
-            del of[client]
-            if not of:
-                del self._of[place]
-            self._metrics.connections.set(len(self._places))
+        if source is not None:
+            own = self._by_network[source]
+            del own[client]
+            if not own:
+                del self._by_network[source]
+            self._metrics.connections.set(len(self._networks))
 
     def _evict(self, among: dict[Client, None]) -> bool:
-        """Close the first of some that waits; False if none does."""
+        """Close the first one that is waiting; False if none is."""
         client = next((one for one in among if one in self._waiting), None)
         if client is None:
             return False

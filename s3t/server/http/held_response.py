@@ -1,11 +1,11 @@
-"""The last step of an answer: it leaves only while the view that gave it is held.
+"""Responses that are sent only while the view that computed them is held.
 
-    answer of view 7 ─► hold(7)? ─ yes ─► bytes to the socket ─► let go
-                            └ no: a block that gave it has died ─► ask again
+    answer of view 7 ─► hold(7)? ─ yes ─► bytes to the socket ─► release
+                            └ no: a deletion hit a block that computed it ─► ask the model again
 
-Invariant (E6): an answer is handed to the network before the deletion that hits it is acknowledged,
-or not at all. A deletion waits meanwhile, so a client that does not take its answer is cut off
-after ``SECONDS``.
+Invariant (E6): an answer is handed to the network before a deletion that hits it is acknowledged,
+or it is not sent. The deletion waits while the view is held. So a client that does not read its
+answer within ``SECONDS`` is disconnected.
 """
 
 from __future__ import annotations
@@ -22,17 +22,39 @@ if TYPE_CHECKING:
     from s3t.server.metrics import Metrics
     from s3t.service import S3T
 
-__all__ = ["LINE", "SECONDS", "Connection", "Held", "cut", "gone", "part", "send_whole"]
+__all__ = [
+    "CONNECTION",
+    "SECONDS",
+    "VIEW",
+    "VIEW_HEADER",
+    "Connection",
+    "HeldResponse",
+    "body_part",
+    "cut",
+    "gone",
+    "send_whole",
+]
 
-LINE = "s3t.line"
-"""Extension of the scope: the ``Connection``, where the server is ours."""
+CONNECTION = "s3t.connection"
+"""Key of the ASGI scope's extensions: the request's ``Connection``. Only our server sets it."""
 
 SECONDS = 1.0
-"""In which a client has to take what is sent to it."""
+"""Seconds in which a client has to read what is sent to it."""
+
+VIEW = "version of what answered; it grows with each deletion and repair"
+"""Description of the field ``view`` in the schemas of answers."""
+
+VIEW_HEADER = {
+    "X-S3T-View": {
+        "description": "version of what answered, as in the body",
+        "schema": {"type": "integer"},
+    }
+}
+"""The header that ``HeldResponse`` sends, for the OpenAPI document."""
 
 
 class Connection(Protocol):
-    """A client's connection (``s3t.server.http.connection``)."""
+    """What is needed of a client's connection (``s3t.server.http.connection``)."""
 
     @property
     def is_full(self) -> bool: ...
@@ -40,14 +62,15 @@ class Connection(Protocol):
     def cut(self) -> None: ...
 
 
-class Held(Response):
-    """JSON made of a view's answer, and of a newer view's if that one has been hit.
+class HeldResponse(Response):
+    """A JSON response with the answers of one view. If a deletion has hit that view before they
+    are sent, the model is asked again.
 
     Args:
-        model: what the answer came from.
-        metrics: count answers that are computed again.
-        found: what the model gave, all of one view; at least one.
-        content: the JSON values that it becomes.
+        model: the model that gave the answers.
+        metrics: where answers that are computed again are counted.
+        found: answers of the model, all of one view; at least one.
+        content: turns answers into JSON values.
         again: asks the model again.
     """
 
@@ -72,7 +95,7 @@ class Held(Response):
             self._found = await self._again()
 
     async def _sent(self, scope: Scope, send: Send) -> bool:
-        """Send it if the view still serves."""
+        """Send the answers if their view may still be served; returns whether it may."""
         view: int = self._found[0].view
         content = self._content(self._found)
         body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
@@ -87,50 +110,53 @@ class Held(Response):
         }
         with self._model.hold(view) as good:
             if good:
-                await send_whole(scope, send, [start, part(body), part(b"", more=False)])
+                await send_whole(scope, send, [start, body_part(body), body_part(b"", more=False)])
         return good
 
 
 async def send_whole(scope: Scope, send: Send, messages: Sequence[dict[str, Any]]) -> None:
-    """Hand messages to the network, while a view is held.
+    """Send messages while a view is held.
 
-    The last message waits until those before it have left this process.
+    The last message is sent after all bytes before it have left this process.
 
     Raises:
-        ConnectionAbortedError: the client did not take them in time, and has been cut off.
+        ConnectionAbortedError: the client did not read them within ``SECONDS``, and was
+            disconnected.
     """
-    line, end = _line(scope), asyncio.get_running_loop().time() + SECONDS
+    connection, end = _connection(scope), asyncio.get_running_loop().time() + SECONDS
     try:
         for message in messages:
-            if line is not None and not line.is_full:
-                await send(message)  # at once: a timer for each answer would cost as much as it
+            if connection is not None and not connection.is_full:
+                await send(message)  # no timer: it would cost as much as the answer itself
                 continue
             async with asyncio.timeout_at(end):
                 await send(message)
     except TimeoutError:
         await cut(scope)
-        raise ConnectionAbortedError("a client did not take its answer") from None
+        raise ConnectionAbortedError("a client did not read its answer") from None
 
 
 def gone(scope: Scope) -> Callable[[], bool]:
-    """Whether the client of a request has gone, as far as the server can tell."""
-    line = _line(scope)
-    return (lambda: False) if line is None else line.gone
+    """A function that tells whether the client has disconnected. Under another server than ours it
+    always says no."""
+    connection = _connection(scope)
+    return (lambda: False) if connection is None else connection.gone
 
 
 async def cut(scope: Scope) -> None:
-    """Drop a client and what it has not taken, where the server is ours."""
-    line = _line(scope)
-    if line is not None:
-        line.cut()
-        await asyncio.sleep(0)  # the connection hears of its end
+    """Disconnect a client and discard what it has not read. Under another server than ours this
+    does nothing."""
+    connection = _connection(scope)
+    if connection is not None:
+        connection.cut()
+        await asyncio.sleep(0)  # asyncio calls connection_lost in the next turn of the loop
 
 
-def _line(scope: Scope) -> Connection | None:
-    found: Connection | None = scope.get("extensions", {}).get(LINE)
+def _connection(scope: Scope) -> Connection | None:
+    found: Connection | None = scope.get("extensions", {}).get(CONNECTION)
     return found
 
 
-def part(body: bytes, more: bool = True) -> dict[str, Any]:
-    """A message with a part of an answer's body."""
+def body_part(body: bytes, more: bool = True) -> dict[str, Any]:
+    """An ASGI message with a part of a response's body; ``more`` is False for the last one."""
     return {"type": "http.response.body", "body": body, "more_body": more}

@@ -1,8 +1,8 @@
-"""Every request on its way in and out: counted, timed, logged, and never left without an answer.
+"""The outermost middleware: it counts, times and logs each request, and answers every error.
 
-Invariant: an error that nobody foresaw becomes a 500 of the one shape. What is logged of it is its
-kind and the lines of code that it passed, not its message, which may hold an id. A request's line
-holds method, route, status and time; not its address, query, body or token.
+Invariants: an unexpected error becomes a 500 of the common shape (``problems``). The log holds its
+type and its stack, not its message, which may contain an id. The log line of a request holds
+method, route, status and time; not its address, query, body or token.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from s3t.server.http.held_response import cut
-from s3t.server.http.problems import cause_of, problem_of
-from s3t.server.logs import Causes
+from s3t.server.http.problems import failure_of, problem_of
+from s3t.server.logs import FailureLog
 from s3t.server.metrics import Metrics
 
-__all__ = ["Traffic"]
+__all__ = ["MonitorMiddleware"]
 
 _log = logging.getLogger(__name__)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _GONE = 499
-"""Counted where nobody waits for an answer any more; nothing is sent."""
+"""Status that is counted where the client disconnected before it was answered."""
 _FREQUENT = frozenset({"/v1/predict", "/v1/completions"})
-"""Routes of users, which are counted; only what fails of them is logged."""
+"""Routes whose requests are logged only if they fail, since there are many."""
 
 
-class Traffic:
-    """The outermost layer (pure ASGI).
+class MonitorMiddleware:
+    """Monitors requests and turns errors into responses (pure ASGI).
 
     Args:
-        app: what comes next.
+        app: the next ASGI app.
         metrics: where requests are counted.
-        causes: what is told of failures of disk, ledger and store.
+        failures: where failures of disk, ledger and store are logged.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, causes: Causes) -> None:
-        self._app, self._metrics, self._causes = app, metrics, causes
+    def __init__(self, app: ASGIApp, metrics: Metrics, failures: FailureLog) -> None:
+        self._app, self._metrics, self._failures = app, metrics, failures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -49,38 +49,39 @@ class Traffic:
             return
         started, status = time.perf_counter(), 0
 
-        async def watched(message: Message) -> None:
+        async def send_watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, send_watched)
         except ClientDisconnect:
             status = _GONE
         except ConnectionAbortedError:
             self._metrics.cut.inc()
             await cut(scope)
         except Exception as error:
-            instance = self._told(error)
+            instance = self._log_error(error)
             if status:
-                await cut(scope)  # half of an answer must not look like one
+                await cut(scope)  # half a response must not look like a whole one
             else:
                 response = problem_of(error).response(instance)
-                await response(scope, receive, watched)
+                await response(scope, receive, send_watched)
         finally:
-            self._ended(scope, status, time.perf_counter() - started)
+            self._record(scope, status or _GONE, time.perf_counter() - started)
 
-    def _told(self, error: Exception) -> str | None:
-        """Log an error; where the log tells more of this very one, under what name."""
-        cause = cause_of(error)
-        if cause is None:
-            return f"urn:s3t:{_logged(error)}"
-        self._causes.tell(cause)
+    def _log_error(self, error: Exception) -> str | None:
+        """Log an error. Returns the name of its log entry, which the client is told; None for a
+        failure of the service, which is logged once and not for each request."""
+        failure = failure_of(error)
+        if failure is None:
+            return f"urn:s3t:{_log_unexpected(error)}"
+        self._failures.report(failure)
         return None
 
-    def _ended(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.request(route, method, status, seconds)
@@ -98,19 +99,19 @@ class Traffic:
             )
 
 
-def _logged(error: Exception) -> str:
-    """Log an error without its message; returns the number under which it stands there."""
+def _log_unexpected(error: Exception) -> str:
+    """Log an error without its message; returns the random number of the log entry."""
     number = secrets.token_hex(6)
-    passed = [
+    stack = [
         f"{frame.filename}:{frame.lineno} {frame.name}"
         for frame in traceback.extract_tb(error.__traceback__)[-12:]
     ]
-    fields = {"error": type(error).__name__, "number": number, "passed": passed}
+    fields = {"error": type(error).__name__, "number": number, "passed": stack}
     _log.error(
-        "unforeseen %s (%s) at %s",
+        "unexpected %s (%s) at %s",
         type(error).__name__,
         number,
-        " < ".join(reversed(passed)),
+        " < ".join(reversed(stack)),
         extra={"fields": fields},
     )
     return number

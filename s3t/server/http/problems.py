@@ -1,13 +1,12 @@
-"""What the service refuses and how it says so: one shape with a stable code, for every error.
+"""Error responses: every error has one shape and a stable code (RFC 9457).
 
-    S3TError ─┐
-    HTTP error┼─► Problem(code, detail) ─► application/problem+json (RFC 9457)
-    body wrong┤      {"type", "title", "status", "code", "detail"}
-    unforeseen┘
+    S3TError    ─┐
+    HTTP error  ─┼─► Problem(code, detail) ─► application/problem+json
+    wrong body  ─┤      {"type", "title", "status", "code", "detail"}
+    unexpected  ─┘
 
-Invariant: what a client is told never holds the inside of the service (paths, queries, traces), and
-a code means one thing forever. Ids that a client sent may come back to it in ``detail``, which is
-therefore never logged.
+Invariants: a response never holds internals of the service (paths, SQL, stack traces), and a code
+never changes its meaning. ``detail`` may hold ids that the client sent, so it is never logged.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ __all__ = [
     "Problem",
     "ProblemBody",
     "Refusal",
-    "cause_of",
+    "failure_of",
     "handle_problems",
     "problem_of",
     "refusals",
@@ -52,7 +51,12 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Refusal(NamedTuple):
-    """What a code stands for."""
+    """What a code stands for.
+
+    Attributes:
+        status: of HTTP.
+        title: a sentence that is the same in every response with the code.
+    """
 
     status: int
     title: str
@@ -91,11 +95,11 @@ CODES: Mapping[str, Refusal] = {
     "draining": Refusal(503, "The service is about to end"),
     "timeout": Refusal(504, "The answer took too long"),
 }
-"""Code → its status and title. Codes are never renamed; new ones may come."""
+"""Code → its status and title. Codes are never renamed; new ones may be added."""
 
 _UNAVAILABLE: Mapping[str, tuple[str, float]] = {
     "unavailable": (
-        "the service has lost touch with its records, and says nothing rather than something old: "
+        "the service cannot reach its ledger, and gives no answer rather than an outdated one: "
         "repeat the request",
         1,
     ),
@@ -107,17 +111,17 @@ _UNAVAILABLE: Mapping[str, tuple[str, float]] = {
     "out_of_files": ("nothing was changed: repeat the request", 5),
     "text_hit": ("drop what has come of the text, and ask for it again", 1),
 }
-"""Code of an ``UnavailableError`` → what the client is told, and seconds after which to repeat."""
+"""Code of an ``UnavailableError`` → ``detail`` and ``Retry-After`` in seconds."""
 
 
 class Problem(Exception):
-    """An answer that is a refusal.
+    """An error response, raised by routes and by what they call.
 
     Args:
         code: one of ``CODES``.
-        detail: a sentence for whoever sent the request.
-        retry_after: seconds after which it may be worth repeating.
-        headers: more of them.
+        detail: a sentence for the client.
+        retry_after: seconds after which the client may repeat the request.
+        headers: more headers of the response.
     """
 
     def __init__(
@@ -136,7 +140,11 @@ class Problem(Exception):
             self.headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
 
     def body(self, instance: str | None = None) -> dict[str, Any]:
-        """The refusal as JSON values."""
+        """The response's body as JSON values.
+
+        Args:
+            instance: name of the log entry with more about this error.
+        """
         body = {
             "type": "about:blank",
             "title": self.title,
@@ -147,10 +155,10 @@ class Problem(Exception):
         return body if instance is None else body | {"instance": instance}
 
     def response(self, instance: str | None = None) -> Response:
-        """The refusal as it is sent.
+        """The HTTP response.
 
         Args:
-            instance: under which the log tells more.
+            instance: name of the log entry with more about this error.
         """
         content = json.dumps(self.body(instance), ensure_ascii=True).encode()
         return Response(content, self.status, self.headers, MEDIA_TYPE)
@@ -164,11 +172,13 @@ class ProblemBody(BaseModel):
     status: int = Field(description="the status of the answer")
     code: str = Field(description="stable, to be handled by programs")
     detail: str = Field(description="what is wrong with this request")
-    instance: str | None = Field(None, description="under which the service's log tells more")
+    instance: str | None = Field(
+        None, description="name of the log entry with more about this error"
+    )
 
 
 def problem_of(error: Exception) -> Problem:
-    """The refusal that an error becomes; ``internal`` for one that nobody foresaw."""
+    """The error response to an exception; ``internal`` for an unexpected one."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, UnknownSampleError):
@@ -181,17 +191,17 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, OSError):
         error = unavailable(error) or error
     if isinstance(error, UnavailableError):
-        told, wait = _UNAVAILABLE[error.code]
-        return Problem(error.code, told, retry_after=wait)
+        advice, wait = _UNAVAILABLE[error.code]
+        return Problem(error.code, advice, retry_after=wait)
     for kind, code, detail, retry_after in _ERRORS:
         if isinstance(error, kind):
             return Problem(code, detail or str(error), retry_after=retry_after)
-    return Problem("internal", "the service failed; whoever runs it finds the reason in its log")
+    return Problem("internal", "the service failed; its operator finds the reason in its log")
 
 
-def cause_of(error: Exception) -> S3TError | None:
-    """What of an error the log is told, once while it goes on; None for what is the client's, and
-    for what has no message that is known to hold no id."""
+def failure_of(error: Exception) -> S3TError | None:
+    """The failure of the service behind an exception, whose message ``logs.FailureLog`` logs. None
+    for errors of the client, and for errors whose message may hold an id."""
     known = unavailable(error) if isinstance(error, OSError) else error
     return known if isinstance(known, _OF_SERVICE) else None
 
@@ -205,9 +215,14 @@ _ERRORS: tuple[tuple[type[S3TError], str, str | None, float | None], ...] = (
         "deletions have switched off the last block; answers come again after a repair",
         60,
     ),
-    (IntegrityError, "damaged", "whoever runs the service finds in its log what is damaged", None),
+    (
+        IntegrityError,
+        "damaged",
+        "the operator of the service finds in its log what is damaged",
+        None,
+    ),
 )
-"""Kind, code, detail (None: the error's own message, which is about the request), Retry-After."""
+"""Type, code, detail (None: the error's own message, about the request), seconds of Retry-After."""
 
 _OF_SERVICE = (ExhaustedError, IntegrityError, UnavailableError)
 
@@ -215,7 +230,7 @@ _OF_SERVICE = (ExhaustedError, IntegrityError, UnavailableError)
 def refusals(*codes: str) -> dict[int | str, dict[str, Any]]:
     """``responses=`` of a route that may answer with these codes, for the OpenAPI document.
 
-    ``unavailable`` stands for all causes of that kind.
+    ``unavailable`` adds the codes of all ``UnavailableError``s, but ``text_hit``.
     """
     found: dict[int | str, dict[str, Any]] = {}
     if "unavailable" in codes:
@@ -237,14 +252,14 @@ def refusals(*codes: str) -> dict[int | str, dict[str, Any]]:
 
 
 def handle_problems(app: FastAPI) -> None:
-    """Make every error that a route raises, and the framework's own, a problem."""
+    """Register handlers that turn every exception of a route and of FastAPI into a ``Problem``."""
 
     async def refuse(request: Request, error: Exception) -> Response:
-        cause = cause_of(error)
-        if cause is not None:
-            request.app.state.service.causes.tell(cause)
+        failure = failure_of(error)
+        if failure is not None:
+            request.app.state.service.failures.report(failure)
         elif isinstance(error, S3TError) and not isinstance(error, InputError):
-            raise error  # unforeseen: logged by its kind and where it came from
+            raise error  # unexpected: the middleware logs its type and stack
         return problem_of(error).response()
 
     async def refuse_http(_: Request, error: Exception) -> Response:
@@ -262,24 +277,24 @@ def handle_problems(app: FastAPI) -> None:
 
 
 def _http_problem(error: HTTPException) -> Problem:
-    """The framework's own refusals: no such address, wrong method, a body that cannot be read."""
+    """FastAPI's own errors: unknown address, wrong method, unreadable body."""
     if isinstance(error.__cause__, Problem):
-        return error.__cause__  # ours, raised while the framework read the body
+        return error.__cause__  # ours, raised while FastAPI read the body
     codes = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
     code = codes.get(error.status_code, "bad_request")
     detail = {
-        "not_found": "there is nothing at this address; /openapi.json tells what there is",
-        "method_not_allowed": "the address takes other methods; /openapi.json tells which",
+        "not_found": "there is nothing at this address; /openapi.json lists those that there are",
+        "method_not_allowed": "the address takes other methods; /openapi.json lists them",
     }.get(code, "the request cannot be read")
     return Problem(code, detail, headers=error.headers)
 
 
 def sentences(errors: Sequence[Any], limit: int = 10) -> str:
-    """What is wrong where; never the values themselves, which may be long or private.
+    """Where a body is wrong, and why; without the values, which may be long or private.
 
     Args:
-        errors: as pydantic lists them.
-        limit: how many are told.
+        errors: ``ValidationError.errors()`` of pydantic.
+        limit: how many errors are named; of the others only the number is given.
     """
     found = [
         f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}"[:300]

@@ -1,6 +1,8 @@
-"""``/v1/deletions``: take a deletion, tell what became of it, list those that were made.
+"""``/v1/deletions``: request a deletion, ask for its outcome, list deletions.
 
-Invariant: every answer names samples by keyed hashes alone, and is signed where the run has a key.
+The schemas are in ``deletions.opendsr``, since jobs and callbacks make them as well.
+
+Invariant: responses name samples by keyed hashes only, and are signed if the run has a key.
 """
 
 from __future__ import annotations
@@ -20,21 +22,21 @@ from s3t.server.deletions.opendsr import (
     PageQuery,
 )
 from s3t.server.http.problems import Problem, refusals
-from s3t.server.security.access import Guarded, caller_of, needs
+from s3t.server.security.access import AuthorizedRoute, caller_of, requires_role
 from s3t.server.state import Service, service_of
 
 __all__ = ["router"]
 
-router = APIRouter(route_class=Guarded, tags=["deletions"])
+router = APIRouter(route_class=AuthorizedRoute, tags=["deletions"])
 
 _REFUSALS = ("unauthenticated", "forbidden", "rate_limited", "internal", "damaged")
 _SIGNED: dict[str, Any] = {
     "X-OpenDSR-Processor-Domain": {
-        "description": "whose signature it is; where the run has a signing key",
+        "description": "whose signature it is; if the run has a signing key",
         "schema": {"type": "string"},
     },
     "X-OpenDSR-Signature": {
-        "description": "Ed25519 over the body, base64; where the run has a signing key",
+        "description": "Ed25519 over the body, base64; if the run has a signing key",
         "schema": {"type": "string"},
     },
 }
@@ -49,7 +51,7 @@ _Key = Annotated[str, StringConstraints(pattern=REQUEST_ID)]
     "/v1/deletions",
     summary="Forget samples and persons",
     status_code=201,
-    dependencies=[needs("delete")],
+    dependencies=[requires_role("delete")],
     responses={
         200: {"description": "dry run", "model": DryRun, "headers": _SIGNED},
         201: {"description": "done", "model": Answer, "headers": _LOCATED},
@@ -66,8 +68,8 @@ async def delete(
     body: DeletionRequest,
     idempotency_key: Annotated[_Key | None, Header()] = None,
 ) -> Response:
-    """201: the deletion is durable, and no answer of any replica comes any more from a block that
-    had seen the samples. 202: it is accepted and will be done; ask at `results_url`."""
+    """201: the deletion is durable, and no replica answers any more from a block that has seen the
+    samples. 202: it is accepted and will be done; ask at `results_url`."""
     service = service_of(request)
     if service.draining:
         raise Problem("draining", "the service is about to end: repeat it", retry_after=5)
@@ -84,8 +86,8 @@ async def delete(
 
 @router.get(
     "/v1/deletions",
-    summary="Deletions that were made",
-    dependencies=[needs("audit")],
+    summary="List deletions",
+    dependencies=[requires_role("audit")],
     responses={
         200: {"model": Page, "headers": _SIGNED},
         **refusals("invalid_body", "overloaded", "unavailable", *_REFUSALS),
@@ -100,8 +102,8 @@ async def deletions(request: Request, asked: Annotated[PageQuery, Query()]) -> R
 
 @router.get(
     "/v1/deletions/{subject_request_id}",
-    summary="What became of a deletion",
-    dependencies=[needs("delete", "audit")],
+    summary="Outcome of a deletion",
+    dependencies=[requires_role("delete", "audit")],
     responses={
         200: {"model": Answer, "headers": _SIGNED},
         **refusals("not_found", "overloaded", "unavailable", *_REFUSALS),

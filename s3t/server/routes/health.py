@@ -1,8 +1,8 @@
-"""Whether the process lives and may answer, and what it has counted.
+"""Health, readiness, metrics, and the traffic of the last minutes.
 
-Invariant: none of these can be held up by the model: ``/healthz`` and ``/readyz`` look at what this
-process knows; ``/metrics`` asks the ledger in a thread of its own, and goes on without it after
-``_PATIENCE`` seconds.
+Invariant: the model and the ledger cannot block these routes. ``/healthz`` and ``/readyz`` read the
+memory of this process; ``/metrics`` reads the ledger in a thread of its own, and answers without it
+after ``_PATIENCE`` seconds.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from starlette.responses import Response
 from s3t.errors import S3TError
 from s3t.server.http.problems import Problem, refusals
 from s3t.server.metrics import CONTENT_TYPE
-from s3t.server.security.access import Guarded, needs
+from s3t.server.security.access import AuthorizedRoute, requires_role
 from s3t.server.state import Service, service_of
 
 __all__ = ["router"]
 
-router = APIRouter(route_class=Guarded, tags=["operation"])
+router = APIRouter(route_class=AuthorizedRoute, tags=["operation"])
 
-_AUDIT = needs("audit")
+_AUDIT = requires_role("audit")
 _PATIENCE = 3.0
-"""Seconds, under the time that Prometheus waits: half of what is told is better than nothing."""
+"""Seconds to wait for the ledger. Prometheus waits for 10 by default."""
 
 
 class Lives(BaseModel):
@@ -36,7 +36,7 @@ class Lives(BaseModel):
 
 
 class Second(BaseModel):
-    """Questions that ended within one second."""
+    """Predictions and completions that ended within one second."""
 
     at: int = Field(description="Unix time")
     requests: int
@@ -46,9 +46,9 @@ class Second(BaseModel):
 
 
 class Recent(BaseModel):
-    """The last minutes, without the seconds in which nothing was asked."""
+    """The last minutes, without the seconds in which nothing ended."""
 
-    replica: str = Field(description="of this process, a new one at each start")
+    replica: str = Field(description="random name of this process, a new one at each start")
     now: int = Field(description="Unix time")
     seconds: list[Second]
 
@@ -66,7 +66,7 @@ async def healthz() -> Lives:
     responses=refusals("unavailable", "exhausted", "draining"),
 )
 async def readyz(request: Request) -> Lives:
-    """503 and the reason while it cannot answer: send questions elsewhere."""
+    """503 and the reason while it cannot answer: send requests to other replicas."""
     service = service_of(request)
     if service.draining:
         raise Problem("draining", "the service is about to end")
@@ -99,13 +99,13 @@ async def metrics(request: Request) -> Response:
 
 
 async def _picture(service: Service) -> dict[str, Any] | None:
-    """The run as its records tell it; None if they cannot be read in time."""
+    """The run's state from the ledger; None if it cannot be read in time."""
     try:
         async with asyncio.timeout(_PATIENCE):
             return await service.probes.run(service.model.picture)
     except S3TError as error:
-        service.causes.tell(error)
-    except (TimeoutError, Problem):  # it waits for the ledger, or many such wait already
+        service.failures.report(error)
+    except (TimeoutError, Problem):  # the ledger is slow, or several probes wait already
         pass
     return None
 
@@ -118,5 +118,5 @@ async def _picture(service: Service) -> dict[str, Any] | None:
     responses=refusals("unauthenticated", "forbidden", "rate_limited"),
 )
 async def traffic(request: Request) -> dict[str, Any]:
-    """Questions, failures and latency of this process, second by second, as the page draws them."""
-    return service_of(request).metrics.recent()
+    """Requests, failures and latency of this process, second by second, as the page draws them."""
+    return service_of(request).metrics.traffic.to_dict()

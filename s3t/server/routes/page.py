@@ -1,7 +1,8 @@
-"""The page at ``/`` and its files. They hold no data, so they ask for no token; what the page then
-asks the service for does.
+"""The page at ``/`` and its files. They hold no data, so they need no token; the requests that the
+page makes for its data do.
 
-Invariant: only the files of ``report.page_files`` are served, by name: no path is put together.
+Invariant: only the files of ``report.page_files`` are served, looked up by name: no path is built
+from a request.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ __all__ = ["router"]
 router = APIRouter(include_in_schema=False)
 
 _HEADERS: Mapping[str, str] = {
-    "Cache-Control": "no-cache",  # asked for each time; the answer is 304 unless it changed
+    "Cache-Control": "no-cache",  # browsers ask each time, and get 304 unless the file changed
     "Content-Security-Policy": f"{policy()}; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",

@@ -1,9 +1,9 @@
-"""``POST /v1/predict``: rows in, labels and probabilities out.
+"""``POST /v1/predict``: classifies rows.
 
-    body ─► strict JSON ─► rows checked, images as arrays ─► batcher ─► Held answer
+    body ─► strict JSON ─► rows checked, images as arrays ─► batcher ─► HeldResponse
 
-Invariant: nothing that came over the network is ever opened as a path. A row is judged here as far
-as it can be without the model, so that it fails its own request and not those of the same pass.
+Invariants: no value of a request is ever opened as a path. Rows are checked here as far as that
+goes without the model, so that a wrong row fails its own request and not those of the same batch.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastapi import APIRouter, Request
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import Response
 
-from s3t.server.http.held_response import Held, gone
+from s3t.server.http.held_response import VIEW, VIEW_HEADER, HeldResponse, gone
 from s3t.server.http.problems import Problem, refusals, sentences
-from s3t.server.schemas import PREDICT_BODY, PredictionRequest, Predictions
-from s3t.server.security.access import Guarded, needs
-from s3t.server.security.bodies import DirectRoute, check_json, loads
+from s3t.server.security.access import AuthorizedRoute, requires_role
+from s3t.server.security.bodies import DirectRoute, StrictBody, check_json, loads
 from s3t.server.state import Service, service_of
 
 if TYPE_CHECKING:
@@ -31,29 +30,82 @@ if TYPE_CHECKING:
 __all__ = ["router", "rows_of"]
 
 
-class _Route(Guarded, DirectRoute):
-    """Guarded, and read here."""
+class _Route(AuthorizedRoute, DirectRoute):
+    """Checks the token; its endpoint reads the body itself."""
 
 
 router = APIRouter(route_class=_Route, tags=["answers"])
 
 _LARGE = 2**16
-"""Bytes of a body above which it is read in a thread."""
+"""Bytes of a body above which it is parsed in a thread."""
 
-VIEW_HEADER = {
-    "X-S3T-View": {
-        "description": "version of what answered, as in the body",
-        "schema": {"type": "integer"},
-    }
+
+class PredictionRequest(StrictBody):
+    """Rows to classify."""
+
+    rows: list[Any] = Field(
+        min_length=1,
+        description="texts; or images as nested lists [height, width(, channels)] of integers "
+        "from 0 to 255 or fractions from 0 to 1; or objects with the run's input column",
+    )
+
+
+class RowPrediction(BaseModel):
+    """One classified row."""
+
+    label: str = Field(description="the likeliest one")
+    probabilities: dict[str, float] = Field(description="of every label")
+
+
+class Predictions(BaseModel):
+    """Classified rows, in the order in which they were sent."""
+
+    predictions: list[RowPrediction]
+    view: int = Field(description=VIEW)
+
+
+_NUMBER = {"type": "number", "minimum": 0, "maximum": 255}
+_PIXEL = {"anyOf": [_NUMBER, {"type": "array", "minItems": 1, "items": _NUMBER}]}
+_IMAGE = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "array", "minItems": 1, "items": _PIXEL},
 }
+_ROW = {"anyOf": [{"type": "string", "minLength": 1}, _IMAGE, {"type": "object"}]}
+
+_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["rows"],
+                "properties": {
+                    "rows": {
+                        "type": "array",
+                        "minItems": 1,
+                        "items": _ROW,
+                        "description": PredictionRequest.model_fields["rows"].description,
+                    }
+                },
+            },
+            "examples": {
+                "texts": {"value": {"rows": ["what a day", "never again"]}},
+                "images": {"value": {"rows": [[[0, 128], [255, 0]]]}},
+            },
+        }
+    },
+}
+"""The request body in the OpenAPI document: the endpoint reads it without FastAPI."""
 
 
 @router.post(
     "/v1/predict",
     summary="Classify rows",
-    dependencies=[needs("predict")],
+    dependencies=[requires_role("predict")],
     response_model=Predictions,
-    openapi_extra={"requestBody": PREDICT_BODY},
+    openapi_extra={"requestBody": _BODY},
     responses={
         200: {"headers": VIEW_HEADER},
         **refusals(
@@ -66,7 +118,7 @@ VIEW_HEADER = {
 )
 async def predict(request: Request) -> Response:
     """Label and probabilities of each row. All rows of a request are answered by one view; requests
-    of the same moment share a pass of the model."""
+    of the same moment share a forward pass of the model."""
     service = service_of(request)
     if service.model.task == "causal-lm":
         raise Problem("wrong_task", "the run is a language model: use /v1/completions")
@@ -80,7 +132,7 @@ async def predict(request: Request) -> Response:
     async def ask() -> Sequence[Prediction]:
         return await service.batcher.ask(rows, gone(request.scope))
 
-    return Held(service.model, service.metrics, await ask(), _content, ask)
+    return HeldResponse(service.model, service.metrics, await ask(), _content, ask)
 
 
 def _content(answers: Sequence[Prediction]) -> dict[str, Any]:
@@ -109,7 +161,7 @@ def _rows(service: Service, body: bytes) -> list[Any]:
 
 
 def _sides(sent: Sequence[Any], first: str, second: str) -> tuple[list[Any], list[Any]]:
-    """The first and the second texts of rows of two, objects or lists."""
+    """The first and the second texts of rows that are objects or lists of two."""
     names = first, second
     rows = []
     for number, row in enumerate(sent):
@@ -122,15 +174,15 @@ def _sides(sent: Sequence[Any], first: str, second: str) -> tuple[list[Any], lis
 
 
 def rows_of(sent: Sequence[Any], column: str, read: Any) -> list[Any]:
-    """What the model takes of each row.
+    """The model's input of each row.
 
     Args:
-        sent: JSON values.
-        column: of the input, in rows that are objects.
-        read: one value to what the model takes; raises ValueError with the reason.
+        sent: rows as JSON values.
+        column: key of the input in rows that are objects.
+        read: turns a JSON value into the model's input; raises ValueError with the reason.
 
     Raises:
-        Problem: ``invalid_body``, naming the row.
+        Problem: ``invalid_body``, with the number of the row.
     """
     found = []
     for number, row in enumerate(sent):
@@ -155,7 +207,7 @@ def _text(value: Any) -> str:
 
 
 def _image(value: Any) -> NDArray[Any]:
-    """[height, width(, channels)], uint8 or float32."""
+    """An array [height, width(, channels)], uint8 from 0 to 255 or float32 from 0 to 1."""
     if not isinstance(value, list):
         raise ValueError("nested lists [height, width(, channels)] are expected")
     try:

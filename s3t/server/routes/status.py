@@ -1,7 +1,7 @@
-"""What can be looked at: the state of the run, what is ahead of it, and its log.
+"""Routes that only read: status, forecast, replicas, picture and log of the run.
 
-Invariant: nothing here changes anything, and nothing names a sample but by its keyed hash. Looking
-takes threads of its own, so that it holds up neither answers nor deletions.
+Invariants: nothing is changed, and samples are named by keyed hashes only. Reads run in a thread
+pool of their own (``Service.lookups``), so they delay neither predictions nor deletions.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from s3t.server.http.problems import refusals
-from s3t.server.security.access import Guarded, needs
+from s3t.server.security.access import AuthorizedRoute, requires_role
 from s3t.server.state import service_of
 
 __all__ = ["router"]
 
-router = APIRouter(route_class=Guarded, tags=["audit"], dependencies=[needs("audit")])
+router = APIRouter(
+    route_class=AuthorizedRoute, tags=["audit"], dependencies=[requires_role("audit")]
+)
 
 _REFUSALS = refusals(
     *("unauthenticated", "forbidden", "rate_limited", "internal", "damaged"),
@@ -26,10 +28,10 @@ _REFUSALS = refusals(
 
 
 class ShardStatus(BaseModel):
-    """What one shard serves, and what of it is left."""
+    """What one shard serves, and what is left of it."""
 
     shard: int
-    prefix: list[int] = Field(description="slice numbers of what serves; empty if nothing does")
+    prefix: list[int] = Field(description="slices of the served prefix; empty if none is served")
     node: str | None
     nodes_alive: int
     nodes_dead: int
@@ -39,9 +41,9 @@ class ShardStatus(BaseModel):
 
 
 class EnvironmentStatus(BaseModel):
-    """An environment, and how many of the nodes that can serve were trained in it."""
+    """A training environment, and how many of the living nodes were trained in it."""
 
-    environment: str = Field(description="digest of all that it is named by")
+    environment: str = Field(description="digest of all that identifies it")
     name: str
     nodes: int
 
@@ -69,12 +71,12 @@ class Replica(BaseModel):
     """A process that answers by a lease."""
 
     name: str
-    view: int = Field(description="no answer of it comes from an older one")
+    view: int = Field(description="it gives no answer of an older one")
     since: str
 
 
 class Replicas(BaseModel):
-    """All of them, the oldest first."""
+    """All replicas, the oldest first."""
 
     replicas: list[Replica]
 
@@ -114,7 +116,7 @@ async def status(request: Request) -> dict[str, Any]:
     return found
 
 
-@router.get("/v1/forecast", summary="What is ahead", responses=_REFUSALS)
+@router.get("/v1/forecast", summary="Deletions until exhaustion", responses=_REFUSALS)
 async def forecast(request: Request) -> dict[str, Any]:
     """Requests and days until the first shard dies and until exhaustion, as
     `s3t forecast --json`."""
@@ -123,9 +125,12 @@ async def forecast(request: Request) -> dict[str, Any]:
     return found
 
 
-@router.get("/v1/replicas", summary="Who answers", response_model=Replicas, responses=_REFUSALS)
+@router.get(
+    "/v1/replicas", summary="Replicas of the run", response_model=Replicas, responses=_REFUSALS
+)
 async def replicas(request: Request) -> dict[str, Any]:
-    """Processes that answer for the run by leases; none where each answer looks at the ledger."""
+    """Processes that answer for the run by a lease. A process that reads the ledger for each answer
+    is not listed."""
     service = service_of(request)
     return {"replicas": await service.lookups.run(lambda: list(service.model.replicas()))}
 
@@ -139,7 +144,7 @@ async def picture(request: Request) -> dict[str, Any]:
 
 @router.get(
     "/v1/log",
-    summary="All that was done",
+    summary="The log of the run",
     response_model=Log,
     responses=_REFUSALS | refusals("invalid_body"),
 )

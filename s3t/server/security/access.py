@@ -1,17 +1,18 @@
-"""Who may do what: bearer tokens with roles, before a request's body is read.
+"""Access control: bearer tokens with roles, checked before a request's body is read.
 
     Authorization: Bearer s3t_…  ──►  TokenFile  ──►  role?  ──►  rate?  ──►  route
-                        none, wrong: 401        403        429
-                 wrong too often from one address: 429
+                   none or wrong: 401           403        429
+                   too many wrong ones from one address: 429
 
-A route names its roles with ``dependencies=[needs("delete")]``. Routers use
-``route_class=Guarded``, which judges before the body is read; a route that is not of that class is
-judged all the same, only later, so forgetting it opens nothing.
+A route names its roles with ``dependencies=[requires_role("delete")]``. Its router has
+``route_class=AuthorizedRoute``, which checks them before the body is read. In a router without that
+class they are checked after it, but still before the endpoint is called.
 
-Invariant: without a valid token nothing is told and nothing is changed, unless the service was
-started as insecure, which it is only ever on a loopback address. A right token is let in however
-many wrong ones come from its address: behind a proxy all callers share one, and a stranger must not
-be able to lock them out. 192 random bits cannot be guessed at any rate.
+Invariants: a request without a valid token reads and changes nothing, unless the service is
+insecure. An insecure service listens on a loopback address only, and refuses requests that web
+pages of other sites send through a browser (DNS rebinding, cross-site requests). A valid token is
+accepted however many wrong ones come from its address: behind a proxy all clients share one, and a
+stranger must not be able to lock them out. A token has 192 random bits and cannot be guessed.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from s3t.server.security.bodies import StrictRoute
 from s3t.server.security.rates import Buckets, Refusals
 from s3t.server.security.tokens import ROLES, Role, TokenFile
 
-__all__ = ["Access", "Caller", "Guarded", "caller_of", "needs"]
+__all__ = ["AccessControl", "AuthorizedRoute", "Caller", "caller_of", "requires_role"]
 
 _CALLER = "s3t.caller"
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -40,12 +41,12 @@ _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever sent a request.
+    """Who sent a request.
 
     Attributes:
-        id: of the token; nothing that could be used.
-        name: of whoever the token was made for; None where no token was asked for.
-        roles: what the token is good for.
+        id: id of the token, which does not reveal the token.
+        name: name of the token's holder; None in an insecure service.
+        roles: the roles of the token.
     """
 
     id: str
@@ -56,13 +57,13 @@ class Caller:
 _ANYONE = Caller("insecure", None, ROLES)
 
 
-class Access:
-    """Judges requests.
+class AccessControl:
+    """Checks the token, roles and rate of requests.
 
     Args:
-        tokens: those that there are.
-        config: rates.
-        insecure: everyone may do everything.
+        tokens: the valid tokens.
+        config: limits of rates and of wrong tokens.
+        insecure: requests need no token, but have to come from this machine.
     """
 
     def __init__(self, tokens: TokenFile, config: ServeConfig, insecure: bool = False) -> None:
@@ -75,19 +76,20 @@ class Access:
         }
 
     def reload(self) -> None:
-        """Look at the file of the tokens at the next request."""
+        """Read the token file again at the next request."""
         self._tokens.reload()
 
     def admit(self, request: HTTPConnection, roles: tuple[Role, ...]) -> Caller:
-        """The caller of a request that one of the roles is enough for.
+        """The caller of a request, who has one of the roles.
 
         Raises:
             Problem: ``unauthenticated``, ``forbidden`` or ``rate_limited``.
-            UnavailableError: the file of the tokens cannot be read.
+            UnavailableError: the token file cannot be read.
         """
         if self.insecure:
-            return self._local(request)
-        caller = self._known(request)
+            _check_local(request)
+            return _ANYONE
+        caller = self._authenticated(request)
         if not set(roles) & set(caller.roles):
             lacking = f'{_challenge("insufficient_scope")}, scope="{" ".join(roles)}"'
             raise Problem(
@@ -105,7 +107,7 @@ class Access:
                 )
         return caller
 
-    def _known(self, request: HTTPConnection) -> Caller:
+    def _authenticated(self, request: HTTPConnection) -> Caller:
         given = request.headers.getlist("authorization")
         if not given:
             raise Problem(
@@ -127,17 +129,27 @@ class Access:
             )
         return Caller(token.id, token.name, token.roles)
 
-    def _local(self, request: HTTPConnection) -> Caller:
-        """Anyone on this machine, but not a page of elsewhere whose name was turned to us."""
-        host = request.headers.get("host", "")
-        name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        if name.lower() not in _LOOPBACK:
-            raise Problem("forbidden", "an insecure service answers to localhost alone")
-        return _ANYONE
+
+def _check_local(request: HTTPConnection) -> None:
+    """Refuse requests that a browser sends for a page of another site.
+
+    With DNS rebinding the page's own host name resolves to this machine, and stands in Host. In a
+    cross-site request Host is ours, but Origin names the page's site.
+
+    Raises:
+        Problem: ``forbidden``.
+    """
+    host = request.headers.get("host", "")
+    name = host if host.endswith("]") else host.rpartition(":")[0] or host
+    if name.lower() not in _LOOPBACK:
+        raise Problem("forbidden", "an insecure service answers to localhost alone")
+    origin = request.headers.get("origin")
+    if origin is not None and origin.partition("://")[2].lower() != host.lower():
+        raise Problem("forbidden", "an insecure service answers no pages of other sites")
 
 
-class Needs(SecurityBase):
-    """The dependency behind ``needs``, which also describes the token in the OpenAPI document."""
+class RequiredRole(SecurityBase):
+    """The dependency of ``requires_role``. It also describes tokens in the OpenAPI document."""
 
     def __init__(self, roles: tuple[Role, ...]) -> None:
         self.model = BearerModel(
@@ -148,49 +160,56 @@ class Needs(SecurityBase):
         self.roles = roles
 
     async def __call__(self, request: Request) -> Caller:
-        """Judge the request, once."""
+        """The caller, if the request may pass."""
         return self.admit(request)
 
     def admit(self, request: HTTPConnection) -> Caller:
-        """The caller, if the request may pass."""
+        """The caller, if the request may pass. A request is checked once.
+
+        Raises:
+            Problem, UnavailableError: see ``AccessControl.admit``.
+        """
         if (caller := request.scope.get(_CALLER)) is None:
-            access: Access = request.app.state.access
+            access: AccessControl = request.app.state.access
             caller = access.admit(request, self.roles)
             request.scope[_CALLER] = caller
         assert isinstance(caller, Caller)
         return caller
 
 
-def needs(*roles: Role) -> Any:
-    """What a route puts among its ``dependencies``: one of the roles has to be the caller's.
+def requires_role(*roles: Role) -> Any:
+    """A dependency of a route: the caller's token has to have one of the roles.
 
-    A route of the role ``predict`` or ``delete`` alone counts against the token's rate.
+    Requests to a route with the single role ``predict`` or ``delete`` count against the token's
+    rate.
     """
     assert roles and set(roles) <= set(ROLES), roles
-    return Security(Needs(roles), scopes=list(roles))
+    return Security(RequiredRole(roles), scopes=list(roles))
 
 
 def caller_of(request: HTTPConnection) -> Caller:
-    """Whoever sent the request, behind ``needs``."""
+    """Who sent a request, in a route with ``requires_role``."""
     caller = request.scope[_CALLER]
     assert isinstance(caller, Caller)
     return caller
 
 
-class Guarded(StrictRoute):
-    """A route whose caller is judged before its body is read."""
+class AuthorizedRoute(StrictRoute):
+    """A route whose caller is checked before the body is read."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler, behind what the route needs."""
+        """The handler, called after the route's roles are checked."""
         handle = super().get_route_handler()
-        needed = [one.dependency for one in self.dependencies if isinstance(one.dependency, Needs)]
+        required = [
+            one.dependency for one in self.dependencies if isinstance(one.dependency, RequiredRole)
+        ]
 
-        async def guarded(request: Request) -> Response:
-            for one in needed:
+        async def authorized(request: Request) -> Response:
+            for one in required:
                 one.admit(request)
             return await handle(request)
 
-        return guarded
+        return authorized
 
 
 def _challenge(error: str | None = None) -> str:

@@ -1,8 +1,8 @@
-"""Bodies, read strictly: what two programs could read in two ways is refused, not guessed.
+"""Strict reading of request bodies: JSON that two programs could read in two ways is refused.
 
-Invariant: a route sees JSON in valid UTF-8, without NaN or infinities, without a key that stands
-twice in one object, and not nested deeper than can be read. ``StrictRoute`` gives FastAPI's own
-models the same treatment: use it as the ``route_class`` of a router.
+Invariant: a route gets JSON in valid UTF-8, without NaN or infinities, without a key twice in one
+object, and not nested too deeply. ``StrictRoute`` reads the bodies of FastAPI's routes in this way:
+use it as the ``route_class`` of a router.
 """
 
 from __future__ import annotations
@@ -14,20 +14,27 @@ from typing import Any, NoReturn
 
 from fastapi import Request
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from s3t.server.http.problems import Problem
 
-__all__ = ["DirectRoute", "StrictRoute", "check_json", "loads"]
+__all__ = ["DirectRoute", "StrictBody", "StrictRoute", "check_json", "loads"]
 
 _LARGE = 2**16
-"""Bytes of a body above which it is read in a thread."""
+"""Bytes of a body above which it is parsed in a thread."""
 _KEYS = 1000
-"""Keys of one object; each one that is unknown is a problem to be put into words."""
+"""Keys that one object may have: pydantic makes an error message for each unknown one."""
+
+
+class StrictBody(BaseModel):
+    """Base of schemas of request bodies: unknown keys are refused, no type is converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 def loads(body: bytes) -> Any:
-    """The value of a body.
+    """The JSON value of a body.
 
     Raises:
         Problem: ``invalid_json``.
@@ -48,7 +55,7 @@ def loads(body: bytes) -> Any:
 
 
 def check_json(request: Request) -> None:
-    """Refuse a body of another kind.
+    """Check that the header Content-Type says JSON.
 
     Raises:
         Problem: ``unsupported_media_type``.
@@ -61,10 +68,10 @@ def check_json(request: Request) -> None:
 
 
 class StrictRoute(APIRoute):
-    """A route whose JSON body is read by ``loads``."""
+    """A route whose JSON body is parsed by ``loads``."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, over a request that reads strictly."""
+        """FastAPI's handler, given a request that parses its body strictly."""
         handler = super().get_route_handler()
         if self.body_field is None:
             return handler
@@ -78,11 +85,11 @@ class StrictRoute(APIRoute):
 
 
 class DirectRoute(APIRoute):
-    """A route whose endpoint takes the request alone: FastAPI describes it and stays out of the
-    way, which is a quarter of what the rest of a prediction's HTTP costs."""
+    """A route whose endpoint gets the request alone and reads the body itself. FastAPI only
+    describes it: its own handling would take a quarter of the time of all other HTTP work."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The endpoint itself."""
+        """The endpoint, without FastAPI's handling of parameters."""
         endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
         return endpoint
 
@@ -95,17 +102,17 @@ class _StrictRequest(Request):
 
     async def json(self) -> Any:
         body = await self.body()
-        # a large one takes tenths of a second, in which nobody else would be heard
+        # a large one takes tenths of a second, which would block the event loop
         return await asyncio.to_thread(loads, body) if len(body) > _LARGE else loads(body)
 
 
 def _body(request: Request) -> bytes | None:
-    """What of the body has been read."""
+    """The body, if it has been read."""
     return getattr(request, "_body", None)
 
 
 class _Ambiguous(ValueError):
-    """JSON that is read in more than one way, or is meant to keep us busy."""
+    """JSON that can be read in more than one way, or has too many keys."""
 
 
 def _refuse(name: str) -> NoReturn:

@@ -1,10 +1,10 @@
-"""How often: a bucket for each token, and the wrong tokens of each address.
+"""Rate limits: a token bucket for each caller, and a count of wrong tokens for each address.
 
-    bucket     filled with `rate` a second, up to one second's worth (one at the least)
-    refusals   of the last minute, counted per address; an IPv6 address counts by its /64
+    bucket     refilled with `rate` tokens a second, up to max(1, rate)
+    refusals   wrong tokens of the last minute from an IPv4 address, or from a /64 of IPv6
 
-Invariant: memory is bounded, whoever asks from wherever. The oldest is forgotten first, which can
-only let somebody in earlier.
+Invariant: memory is bounded. At most 10,000 callers and 10,000 addresses are kept; the oldest is
+dropped first, which can only accept a request earlier.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from collections.abc import Callable
 __all__ = ["Buckets", "Refusals", "network"]
 
 _HELD = 10_000
-"""Callers, and addresses, that are remembered at once."""
+"""Callers, and addresses, that are kept at once."""
 _MINUTE = 60.0
 
 
 class Buckets:
-    """Token buckets, one for each caller.
+    """Token buckets, one for each caller. Safe to share between threads.
 
     Args:
-        rate: how many a second; None for any number.
-        clock: seconds that only grow.
+        rate: requests a second; None for no limit.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, rate: float | None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -38,7 +38,7 @@ class Buckets:
         self._lock = threading.Lock()
 
     def take(self, caller: str) -> int | None:
-        """Take one; None if there was one, else the whole seconds until there is."""
+        """Count a request of a caller. None if it is allowed, else whole seconds until one is."""
         if self._rate is None:
             return None
         now = self._clock()
@@ -53,11 +53,11 @@ class Buckets:
 
 
 class Refusals:
-    """Wrong tokens by the network that they came from.
+    """Counts wrong tokens by the network that they came from. Safe to share between threads.
 
     Args:
-        limit: how many a minute are told that they are wrong; the others are told to wait.
-        clock: seconds that only grow.
+        limit: wrong tokens a minute of one network that are answered with 401; the others get 429.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -66,11 +66,11 @@ class Refusals:
         self._lock = threading.Lock()
 
     def count(self, address: str) -> int | None:
-        """Count one; None while there are few, else the whole seconds until there are again."""
-        now, of = self._clock(), network(address)
+        """Count a wrong token. None below the limit, else whole seconds until it is below again."""
+        now, source = self._clock(), network(address)
         with self._lock:
-            times = self._times.setdefault(of, deque())
-            self._times.move_to_end(of)
+            times = self._times.setdefault(source, deque())
+            self._times.move_to_end(source)
             while times and times[0] <= now - _MINUTE:
                 times.popleft()
             if len(self._times) > _HELD:
@@ -82,7 +82,7 @@ class Refusals:
 
 
 def network(address: str) -> str:
-    """What counts as one place: an IPv4 address, the /64 of an IPv6 one, or the text itself."""
+    """The network that limits count by: an IPv4 address, the /64 of an IPv6 one, or other text."""
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

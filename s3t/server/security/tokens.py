@@ -1,12 +1,12 @@
-"""Bearer tokens of a run, and the file that knows them by their hashes.
+"""Bearer tokens of a run, and the file that stores their hashes.
 
     s3t_delete_9f0c…  ──SHA-256──►  tokens.json  {id, name, roles, created, expires, sha256}
                                         ▲ mode 0600, replaced whole, read again when it changes
 
-Invariant: a token is told once, when it is made, and lies nowhere. It holds 192 random bits, so a
-plain hash is enough: there is nothing to guess it from. Every entry is compared, each in constant
-time, so how long a refusal takes says nothing about any of them. A file that cannot be read or that
-others may write lets nobody in.
+Invariants: a token is shown once, when it is created, and is stored nowhere. It has 192 random
+bits, so an unsalted hash is enough. All hashes are compared, each in constant time, so the time of
+a refusal reveals nothing about them. If the file cannot be read, or others may write it, all
+requests are refused.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ __all__ = ["ROLES", "Role", "Token", "TokenFile", "token_path"]
 
 Role = Literal["predict", "delete", "audit", "repair"]
 ROLES: tuple[Role, ...] = get_args(Role)
-"""What a token may be good for, in the order in which tokens name them."""
+"""The roles that a token may have, in the order in which tokens name them."""
 
 _FORMAT = 1
 _LOOK = 1.0
-"""Seconds between two looks at the file's time stamp: a revoked token ends by then."""
+"""Seconds between two checks of the file's time stamp: a revoked token is refused after that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What is known of a token.
+    """What is stored of a token.
 
     Attributes:
-        id: names it for ``revoke``; says nothing about the token.
-        name: of whoever holds it.
-        roles: what it is good for, in the order of ``ROLES``.
+        id: names the token for ``revoke``; it does not reveal the token.
+        name: name of the holder.
+        roles: in the order of ``ROLES``.
         created: ISO 8601 in UTC.
-        expires: the moment from which on it is good for nothing; None for never.
-        sha256: of the token, hex.
+        expires: ISO 8601; from then on the token is refused. None for never.
+        sha256: SHA-256 of the token, hex.
     """
 
     id: str
@@ -61,7 +61,7 @@ class Token:
     sha256: str
 
     def expired(self, now: datetime) -> bool:
-        """Whether it is good for nothing any more."""
+        """Whether it has expired."""
         return self.expires is not None and now >= datetime.fromisoformat(self.expires)
 
     def shown(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Token:
 
 
 def token_path(root: Path, config: ServeConfig) -> Path:
-    """Where the tokens' hashes of a run lie."""
+    """The path of a run's token file."""
     return root / "tokens.json" if config.tokens is None else Path(config.tokens)
 
 
@@ -80,7 +80,7 @@ class TokenFile:
     """The tokens of a run. Safe to share between threads, and the file between processes.
 
     Args:
-        path: need not exist: without it there are no tokens.
+        path: of the file. If it does not exist, there are no tokens.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,25 +91,29 @@ class TokenFile:
         self._tokens: tuple[Token, ...] = ()
         self._problem: UnavailableError | None = None
 
-    # ── for whoever serves ───────────────────────────────────────────────────────────────────
+    # ── for the service ──────────────────────────────────────────────────────────────────────
 
     def find(self, text: str, now: datetime | None = None) -> Token | None:
-        """The token that this is, or None; also where it has expired.
+        """The stored token that ``text`` is; None if there is none or it has expired.
+
+        Args:
+            text: of the request.
+            now: the moment at which it must not have expired; the present one by default.
 
         Raises:
-            UnavailableError: the file cannot be read, or is not safe to believe.
+            UnavailableError: the file cannot be read, is malformed, or others may write it.
         """
         asked = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         found: Token | None = None
         for token in self._present():
             if hmac.compare_digest(token.sha256, asked):
-                found = token  # and on to the last: the time tells nothing
+                found = token  # no break: the time must not depend on which one matches
         if found is None or found.expired(now or datetime.now(UTC)):
             return None
         return found
 
     def reload(self) -> None:
-        """Look at the file at the next question, however recently that was done."""
+        """Check the file at the next request, however recently it was checked."""
         with self._lock:
             self._stamp, self._looked = None, float("-inf")
 
@@ -129,34 +133,35 @@ class TokenFile:
                 raise self._problem
             return self._tokens
 
-    # ── for whoever looks after them ─────────────────────────────────────────────────────────
+    # ── for the command line ─────────────────────────────────────────────────────────────────
 
     def tokens(self) -> tuple[Token, ...]:
-        """All tokens, in the order in which they were made.
+        """All tokens, in the order in which they were created.
 
         Raises:
-            InputError: the file cannot be read, or is not safe to believe.
+            InputError: the file cannot be read, is malformed, or others may write it.
         """
         return _read(self.path)
 
     def create(
         self, name: str, roles: Iterable[str], lasts: timedelta | None = None
     ) -> tuple[str, Token]:
-        """Make a token; returns it, which nobody can tell again, and what is kept of it.
+        """Create a token. Returns its text, which cannot be shown again, and what is stored of it.
 
         Args:
-            name: of whoever gets it.
-            roles: of ``ROLES``, at least one.
-            lasts: until it expires; None for ever.
+            name: name of the holder, 1 to 200 printable characters.
+            roles: at least one of ``ROLES``.
+            lasts: how long it is valid; None for ever.
 
         Raises:
-            InputError: another role or none, no name, or the file cannot be read or written.
+            InputError: an unknown role or none, a bad name or duration, or the file cannot be read
+                or written.
         """
         wanted = _roles(roles)
         if not name.strip() or len(name) > 200 or not name.isprintable():
             raise InputError(f"token name {name!r:.80}: give 1 to 200 printable characters")
         if lasts is not None and lasts <= timedelta(0):
-            raise InputError("a token that expires before it is made is good for nothing")
+            raise InputError("the token expires before it is created: give a duration above 0")
         text = f"s3t_{'-'.join(wanted)}_{secrets.token_hex(24)}"
         now = datetime.now(UTC)
         token = Token(
@@ -172,10 +177,10 @@ class TokenFile:
         return text, token
 
     def revoke(self, token_id: str) -> Token:
-        """Make a token good for nothing, within a second wherever the run is served.
+        """Remove a token. Services of the run refuse it within a second.
 
         Raises:
-            InputError: there is none of that id, or the file cannot be read or written.
+            InputError: there is no token of that id, or the file cannot be read or written.
         """
         with held_folder(self.path.parent):
             tokens = _read(self.path)
@@ -196,7 +201,7 @@ def _roles(roles: Iterable[str]) -> tuple[Role, ...]:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes when the file is replaced or written; empty where there is none."""
+    """Values that change when the file is replaced or written; empty if it does not exist."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -207,7 +212,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 def _read(path: Path) -> tuple[Token, ...]:
-    """The tokens of a file, every one proved to be well formed."""
+    """The tokens of a file, all checked to be well formed."""
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -234,7 +239,7 @@ def _token(values: dict[str, Any]) -> Token:
     if len(bytes.fromhex(token.sha256)) != hashlib.sha256().digest_size:
         raise ValueError("a hash of another length")
     if token.expires is not None and datetime.fromisoformat(token.expires).tzinfo is None:
-        raise ValueError("a moment of no time zone")
+        raise ValueError("a time without a time zone")
     if not isinstance(token.id, str) or not isinstance(token.name, str):
         raise TypeError("an id or a name that is no text")
     return token

@@ -1,13 +1,13 @@
-"""Questions that come at the same time share a pass of the model.
+"""Batches predictions: requests that wait at the same time share a forward pass.
 
-    ask ─► waiting ──(batch_rows are there, or batch_wait is over)──► one thread: predict
-              ▲          while a pass runs the next ones gather here        │
-              └── over queue_rows: overloaded, and for how long             ▼
-                                              each question its own answers, or its error
+    ask ─► waiting ──(batch_rows rows wait, or batch_wait s are over)──► one thread: S3T.predict
+              ▲          during a pass the next requests wait here              │
+              └── over queue_rows: 503 overloaded, with Retry-After             ▼
+                                              each request gets its answers, or its error
 
-Invariants: a question's rows are answered in one pass, so they are of one view. What cannot be
-answered fails its own question alone. The event loop only counts rows and wakes people up. Whoever
-has gone, or has waited too long, is not computed for.
+Invariants: all rows of a request are in one pass, so one view answers them. A row that cannot be
+answered fails its own request alone. The event loop only counts rows and sets results. Nothing is
+computed for a client that has disconnected or a request that has timed out.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 __all__ = ["Batcher"]
 
 _OF_ALL = (ExhaustedError, IntegrityError, UnavailableError)
-"""Errors of the service rather than of a question."""
+"""Errors of the service: they fail all requests of a pass."""
 _WEIGHT = 0.2
-"""Of the last pass in the measured rate."""
+"""Weight of the last pass in the moving average of the rate."""
 
 
 @dataclass(eq=False)
-class _Question:
+class _Request:
     rows: Sequence[Any]
     answer: asyncio.Future[Sequence[Prediction]]
     gone: Callable[[], bool]
@@ -52,38 +52,38 @@ class _Question:
 
 
 class Batcher:
-    """Gathers questions into passes. To be used on one event loop.
+    """Batches requests. To be used on one event loop.
 
     Args:
-        model: whose ``predict`` answers, in a thread of its own.
-        config: rows of a pass and of the queue, and how long is waited.
-        metrics: where passes are counted.
+        model: its ``predict`` is called in one thread.
+        config: ``batch_rows``, ``batch_wait`` (s), ``queue_rows`` and ``timeout`` (s).
+        metrics: where passes and rows are counted.
     """
 
     def __init__(self, model: S3T, config: ServeConfig, metrics: Metrics) -> None:
         self._model, self._config, self._metrics = model, config, metrics
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="s3t-predict")
-        self._waiting: deque[_Question] = deque()
+        self._waiting: deque[_Request] = deque()
         self._rows = 0
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
         self._open: deque[tuple[float, asyncio.Future[Sequence[Prediction]]]] = deque()
         self._clock: asyncio.TimerHandle | None = None
-        self._rate: float | None = None  # rows a second, measured
+        self._rate: float | None = None  # rows a second, moving average
 
     async def ask(
         self, rows: Sequence[Any], gone: Callable[[], bool] = lambda: False
     ) -> Sequence[Prediction]:
-        """The answers of some rows, all of one view.
+        """The answers to a request's rows, all of one view.
 
         Args:
-            rows: read and checked as far as that goes without the model; at least one.
-            gone: whether nobody waits for the answer any more.
+            rows: at least one, checked as far as that goes without the model.
+            gone: whether the client has disconnected.
 
         Raises:
             Problem: ``overloaded`` or ``timeout``.
-            ClientDisconnect: it had gone.
-            S3TError: as ``predict``.
+            ClientDisconnect: the client had disconnected, and nothing was computed.
+            S3TError: see ``S3T.predict``.
         """
         if self._rows and self._rows + len(rows) > self._config.queue_rows:
             raise Problem(
@@ -93,20 +93,20 @@ class Batcher:
             )
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Sequence[Prediction]] = loop.create_future()
-        self._waiting.append(_Question(rows, answer, gone))
+        self._waiting.append(_Request(rows, answer, gone))
         self._open.append((loop.time() + self._config.timeout, answer))
         if self._clock is None:
             self._clock = loop.call_at(self._open[0][0], self._expire)
         self._count(len(rows))
-        self._see()
+        self._begin_or_wait()
         return await answer
 
     def seconds_to_empty(self) -> float:
-        """How long what waits now will take, by the measured rate."""
+        """Seconds until the rows that wait now are answered, estimated from the last passes."""
         return self._rows / self._rate if self._rate else 1.0
 
     def _expire(self) -> None:
-        """Tell those that have waited too long. One timer for all of them, the oldest first."""
+        """Time out requests that have waited too long. One timer serves all, the oldest first."""
         now = asyncio.get_running_loop().time()
         while self._open and (self._open[0][0] <= now or self._open[0][1].done()):
             _, answer = self._open.popleft()
@@ -119,13 +119,13 @@ class Batcher:
             self._clock = asyncio.get_running_loop().call_at(self._open[0][0], self._expire)
 
     def close(self) -> None:
-        """Wait for the pass under way."""
+        """Wait for the pass that runs."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     # ── gathering ────────────────────────────────────────────────────────────────────────────
 
-    def _see(self) -> None:
-        """Begin a pass, or wait a moment for more to share it."""
+    def _begin_or_wait(self) -> None:
+        """Begin a pass, or wait ``batch_wait`` seconds for more requests to share it."""
         if self._busy or not self._waiting:
             return
         if self._rows >= self._config.batch_rows or not self._config.batch_wait:
@@ -138,29 +138,29 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        questions = self._next()
-        if questions:
+        requests = self._next()
+        if requests:
             self._busy = True
             loop, started = asyncio.get_running_loop(), time.perf_counter()
-            future = self._thread.submit(self._answers, questions)
+            future = self._thread.submit(self._answers, requests)
             future.add_done_callback(
-                lambda done: loop.call_soon_threadsafe(self._end, questions, done, started)
+                lambda done: loop.call_soon_threadsafe(self._end, requests, done, started)
             )
 
-    def _next(self) -> list[_Question]:
-        """The questions of the next pass, the oldest first; one is never divided."""
-        questions: list[_Question] = []
+    def _next(self) -> list[_Request]:
+        """The requests of the next pass, the oldest first; a request is never divided."""
+        requests: list[_Request] = []
         room = self._config.batch_rows
-        while self._waiting and (not questions or len(self._waiting[0].rows) <= room):
-            question = self._waiting.popleft()
-            self._count(-len(question.rows))
-            if question.is_wanted:
-                questions.append(question)
-                room -= len(question.rows)
-            elif not question.answer.done():
-                self._metrics.dropped.inc(len(question.rows))
-                question.answer.set_exception(ClientDisconnect())
-        return questions
+        while self._waiting and (not requests or len(self._waiting[0].rows) <= room):
+            request = self._waiting.popleft()
+            self._count(-len(request.rows))
+            if request.is_wanted:
+                requests.append(request)
+                room -= len(request.rows)
+            elif not request.answer.done():
+                self._metrics.dropped.inc(len(request.rows))
+                request.answer.set_exception(ClientDisconnect())
+        return requests
 
     def _count(self, rows: int) -> None:
         self._rows += rows
@@ -168,36 +168,36 @@ class Batcher:
 
     def _end(
         self,
-        questions: list[_Question],
+        requests: list[_Request],
         done: Future[list[Sequence[Prediction] | Exception]],
         started: float,
     ) -> None:
-        """Hand the answers out, and go on with what has gathered meanwhile."""
-        rows, seconds = sum(len(one.rows) for one in questions), time.perf_counter() - started
+        """Begin the next pass, and set the results of this one."""
+        rows, seconds = sum(len(one.rows) for one in requests), time.perf_counter() - started
         self._metrics.batch_rows.observe(rows)
         self._metrics.batch_seconds.observe(seconds)
         rate = rows / seconds
         self._rate = rate if self._rate is None else _WEIGHT * rate + (1 - _WEIGHT) * self._rate
         self._busy = False
-        self._see()
-        for question, found in zip(questions, done.result(), strict=True):
-            if question.answer.done():
-                continue  # it had waited too long
+        self._begin_or_wait()
+        for request, found in zip(requests, done.result(), strict=True):
+            if request.answer.done():
+                continue  # it had timed out
             if isinstance(found, Exception):
-                question.answer.set_exception(found)
+                request.answer.set_exception(found)
             else:
-                question.answer.set_result(found)
+                request.answer.set_result(found)
         while self._open and self._open[0][1].done():
             self._open.popleft()
 
     # ── in the thread ────────────────────────────────────────────────────────────────────────
 
-    def _answers(self, questions: list[_Question]) -> list[Sequence[Prediction] | Exception]:
-        """What became of each question: together, or each alone if one of them spoils it."""
+    def _answers(self, requests: list[_Request]) -> list[Sequence[Prediction] | Exception]:
+        """Answers or error of each request. If one of them fails the pass, each is tried alone."""
         try:
-            found = iter(self._model.predict([row for one in questions for row in one.rows]))
-            return [list(islice(found, len(one.rows))) for one in questions]
+            found = iter(self._model.predict([row for one in requests for row in one.rows]))
+            return [list(islice(found, len(one.rows))) for one in requests]
         except Exception as error:
-            if len(questions) == 1 or isinstance(error, _OF_ALL):
-                return [error] * len(questions)
-        return [self._answers([question])[0] for question in questions]
+            if len(requests) == 1 or isinstance(error, _OF_ALL):
+                return [error] * len(requests)
+        return [self._answers([request])[0] for request in requests]

@@ -1,7 +1,7 @@
-"""Repair, purge and reload of a run while it serves.
+"""Repair, purge and reload of a run while it is served.
 
-Invariant: one repair at a time. It is a process of its own, and nothing of how it is launched comes
-from the network.
+Invariants: this process runs one repair at a time. A repair is a process of its own, and no value
+of a request decides how it is launched.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RepairProgress:
-    """How the latest repair of this process goes.
+    """State of the latest repair that this process began.
 
     Attributes:
-        state: ``none`` if there was none.
+        state: ``none`` if this process began no repair.
         started, ended: ISO 8601 in UTC.
-        report: of the training, where it is done.
-        problem: what it failed with.
+        report: report of the training (``S3T.repair``), once it is done.
+        problem: why it failed.
     """
 
     state: Literal["none", "running", "done", "failed"] = "none"
@@ -43,7 +43,7 @@ class RepairProgress:
 
 
 class Maintenance:
-    """Repairs, purges and reloads, one of each at a time.
+    """Repairs, purges and reloads a model: one repair at a time, and one purge or reload.
 
     Args:
         model: what is repaired.
@@ -57,32 +57,43 @@ class Maintenance:
 
     @property
     def state(self) -> RepairProgress:
-        """How the latest repair goes."""
+        """State of the latest repair."""
         return self._state
 
     def start(self) -> RepairProgress:
-        """Begin one.
+        """Begin a repair.
 
         Raises:
-            Problem: ``busy``.
+            Problem: ``busy`` if one is under way.
         """
         with self._lock:
             if self._state.state == "running":
-                raise Problem("busy", "a repair is under way: GET /v1/repair tells how it goes")
+                raise Problem("busy", "a repair is under way: GET /v1/repair shows its state")
             self._state = RepairProgress("running", moment(datetime.now(UTC)))
-        # a daemon: the repair is a process of its own, and goes on where it was if it is killed
+        # a daemon thread: a repair that is killed with this process is continued by the next one
         threading.Thread(target=self._run, name="s3t-repair", daemon=True).start()
         return self._state
 
     async def purge(self) -> dict[str, Any]:
-        """Remove what is dead from the disk."""
+        """Remove dead nodes and deleted rows from the disk; returns ``S3T.purge``'s report as JSON
+        values.
+
+        Raises:
+            Problem: ``overloaded`` or ``draining``.
+            S3TError: see ``S3T.purge``.
+        """
         found: dict[str, Any] = await self._threads.run(lambda: self._model.purge().to_dict())
-        # why a file cannot be read may name its rows
+        # the reason why a file cannot be read may hold values of its rows
         own = [[name.partition(" (cannot be read")[0], rows] for name, rows in found["own_files"]]
         return {**found, "own_files": own}
 
     async def reload(self) -> None:
-        """Look at the store and the ledger anew."""
+        """Read store and ledger again.
+
+        Raises:
+            Problem: ``overloaded`` or ``draining``.
+            S3TError: see ``S3T.reload``.
+        """
         await self._threads.run(self._model.reload)
 
     def close(self) -> None:
@@ -93,8 +104,8 @@ class Maintenance:
         try:
             report = self._model.repair()
         except Exception as error:
-            # the kind alone: a message about data may name their rows
-            _log.error("the repair failed: %s; s3t repair RUN tells why", type(error).__name__)
+            # only the type: a message about data may hold values of their rows
+            _log.error("the repair failed: %s; s3t repair RUN shows why", type(error).__name__)
             ended = replace(self._state, state="failed", problem=problem_of(error))
         else:
             ended = replace(self._state, state="done", report=report)

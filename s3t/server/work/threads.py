@@ -1,4 +1,4 @@
-"""Threads for calls that block, apart from the event loop and from predictions."""
+"""Thread pools for calls that block, so that the event loop goes on."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from s3t.server.http.problems import Problem
 
 __all__ = ["ThreadPool"]
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class ThreadPool:
-    """A few threads of their own, and a limit to what may wait for them.
+    """A thread pool with a limit to the calls that wait for it.
 
-    A call that was begun is never broken off: whoever asked may be gone, its effect is not.
+    A call that has begun is finished, even if the client that asked for it disconnects.
 
     Args:
-        name: of the threads.
-        threads: calls at once.
-        limit: calls under way or waiting; above it there is a 503.
+        name: of the calls, for messages and thread names.
+        threads: calls that run at once.
+        limit: calls that run or wait; more are refused with 503.
     """
 
     def __init__(self, name: str, threads: int, limit: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"s3t-{name}")
         self._name, self._limit, self._taken = name, limit, 0
 
-    async def run(self, call: Callable[[], Answer]) -> Answer:
-        """The call's result. To be used on one event loop.
+    async def run(self, call: Callable[[], Result]) -> Result:
+        """The call's result, computed in a thread. To be used on one event loop.
 
         Raises:
             Problem: ``overloaded``, or ``draining``; the call was not made.
@@ -50,12 +50,12 @@ class ThreadPool:
         return await asyncio.shield(asyncio.wrap_future(future))
 
     def close(self) -> None:
-        """Wait for what is under way; take nothing more."""
+        """Wait for calls that run or wait, and accept no more."""
         self._pool.shutdown(wait=True)
 
     def _leave(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Count one less, on the loop's own thread."""
-        with suppress(RuntimeError):  # the loop has ended, and nobody asks any more
+        """Count one call less, in the loop's thread."""
+        with suppress(RuntimeError):  # the loop has ended, and no call can come any more
             loop.call_soon_threadsafe(self._count_down)
 
     def _count_down(self) -> None:

@@ -17,8 +17,7 @@ from s3t.plan.strategies.greedy import greedy
 from s3t.plan.strategies.lattice import EXACT, Coverage
 from s3t.plan.strategies.registry import sequences_for
 from s3t.plan.strategies.settree import SetTree, set_tree, steps
-from s3t.plan.survival.drawn import lengths_after_time
-from s3t.plan.survival.lengths import expected_utility, length_law, length_table, served
+from s3t.plan.survival.lengths import expected_utility, length_law, length_table
 from s3t.plan.survival.untouched import along_time
 
 ZIPF = (1.0, 1 / 2, 1 / 3, 1 / 4)
@@ -27,6 +26,15 @@ ZIPF = (1.0, 1 / 2, 1 / 3, 1 / 4)
 def value(brief: Brief, sequences: tuple[tuple[int, ...], ...]) -> float:
     table = length_table(prefixes(sequences), brief.slices)
     return expected_utility(length_law(table, brief.law), brief.worth) - brief.worth[0]
+
+
+def longest(sequences: tuple[tuple[int, ...], ...], hit: np.ndarray) -> np.ndarray:
+    """Slices of the longest surviving prefix, of each row of hit: [trials, L]."""
+    kept = np.zeros(len(hit))
+    for sequence in sequences:
+        untouched = np.logical_and.accumulate(~hit[:, list(sequence)], axis=1)
+        kept = np.maximum(kept, untouched.sum(axis=1))
+    return kept
 
 
 def masks(sequences: tuple[tuple[int, ...], ...]) -> list[int]:
@@ -74,7 +82,7 @@ def test_a_falling_utility_is_refused() -> None:
 # ── the tree ─────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("slices", [4, 5])
+@pytest.mark.parametrize("slices", [4, pytest.param(5, marks=pytest.mark.heavy)])
 def test_the_tree_protects_like_cyclic_and_trains_each_set_once(slices: int) -> None:
     brief = Brief(slices, slices)
     tree = set_tree(brief)
@@ -85,7 +93,7 @@ def test_the_tree_protects_like_cyclic_and_trains_each_set_once(slices: int) -> 
 
 
 @given(
-    slices=st.integers(1, 5),
+    slices=st.integers(1, 4),
     share=st.floats(0.05, 1.0),
     skew=st.floats(0, 2),
     horizon=st.floats(0.05, 6),
@@ -170,7 +178,7 @@ def priced(slices: int, horizon: float, rises: list[float], overhead: float) -> 
     return Brief(slices, 10.0**6, costs, utility=tuple(worth), horizon=horizon)
 
 
-briefs = st.integers(1, 5).flatmap(
+briefs = st.integers(1, 4).flatmap(
     lambda slices: st.builds(
         priced,
         st.just(slices),
@@ -222,6 +230,7 @@ def test_drawn_gains_come_near_the_exact_ones(name: str) -> None:
     assert drawn > value(brief, cyclic(10, 10))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("slices", [EXACT + 1, 40])
 def test_many_slices_work(slices: int) -> None:
     brief = Brief(slices, slices)
@@ -235,20 +244,20 @@ def test_many_slices_work(slices: int) -> None:
     assert set_tree(cap) == set_tree(cap)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("skewed", [False, True])
 def test_many_slices_are_protected_best_by_the_tree(skewed: bool) -> None:
     rates = tuple(1 / (c + 1) for c in range(24)) if skewed else ()
     brief = Brief(24, 24, rates=rates)
     costs = tuple(float(stage) for stage in range(1, 25))
 
+    draws = np.random.default_rng(8).random((20_000, 24))
+    moments = [draws < -np.expm1(-np.array(brief.scaled_rates) * time) for time in (0.1, 0.4, 0.8)]
+
     def along(name: str) -> float:
-        """Slices served at three moments of the horizon."""
+        """Slices served at three moments of the horizon, by draws of the slices that are hit."""
         sequences = sequences_for(name, brief)
-        moments = [
-            lengths_after_time(sequences, brief.scaled_rates, time, 20_000, seed=8)[0]
-            for time in (0.1, 0.4, 0.8)
-        ]
-        return sum(served(law) for law in moments)
+        return sum(longest(sequences, hit).mean() for hit in moments)
 
     values = {name: along(name) for name in ("tree", "random", "conditional", "even", "cyclic")}
     assert values["tree"] > 1.005 * max(values[name] for name in values if name != "tree"), values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from itertools import combinations, permutations, product
+from itertools import product
 
 import numpy as np
 import pytest
@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 from s3t.errors import InputError
 from s3t.plan.survival.untouched import (
     LIMIT,
-    after_removals,
     after_requests,
     after_time,
-    along_removals,
     along_time,
     contained,
     exactly,
@@ -54,31 +52,6 @@ def enumerated(rates: list[Fraction], requests: int) -> list[float]:
 def test_after_requests_is_enumeration(rates: list[Fraction], requests: int) -> None:
     found = after_requests([float(rate) for rate in rates], requests)
     np.testing.assert_allclose(found, enumerated(rates, requests), atol=1e-14)
-
-
-@pytest.mark.parametrize(("sizes", "others"), [([2, 1], 2), ([1, 1, 2], 0), ([0, 3], 1)])
-def test_after_removals_is_enumeration(sizes: list[int], others: int) -> None:
-    samples = [c for c, size in enumerate(sizes) for _ in range(size)] + [None] * others
-    along = np.zeros(1 << len(sizes))
-    for removals in range(len(samples) + 1):
-        law = np.zeros(1 << len(sizes))
-        subsets = list(combinations(range(len(samples)), removals))
-        for subset in subsets:
-            hit = {samples[number] for number in subset}
-            mask = sum(1 << c for c in range(len(sizes)) if c not in hit)
-            law[mask] += 1 / len(subsets)
-        along += law
-        np.testing.assert_allclose(after_removals(sizes, others, removals), law, atol=1e-12)
-    np.testing.assert_allclose(
-        along_removals(sizes, others, len(samples)), along / (len(samples) + 1), atol=1e-12
-    )
-
-
-def test_removals_of_one_sample_per_slice_have_no_repeats() -> None:
-    law = after_removals([1, 1, 1], 0, 2)
-    assert law[set_sizes(3) == 1] == pytest.approx([1 / 3] * 3)
-    orders = {frozenset(order[:2]) for order in permutations(range(3))}
-    assert len(orders) == 3
 
 
 @given(rates_lists, st.integers(0, 40))
@@ -141,5 +114,3 @@ def test_bad_input_is_named() -> None:
         after_requests([0.6, 0.6], 1)
     with pytest.raises(InputError, match="requests -1"):
         after_requests([0.6], -1)
-    with pytest.raises(InputError, match="9 deletions, but 8 samples"):
-        after_removals([3, 3], 2, 9)

@@ -1,0 +1,9 @@
+"""All kinds of damage."""
+
+from __future__ import annotations
+
+from harness.damage import files, records
+
+__all__ = ["KINDS"]
+
+KINDS = (*files.KINDS, *records.KINDS)

@@ -1,0 +1,105 @@
+"""budget, plan: what a run would cost and how long it would last, before it is trained."""
+
+from __future__ import annotations
+
+from math import inf
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from s3t.cli.app import AsJson, ConfigPath, Overrides, app
+from s3t.cli.output import quiet, show, write
+from s3t.cli.parsing import points
+from s3t.cli.tables import budget_lines, plan_lines
+from s3t.system.scratch import sweep
+
+__all__: list[str] = []
+
+Samples = Annotated[int, typer.Option(help="number of private samples")]
+Layers = Annotated[int, typer.Option(help="layers of the base, which is the most slices")]
+Deletions = Annotated[int, typer.Option(help="deletion requests that the run has to last")]
+Curve = Annotated[
+    str | None,
+    typer.Option(
+        help="worth of a prefix by the samples it has seen: linear, "
+        "power:TOP,GAP,EXPONENT[,NOTHING], or a CSV or JSON file of points"
+    ),
+]
+MaxPasses = Annotated[float | None, typer.Option(help="most training allowed, in samples × epochs")]
+MaxBytes = Annotated[
+    float | None, typer.Option(help="most storage allowed; needs --bytes-per-layer")
+]
+Risk = Annotated[
+    float, typer.Option(help="probability of exhaustion that is accepted within the deletions")
+]
+Epochs = Annotated[int, typer.Option(help="epochs of each stage")]
+MinSlice = Annotated[int, typer.Option(help="fewest samples in a slice")]
+Overhead = Annotated[float, typer.Option(help="fixed cost of a node, in sample passes")]
+LayerBytes = Annotated[int | None, typer.Option(help="bytes of the adapter of one layer")]
+Picture = Annotated[Path | None, typer.Option(help="draw the result to this file: png, svg or pdf")]
+Horizon = Annotated[
+    int | None, typer.Option(min=0, help="also show what serves along this many deletions")
+]
+
+
+@app.command()
+def budget(
+    samples: Samples,
+    layers: Layers,
+    deletions: Deletions,
+    curve: Curve = None,
+    max_passes: MaxPasses = None,
+    max_bytes: MaxBytes = None,
+    risk: Risk = 0.01,
+    epochs: Epochs = 10,
+    min_slice: MinSlice = 8,
+    stage_overhead: Overhead = 0.0,
+    bytes_per_layer: LayerBytes = None,
+    picture: Picture = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recommend shards, slices and sequences for an expected number of deletions."""
+    from s3t.plan.budget.advice import advise
+    from s3t.plan.budget.curve import DEFAULT, parse_curve
+    from s3t.plan.budget.question import Question
+
+    found = advise(
+        Question(
+            samples=samples,
+            layers=layers,
+            deletions=deletions,
+            curve=DEFAULT if curve is None else parse_curve(curve, points),
+            epochs=epochs,
+            least=min_slice,
+            overhead=stage_overhead,
+            layer_bytes=bytes_per_layer,
+            risk=risk,
+            max_passes=inf if max_passes is None else max_passes,
+            max_bytes=inf if max_bytes is None else max_bytes,
+        )
+    )
+    if picture is not None:
+        from s3t.cli.budget_picture import picture_of
+
+        write(picture, picture_of(found, picture.suffix.removeprefix(".")), "--picture")
+    show(found.to_dict() if as_json else None, budget_lines(found))
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    horizon: Horizon = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a config would train: slices, sequences, nodes and costs. Trains nothing."""
+    from s3t.config import load_config
+
+    sweep()
+    resolved = load_config(config, overrides or [])
+    with quiet():
+        from s3t.training.prepare.preview import preview
+
+        summary = preview(resolved, horizon)
+    show(summary if as_json else None, plan_lines(summary))

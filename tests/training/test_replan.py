@@ -1,0 +1,401 @@
+"""Repair and additions: what is trained again, what is served meanwhile, and to which bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s3t.audit.audit import audit
+from s3t.config import Config
+from s3t.errors import InputError, S3TError
+from s3t.ledger import Ledger, Witnessed
+from s3t.ledger.planning import Planning
+from s3t.plan import Plan
+from s3t.run import RunDir
+from s3t.run.purge import purge
+from s3t.service import S3T
+from s3t.training.prepare.replan import Renewal
+from s3t.training.retrain import from_scratch, retrain
+from s3t.training.work.train import Report, train
+from tests.support.small_runs import (
+    Make,
+    dead_keys,
+    forget,
+    nodes,
+    person_rows,
+    stamps,
+    start,
+    wait_until,
+    write_csv,
+)
+
+QUESTIONS = [{"text": "person 4 says 5"}, {"text": "person 7 says 1"}]
+
+
+def repair(config: Config) -> Report:
+    return train(config, renewal=Renewal())
+
+
+def add(config: Config, *files: Path) -> Report:
+    found = RunDir(config.run_dir).config()
+    return train(found, renewal=Renewal(True, tuple(map(str, files))))
+
+
+def prefixes(config: Config) -> list[tuple[int, ...]]:
+    with S3T.load(config.run_dir) as service:
+        return [shard.prefix for shard in service.status().shards]
+
+
+def test_a_repaired_run_is_a_run_that_never_saw_the_sample(make: Make, tmp_path: Path) -> None:
+    write_csv(tmp_path / "kept.csv", [row for row in person_rows() if row["who"] != "p03"])
+    one, never = make("one"), make("never", private="kept.csv")
+    train(one)
+    train(never)
+    forget(one, "p03")
+    dead, before, times = dead_keys(one), nodes(one), stamps(one)
+    report = repair(one)
+    assert (report.trained, report.found) == (len(dead), len(before) - len(dead))
+    assert nodes(one) == nodes(never), "byte for byte, and nothing else on disk"
+    kept = {name: at for name, at in times.items() if name[:64] not in dead}
+    assert kept.items() <= stamps(one).items(), "what survived was not written again"
+    run, other = RunDir(one.run_dir), RunDir(never.run_dir)
+    assert run.plan().forest == other.plan().forest
+    with run.ledger() as ledger:
+        state = ledger.state()
+        assert (state.generation, state.hits) == (1, ())
+        assert [g.in_force is not None for g in ledger.plans.all()] == [True, True]
+        metas = [run.store.meta(node.key) for node in run.plan().forest]
+        assert ledger.plans.nodes() == {
+            meta.key: Witnessed(meta.weights, meta.score, meta.rows) for meta in metas
+        }
+    compared = from_scratch(run, tmp_path / "scratch")
+    assert compared.equal and compared.same == len(before)
+
+
+def test_deleted_again_and_repaired_again(make: Make, tmp_path: Path) -> None:
+    config = make()
+    train(config)
+    for generation, person in enumerate(("p03", "p04"), start=1):
+        forget(config, person)
+        repair(config)
+        with RunDir(config.run_dir).ledger() as ledger:
+            assert ledger.state().generation == generation
+    compared = from_scratch(RunDir(config.run_dir), tmp_path / "scratch")
+    assert compared.equal, compared
+
+
+@pytest.mark.heavy
+def test_workers_and_a_retraining_give_the_bytes_of_a_repair(make: Make, tmp_path: Path) -> None:
+    config = make()
+    train(config)
+    forget(config, "p03")
+    repair(config)
+    run = RunDir(config.run_dir)
+    assert from_scratch(run, tmp_path / "scratch", {"workers": 2}).equal
+    keys = [node.key for node in run.plan().forest]
+    assert all(retrain(run, keys, tmp_path / "again").values())
+
+
+def test_an_unrepaired_run_lacks_what_it_lost(make: Make, tmp_path: Path) -> None:
+    config = make()
+    train(config)
+    forget(config, "p03")
+    compared = from_scratch(RunDir(config.run_dir), tmp_path / "scratch")
+    dead = dead_keys(config)
+    assert not compared.equal and not compared.different
+    assert set(compared.only_here) == dead and len(compared.only_there) == len(dead)
+
+
+def test_nothing_to_repair_changes_nothing(make: Make) -> None:
+    config = make()
+    train(config)
+    with RunDir(config.run_dir).ledger() as ledger:
+        view, log = ledger.view(), list(ledger.log())
+    times = stamps(config)
+    report = repair(config)
+    assert (report.trained, report.found) == (0, 8)
+    with RunDir(config.run_dir).ledger() as ledger:
+        assert (ledger.view(), list(ledger.log())) == (view, log)
+    assert stamps(config) == times
+
+
+def test_a_slice_that_is_empty_is_left_out(make: Make, tmp_path: Path) -> None:
+    config = make()
+    train(config)
+    run = RunDir(config.run_dir)
+    with run.ledger() as ledger:
+        people = {str(entry.subject) for entry in ledger.samples(slot=(0, 1))}
+        others = {str(entry.subject) for entry in ledger.samples(slot=(1, 0))}
+    for person in sorted(people):
+        forget(config, person)
+    repair(config)
+    assert run.plan().sizes[0][1] == 0
+    assert run.plan().sequences[0] == ((0,),)
+    assert prefixes(config)[0] == (0,)
+    assert from_scratch(run, tmp_path / "scratch").equal
+    for person in sorted(others):
+        forget(config, person)
+    with run.ledger() as ledger:
+        rest = {str(entry.subject) for entry in ledger.samples(slot=(1, 1))}
+    for person in sorted(rest):
+        forget(config, person)
+    repair(config)
+    assert run.plan().sequences[1] == ()
+    assert prefixes(config) == [(0,), ()]
+    with S3T.load(config.run_dir) as service:
+        assert service.predict(QUESTIONS), "the other shard answers"
+
+
+def test_all_samples_gone_is_told(make: Make) -> None:
+    config = make()
+    train(config)
+    for person in sorted({str(row["who"]) for row in person_rows()}):
+        forget(config, person)
+    before = RunDir(config.run_dir).plan_path.read_bytes()
+    with pytest.raises(InputError, match="no private sample is left"):
+        repair(config)
+    assert RunDir(config.run_dir).plan_path.read_bytes() == before
+
+
+def test_who_serves_goes_on_and_takes_up_new_nodes(make: Make) -> None:
+    config = make()
+    train(config)
+    with S3T.load(config.run_dir) as service:
+        service.deactivate(subjects=["p03"])
+        hit = service.predict(QUESTIONS)
+        short = [shard.prefix for shard in service.status().shards]
+        repair(config)
+        repaired = service.predict(QUESTIONS)
+        whole = [shard.prefix for shard in service.status().shards]
+        assert sum(map(len, whole)) > sum(map(len, short))
+        assert repaired[0].view > hit[0].view
+        assert repaired[0].probabilities != hit[0].probabilities
+        with S3T.load(config.run_dir) as fresh:
+            assert [one.probabilities for one in fresh.predict(QUESTIONS)] == [
+                one.probabilities for one in repaired
+            ]
+        receipt = service.deactivate(subjects=["p05"])
+        assert receipt.nodes_dead and not {*receipt.nodes_dead} & dead_of(service)
+
+
+def dead_of(service: S3T) -> set[str]:
+    return {shard.node for shard in service.status().shards if shard.node is not None}
+
+
+def test_a_deletion_while_it_is_repaired_is_kept_out(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from s3t.training.work import train as walk
+
+    config = make()
+    train(config)
+    forget(config, "p03")
+    renew = walk.renew
+
+    def and_then(*arguments: Any) -> int:
+        found = renew(*arguments)
+        forget(config, "p04")  # after the plan was made, before a node is trained
+        return found
+
+    monkeypatch.setattr(walk, "renew", and_then)
+    report = repair(config)
+    assert report.skipped > 0
+    assert not dead_keys(config) & {name[:64] for name in nodes(config)}, "purged or never trained"
+    monkeypatch.undo()
+    repair(config)
+    assert from_scratch(RunDir(config.run_dir), tmp_path / "scratch").equal
+
+
+@pytest.mark.heavy
+def test_killed_anywhere_a_repair_goes_on(make: Make, tmp_path: Path) -> None:
+    stage = {"epochs": 30, "learning_rate": 1e-3}
+    config = make("one", stage=stage, training={"workers": 1})
+    train(config)
+    forget(config, "p03")
+    run, finished = RunDir(config.run_dir), stamps(config)
+    before = len(finished)
+    for more in (0, 2):
+        process = start("repair", str(config.run_dir))
+        wait_until(lambda: generation(run) == 1, process)
+        wait_until(lambda more=more: len(run.store.keys()) >= before + more, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        now = stamps(config)
+        assert finished.items() <= now.items(), "a finished node was written again, or is lost"
+        finished = now
+        assert prefixes(config), "whatever moment it was, the run opens"
+    left = {node.key for node in run.plan().forest} - run.store.keys()
+    assert left, "it was killed before it was done"
+    assert repair(config).trained == len(left)
+    now = stamps(config)
+    assert all(finished[name] == at for name, at in now.items() if name in finished)
+    assert from_scratch(run, tmp_path / "scratch").equal
+
+
+@pytest.mark.parametrize("step", ["propose", "put_in_force", "settle"])
+def test_between_any_two_steps_of_a_new_plan_the_run_is_whole(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    config = make()
+    train(config)
+    forget(config, "p03")
+    run, before = RunDir(config.run_dir), prefixes(config)
+
+    def die(*arguments: Any) -> None:
+        raise S3TError("killed")
+
+    with monkeypatch.context() as patched:
+        if step == "settle":
+            patched.setattr("s3t.training.prepare.replan.put_in_force", put_in_force_and_die)
+        else:
+            patched.setattr(Planning, step, die)
+        with pytest.raises(S3TError, match="killed"):
+            repair(config)
+    assert prefixes(config) == before
+    assert run.plan().digest and run.trained_plan().digest
+    assert not [claim for claim in audit(run.root).claims if claim.status == "broken"]
+    purge(run)
+    train(config)
+    assert prefixes(config), "a plain training goes on with what there is"
+    repair(config)
+    assert from_scratch(run, tmp_path / "scratch").equal
+    assert audit(run.root).holds and not run.plans.others()
+
+
+def put_in_force_and_die(run: RunDir, ledger: Ledger, plan: Plan) -> None:
+    ledger.plans.put_in_force(ledger.plans.newest().generation)
+    raise S3TError("killed")
+
+
+def generation(run: RunDir) -> int:
+    with run.ledger() as ledger:
+        return ledger.state().generation
+
+
+# ── additions ────────────────────────────────────────────────────────────────────────────────
+
+
+def new_rows() -> list[dict[str, str]]:
+    return [
+        {
+            "id": f"n{number}",
+            "who": f"n{number // 2}",
+            "text": f"newcomer {number} writes",
+            "label": label,
+        }
+        for number, label in enumerate(["good", "bad", "good", "bad"])
+    ]
+
+
+def test_added_samples_are_those_of_a_run_with_them_from_the_start(
+    make: Make, tmp_path: Path
+) -> None:
+    write_csv(tmp_path / "more.csv", new_rows())
+    write_csv(tmp_path / "all.csv", [*person_rows(), *new_rows()])
+    config, whole = make("one"), make("whole", private="all.csv")
+    train(config)
+    train(whole)
+    before = nodes(config)
+    report = add(config, tmp_path / "more.csv")
+    assert report.added == 4
+    assert nodes(config) == nodes(whole)
+    untouched = nodes(whole).keys() & before.keys()
+    assert report.trained == 8 - len(untouched)
+    with S3T.load(config.run_dir) as service:
+        assert service.status().samples == 52
+        assert service.deactivate(["n0"]).nodes_dead
+    repair(RunDir(config.run_dir).config())
+    assert from_scratch(RunDir(config.run_dir), tmp_path / "scratch").equal
+    again = add(config, tmp_path / "more.csv")
+    assert (again.added, again.trained) == (0, 0), "what was deleted never comes in again"
+
+
+def test_new_rows_without_add_are_refused(make: Make, tmp_path: Path) -> None:
+    config = make()
+    train(config)
+    before = nodes(config)
+    write_csv(tmp_path / "private.csv", [*person_rows(), *new_rows()])
+    with pytest.raises(InputError, match=r"new or changed: 'n0', 'n1', 'n2' and more.*s3t add"):
+        repair(config)
+    assert nodes(config) == before
+    assert add(config).added == 4
+    assert train(config).trained == 0
+
+
+def test_changed_rows_are_no_addition(make: Make, tmp_path: Path) -> None:
+    config = make()
+    train(config)
+    rows = person_rows()
+    rows[0] = rows[0] | {"text": "another text"}
+    write_csv(tmp_path / "private.csv", [*rows, *new_rows()])
+    with pytest.raises(InputError, match="changed: 's000'"):
+        add(config)
+    with RunDir(config.run_dir).ledger() as ledger:
+        assert ledger.counts()["samples"] == 48 and len(ledger.plans.all()) == 1
+
+
+def test_until_it_is_trained_the_run_serves_what_it_did(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from s3t.training.work import train as walk
+
+    config = make()
+    train(config)
+    write_csv(tmp_path / "private.csv", [*person_rows(), *new_rows()])
+    monkeypatch.setattr(walk.Walker, "go", lambda self: (_ for _ in ()).throw(S3TError("killed")))
+    with S3T.load(config.run_dir) as service:
+        before = service.predict(QUESTIONS)
+        with pytest.raises(S3TError, match="killed"):
+            add(config)
+        assert service.predict(QUESTIONS) == before
+        receipt = service.deactivate(subjects=["p03"])
+        assert receipt.nodes_dead
+    monkeypatch.undo()
+    run = RunDir(config.run_dir)
+    assert len(run.plans.others()) == 1 and run.plan().digest != run.trained_plan().digest
+    with pytest.raises(InputError, match="finish that with s3t add"):
+        retrain(run, [], tmp_path / "again")
+    report = train(config)
+    assert report.trained and report.skipped, "a plain training finishes it; the deletion holds"
+    assert not run.plans.others() and run.plan().digest == run.trained_plan().digest
+    assert not dead_keys(config) & {
+        shard.node for shard in S3T.load(config.run_dir).status().shards
+    }
+    repair(config)
+    assert from_scratch(run, tmp_path / "scratch").equal
+
+
+def test_files_that_cannot_be_added(make: Make, tmp_path: Path) -> None:
+    config = make()
+    train(config)
+    before = RunDir(config.run_dir).config_path.read_bytes()
+    with pytest.raises(InputError, match="there is no file"):
+        add(config, tmp_path / "nowhere.csv")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    with pytest.raises(InputError, match="columns differ"):
+        add(config, tmp_path / "other.csv")
+    assert RunDir(config.run_dir).config_path.read_bytes() == before
+
+
+@pytest.mark.parametrize("encrypt", [False, True])
+def test_what_was_added_and_deleted_leaves_the_run_of_before(
+    make: Make, tmp_path: Path, encrypt: bool
+) -> None:
+    """Nodes that were purged when samples came are wanted again, under the same keys."""
+    store = {"encrypt": True, "keys": str(tmp_path / "keys" / "ring")} if encrypt else {}
+    write_csv(tmp_path / "more.csv", new_rows())
+    config = make(store=store)
+    train(config)
+    run = RunDir(config.run_dir)
+    before = {key: run.store.content(key) for key in run.store.keys()}  # noqa: SIM118
+    add(config, tmp_path / "more.csv")
+    assert run.store.keys() != before.keys()
+    with S3T.load(config.run_dir) as service:
+        service.deactivate(subjects=["n0", "n1"])
+    repair(run.here())
+    assert {key: run.store.content(key) for key in run.store.keys()} == before  # noqa: SIM118
+    assert audit(config.run_dir, retrain=2).holds
