@@ -59,6 +59,8 @@ class Base:
         weights: its tensors, and their proof.
         fingerprint: digest of the weights and of what the forward pass reads of the config.
         layers: bottom first.
+        depth: number of layers N.
+        hidden_size: width H of the hidden states.
         length: as given.
         targets: all adapted maps.
         fused: the layers that are run written out.
@@ -85,6 +87,7 @@ class Base:
         self.backbone, self.lm_head, self.length = reference.backbone, reference.head, length
         owner, name = find_layers(self.backbone, getattr(model.config, "num_hidden_layers", 0))
         self.layers: list[nn.Module] = list(getattr(owner, name))
+        self.depth, self.hidden_size = len(self.layers), int(model.config.hidden_size)
         self._contexts: dict[int, dict[str, Any]] = {}
         self._image_tokens = 0
         self.passed_together: dict[Hashable, bool] = {}
@@ -118,16 +121,6 @@ class Base:
         """Type of the hidden states."""
         dtype: torch.dtype = self.model.dtype
         return dtype
-
-    @property
-    def depth(self) -> int:
-        """Number of layers N."""
-        return len(self.layers)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width H of the hidden states."""
-        return int(self.model.config.hidden_size)
 
     @property
     def positioned(self) -> bool:
