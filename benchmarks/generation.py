@@ -40,7 +40,7 @@ from s3t.model.base import Base
 from s3t.model.determinism import one_thread
 from s3t.model.inputs.encoders import Encoded
 from s3t.serving.ensemble.ensemble import Ensemble, Member
-from s3t.serving.generation.kv_steps import Steps, find_steps
+from s3t.serving.generation.kv_steps import KVSteps, find_kv_steps
 
 __all__ = ["run"]
 
@@ -101,7 +101,7 @@ def _made(config: LlamaConfig) -> PreTrainedModel:
 
 def _ways(make: Callable[[], PreTrainedModel], lowest: int) -> dict[str, Way]:
     base = Base(make(), language_model=True, length=PROMPT * 2)
-    members, steps = [_member(base, shard, lowest) for shard in range(SHARDS)], find_steps(base)
+    members, steps = [_member(base, shard, lowest) for shard in range(SHARDS)], find_kv_steps(base)
     ensemble = Ensemble(base, members, ALPHA / RANK, "mean-probabilities", "uniform")
     # rank and alpha as trained; the adapter's own layers alone
     apart = [to_peft(make(), base.targets, m.tensors, RANK, ALPHA) for m in members]
@@ -137,7 +137,7 @@ def _timed(ways: dict[str, Way], batch: int, new: int, turns: int) -> dict[str, 
     return {way: spread(each) for way, each in rates.items()}
 
 
-def _kept(ensemble: Ensemble, steps: Steps | None, prompts: Tensor, new: int) -> float:
+def _kept(ensemble: Ensemble, steps: KVSteps | None, prompts: Tensor, new: int) -> float:
     rows = Encoded(prompts, torch.ones_like(prompts))
     started, written = time.perf_counter(), prompts
     decoding = ensemble.decoding(

@@ -198,15 +198,15 @@ class S3T:
 
         Args:
             folder: new, empty, or of earlier exports of this run.
-            merge, rank, target, max_loss, prune: see ``s3t.export.Wanted``.
+            merge, rank, target, max_loss, prune: see ``s3t.export.ExportOptions``.
 
         Raises:
             S3TError: see ``s3t.export.Exporter.export``.
         """
-        from s3t.export import Exporter, Wanted
+        from s3t.export import Exporter, ExportOptions
 
-        wanted = Wanted(merge, rank, target, max_loss, prune)
-        return Exporter(self._opened, self.serving.model, folder).export(wanted)
+        options = ExportOptions(merge, rank, target, max_loss, prune)
+        return Exporter(self._opened, self.serving.model, folder).export(options)
 
     def synchroniser(
         self,
@@ -226,20 +226,20 @@ class S3T:
         Args:
             target, url: ``vllm`` or ``sglang``, and where it is.
             folder: for the adapters; the engine reads it too, there at ``seen_at`` if given.
-            merge, rank, max_loss: see ``s3t.export.Wanted``.
+            merge, rank, max_loss: see ``s3t.export.ExportOptions``.
             key: of the engine's API.
             timeout: seconds for one request.
 
         Raises:
             InputError: an engine, URL or folder that cannot be used.
         """
-        from s3t.export import Exporter, Wanted
-        from s3t.export.sync import Link, Synchroniser, connect
+        from s3t.export import Exporter, ExportOptions
+        from s3t.export.sync import EngineClient, Synchroniser, connect
 
-        engine = connect(target, Link(url, key, timeout))
+        engine = connect(target, EngineClient(url, key, timeout))
         exporter = Exporter(self._opened, self.serving.model, folder)
-        wanted = Wanted(merge, rank, target, max_loss)
-        return Synchroniser(self._opened, exporter, engine, wanted, seen_at)
+        options = ExportOptions(merge, rank, target, max_loss)
+        return Synchroniser(self._opened, exporter, engine, options, seen_at)
 
     def receipt(self, request_id: str) -> Receipt:
         """The receipt of a deletion as the log holds it, with when it was effective and purged.
@@ -365,7 +365,7 @@ class S3T:
         draw = Draw(max_new_tokens, temperature, seed, top_k, top_p)
         (tokens,) = model.prompts([prompt], draw)
         model.check_room([[*tokens, *begun]], draw)
-        pieces = model.writer.pieces(tokens, draw, self.serving.answer, begun)
+        pieces = model.text_generator.pieces(tokens, draw, self.serving.answer, begun)
         return self._strictly(pieces) if strict else pieces
 
     def _strictly(self, pieces: Iterator[Piece]) -> Iterator[Piece]:

@@ -34,7 +34,7 @@ from s3t.ledger import Deletion
 from s3t.run import RunDir
 from s3t.run.deletion import delete
 from s3t.run.opened import OpenRun
-from s3t.serving.predictor import Answering, Prediction
+from s3t.serving.predictor import Prediction, Predictor
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 60.0
@@ -90,15 +90,15 @@ class Blocked:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.inside, self.go_on = threading.Event(), threading.Event()
-        plain, first = Answering.predictions, threading.Lock()
+        plain, first = Predictor.predictions, threading.Lock()
 
-        def predictions(model: Answering, *arguments: Any) -> list[Prediction]:
+        def predictions(model: Predictor, *arguments: Any) -> list[Prediction]:
             if first.acquire(blocking=False):
                 self.inside.set()
                 assert self.go_on.wait(PATIENCE)
             return plain(model, *arguments)
 
-        monkeypatch.setattr(Answering, "predictions", predictions)
+        monkeypatch.setattr(Predictor, "predictions", predictions)
 
 
 class Background:
@@ -611,7 +611,7 @@ def test_stacks_that_hold_a_dead_node_leave_memory(
     def stacks() -> dict[int, Any]:
         view = service.serving._views.current
         assert view is not None and view.ensemble is not None
-        maps = view.ensemble._branches._maps
+        maps = view.ensemble._stack._maps
         return {id(one): one for layer in maps for one in layer.values()}
 
     def tensors(one: Any) -> list[Any]:

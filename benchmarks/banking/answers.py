@@ -23,7 +23,7 @@ from s3t.model.inputs.encoders import Encoded
 from s3t.model.prototypes import Prototypes, features_of, read_prototypes
 from s3t.run import RunDir
 from s3t.serving.ensemble.ensemble import Ensemble, aggregate
-from s3t.serving.predictor import Answering
+from s3t.serving.predictor import Predictor
 from s3t.types import NodeKey
 
 __all__ = ["WAYS", "Answers"]
@@ -46,7 +46,7 @@ class Answers:
         rows = load_public(config, "test", tuple(self.plan.recipe["labels"]))
         self._labels = torch.tensor(rows.labels)
         self._texts = list(rows.inputs)
-        self._serving: dict[str, Answering] = {}
+        self._serving: dict[str, Predictor] = {}
         self._merged: dict[tuple[NodeKey, ...], float] = {}
         self._near: Tensor | None = None
         if config.partition.clusters is not None:
@@ -115,12 +115,12 @@ class Answers:
         assert found is not None
         return found
 
-    def _answering(self, way: str) -> Answering:
+    def _answering(self, way: str) -> Predictor:
         if way not in self._serving:
             config: Config = self.run.config()
             how = config.aggregation.model_copy(update={"method": WAYS[way]})
             config = config.model_copy(update={"aggregation": how})
-            self._serving[way] = Answering(self.run, config, self.plan)
+            self._serving[way] = Predictor(self.run, config, self.plan)
         return self._serving[way]
 
     def _encoded(self, rows: int) -> Encoded:

@@ -26,7 +26,7 @@ from s3t.plan.schedule import Schedule
 from s3t.plan.trie import Node
 from s3t.run import RunDir
 from s3t.serving.ensemble.ensemble import aggregate
-from s3t.serving.predictor import Answering
+from s3t.serving.predictor import Predictor
 from s3t.types import NodeKey, Slot
 
 __all__ = ["Request", "Scorer", "Served", "Trace", "checked", "requests", "trace"]
@@ -86,7 +86,7 @@ class Scorer:
 
     def __init__(self, run: RunDir, known: dict[NodeKey, Tensor]) -> None:
         self.run, self.plan, self.config = run, run.plan(), run.config()
-        self._answering = Answering(run, self.config, self.plan)
+        self._answering = Predictor(run, self.config, self.plan)
         self._known = known
         self._states: dict[tuple[NodeKey, ...], float] = {}
         self._labels: Tensor | None = None

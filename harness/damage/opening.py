@@ -33,7 +33,7 @@ from s3t.run.opened import OpenRun
 from s3t.run.overview import survey
 from s3t.run.plans import plan_in
 from s3t.run.status import status
-from s3t.serving.predictor import Answering
+from s3t.serving.predictor import Predictor
 from s3t.store import tensors_digest
 
 __all__ = ["LEDGER_FILES", "Opening", "Seen", "State"]
@@ -104,7 +104,7 @@ class Opening:
         self._config = RunDir(root).config()
         self._base = plan_in(RunDir(root).plan_path).base
         self._ledger: Ledger | None = None
-        self._model: Answering | None = None
+        self._model: Predictor | None = None
         self._sound: dict[str, Seen] = {}
 
     def sound(self, name: str) -> Seen:
@@ -209,7 +209,7 @@ class Opening:
         """As a service that has loaded its base; here once, with the sound config."""
         config = forgetting.config
         if self._model is None:
-            self._model = Answering(forgetting.run, config, forgetting.plan)
+            self._model = Predictor(forgetting.run, config, forgetting.plan)
         if (config.model, config.data) == (self._config.model, self._config.data):
             self._model._config = config
             self._model._check_recipe()

@@ -1,25 +1,25 @@
-"""Adapters of a run for others: for peft, and for engines that serve it.
+"""A run's adapters as files: for peft, and for engines that serve them.
 
-engines (what they take), probe (rows and answers), merging (all shards in one)
-    └──► adapter (files, name) ──► assembly (of a view) ──► export (a folder, brought to that view)
+engine_limits (what an engine takes), probe (rows and answers), merging (all shards in one adapter)
+    └──► adapter (files, name) ──► assembly (all of a view) ──► export (a folder of that view)
 """
 
 from __future__ import annotations
 
-from s3t.export.engine_limits import ENGINES, Engine, engine_named
+from s3t.export.engine_limits import ENGINE_LIMITS, EngineLimits, engine_limits
 from s3t.export.export import Exporter, remove_dead
-from s3t.export.options import Export, Merge, Wanted
+from s3t.export.options import Export, ExportOptions, Merge
 from s3t.export.probe import Checked, check_folder
 
 __all__ = [
-    "ENGINES",
+    "ENGINE_LIMITS",
     "Checked",
-    "Engine",
+    "EngineLimits",
     "Export",
+    "ExportOptions",
     "Exporter",
     "Merge",
-    "Wanted",
     "check_folder",
-    "engine_named",
+    "engine_limits",
     "remove_dead",
 ]

@@ -1,10 +1,10 @@
-"""One adapter to be exported: what it holds, what it is called, and its files.
+"""One adapter to be exported: what it holds, its name and its files.
 
     s3t-<run>-shard-003-<16 hex>     digest over the keys of its nodes, its weights, rank and scale
     s3t-<run>-merged-<16 hex>
 
-Invariant: a name stands for one function of the base, for ever: other weights are another name. So
-what an engine keeps by name, such as a cache of prefixes, can never mix two generations.
+Invariant: a name stands for one function of the base, for ever; other weights get another name. So
+what an engine caches by name, such as prefixes of prompts, never mixes two generations.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from s3t.model.head import BIAS, WEIGHT
 from s3t.serving.ensemble.ensemble import Member
 from s3t.types import NodeKey, digest
 
-__all__ = ["HEAD_CARD", "Adapter", "BaseName", "make_adapter"]
+__all__ = ["HEAD_CARD", "Adapter", "AdapterSource", "BaseName", "make_adapter"]
 
 HEAD_CARD = "head.json"
 
@@ -55,7 +55,7 @@ class Adapter:
     """An adapter, ready to be written.
 
     Attributes:
-        name: see the module.
+        name: unique for what it computes (see the module).
         shard: its number; None if all are merged.
         nodes: keys of all nodes whose weights it holds: of a lineage, or of all lineages.
         prefix: slice numbers, in order; empty if merged.
@@ -64,8 +64,8 @@ class Adapter:
         scale: alpha / rank.
         lowest: lowest layer that it adapts.
         member: its tensors by s3t's names.
-        files: contents by path inside its folder, but for the probe.
-        pooling: how features come about that the head takes; None without a head.
+        files: contents by path inside its folder, without the probe.
+        pooling: of the features that the head takes; None without a head.
     """
 
     name: str
@@ -122,15 +122,29 @@ class Adapter:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterSource:
+    """What an adapter is made from.
+
+    Attributes:
+        member: the tensors.
+        rank, scale: of all maps; scale is alpha / rank.
+        nodes: keys of all nodes that are in it, in the order of their lineages.
+        prefix: slice numbers of the shard's prefix; None if all shards are merged.
+    """
+
+    member: Member
+    rank: int
+    scale: float
+    nodes: Sequence[NodeKey]
+    prefix: Sequence[int] | None
+
+
 def make_adapter(
     base: Base,
-    called: BaseName,
+    base_name: BaseName,
     tag: str,
-    member: Member,
-    rank: int,
-    scale: float,
-    nodes: Sequence[NodeKey],
-    prefix: Sequence[int] | None,
+    source: AdapterSource,
     labels: Sequence[str],
     digits: int = 3,
 ) -> Adapter:
@@ -138,34 +152,28 @@ def make_adapter(
 
     Args:
         base: that it adapts.
-        called: how others find it.
-        tag: of the run.
-        member: the tensors.
-        rank, scale: of all maps; scale is alpha / rank.
-        nodes: keys of all nodes that are in it, in the order of their lineages.
-        prefix: of the shard; None if all shards are merged.
-        labels: of a classifier's head.
-        digits: of a shard's number.
+        base_name: how others find the base.
+        tag: of the run, a part of the name.
+        source: tensors and nodes.
+        labels: of a classifier's head; empty for a language model.
+        digits: of a shard's number in the name.
     """
-    files = adapter_files(base, member.tensors, rank, scale * rank, called.name)
+    member, rank, scale, prefix = source.member, source.rank, source.scale, source.prefix
+    files = adapter_files(base, member.tensors, rank, scale * rank, base_name.name)
     config = json.loads(files[ADAPTER_CONFIG])
     proof = {
-        "nodes": list(nodes),
+        "nodes": list(source.nodes),
         "weights": sha256(files[ADAPTER_WEIGHTS]),
         **{name: config[name] for name in ("r", "lora_alpha")},
     }
     if labels:
-        head = {"weight": member.tensors[WEIGHT], "bias": member.tensors[BIAS]}
-        plain = {name: one.detach().float().cpu().contiguous() for name, one in head.items()}
-        files[HEAD] = save(plain)
+        files |= _head_files(base, member, labels)
         proof["head"] = sha256(files[HEAD])
-        card = {"labels": list(labels), "pooling": base.pooling, "apply": _APPLY}
-        files[HEAD_CARD] = json.dumps(card, indent=1, ensure_ascii=False).encode() + b"\n"
     kind = "merged" if prefix is None else f"shard-{member.shard:0{digits}d}"
     return Adapter(
         name=f"s3t-{tag}-{kind}-{digest(proof)[:16]}",
         shard=None if prefix is None else member.shard,
-        nodes=tuple(nodes),
+        nodes=tuple(source.nodes),
         prefix=tuple(prefix or ()),
         samples=member.samples,
         rank=rank,
@@ -175,6 +183,15 @@ def make_adapter(
         files=files,
         pooling=base.pooling if labels else None,
     )
+
+
+def _head_files(base: Base, member: Member, labels: Sequence[str]) -> dict[str, bytes]:
+    """The files of a classifier's head: weights, labels, and how to apply it."""
+    head = {"weight": member.tensors[WEIGHT], "bias": member.tensors[BIAS]}
+    plain = {name: one.detach().float().cpu().contiguous() for name, one in head.items()}
+    card = {"labels": list(labels), "pooling": base.pooling, "apply": _APPLY}
+    text = json.dumps(card, indent=1, ensure_ascii=False)
+    return {HEAD: save(plain), HEAD_CARD: text.encode() + b"\n"}
 
 
 def sha256(content: bytes) -> str:

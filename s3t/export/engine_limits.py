@@ -1,16 +1,16 @@
-"""Serving engines, and what each of them takes for an adapter; looked at before any is written.
+"""Limits of the engines that serve adapters; every adapter is checked before one is written.
 
     vLLM     causal language models that its LoRA layers know; rank up to ``--max-lora-rank``,
              one of a fixed list; no ``modules_to_save``, bias or DoRA          (LoRA adapters)
     SGLang   the same, its rank being any number (``--max-lora-rank``), its maps among
              ``--lora-target-modules``; no DoRA, no new tokens                  (LoRA serving)
 
-As documented under the headings in brackets; what an engine refuses at load time is refused here
-before anything is written. Neither serves classification heads: both answer through the base's
-own language-model head. Both want one rank for all maps, and go by the last part of a map's name. A
-map that an adapter leaves out, as prefixes leave out lower layers, counts as zero.
+The engines' documentation has them under the headings in brackets. Neither serves classification
+heads: both answer through the base's own language-model head. Both need one rank for all maps, and
+know a map by the last part of its name. A map that an adapter leaves out, as prefixes leave out
+lower layers, counts as zero.
 
-Invariant: the config that is judged is the very one that is written.
+Invariant: the config that is checked is the very one that is written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from s3t.errors import InputError
 
-__all__ = ["ENGINES", "Engine", "engine_named"]
+__all__ = ["ENGINE_LIMITS", "EngineLimits", "engine_limits"]
 
 _LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _JOINED = ("qkv_proj", "gate_up_proj")
@@ -29,8 +29,8 @@ _JOINED = ("qkv_proj", "gate_up_proj")
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """What an engine takes.
+class EngineLimits:
+    """What an engine takes for an adapter.
 
     Attributes:
         name: as ``--target`` names it.
@@ -100,18 +100,20 @@ class Engine:
             )
 
 
-ENGINES: Mapping[str, Engine] = {
-    "vllm": Engine("vllm", (1, 8, 16, 32, 64, 128, 256, 320, 512), frozenset((*_LLAMA, *_JOINED))),
-    "sglang": Engine("sglang", (), frozenset((*_LLAMA, *_JOINED))),
+ENGINE_LIMITS: Mapping[str, EngineLimits] = {
+    "vllm": EngineLimits(
+        "vllm", (1, 8, 16, 32, 64, 128, 256, 320, 512), frozenset((*_LLAMA, *_JOINED))
+    ),
+    "sglang": EngineLimits("sglang", (), frozenset((*_LLAMA, *_JOINED))),
 }
 
 
-def engine_named(name: str | None) -> Engine | None:
-    """An engine by its name.
+def engine_limits(name: str | None) -> EngineLimits | None:
+    """The limits of an engine; None without a name.
 
     Raises:
-        InputError: there is none of this name.
+        InputError: no engine has this name.
     """
-    if name is None or name in ENGINES:
-        return None if name is None else ENGINES[name]
-    raise InputError(f"--target {name} is not known: use one of {', '.join(sorted(ENGINES))}")
+    if name is None or name in ENGINE_LIMITS:
+        return None if name is None else ENGINE_LIMITS[name]
+    raise InputError(f"--target {name} is not known: use one of {', '.join(sorted(ENGINE_LIMITS))}")

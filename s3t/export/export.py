@@ -3,9 +3,9 @@
     view ─► dead adapters leave the folder ─► members, proved ─► checked against the engine
          ─► names into RUN/exports.json ─► adapters, whole or not at all ─► manifest ─► same view?
 
-Invariants: forgetting comes first: what is dead leaves the folder before anything is made, and
-whatever fails afterwards. When an export returns, no adapter in the folder holds a node that was
-dead by then. Killed anywhere, the same command finishes it; what is there is not written again.
+Invariants: dead adapters leave the folder before anything is made, and stay away whatever fails
+afterwards. When an export returns, no adapter in the folder holds a node that was dead by then. An
+export that was killed is finished by the same command; what is there is not written again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from s3t.errors import InputError, S3TError
 from s3t.export.adapter import Adapter, sha256
 from s3t.export.assembly import Assembly
-from s3t.export.options import Export, Merge, Wanted
+from s3t.export.options import Export, ExportOptions, Merge
 from s3t.export.probe import PROBE
 from s3t.model.inputs.encoders import TextEncoder
 from s3t.plan import Plan
@@ -27,7 +27,7 @@ from s3t.plan.trie import Node
 from s3t.run.exports import MANIFEST, ExportFolder, ExportRecords, export_tag
 from s3t.run.opened import OpenRun
 from s3t.run.purge import is_dead, kept_nodes
-from s3t.serving.predictor import Answering
+from s3t.serving.predictor import Predictor
 from s3t.version import __version__
 
 __all__ = ["Exporter", "remove_dead"]
@@ -50,7 +50,7 @@ class Exporter:
         InputError: the folder cannot be used.
     """
 
-    def __init__(self, opened: OpenRun, model: Callable[[], Answering], folder: str | Path) -> None:
+    def __init__(self, opened: OpenRun, model: Callable[[], Predictor], folder: str | Path) -> None:
         self._opened, self._model = opened, model
         self._run = opened.run
         path = _usable(Path(folder), self._run.root)
@@ -65,7 +65,7 @@ class Exporter:
                     "export of this run wrote: give a new or empty folder"
                 )
 
-    def export(self, wanted: Wanted) -> Export:
+    def export(self, options: ExportOptions) -> Export:
         """Bring the folder to what the run serves now.
 
         Raises:
@@ -74,24 +74,22 @@ class Exporter:
             S3TError: the folder cannot be written.
         """
         started, removed = time.perf_counter(), list[str]()
-        wanted.engine()
+        options.limits()
         while True:
             removed += self.remove_dead()
             view, nodes, plan = self._opened.catch_up()
             if all(node is None for node in nodes):
                 self._opened.prove_exhausted()
             self._opened.prove()
-            adapters, merge = self._assembly.adapters(nodes, plan, view, wanted)
+            adapters, merge = self._assembly.adapters(nodes, plan, view, options)
             self._begin()
             self.records.add(self.folder.path, {one.name: one.nodes for one in adapters})
             with self.folder.alone():
                 entries, written = self._write(adapters)
-                replaced = self._close(entries, plan, view, nodes, wanted, merge)
+                replaced = self._close(entries, plan, view, nodes, options, merge)
             if self._opened.catch_up()[0] == view:
                 break  # else a deletion came meanwhile: look again at what is dead
         removed += self.remove_dead()
-        engine = wanted.engine()
-        ranks = [] if engine is None else [engine.rank(one.rank) for one in adapters]
         return Export(
             folder=str(self.folder.path),
             plan=plan.digest,
@@ -102,13 +100,13 @@ class Exporter:
             removed=tuple(dict.fromkeys(removed)),
             replaced=tuple(replaced),
             strays=tuple(self.folder.strays()),
-            engine_rank=max(ranks, default=None),
+            engine_rank=_engine_rank(adapters, options),
             merge=merge,
             notes=(_SEALED,) if self._run.store.sealer is not None else (),
             seconds=round(time.perf_counter() - started, 3),
         )
 
-    def planned(self, wanted: Wanted) -> tuple[int, tuple[str, ...], tuple[int, ...]]:
+    def planned(self, options: ExportOptions) -> tuple[int, tuple[str, ...], tuple[int, ...]]:
         """View, names and shards without a prefix, as ``export`` would have them; writes nothing.
 
         Raises:
@@ -118,7 +116,7 @@ class Exporter:
         if all(node is None for node in nodes):
             self._opened.prove_exhausted()
         self._opened.prove()
-        adapters, _ = self._assembly.adapters(nodes, plan, view, wanted)
+        adapters, _ = self._assembly.adapters(nodes, plan, view, options)
         without = tuple(shard for shard, node in enumerate(nodes) if node is None)
         return view, tuple(one.name for one in adapters), without
 
@@ -131,7 +129,7 @@ class Exporter:
         return remove_dead(self._opened, self.folder, self.records)
 
     def remove(self, names: Sequence[str]) -> None:
-        """Remove adapters that nobody serves any more.
+        """Remove adapters that are no longer served.
 
         Raises:
             S3TError: one cannot be removed.
@@ -174,8 +172,8 @@ class Exporter:
 
     def _there(self, adapter: Adapter, told: dict[str, str]) -> dict[str, str] | None:
         """Digests of the adapter's files, if all of them are there as they should be."""
-        wanted = {name: sha256(content) for name, content in adapter.files.items()}
-        wanted[PROBE] = told.get(PROBE, "")
+        expected = {name: sha256(content) for name, content in adapter.files.items()}
+        expected[PROBE] = told.get(PROBE, "")
         place = self.folder.path / adapter.name
         try:
             there = {
@@ -185,7 +183,7 @@ class Exporter:
             }
         except OSError:
             return None
-        return there if there == wanted else None
+        return there if there == expected else None
 
     def _close(
         self,
@@ -193,28 +191,28 @@ class Exporter:
         plan: Plan,
         view: int,
         nodes: Sequence[Node | None],
-        wanted: Wanted,
+        options: ExportOptions,
         merge: Merge | None,
     ) -> list[str]:
         """Write the manifest; names of what lies there and is no longer served."""
         config, names = self._opened.config, {one["name"] for one in entries}
         replaced = [name for name in self.folder.names() if name not in names]
-        if wanted.prune:
+        if options.prune:
             _removed(self.folder, self.records, replaced)
             replaced = []
         known = {**self.folder.told(), **self.records.of(self.folder.path)}
-        called = self._assembly.called
+        base_name = self._assembly.base_name
         self.folder.write_manifest(
             {
                 "s3t": __version__,
                 "plan": plan.digest,
                 "view": view,
                 "task": config.task,
-                "target": wanted.target,
+                "target": options.target,
                 "base": {
                     "fingerprint": plan.base,
-                    "name": called.name,
-                    "revision": called.revision,
+                    "name": base_name.name,
+                    "revision": base_name.revision,
                     "dtype": config.model.dtype,
                     "quantization": config.model.quantization,
                 },
@@ -229,7 +227,7 @@ class Exporter:
 
 
 def remove_dead(opened: OpenRun, folder: ExportFolder, records: ExportRecords) -> list[str]:
-    """Remove adapters that hold dead nodes, or of which nobody knows what they hold.
+    """Remove adapters that hold dead nodes, or whose nodes are not known.
 
     Returns:
         their names.
@@ -260,7 +258,14 @@ def _removed(folder: ExportFolder, records: ExportRecords, names: Sequence[str])
     records.drop(folder.path, names)
 
 
-def _vocabulary(model: Answering) -> int:
+def _engine_rank(adapters: Sequence[Adapter], options: ExportOptions) -> int | None:
+    """The least rank that the engine must be started with; None without an engine."""
+    limits = options.limits()
+    ranks = [] if limits is None else [limits.rank(one.rank) for one in adapters]
+    return max(ranks, default=None)
+
+
+def _vocabulary(model: Predictor) -> int:
     """Token ids that both the base and the tokenizer know; 0 for images."""
     encoder = model.encoder
     if not isinstance(encoder, TextEncoder):

@@ -1,10 +1,10 @@
-"""All shards in one adapter: the exact average of their products, or its best part of a given rank.
+"""Merges all shards into one adapter: the exact average of B·A, or its best approximation by rank.
 
     Σ wₛ·BₛAₛ  =  [w₀B₀ │ w₁B₁ │ …] · [A₀ ; A₁ ; …]     ranks side by side
                     └─ QR, SVD of the small middle ─► the nearest product of rank R (Eckart, Young)
 
-Invariant: all maps have one rank at the end. What fewer shards have reached is filled up with
-zeros, which change no answer; what is cut off is told as a share of the whole.
+Invariant: all maps have one rank at the end. Maps that fewer shards adapt are filled up with zeros,
+which change no answer. How much is cut off is reported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from s3t.model.adapters.lora import Target
+from s3t.model.adapters.lora import LoraTarget
 from s3t.serving.ensemble.members import WEIGHTS, Member, averaged
 
 __all__ = ["Merged", "merge_members"]
@@ -26,10 +26,10 @@ class Merged:
     """The average of members.
 
     Attributes:
-        member: it, of one rank throughout.
+        member: the tensors, all maps of one rank.
         rank: that rank.
-        error: Frobenius norm of what was cut off over that of the whole, all maps together; 0 for
-            the exact average.
+        error: Frobenius norm of what was cut off, divided by that of the average, over all maps; 0
+            for the exact average.
     """
 
     member: Member
@@ -40,7 +40,7 @@ class Merged:
 def merge_members(
     members: Sequence[Member],
     weights: str,
-    targets: Sequence[Target],
+    targets: Sequence[LoraTarget],
     rank: int | None = None,
     least: int = 1,
 ) -> Merged:
@@ -72,8 +72,17 @@ def merge_members(
 
 
 def _nearest(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """The nearest product of a rank, its singular values shared by both halves; and the square of
-    the norm of what is cut off."""
+    """The nearest product B·A of a rank, and the square of the Frobenius norm of what is cut off.
+
+    Args:
+        a: [r, inputs].
+        b: [outputs, r].
+        rank: at most r.
+
+    Returns:
+        A [rank, inputs] and B [outputs, rank], each with the roots of the singular values, and the
+        square of the norm.
+    """
     left, upper = torch.linalg.qr(b.double())  # b = left · upper
     right, lower = torch.linalg.qr(a.double().t())  # a = lowerᵗ · rightᵗ
     u, values, v = torch.linalg.svd(upper @ lower.t())
@@ -95,7 +104,7 @@ def _padded(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     )
 
 
-def _norm(tensors: Mapping[str, Tensor], target: Target) -> float:
+def _norm(tensors: Mapping[str, Tensor], target: LoraTarget) -> float:
     """Square of the Frobenius norm of a product B·A, by products of its rank's size."""
     a, b = tensors[target.a].double(), tensors[target.b].double()
     return float(((b.t() @ b) * (a @ a.t())).sum())

@@ -1,4 +1,4 @@
-"""What is asked of an export, and what it did."""
+"""The options of an export, and its result."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from s3t.errors import InputError
-from s3t.export.engine_limits import Engine, engine_named
+from s3t.export.engine_limits import EngineLimits, engine_limits
 from s3t.types import Digest
 
-__all__ = ["Export", "Merge", "Wanted"]
+__all__ = ["Export", "ExportOptions", "Merge"]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is to be exported.
+class ExportOptions:
+    """Options of an export.
 
     Attributes:
-        merge: one adapter that averages the shards, instead of one a shard.
+        merge: one adapter that averages the shards, instead of one for each shard.
         rank: greatest rank of the merged adapter; by default that of the exact average.
         target: the engine that it is for: ``vllm`` or ``sglang``; None: any user of peft.
-        max_loss: how much worse than the ensemble the merged adapter may do; None: only told.
+        max_loss: how much worse than the ensemble the merged adapter may do; None: no limit.
         prune: remove adapters that are alive but no longer served, too.
     """
 
@@ -30,8 +30,8 @@ class Wanted:
     max_loss: float | None = None
     prune: bool = False
 
-    def engine(self) -> Engine | None:
-        """The engine.
+    def limits(self) -> EngineLimits | None:
+        """What the engine takes; None without a target.
 
         Raises:
             InputError: one that is not known, or options that do not go together.
@@ -40,7 +40,7 @@ class Wanted:
             raise InputError("--rank and --max-loss are of the merged adapter: give --merge too")
         if self.rank is not None and self.rank < 1:
             raise InputError(f"--rank {self.rank} must be 1 or more")
-        return engine_named(self.target)
+        return engine_limits(self.target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,11 @@ class Merge:
     """The merged adapter beside the ensemble, on the public test rows.
 
     Attributes:
-        rank: its rank, and ``exact_rank`` that of the exact average.
-        error: share of the average's norm that was cut off.
+        rank: its rank.
+        error: norm of what was cut off, divided by the norm of the average.
         metric: ``accuracy`` or ``perplexity``.
         ensemble, merged: the figures.
-        loss: points of accuracy lost, or the share by which perplexity has grown.
+        loss: accuracy lost (0–1), or the growth of perplexity divided by the ensemble's.
         samples: test rows.
     """
 
@@ -78,10 +78,10 @@ class Export:
         written: names that were not there before.
         removed: names of adapters with dead nodes that were there.
         replaced: names that are alive, but no longer what is served.
-        strays: what else lies in the folder; it was not touched.
+        strays: other files in the folder; they were not touched.
         engine_rank: least rank that the engine must be started with, if one was named.
         merge: of the merged adapter.
-        notes: what to know.
+        notes: warnings for the user.
         seconds: time it took.
     """
 

@@ -1,10 +1,10 @@
-"""A probe with each adapter: a few random rows, and what the run answers to them with it.
+"""The probe of an adapter: a few random rows, and what the run answers to them under the adapter.
 
     export   rows of a fixed seed ─► the run's own forward pass ─► NAME/probe/probe.safetensors
     check    the same rows ─► transformers + peft, from the files alone ─► greatest difference
 
-Invariant: no row of anybody's data is in a probe: it holds random pixels or token ids. It lies in a
-folder of its own, since some engines read every safetensors file beside an adapter.
+Invariant: a probe holds random pixels or token ids, never a row of data. It lies in a folder of its
+own, because some engines read every safetensors file beside an adapter.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PROBE = "probe/probe.safetensors"
 HEAD = "head.safetensors"
 
 TOLERANCES: Mapping[str, float] = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
-"""Greatest difference of logits by the base's type, as a share of the greatest logit expected."""
+"""Greatest difference of logits allowed, by the base's type: times the greatest logit expected."""
 
 _ROWS, _TOKENS = 3, 16
 
@@ -104,7 +104,13 @@ def random_tokens(base: Base, vocabulary: int, rows: int) -> Tensor:
 
 
 def bank_of(base: Base, tensors: Mapping[str, Tensor], scale: float) -> Bank:
-    """A bank of one adapter, given by s3t's names; without one it adapts nothing."""
+    """A bank of one lane.
+
+    Args:
+        base: the base.
+        tensors: of an adapter by s3t's names; empty to adapt nothing.
+        scale: alpha / rank.
+    """
     pairs = {
         (target.layer, target.path): (
             tensors[target.a][None].to(base.device),
@@ -183,8 +189,8 @@ def check_folder(folder: Path) -> list[Checked]:
         ) from None
     if base.get("quantization"):
         raise InputError(
-            f"the base of {folder} is quantized to {base['quantization']}, and others reckon with "
-            "such weights in ways of their own: there is no check for it"
+            f"the base of {folder} is quantized to {base['quantization']}, and other "
+            "libraries compute with such weights differently: there is no check for it"
         )
     return [*_checked(folder, base, adapters, document["task"])]
 
@@ -230,7 +236,14 @@ def _plain_base(base: Mapping[str, Any], task: str) -> PreTrainedModel:
 def _plain_answers(
     model: Any, probe: Mapping[str, Tensor], place: Path, pooling: str | None
 ) -> Tensor:
-    """Logits by transformers and peft alone, as the manifest says that they are to be had."""
+    """Logits [n, C] by transformers and peft alone, computed as the manifest says.
+
+    Args:
+        model: with the adapter.
+        probe: ``inputs``, and ``mask`` for texts.
+        place: folder of the adapter.
+        pooling: of the head's features; None for a language model, whose next token is taken.
+    """
     inputs, mask = probe["inputs"], probe.get("mask")
     if mask is None:
         out = model(pixel_values=inputs.to(next(model.parameters()).dtype))

@@ -1,12 +1,12 @@
-"""What an engine is asked, to tell an adapter from the base and from every other adapter.
+"""The prompts by which an engine's answers tell an adapter from the base and from all others.
 
     export   random rows ─► likeliest tokens after each of their places, under the adapter and
              under the base ─► beside the probe
     sync     the places where it is furthest from base and others ─► asked ─► how far off is it?
 
-Whole logits of a large vocabulary would weigh more than an adapter, so the likeliest tokens are
-kept alone. Engines tell one token and its log probability: of any other, at most the least that is
-kept is assumed, so a difference is never overstated.
+All logits of a large vocabulary would be larger than an adapter, so only the likeliest tokens are
+kept. Engines return one token and its log probability. For a token that is not kept, the least log
+probability that is kept is assumed, so a difference is never overstated.
 
 Invariant: the rows are random token ids, as in ``probe``.
 """

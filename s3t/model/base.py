@@ -5,10 +5,10 @@
 
 How: the backbone's ModuleList is replaced by gates. The first gate stops the backbone's own forward
 and hands over what the layers would have been given; the layers are then called from here, by their
-integer index (E9). No model family is named: what is put together is compared with the untouched
-model (``whole``) when it is loaded, and an architecture that does not agree is refused.
+integer index (E9). No model family is named: on loading, the parts are compared with the untouched
+model (``reference``), and an architecture that does not agree is refused.
 
-Its fingerprint is of its weights and of all in its config that its forward pass may read.
+The fingerprint covers the weights and all in the config that the forward pass may read.
 
 Invariant: the base's parameters are never written to; ``check_frozen`` proves it.
 """
@@ -16,7 +16,6 @@ Invariant: the base's parameters are never written to; ``check_frozen`` proves i
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -27,31 +26,22 @@ from transformers import PreTrainedModel
 
 from s3t.errors import InputError, IntegrityError
 from s3t.model.adapters.lora import (
-    Bank,
-    Target,
+    LoraTarget,
     adapted,
     bank_in_force,
     find_targets,
-    merge,
     wrap_targets,
 )
-from s3t.model.determinism import even
-from s3t.model.fused.inference import JoinedLayer, ServedLayer
-from s3t.model.fused.layer import FusedLayer
-from s3t.model.fused.matching import fused
+from s3t.model.determinism import rounds_alike
+from s3t.model.frozen import FrozenWeights
+from s3t.model.fused import FusedLayers
 from s3t.model.gates import Gate, find_layers, watched
 from s3t.model.inputs.encoders import Encoded
 from s3t.model.quantized import has_quantized
-from s3t.model.reference import PROBE_ROWS, Whole, function_of
-from s3t.model.sharded import Gathered, local, spread
-from s3t.store import tensors_digest
+from s3t.model.reference import PROBE_ROWS, ReferenceModel, function_of
 from s3t.types import Digest, digest
 
 __all__ = ["Base"]
-
-_JOINED_BYTES = 2**20
-"""Query, key and value weights up to this are kept joined as well, for passes of few rows; in
-wider layers a call costs less than what it computes."""
 
 
 class Base:
@@ -63,6 +53,18 @@ class Base:
         pooling: ``first``, ``mean`` or ``last`` token as the features of a row, or ``auto``.
         length: tokens per text; None for images.
         targets: last names of the linear maps to adapt, () for none; None for query and value.
+
+    Attributes:
+        model: the transformers model, gates in place of its layers.
+        weights: its tensors, and their proof.
+        fingerprint: digest of the weights and of what the forward pass reads of the config.
+        layers: bottom first.
+        depth: number of layers N.
+        hidden_size: width H of the hidden states.
+        length: as given.
+        targets: all adapted maps.
+        fused: the layers that are run written out.
+        merges: whether adapters may be merged into copies of the weights.
 
     Raises:
         InputError: an architecture that cannot be taken apart exactly.
@@ -79,35 +81,34 @@ class Base:
     ) -> None:
         model.eval()
         self.model = model.requires_grad_(False)
-        self.state: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
-        self._weights = tensors_digest(self.state)
-        self.fingerprint: Digest = digest([self._weights, function_of(model.config)])
-        self._whole = whole = Whole(model, language_model, length)
-        self.backbone, self.lm_head = whole.backbone, whole.head
+        self.weights = FrozenWeights(model)
+        self.fingerprint: Digest = digest([self.weights.digest, function_of(model.config)])
+        self._reference = reference = ReferenceModel(model, language_model, length)
+        self.backbone, self.lm_head, self.length = reference.backbone, reference.head, length
         owner, name = find_layers(self.backbone, getattr(model.config, "num_hidden_layers", 0))
         self.layers: list[nn.Module] = list(getattr(owner, name))
+        self.depth, self.hidden_size = len(self.layers), int(model.config.hidden_size)
         self._contexts: dict[int, dict[str, Any]] = {}
-        self._joined: dict[int, JoinedLayer] = {}
         self._image_tokens = 0
         self.passed_together: dict[Hashable, bool] = {}
         """Shapes whose rows were seen to come out of the lower layers together as they do alone."""
         with torch.no_grad():
-            probe = whole.probe(length)
+            probe = reference.probe(length)
             with watched(self.layers) as seen:
-                expected = whole.answer(probe)
-            self.causal = length is not None and whole.is_causal(probe)
+                expected = reference.answer(probe)
+            self.causal = length is not None and reference.is_causal(probe)
             setattr(owner, name, nn.ModuleList(Gate(layer) for layer in self.layers))
-            whole.check_alike(seen)
+            reference.check_alike(seen)
             through = self._through(probe)
-            self.norm = whole.norm(self.layers, probe, through, expected, seen.last)
+            self.norm = reference.norm(self.layers, probe, through, expected, seen.last)
         self._widths = [_widths_of(layer) for layer in self.layers]
-        self.targets: list[Target] = self._find_targets(targets)
-        self._fused: list[FusedLayer | None] = self._find_fused(probe)
+        self.targets: list[LoraTarget] = self._find_targets(targets)
+        self.fused = self._find_fused(probe)
         wrap_targets(self.layers, self.targets)
         automatic = "first" if not self.causal else "last"
         self.pooling = automatic if pooling == "auto" else pooling
         self.merges = not has_quantized(self.layers)
-        self._versions = self._written()
+        self.weights.accept()
 
     @property
     def device(self) -> torch.device:
@@ -122,24 +123,9 @@ class Base:
         return dtype
 
     @property
-    def depth(self) -> int:
-        """Number of layers N."""
-        return len(self.layers)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width H of the hidden states."""
-        return int(self.model.config.hidden_size)
-
-    @property
-    def length(self) -> int | None:
-        """Tokens of a text; None for images."""
-        return self._whole.length
-
-    @property
     def positioned(self) -> bool:
         """Whether layers are told where a token stands, so that more tokens need more positions."""
-        context = self.context(self._whole.length or self._image_tokens)
+        context = self.context(self.length or self._image_tokens)
         return any(_is_real(value) for value in context.values())
 
     def to(self, device: torch.device) -> Base:
@@ -147,14 +133,13 @@ class Base:
         nn.Module.to(self.model, device)  # past transformers', which refuses quantized models
         for layer in self.layers:
             layer.to(device)
-        self.state = {name: tensor.to(device) for name, tensor in self.state.items()}
+        self.weights.to(device)
         self._contexts.clear()
-        self._joined.clear()
-        self._versions = self._written()
+        self.fused.drop_copies()
         return self
 
-    def spread(self, mesh: DeviceMesh) -> Base:
-        """Move the base to the mesh's device, its layers divided among the mesh's processes.
+    def fully_shard(self, mesh: DeviceMesh) -> Base:
+        """Move the base to the mesh's device, its layers divided among the mesh's processes (FSDP).
 
         Raises:
             InputError: weights that are quantized.
@@ -167,56 +152,45 @@ class Base:
             )
         self.run_plainly()
         nn.Module.to(self.model, mesh.device_type)
-        divided = spread(self.layers, self.state, mesh)
-        self.state = {
-            name: tensor if tensor is not self.state[name] else tensor.to(mesh.device_type)
-            for name, tensor in divided.items()
-        }
+        self.weights.shard(self.layers, mesh)
         self._contexts.clear()
-        self._versions = self._written()
-        if tensors_digest(Gathered(self.state)) != self._weights:
-            raise IntegrityError("the base's divided layers are not the base: report this bug")
         return self
 
     def run_plainly(self) -> None:
         """Run every layer by its own code, and keep no copy of a weight, from now on."""
-        self._fused = [None] * self.depth
+        self.fused = FusedLayers([None] * self.depth)
         self.merges = False
 
-    def tokens(self, rows: Encoded) -> int:
-        """Tokens T of a row."""
-        return self.image_tokens if rows.mask is None else rows.values.shape[1]
-
-    @property
-    def image_tokens(self) -> int:
-        """Tokens of an image."""
+    def tokens(self, rows: Encoded | None = None) -> int:
+        """Tokens T of a row; by default of the longest that the base is given."""
+        if rows is not None and rows.mask is not None:
+            return int(rows.values.shape[1])
+        if rows is None and self.length is not None:
+            return self.length
         if not self._image_tokens:
             with torch.no_grad():
-                self._image_tokens = self.start(self._whole.probe(None)).shape[1]
+                self._image_tokens = self.start(self._reference.probe(None)).shape[1]
         return self._image_tokens
 
-    def rounds_evenly(self, positions: int) -> bool:
+    def rounds_alike(self, positions: int) -> bool:
         """Whether its layers round a row alike whatever is computed beside it.
 
-        So many positions have to leave no layer's element-wise functions a tail, which is rounded
-        otherwise; layers that are written out never have one. On a CPU the numbers have to be
-        float32: MKL's strict mode is about its own products, and those of bfloat16 run in oneDNN.
+        Args:
+            positions: tokens of a pass, by which the widths of layers that run by their own code
+                are multiplied; layers that are written out compute no tail of a vector.
         """
-        of_mkl = self.dtype == torch.float32 or self.device.type != "cpu"
-        return of_mkl and all(
-            written is not None or even(positions * width)
-            for written, widths in zip(self._fused, self._widths, strict=True)
-            for width in widths
-        )
+        plain = [widths for at, widths in enumerate(self._widths) if at not in self.fused]
+        numbers = [positions * width for widths in plain for width in widths]
+        return rounds_alike(self.device, self.dtype, numbers)
 
     def start(self, rows: Encoded) -> Tensor:
         """Hidden states that enter layer 0, [n, T, H]."""
-        hidden: Tensor = self.entered(**self._whole.inputs(rows))["hidden_states"]
+        hidden: Tensor = self.entered(**self._reference.inputs(rows))["hidden_states"]
         return hidden
 
     def entered(self, **inputs: Any) -> dict[str, Any]:
         """What the first layer is given when the backbone is given ``inputs``, by name."""
-        return self._whole.entered(**inputs)
+        return self._reference.entered(**inputs)
 
     def run(self, hidden: Tensor, lo: int, hi: int, attention: Tensor | None) -> Tensor:
         """Layers lo … hi−1 on hidden states [n, T, H], with the mask that ``attention`` gives."""
@@ -244,13 +218,13 @@ class Base:
         Of rows that prompts make longer than texts are: where layers are told no positions, those
         of a text do.
         """
-        if self._whole.length is not None and length > self._whole.length and not self.positioned:
-            length = self._whole.length
+        if self.length is not None and length > self.length and not self.positioned:
+            length = self.length
         if length not in self._contexts:
             # kept for training too, so never as tensors of inference mode
             with torch.inference_mode(False), torch.no_grad():
-                probe = self._whole.probe(None if self._whole.length is None else length)
-                arguments = self.entered(**self._whole.inputs(probe))
+                probe = self._reference.probe(None if self.length is None else length)
+                arguments = self.entered(**self._reference.inputs(probe))
             self._contexts[length] = {
                 name: _first_row(value)
                 for name, value in arguments.items()
@@ -270,23 +244,10 @@ class Base:
         """
         last, attention = self.depth - 1, self.attention(mask)
         at = self._position(hidden, mask)
-        if self._fused[last] is None or at is None or lo > last:
+        if last not in self.fused or at is None or lo > last:
             return self.pool(self.finish(self.run(hidden, lo, self.depth, attention)), mask)
         hidden = self.run(hidden, lo, last, attention)
         return self.finish(self._layer(last, hidden, attention, at))[:, 0]
-
-    def served(self, number: int, bank: Bank) -> ServedLayer | None:
-        """A layer under a bank for passes of few rows; None if it cannot be run so, or is wide."""
-        layer = self._fused[number]
-        if layer is None or JoinedLayer.bytes_of(layer) > _JOINED_BYTES:
-            return None
-        if number not in self._joined:
-            self._joined[number] = JoinedLayer(layer)
-        return ServedLayer(self._joined[number], bank)
-
-    def merged(self, target: Target, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        """The target's weight with each slot's adapter added (see ``lora.merge``)."""
-        return merge(self.layers, target, a, b, scale)
 
     def finish(self, hidden: Tensor) -> Tensor:
         """Hidden states after the last layer, through the last norm if there is one."""
@@ -324,16 +285,8 @@ class Base:
         Raises:
             IntegrityError: one was.
         """
-        if self._written() != self._versions or any(
-            tensor.requires_grad or tensor.grad is not None for tensor in self.state.values()
-        ):
-            raise IntegrityError("a frozen parameter of the base was written to: report this bug")
-        if not whole:
-            return
-        if tensors_digest(Gathered(self.state)) != self._weights:
-            raise IntegrityError("the base's bytes differ from when it was loaded: report this bug")
-        turned = all(layer.unchanged() for layer in self._fused if layer is not None)
-        if not turned or not all(copy.unchanged() for copy in self._joined.values()):
+        self.weights.check(every_byte=whole)
+        if whole and not self.fused.unchanged():
             raise IntegrityError("a copy of the base's weights was written to: report this bug")
 
     # ── taking it apart ──────────────────────────────────────────────────────────────────────
@@ -342,14 +295,10 @@ class Base:
         self, number: int, hidden: Tensor, attention: Tensor | None, at: Tensor | None = None
     ) -> Tensor:
         """A layer with the bank in force, at one position of each row if ``at`` is given."""
-        bank, written = bank_in_force(), self._fused[number]
-        if bank is not None and number in bank.served:
-            return bank.served[number](hidden, attention, at)
-        if written is not None and (at is not None or written.takes(hidden.shape[1])):
-            return written(hidden, attention, bank, at)
-        return self._unwritten(number, hidden, attention)
+        out = self.fused.run(number, hidden, attention, bank_in_force(), at)
+        return self._by_own_code(number, hidden, attention) if out is None else out
 
-    def _unwritten(self, number: int, hidden: Tensor, attention: Tensor | None) -> Tensor:
+    def _by_own_code(self, number: int, hidden: Tensor, attention: Tensor | None) -> Tensor:
         """A layer by its own code, run again in the backward pass if the bank says so."""
         bank = bank_in_force()
         if bank is None or not bank.recompute or not torch.is_grad_enabled():
@@ -372,23 +321,21 @@ class Base:
             return torch.full((len(hidden),), hidden.shape[1] - 1, device=hidden.device)
         return mask.sum(dim=1) - 1
 
-    def _find_fused(self, probe: Encoded) -> list[FusedLayer | None]:
+    def _find_fused(self, probe: Encoded) -> FusedLayers:
         """Layers that can be run written out, all their adapted maps included."""
         if self.causal:
-            return [None] * self.depth
+            return FusedLayers([None] * self.depth)
         with torch.no_grad():
             hidden = self.start(probe)
         mask = self.attention(probe.mask)
-        heads = int(getattr(self.model.config, "num_attention_heads", 1))
-        found: list[FusedLayer | None] = []
-        for number, layer in enumerate(self.layers):
-            wanted = {target.path for target in self.targets if target.layer == number}
-            own = partial(self.own, number, attention=mask)
-            found.append(fused(layer, number, wanted, heads, hidden, own, mask))
-        return found
-
-    def _written(self) -> list[int]:
-        return [local(tensor)._version for tensor in self.state.values()]
+        return FusedLayers.find(
+            self.layers,
+            lambda number: {one.path for one in self.targets if one.layer == number},
+            int(getattr(self.model.config, "num_attention_heads", 1)),
+            hidden,
+            lambda number, x: self.own(number, x, mask),
+            mask,
+        )
 
     def _through(self, rows: Encoded) -> Tensor:
         """Hidden states of rows after the layers, called one by one.
@@ -401,10 +348,10 @@ class Base:
             for number in range(self.depth):
                 hidden = self.own(number, hidden, attention)
         except (TypeError, ValueError, RuntimeError):
-            raise self._whole.refused() from None
+            raise self._reference.refused() from None
         return hidden
 
-    def _find_targets(self, names: tuple[str, ...] | None) -> list[Target]:
+    def _find_targets(self, names: tuple[str, ...] | None) -> list[LoraTarget]:
         if names == ():
             return []
         try:

@@ -1,10 +1,12 @@
-"""Arithmetic whose bytes follow from what is computed, not from what stands beside it (E2, E3).
+"""Determinism: the bytes of a result depend on its inputs alone, not on what is computed beside it.
 
-    product of a row       rounds alike in products of 8 rows and more (pinned, see
+    product of a row       has the same bytes in products of 8 rows and more (MKL is pinned, see
                            ``s3t.system.pinned``); fewer rows are filled up with zeros
-    element-wise function  a tail that fills no vector is rounded otherwise: there is none
-    rows in a pass         each as it is alone, or they are not passed together
-    numbers that are drawn numpy's Philox: the same on every processor
+    element-wise function  a tail that fills no vector is rounded otherwise, so there is none
+    rows in a pass         passed together only where each has the bytes that it has alone
+    random numbers         numpy's Philox, the same on every processor
+
+Invariants E2 and E3 rest on this.
 
 Measured on torch 2.13: ``docs/design.md``, Bytes and processors.
 """
@@ -14,7 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -46,7 +48,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 LEAST_ROWS = 8
-"""Rows of a product from which on a row rounds alike (Intel: 3, AMD Zen 5: 4)."""
+"""Rows from which on a product gives a row the same bytes (Intel: 3, AMD Zen 5: 4)."""
 
 _VECTORS = 32
 """Numbers that ATen's element-wise loops take at a time: two vectors of AVX-512."""
@@ -57,11 +59,14 @@ _CHUNK = 32
 
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """A node's bytes depend on the number of threads, so on a CPU there is one.
+    """Run torch in the one way in which a node's bytes are reproducible.
 
-    Where arithmetic is portable oneDNN is left out as well: it writes its kernels for the
-    processor that it finds. On a GPU bytes depend on the order of sums, so only kernels with one
-    order are used.
+    On a CPU bytes depend on the number of threads, so there is one. Where arithmetic is portable
+    oneDNN is off as well, because it generates kernels for the processor that it finds. On a GPU
+    bytes depend on the order of sums, so only kernels with one order are used.
+
+    Args:
+        device: of what is computed.
     """
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     fitted: Any = torch.backends.mkldnn.enabled  # a bool that torch's stubs call otherwise
@@ -80,15 +85,27 @@ def one_thread(device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(strict)
 
 
-def rounds_alike(device: torch.device) -> bool:
-    """Whether a row's product may be trusted to be the same beside any others.
+def rounds_alike(
+    device: torch.device, dtype: torch.dtype = torch.float32, numbers: Iterable[int] = ()
+) -> bool:
+    """Whether a pass may be trusted to give a row the same bytes beside any other rows.
 
-    On a CPU that takes MKL in its strict mode, on a processor that has one. On a GPU it is only
-    tried.
+    On a CPU three things have to hold: MKL runs in its strict mode, on a processor that has one;
+    numbers are float32, because products of bfloat16 run in oneDNN, which promises nothing; and
+    element-wise functions fill whole vectors. On a GPU the last alone is a condition, and the rest
+    is found by trying.
+
+    Args:
+        device: of the pass.
+        dtype: of its hidden states.
+        numbers: how many numbers each element-wise function of the pass computes.
     """
+    if not all(even(count) for count in numbers):
+        return False
     if device.type != "cpu":
         return True
-    return strict() and torch.backends.mkl.is_available() and "avx2" in processor_flags()
+    avx2 = "avx2" in processor_flags()
+    return dtype == torch.float32 and strict() and torch.backends.mkl.is_available() and avx2
 
 
 @cache
@@ -108,7 +125,7 @@ def even(numbers: int) -> bool:
 
 
 def filled(index: Tensor, count: int) -> Tensor:
-    """Row numbers [n] as ``count`` of them, the first again and again at the end."""
+    """Row numbers [n] filled up to ``count`` with copies of the first."""
     return torch.cat([index, index[:1].expand(count - len(index))])
 
 
@@ -137,13 +154,13 @@ def without_tail(function: Callable[..., Tensor], *operands: Tensor) -> Tensor:
     missing = -first.numel() % _VECTORS
     if not missing:
         return function(*operands)
-    whole = function(*(functional.pad(one.flatten(), (0, missing)) for one in operands))
-    return whole[: first.numel()].view(first.shape)
+    padded = function(*(functional.pad(one.flatten(), (0, missing)) for one in operands))
+    return padded[: first.numel()].view(first.shape)  # [numbers + missing] → as the operands
 
 
 def root_(numbers: Tensor) -> Tensor:
-    """Square roots in place, rounded to the nearest; torch's are MKL's on a CPU, which rounds them
-    by the processor, whatever it is told."""
+    """Square roots in place, rounded to the nearest. On a CPU numpy computes them: torch takes
+    MKL's, whose rounding depends on the processor in every mode."""
     if numbers.device.type != "cpu":
         return numbers.sqrt_()
     array = numbers.numpy()
@@ -152,7 +169,7 @@ def root_(numbers: Tensor) -> Tensor:
 
 
 def draws(seed: int) -> np.random.Generator:
-    """Random numbers that follow from the seed alone, on every processor (Philox)."""
+    """A generator whose numbers are the same on every processor (Philox)."""
     return np.random.Generator(np.random.Philox(key=seed))
 
 
@@ -165,9 +182,9 @@ class RowByRow:
 
     Args:
         run: the function, [n, …] of n rows.
-        together: shapes that were tried, and whether their rows may be passed together; shared by
-            all that run the same layers.
-        agree: whether all processes that run this together have seen it; by default this one.
+        together: shapes that were tried, and whether their rows may be passed together; one dict
+            for all functions of the same layers.
+        agree: combines what this process has seen with what the others of its group have.
     """
 
     def __init__(
@@ -189,11 +206,11 @@ class RowByRow:
         Args:
             rows: on the device of the pass.
             tokens: T, of a row.
-            alike: whether rows of this length may be passed together at all.
+            alike: whether rows of this length may be passed together (see ``rounds_alike``).
             what: names all else that shapes the pass.
         """
         shape = (*rows.values.shape[1:], tokens, what)
-        if not (alike and rounds_alike(rows.values.device)):
+        if not alike:
             self._together[shape] = False
         found = []
         for part in torch.arange(len(rows)).split(_CHUNK):

@@ -1,6 +1,6 @@
-"""Gates: where a transformer's layers stood, so that its own forward pass ends before them.
+"""Gates take the places of a transformer's layers, so that its own forward pass ends before them.
 
-Invariant: a gate shows the layer's attributes, registers none of its parameters, and computes
+Invariant: a gate shows its layer's attributes, registers none of its parameters, and computes
 nothing.
 """
 
@@ -20,14 +20,14 @@ __all__ = ["Entered", "Gate", "Watched", "find_layers", "watched"]
 
 
 class Entered(Exception):
-    """Carries what the first layer is given out of the backbone's forward."""
+    """Ends the backbone's forward pass, and carries the arguments of its first layer out of it."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         self.arguments = arguments
 
 
 class Gate(nn.Module):
-    """Stands where a layer stood, shows the layer's attributes, and stops the pass."""
+    """Takes a layer's place, shows the layer's attributes, and raises ``Entered`` when called."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Gate(nn.Module):
 
 
 class Watched:
-    """What the layers of an untouched model were given in its pass, and what came of the last."""
+    """The arguments of all layers of an untouched model in one pass, and the last one's output."""
 
     def __init__(self) -> None:
         self.given: list[dict[str, Any]] = []
@@ -55,17 +55,17 @@ class Watched:
 
     @property
     def alike(self) -> bool:
-        """Whether all layers were given the same beside hidden states.
+        """Whether all layers were given the same arguments, hidden states left out.
 
-        Positions or masks of a layer's own, such as Gemma 3's for near and far, make differences
-        so small that a comparison of results in half precision would not see them.
+        Some models give layers positions or masks of their own (Gemma 3: near and far). The
+        differences are too small for a comparison of results in half precision.
         """
         return all(_alike(self.given[0], other) for other in self.given)
 
 
 @contextmanager
 def watched(layers: Sequence[nn.Module]) -> Iterator[Watched]:
-    """Watch a pass through layers that stand where they always stood."""
+    """Record the arguments of layers in a pass of the untouched model."""
     seen = Watched()
 
     def enter(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -97,7 +97,11 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def find_layers(backbone: nn.Module, depth: int) -> tuple[nn.Module, str]:
-    """The module that holds the layers, and the name under which it does."""
+    """The module that holds the list of layers, and the list's name there.
+
+    Raises:
+        InputError: there is no list of so many modules, or more than one.
+    """
     found = [
         (owner, name)
         for owner in backbone.modules()

@@ -36,7 +36,7 @@ BIAS = "head.bias"
 
 
 def classify(features: Tensor, head: Mapping[str, Tensor]) -> Tensor:
-    """Class logits of stacked slots.
+    """Class logits of the nodes of a stack, by a head of each.
 
     Args:
         features: one vector per row, [G · n, H] (see ``Base.features``).
@@ -45,8 +45,8 @@ def classify(features: Tensor, head: Mapping[str, Tensor]) -> Tensor:
     Returns:
         [G, n, C], float32.
     """
-    slots, classes = head[WEIGHT].shape[:2]
-    rows = features.float().view(slots, -1, features.shape[-1])
+    lanes, classes = head[WEIGHT].shape[:2]
+    rows = features.float().view(lanes, -1, features.shape[-1])  # [G · n, H] → [G, n, H]
     count, rows = rows.shape[1], at_least(rows)
     weight = up_to_multiple(head[WEIGHT], 1).transpose(1, 2)
     bias = up_to_multiple(head[BIAS].unsqueeze(1), 2)
@@ -54,7 +54,12 @@ def classify(features: Tensor, head: Mapping[str, Tensor]) -> Tensor:
 
 
 def language_logits(base: Base, hidden: Tensor) -> Tensor:
-    """Next-token logits [n, T, V], float32, through the base's frozen head."""
+    """Next-token logits [n, T, V], float32, through the base's frozen head.
+
+    Args:
+        base: with a language-model head.
+        hidden: hidden states after the last layer, [n, T, H].
+    """
     assert base.lm_head is not None
     logits: Tensor = base.lm_head(base.finish(hidden))
     return logits.float()

@@ -1,9 +1,9 @@
-"""From the config to a base and its encoder: hub name, local folder, or made here.
+"""Loads the base that a config names, and its encoder: a hub name, a local folder, or ``make:…``.
 
     config ─► transformers model (+ tokenizer) ─► Base + encoder
-                └─ a base that was made or adapted here is kept in RUN/base
+                └─ a base that was built or adapted by s3t is kept in RUN/base
 
-Invariant: what is loaded again has the fingerprint that the plan names, or it is refused.
+Invariant: a base that is loaded again has the fingerprint that the plan names, or is refused.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from s3t.config import Config
 from s3t.errors import InputError, named
 from s3t.model.adapters.prompt import check_room
 from s3t.model.base import Base
+from s3t.model.built import build_model, byte_tokenizer
 from s3t.model.inputs.chat import chat_of
 from s3t.model.inputs.encoders import ImageEncoder, TextEncoder
-from s3t.model.made import byte_tokenizer, make_model
 from s3t.model.quantized import quantizer_version, replace_quantized
 
 __all__ = ["LoadedModel", "build_base", "load_model", "save_model"]
@@ -53,15 +53,15 @@ def load_model(config: Config, folder: Path | None = None) -> LoadedModel:
         InputError: the base cannot be loaded.
     """
     name = str(folder) if folder else config.model.base
-    made = folder is None and name.startswith("make:")
+    built = folder is None and name.startswith("make:")
     if config.model.quantization and quantizer_version() is None:
         raise InputError(
             f"model.quantization {config.model.quantization!r} needs bitsandbytes, which is not "
             "installed: pip install 's3t[quantized]', or leave it out"
         )
     try:
-        model = make_model(config) if made else _pretrained(config, name)
-        encoder = _encoder(config, model, None if made else name)
+        model = build_model(config) if built else _pretrained(config, name)
+        encoder = _encoder(config, model, None if built else name)
     except _UNUSABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
@@ -75,21 +75,21 @@ def load_model(config: Config, folder: Path | None = None) -> LoadedModel:
         )
     if not replace_quantized(model):  # else weights have their type from when they were quantized
         model = model.to(getattr(torch, config.model.dtype))
-    if not made:
+    if not built:
         _take_home(model)
     return LoadedModel(model, encoder)
 
 
 def _take_home(model: PreTrainedModel) -> None:
-    """Weights that lie in memory of this process: the file that they came from is mapped, and who
-    writes over it would write into a base that serves."""
+    """Copy the weights into memory of this process. transformers maps their file, and a write to
+    the file would change a base that serves."""
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()
 
 
 def save_model(loaded: LoadedModel, folder: Path) -> None:
-    """Keep a model that was made or adapted here, in transformers' format."""
+    """Write a model that was built or adapted by s3t, in transformers' format."""
     loaded.model.save_pretrained(folder)
     if isinstance(loaded.encoder, TextEncoder):
         loaded.encoder.tokenizer.save_pretrained(folder)
@@ -136,8 +136,8 @@ def _pretrained(config: Config, name: str) -> PreTrainedModel:
 
 
 def _quantized(config: Config) -> dict[str, Any]:
-    """How transformers is to load a base in 8 or 4 bits: on the processor, wherever it will lie
-    later, so that its bytes are the same on all machines."""
+    """Options with which transformers loads a base in 8 or 4 bits. It is quantized on the CPU, even
+    if it moves to a GPU later, so that its bytes are the same on all machines."""
     dtype = getattr(torch, config.model.dtype)
     bits: dict[str, Any] = {"load_in_8bit": True}
     if config.model.quantization == "4bit":

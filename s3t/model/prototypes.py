@@ -1,17 +1,19 @@
-"""Clusters of like samples (LMEraser, arXiv 2404.11056): prototypes, and which a row is nearest to.
+"""Prototypes of clusters of like samples (LMEraser, arXiv 2404.11056), and the nearest of a row.
 
     data.public.adapt ──frozen base──► features ──Ward's tree, cut at m──► prototypes 0 … m−1
                                                      └─ nearer than ``distance``: one
     a row ──frozen base──► its features ──nearest prototype──► its shard
 
-Features are the mean, over a row's tokens, of the hidden states that enter ``layer`` (after the
-last layer: through the last norm), at unit length; where rows are instructions, over the tokens of
-the prompt alone, since that is what an input is routed by. A prototype is the mean of a cluster of
-them, at unit length again. Ward's linkage, because shards should be of like size: average linkage
-cuts off outliers, which would make shards of a few samples. Its heights grow with the number of
-rows; so what ``distance`` is compared with is the distance of two prototypes, between 0 and 2.
+Features of a row: the mean over its tokens of the hidden states that enter ``layer`` (after the
+last layer: through the last norm), at unit length. Where rows are instructions the mean is over the
+prompt's tokens alone, because inputs are routed by their prompts. A prototype is the mean of the
+features of a cluster, at unit length again.
 
-Invariants: no private row has a part in a prototype (E5), as it has in the authors'. A row's
+Ward's linkage makes clusters, and so shards, of similar size; average linkage splits off outliers,
+which would make shards of a few samples. Ward's heights grow with the number of rows, so
+``distance`` is compared with the distance of two prototypes instead, between 0 and 2.
+
+Invariants: no private row influences a prototype (E5); in the authors' method it does. A row's
 features come from passes of one shape, 32 rows of its own length, whatever the other rows are, so
 that its cluster is a function of the row, the base and the prototypes (E3).
 """
@@ -62,10 +64,10 @@ _NAME = "prototypes"
 
 @dataclass(frozen=True, eq=False)
 class Prototypes:
-    """What clusters are known by.
+    """One unit vector for each cluster.
 
     Attributes:
-        layer: features are what enters this layer; the base's depth stands for after the last.
+        layer: features are of the hidden states that enter it; the base's depth: after the last.
         centres: unit vectors [m, H], float32, on the CPU.
         rows: public rows of each cluster.
     """
@@ -79,13 +81,13 @@ class Prototypes:
 
     @cached_property
     def digest(self) -> Digest:
-        """Digest of all that decides which cluster a row is in."""
+        """Digest of layer and vectors, which decide the cluster of a row."""
         return digest({"layer": self.layer, "weights": tensors_digest({_NAME: self.centres})})
 
     def nearest(self, features: Tensor) -> Tensor:
         """Number of the nearest prototype of each unit vector [n, H]; of equal ones the first."""
         centres = self.centres.to(features.device)
-        # a sum for each pair, since a product would round a row by the others beside it
+        # a sum for each pair: in a matrix product a row's rounding would depend on other rows
         each = [
             (part.unsqueeze(1) * centres).sum(dim=2).argmax(dim=1) for part in features.split(32)
         ]
@@ -109,8 +111,8 @@ def pooled(base: Base, hidden: Tensor, layer: int, mask: Tensor | None) -> Tenso
 
 
 def leading(rows: Encoded) -> Tensor | None:
-    """The tokens [n, T] of each row that tell its cluster: those before the first that is to be
-    learnt, if there are any; else all real ones. None for images."""
+    """Mask [n, T] of the tokens by which a row is put into a cluster: those before the first
+    that is to be learnt, if there are any; else all real ones. None for images."""
     if rows.mask is None or rows.targets is None:
         return rows.mask
     before = rows.mask * (rows.targets.cumsum(dim=1) == 0)
@@ -221,7 +223,7 @@ def _features(base: Base, rows: Encoded, layer: int) -> Iterator[tuple[Tensor, T
         for index, length in _chunks(rows):
             part = rows.rows(index).first(length).to(base.device)
             tokens = base.tokens(part)
-            yield index, each(part, tokens, base.rounds_evenly(tokens))
+            yield index, each(part, tokens, base.rounds_alike(tokens))
 
 
 def _chunks(rows: Encoded) -> Iterator[tuple[Tensor, int]]:

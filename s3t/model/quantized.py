@@ -1,13 +1,13 @@
-"""Frozen linear maps whose weights are kept in 8 or 4 bits; what is computed is not.
+"""Frozen linear maps whose weights are kept in 8 or 4 bits; inputs and outputs are not quantized.
 
-    weight [outputs, inputs] ─► packed, scales ─► dequantized for each pass ─► product ─► let go
+    weight [outputs, inputs] ─► packed, scales ─► dequantized for each pass ─► product ─► freed
                                                   (again in the backward pass)
 
-bitsandbytes quantizes, when a base is loaded, and knows the formats; its own modules are replaced,
-because they would quantize what flows through as well, in 8 bits by the rows of a whole batch, and
-pack their weights anew behind our back for some processors. Written so, a map rounds for a row as
-any other linear map does, so grouping nodes changes no byte (E2), and the packed bytes are tensors
-like all others: they have digests, versions and a place to be moved to.
+bitsandbytes quantizes the weights when a base is loaded, and knows the formats. Its modules are
+replaced for two reasons: they quantize the inputs as well, in 8 bits by the rows of a whole batch,
+and they pack weights again for some processors. The maps here round a row as any other linear map
+does, so grouping nodes changes no byte (E2). The packed bytes are tensors like all others, with
+digests and write counters.
 
 Invariant: the packed weights are only read.
 """
@@ -71,12 +71,12 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, inputs] → […, outputs]."""
-        out: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
+        out: Tensor = _QuantizedProduct.apply(x, self)  # type: ignore[no-untyped-call]
         return out
 
 
-class _Product(torch.autograd.Function):
-    """A product that keeps the packed weight for its backward pass, not the weight itself."""
+class _QuantizedProduct(torch.autograd.Function):
+    """A product whose backward pass reads the packed weight; the dequantized one is not kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, linear: QuantizedLinear) -> Tensor:

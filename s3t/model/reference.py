@@ -1,12 +1,12 @@
-"""The model as transformers made it: what its backbone is given, and what it answers.
+"""The reference: the model as transformers made it, with which a base's parts are compared.
 
     rows ─► inputs ─► backbone ─► layers ─► norm ─► head      the answer that the parts must give
                           └─ gates ─► Entered                 or what the first layer is given
 
-A base that is taken apart (``base``) is compared with this, on random rows with padding; nothing is
-looked up by the name of a family.
+``Base`` is compared with this on random rows with padding when it is loaded. Nothing is looked up
+by the name of a model family.
 
-Invariant: what the parts cannot give exactly is refused, never approximated.
+Invariant: a model whose parts do not give its answer is refused, never approximated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from s3t.errors import InputError
 from s3t.model.gates import Entered, Watched
 from s3t.model.inputs.encoders import Encoded
 
-__all__ = ["PROBE_ROWS", "Whole", "function_of"]
+__all__ = ["PROBE_ROWS", "ReferenceModel", "function_of"]
 
 PROBE_ROWS = 3
 """Random rows with which a model is tried."""
@@ -36,23 +36,23 @@ _NAMES = {
     *("finetuning_task", "task_specific_params", "tokenizer_class", "use_cache", "return_dict"),
     *("output_attentions", "output_hidden_states"),
 }
-"""What of a config names things, or says what else is returned: no forward pass here reads it. The
-type of the weights is in their own digest."""
+"""Entries of a config that no forward pass here reads: names, and what else is to be returned. The
+type of the weights is part of their own digest."""
 
 
 def function_of(config: PreTrainedConfig) -> Any:
-    """All in a config that may shape what the model computes, as JSON values.
+    """The entries of a config that may change what the model computes, as JSON values.
 
-    What has its default value is left out, so that a transformers that knows more of them finds the
-    same function. How attention is computed counts, whoever has chosen it.
+    Entries with their default value are left out, so that a later transformers with more entries
+    finds the same function. The implementation of attention is always in it.
     """
     found = {name: value for name, value in config.to_diff_dict().items() if name not in _NAMES}
     found["attention"] = getattr(config, "_attn_implementation", None)
     return json.loads(json.dumps(found, default=str, sort_keys=True))
 
 
-class Whole:
-    """A model before its layers are taken out, and its embeddings afterwards.
+class ReferenceModel:
+    """A model as transformers runs it; after its layers are taken out, its embeddings alone.
 
     Args:
         model: a headless model, or one with a language-model head if ``language_model``.
@@ -60,7 +60,7 @@ class Whole:
         length: tokens per text; None for images.
 
     Raises:
-        InputError: it does not take texts so long.
+        InputError: it does not take texts of this length.
     """
 
     def __init__(self, model: PreTrainedModel, language_model: bool, length: int | None) -> None:
@@ -91,7 +91,11 @@ class Whole:
         raise InputError(f"{type(self.model).__name__} does not run its layers: use another base")
 
     def probe(self, length: int | None) -> Encoded:
-        """Random rows of the shape that the model takes; texts with padding."""
+        """Three random rows of the shape that the model takes, always the same; texts with padding.
+
+        Args:
+            length: tokens per text; None for images.
+        """
         generator = torch.Generator().manual_seed(0)
         config = self.model.config
         if length is None:
@@ -107,7 +111,7 @@ class Whole:
         return Encoded(values, mask).to(self.model.device)
 
     def answer(self, rows: Encoded) -> Tensor:
-        """What the untouched model answers: logits, or the last hidden states."""
+        """What the untouched model answers: logits [n, T, V], or last hidden states [n, T, H]."""
         inputs = self.inputs(rows)
         if self.head is not None:
             logits: Tensor = self.model(**inputs).logits
@@ -116,7 +120,7 @@ class Whole:
         return hidden
 
     def is_causal(self, rows: Encoded) -> bool:
-        """Whether the first position is blind to the last one, tried rather than looked up."""
+        """Whether the first position does not see the last; found by changing the last token."""
         other = rows.values.clone()
         other[:, -1] = (other[:, -1] + 1) % self.model.config.vocab_size
         full = torch.ones_like(other)
@@ -132,31 +136,26 @@ class Whole:
         expected: Tensor,
         last: Tensor,
     ) -> nn.Module | None:
-        """The norm after the layers, if any: the one with which the parts agree with the whole.
+        """The norm after the layers, if any: the one with which the parts give the model's answer.
 
-        From the untouched model's own last layer on nothing is left to rounding, so there a half
-        precision is no excuse: a head that caps or scales its logits is not taken for a plain one.
+        Hidden states of layers that were called one by one may differ by rounding. Those of the
+        model's own last layer are exact, so from there on the comparison is tight, in half
+        precision too: a head that caps or scales its logits is not taken for a plain one.
 
         Args:
             layers: the model's.
-            rows: with which both were tried.
-            hidden: what the layers give, called one by one.
+            rows: with which both were tried, [n, T].
+            hidden: what the layers give, called one by one, [n, T, H].
             expected: what the untouched model answers.
-            last: what its own last layer gave.
+            last: what its own last layer gave, [n, T, H].
 
         Raises:
-            InputError: none does.
+            InputError: no norm of the backbone fits, nor none at all.
         """
-        inner = {id(m) for layer in layers for m in layer.modules()}
-        norms = [
-            module
-            for module in self.backbone.modules()
-            if "norm" in type(module).__name__.lower() and id(module) not in inner
-        ]
         real = slice(None) if rows.mask is None else rows.mask.bool()
-        whole, scale = expected[real], float(expected[real].abs().max())
+        answer, scale = expected[real], float(expected[real].abs().max())
         rounding = (1e-4, 1e-4) if self.model.dtype == torch.float32 else (5e-2, 2e-3)
-        for norm in [None, *norms]:
+        for norm in [None, *self._norms_outside(layers)]:
             try:
                 ends = [end if norm is None else norm(end) for end in (hidden, last)]
             except RuntimeError:  # a norm of another width
@@ -164,11 +163,20 @@ class Whole:
             found = [end if self.head is None else self.head(end) for end in ends]
             if all(
                 end.shape == expected.shape
-                and torch.allclose(end[real], whole, rtol=0, atol=scale * error)
+                and torch.allclose(end[real], answer, rtol=0, atol=scale * error)
                 for end, error in zip(found, rounding, strict=True)
             ):
                 return norm
         raise self.refused()
+
+    def _norms_outside(self, layers: Sequence[nn.Module]) -> list[nn.Module]:
+        """The backbone's norms that are in none of the layers."""
+        inner = {id(m) for layer in layers for m in layer.modules()}
+        return [
+            module
+            for module in self.backbone.modules()
+            if "norm" in type(module).__name__.lower() and id(module) not in inner
+        ]
 
     def check_alike(self, seen: Watched) -> None:
         """Refuse a model whose layers were given different things beside hidden states.

@@ -1,14 +1,14 @@
 """A base's layers divided among processes, each of which holds 1/N of their weights.
 
-    rank 0   rows 0 … k−1 of every weight  ┐   a layer that is to be run is gathered whole, and let
-    rank 1   rows k … 2k−1                 ┘   go again after its forward and its backward pass
+    rank 0   rows 0 … k−1 of every weight  ┐   a layer is gathered before its forward and its
+    rank 1   rows k … 2k−1                 ┘   backward pass, and freed again afterwards
 
-How: torch's ``fully_shard``, one unit a layer, on the frozen weights alone: adapters and heads are
-no part of the layers' modules, and every process has all of them. What stands around the layers
-(embeddings, norms, a language model's head) is not divided.
+How: torch's ``fully_shard`` (FSDP), one unit a layer, on the frozen weights alone. Adapters and
+heads are no part of the layers' modules, so every process has all of them. Modules around the
+layers (embeddings, norms, a language model's head) are not divided.
 
-Invariant: gathered again, the parts are the base, byte for byte: proved by its fingerprint when it
-is divided, and whenever its bytes are proved.
+Invariant: gathered again, the parts are the base, byte for byte. Its fingerprint proves that when
+it is divided, and whenever the base's bytes are proved.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-__all__ = ["Gathered", "local", "spread"]
+__all__ = ["Gathered", "local", "shard_layers"]
 
 
 class Gathered(Mapping[str, Tensor]):
-    """Tensors of a spread base as they were, each put together when it is asked for.
+    """Tensors of a sharded base as they were, each put together when it is asked for.
 
     All processes must ask for the same ones in the same order.
 
@@ -46,13 +46,13 @@ class Gathered(Mapping[str, Tensor]):
         return len(self._tensors)
 
 
-def spread(
+def shard_layers(
     layers: Sequence[nn.Module], state: Mapping[str, Tensor], mesh: DeviceMesh
 ) -> dict[str, Tensor]:
     """Divide the layers, in place, one after the other; returns the state with its divided tensors.
 
     Args:
-        layers: whole, on a processor; each lies whole on the mesh's device for a moment.
+        layers: undivided, on the CPU; each lies undivided on the mesh's device for a moment.
         state: all tensors of the base, those of the layers among them, as the modules hold them.
         mesh: the processes.
     """
@@ -73,5 +73,5 @@ def spread(
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What of a tensor lies here."""
+    """The part of a tensor that lies in this process."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -44,7 +44,7 @@ from s3t.ledger import Gone, Ledger, Signer
 from s3t.plan import Plan
 from s3t.run.plans import PlanFiles, plan_in
 from s3t.run.published import Notices
-from s3t.store import Depot, NodeStore, Sealer, open_ring
+from s3t.store import Depot, NodeStore, Sealer, open_depot, open_ring
 from s3t.system import scratch
 from s3t.system.locks import prove_locks
 from s3t.types import Digest, Slot
@@ -132,7 +132,9 @@ class RunDir:
     def work(self) -> Depot:
         """Where the processes that train the run tell each other what they do."""
         depot = self.store.depot
-        return Depot(str(self.root.absolute() / _WORK)) if depot is None else depot.under("work")
+        return (
+            open_depot(str(self.root.absolute() / _WORK)) if depot is None else depot.under("work")
+        )
 
     def config(self) -> Config:
         """The resolved config."""
@@ -281,7 +283,7 @@ class RunDir:
 
     def _opened(self, kept: StoreConfig) -> NodeStore:
         folder = Path(kept.cache) if kept.cache else self.root / "nodes"
-        depot, sealer = Depot(kept.url) if kept.url else None, None
+        depot, sealer = open_depot(kept.url) if kept.url else None, None
         if kept.keys:
             shared = None if depot is None else depot.folder
             run = kept.url or str(self.root.absolute())

@@ -194,7 +194,7 @@ def _jobs(ledger: Ledger, dry_run: bool) -> Store:
 def _keeps_versions(run: RunDir) -> bool:
     """Whether nodes lie at a URL that may keep versions which nothing here knows to remove."""
     depot = run.store.depot
-    return depot is not None and depot.folder is None and not depot.is_s3
+    return depot is not None and not depot.tells_versions
 
 
 def _held(run: RunDir, stack: ExitStack) -> bool:

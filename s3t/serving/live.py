@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from s3t.plan import Plan
     from s3t.serving.ensemble.ensemble import Ensemble
     from s3t.serving.generation.completion import Completion
-    from s3t.serving.predictor import Answering
+    from s3t.serving.predictor import Predictor
     from s3t.store import Stamp
 
 __all__ = ["Serving"]
@@ -65,27 +65,27 @@ class Serving:
         self._files = FileCheck(opened)
         self._readers = Readers.of(opened.ledger)
         self._views = Views(self._readers)
-        self._model: Answering | None = None
+        self._model: Predictor | None = None
         self._has_served = False
         self._catching: threading.Thread | None = None
         self._behind = False
         self.lease: ReplicaLease | None = None
 
-    def model(self) -> Answering:
+    def model(self) -> Predictor:
         """The model, loaded once.
 
         Raises:
-            InputError, IntegrityError: see ``Answering``.
+            InputError, IntegrityError: see ``Predictor``.
         """
         if self._model is not None:  # without the lock, which a deletion holds while it waits
             return self._model
         with self._lock:
             if self._model is None:
-                from s3t.serving.predictor import Answering
+                from s3t.serving.predictor import Predictor
 
                 opened = self._opened
                 opened.prove_ledger()
-                self._model = Answering(opened.run, opened.config, opened.plan)
+                self._model = Predictor(opened.run, opened.config, opened.plan)
             return self._model
 
     # ── as a replica ─────────────────────────────────────────────────────────────────────────
@@ -274,15 +274,15 @@ class Serving:
         Raises:
             ExhaustedError, IntegrityError, UnavailableError: as ``answer``.
         """
-        writer = self.model().writer
+        generator = self.model().text_generator
         return self._answered(
-            lambda ensemble, pinned: writer.completions(
+            lambda ensemble, pinned: generator.completions(
                 ensemble, prompts, draw, pinned.view, lambda: not self._still_serves(pinned)
             )
         )
 
     def _answered(self, compute: Callable[[Ensemble, ServingView], Result]) -> Result:
-        from s3t.serving.generation.completion import ViewHit
+        from s3t.serving.generation.completion import ViewOutdated
 
         model = self.model()
         while True:
@@ -297,7 +297,7 @@ class Serving:
                 answer = compute(pinned.ensemble, pinned)
                 if self._still_serves(pinned):
                     return answer
-            except ViewHit:
+            except ViewOutdated:
                 continue
             finally:
                 self._views.unpin(pinned)
@@ -340,7 +340,7 @@ class Serving:
 
     # ── views ────────────────────────────────────────────────────────────────────────────────
 
-    def _pin(self, model: Answering) -> ServingView:
+    def _pin(self, model: Predictor) -> ServingView:
         """The view in force, with this reader counted on it; without a lease, the ledger's."""
         while True:
             pinned = self._views.pin()
@@ -372,7 +372,7 @@ class Serving:
         self._opened.catch_up()
         return all(node is None or self._opened.is_alive(node.key) for node in pinned.nodes)
 
-    def _swap(self, model: Answering, again: bool = False) -> None:
+    def _swap(self, model: Predictor, again: bool = False) -> None:
         """Put the ledger's view in force. Needs ``_lock``."""
         view, nodes, plan = self._opened.catch_up()
         current = self._views.current
@@ -391,7 +391,7 @@ class Serving:
 
     def _build(
         self,
-        model: Answering,
+        model: Predictor,
         nodes: tuple[Node | None, ...],
         plan: Plan,
         known: Mapping[NodeKey, Stamp | None],
@@ -420,7 +420,7 @@ class Serving:
                 self._opened.lose(NodeKey(error.key))
                 _, nodes, plan = self._opened.catch_up()
 
-    def _take_up(self, model: Answering, view: int) -> None:
+    def _take_up(self, model: Predictor, view: int) -> None:
         """Swap to the ledger's view; if that fails, nothing older than ``view`` answers."""
         try:
             self._swap(model)

@@ -1,14 +1,14 @@
-"""transformers' pipelines over a run: its answers come from the view in force at each call.
+"""transformers' pipelines over a run, whose answers come from the current view at each call.
 
     pipe(texts) ─► transformers: tokens, batches ─► ServedModel ─► S3T's views ─► its postprocessing
                                                        └─ a deletion before takes effect here
 
-``ServedModel`` is what a pipeline asks of a model and no more: no parameters, nothing to move or to
-save. ``transformers.pipeline(task, model=served, tokenizer=…)`` takes it as well, and says that it
-does not know its class.
+``ServedModel`` has what a pipeline needs of a model and no more: no parameters, nothing to move or
+to save. ``transformers.pipeline(task, model=served, tokenizer=…)`` takes it as well, with a warning
+that its class is not known.
 
 Invariant (E6): nothing of an answer is kept here, so each forward pass, and each text as a whole,
-comes from one view; with nothing left to serve, ExhaustedError comes out of the pipeline.
+comes from one view. With nothing left to serve, ExhaustedError comes out of the pipeline.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from s3t.model.inputs.encoders import Encoded, TextEncoder
 from s3t.serving.live import Serving
 from s3t.types import Draw
 
-__all__ = ["Images", "Pipeline", "ServedModel", "pipeline_of"]
+__all__ = ["Pipeline", "RunImageProcessor", "ServedModel", "pipeline_of"]
 
 _DRAWN = {"max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "top_p"}
 _KNOWN = {
@@ -65,15 +65,15 @@ def pipeline_of(
     model, task = ServedModel(serving, config, labels), config.task
     options = {"device": model.device, **options, "model": model}
     if task == "image-classification":
-        options = {"image_processor": Images(serving), **options}
-        return _Images(task=task, **options)  # type: ignore[no-untyped-call]
-    made = _Texts if task == "text-classification" else _Continued
+        options = {"image_processor": RunImageProcessor(serving), **options}
+        return _ImageClassification(task=task, **options)  # type: ignore[no-untyped-call]
+    made = _TextClassification if task == "text-classification" else _TextGeneration
     name = task if task == "text-classification" else "text-generation"
     return made(task=name, **{"tokenizer": model.tokenizer, **options})
 
 
 class ServedModel:
-    """A run where transformers expects a model.
+    """A run in the place of a transformers model.
 
     Args:
         serving: of the run.
@@ -105,11 +105,11 @@ class ServedModel:
         return found
 
     def to(self, *_: Any, **__: Any) -> ServedModel:
-        """Stays where the run is served."""
+        """Does nothing: the model stays on the device where the run is served."""
         return self
 
     def eval(self) -> ServedModel:
-        """Nothing here is ever trained."""
+        """Does nothing: nothing here is ever trained."""
         return self
 
     def can_generate(self) -> bool:
@@ -229,8 +229,8 @@ class ServedModel:
         return self._encoder
 
 
-class Images:
-    """The run's own way from images to tensors, where transformers expects an image processor."""
+class RunImageProcessor:
+    """The run's own encoding of images in the place of a transformers image processor."""
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
@@ -245,32 +245,32 @@ class Images:
         return BatchFeature({"pixel_values": rows.values}, tensor_type=return_tensors)
 
 
-def _draw(wanted: dict[str, Any], closing: int | None) -> Draw:
+def _draw(given: dict[str, Any], closing: int | None) -> Draw:
     """Options of ``generate`` as a draw.
 
     Args:
-        wanted: by name.
+        given: by name.
         closing: the token at which texts end.
 
     Raises:
         InputError: one that is not known here.
     """
-    strange = sorted(set(wanted) - _KNOWN)
-    if wanted.get("eos_token_id", closing) not in (closing, [closing]):
+    strange = sorted(set(given) - _KNOWN)
+    if given.get("eos_token_id", closing) not in (closing, [closing]):
         strange.append("another eos_token_id")
     if strange:
         raise InputError(
             f"generate does not know {', '.join(strange)}: it takes {', '.join(sorted(_DRAWN))}, "
             "num_return_sequences and seed"
         )
-    sampled = bool(wanted.get("do_sample"))
-    seed = wanted.get("seed")
+    sampled = bool(given.get("do_sample"))
+    seed = given.get("seed")
     return Draw(
-        int(wanted["max_new_tokens"]),
-        float(wanted.get("temperature", 1.0)) if sampled else 0.0,
+        int(given["max_new_tokens"]),
+        float(given.get("temperature", 1.0)) if sampled else 0.0,
         int(torch.randint(2**62, ()) if seed is None and sampled else seed or 0),
-        int(wanted.get("top_k", 0)) if sampled else 0,
-        float(wanted.get("top_p", 1.0)) if sampled else 1.0,
+        int(given.get("top_k", 0)) if sampled else 0,
+        float(given.get("top_p", 1.0)) if sampled else 1.0,
     )
 
 
@@ -281,15 +281,15 @@ class _Known:
         """A run is none of the classes that transformers lists."""
 
 
-class _Texts(_Known, TextClassificationPipeline):
+class _TextClassification(_Known, TextClassificationPipeline):
     pass
 
 
-class _Continued(_Known, TextGenerationPipeline):
+class _TextGeneration(_Known, TextGenerationPipeline):
     pass
 
 
-class _Images(_Known, ImageClassificationPipeline):
+class _ImageClassification(_Known, ImageClassificationPipeline):
     def preprocess(  # type: ignore[override]  # transformers' own classes differ from each other
         self, image: Any, timeout: Any = None
     ) -> Any:

@@ -1,8 +1,9 @@
-"""Questions in, answers out: the loaded base, the tensors of living nodes, and their ensembles.
+"""The model side of a run: the loaded base, the tensors of living nodes, and their ensembles.
 
 Invariant: a node's tensors are read through the store, which proves them, and are dropped from
-memory with the first view in which the node is dead. Stacks of them belong to the ensemble of a
-view: the next one takes over what has not changed, the rest goes with the old one's last reader.
+memory with the first view in which the node is dead. Stacked tensors belong to the ensemble of a
+view: the next ensemble takes over what has not changed, and the rest goes when the last answer from
+the old ensemble is done.
 """
 
 from __future__ import annotations
@@ -13,17 +14,15 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from s3t.config import Config
 from s3t.data import load_public
 from s3t.data.files import one_line
-from s3t.data.rows import LabelledRows, Pair, decode_image
+from s3t.data.rows import LabelledRows
 from s3t.errors import DataError, InputError, IntegrityError
 from s3t.model.base import Base
 from s3t.model.head import read_public_head
@@ -32,14 +31,15 @@ from s3t.model.loading import build_base, load_model
 from s3t.plan import Plan
 from s3t.plan.trie import Node
 from s3t.run import RunDir
+from s3t.serving.checks import check_draw, check_text, image_array, text_pair
 from s3t.serving.ensemble.ensemble import Ensemble, Member
-from s3t.serving.generation.completion import Writer
-from s3t.serving.generation.kv_steps import find_steps
+from s3t.serving.generation.completion import TextGenerator
+from s3t.serving.generation.kv_steps import find_kv_steps
 from s3t.training.prepare.clusters import prototypes_of, recipe_digest
 from s3t.training.prepare.recipe import recipe_of
 from s3t.types import Draw, NodeKey
 
-__all__ = ["Answering", "Evaluation", "Prediction"]
+__all__ = ["Evaluation", "Prediction", "Predictor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,13 @@ class Evaluation:
         return {self.metric: self.value, "samples": self.samples, "view": self.view}
 
 
-class Answering:
-    """The model side of a run.
+class Predictor:
+    """Answers rows and prompts with the nodes of a run.
+
+    Args:
+        run: its directory.
+        config: the one that it was trained with.
+        plan: its first plan.
 
     Raises:
         InputError: the base cannot be loaded.
@@ -204,19 +209,19 @@ class Answering:
         if text and columns.text_pair is not None:
             names = (columns.text, columns.text_pair)
             return self._encoder.encode(
-                [_pair(row, number, *names) for number, row in enumerate(batch)]
+                [text_pair(row, number, *names) for number, row in enumerate(batch)]
             )
         values = [self._value(row, number, column) for number, row in enumerate(batch)]
         if not values:
             return self._encoder.encode([])
         if text:
             for number, value in enumerate(values):
-                _check_text(value, f"row {number}")
+                check_text(value, f"row {number}")
             return self._encoder.encode(values)
         images = []
         for number, value in enumerate(values):
             try:
-                images.append(self._encoder.encode([_image(value)]).values)
+                images.append(self._encoder.encode([image_array(value)]).values)
             except Exception as error:  # PIL raises errors of many kinds on damaged files
                 reasons = error.problems if isinstance(error, DataError) else [one_line(error)]
                 raise InputError(f"row {number}: {'; '.join(reasons)}") from None
@@ -245,7 +250,7 @@ class Answering:
         for number, row in enumerate(prompts):
             asked = self._value(row, number, columns.messages or columns.prompt or columns.text)
             if isinstance(asked, str) or self._encoder.chat is None:
-                _check_text(asked, f"prompt {number}")
+                check_text(asked, f"prompt {number}")
             try:
                 ids = self._encoder.prompt(asked)
             except DataError as error:
@@ -260,7 +265,7 @@ class Answering:
         Raises:
             InputError: naming the prompt.
         """
-        _check_draw(draw)
+        check_draw(draw)
         longest = self._config.data.max_length
         room = longest - draw.max_new_tokens
         for number, ids in enumerate(tokens):
@@ -271,11 +276,11 @@ class Answering:
                 )
 
     @cached_property
-    def writer(self) -> Writer:
+    def text_generator(self) -> TextGenerator:
         """Continues texts; only of a language model."""
         assert isinstance(self._encoder, TextEncoder)
-        # tried before anything is pinned: no deletion waits for that
-        return Writer(self._encoder, find_steps(self._base))
+        # tried before a view is pinned: a deletion does not wait for it
+        return TextGenerator(self._encoder, find_kv_steps(self._base))
 
     def evaluation(self, ensemble: Ensemble, view: int) -> Evaluation:
         """The metric on the public test rows."""
@@ -300,46 +305,3 @@ class Answering:
         if column not in row:
             raise InputError(f"row {number} has no {column!r}: it has {sorted(map(str, row))}")
         return row[column]
-
-
-def _check_draw(draw: Draw) -> None:
-    freely = math.isfinite(draw.temperature) and draw.temperature >= 0
-    if draw.max_new_tokens < 1 or not freely or draw.top_k < 0 or not 0 < draw.top_p <= 1:
-        raise InputError(
-            f"max_new_tokens {draw.max_new_tokens} must be 1 or more, temperature "
-            f"{draw.temperature} and top_k {draw.top_k} 0 or more, and top_p {draw.top_p} over 0 "
-            "and up to 1"
-        )
-
-
-def _pair(row: Any, number: int, first: str, second: str) -> Pair:
-    """A row with both columns, or two texts."""
-    if isinstance(row, Mapping):
-        row = [row.get(first), row.get(second)]
-    if not isinstance(row, Sequence) or isinstance(row, str) or len(row) != 2:
-        raise InputError(f"row {number}: two texts are expected, {first!r} and {second!r}")
-    for value, column in zip(row, (first, second), strict=True):
-        _check_text(value, f"row {number}, {column!r}")
-    return Pair(*row)
-
-
-def _check_text(value: Any, name: str) -> None:
-    """Refuse what the training data could not hold either: no text, or not valid text."""
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{name}: a text is expected, got {value!r:.80}")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise InputError(f"{name}: {value!r:.80} is not valid Unicode")
-
-
-def _image(value: Any) -> Any:
-    """An array of 0–255 integers or 0–1 floats, from an array, nested lists, or a path."""
-    if isinstance(value, str | Path):
-        return decode_image(str(value))
-    array = np.asarray(value)
-    if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
-        return array.astype(np.uint8)
-    if array.dtype.kind != "f" or not array.size or array.min() < 0 or array.max() > 1:
-        raise DataError(
-            ["an image is integers from 0 to 255 or fractions from 0 to 1: rescale it"], "input"
-        )
-    return array.astype(np.float32)

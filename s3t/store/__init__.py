@@ -1,12 +1,14 @@
-"""Where nodes are kept: files of the run, or of any fsspec URL with copies in the run.
+"""Where nodes are kept: files in the run, or at a URL with copies in the run.
 
-content ──► seal ──► files ──► nodes      plain bytes, sealed ones, one file, all of a run
+content ──► seal ──► files ──► nodes       plain bytes, sealed ones, one file, all of a run
              ▲                   ▲
-          keyring              depot      data keys outside the run, names at a URL
+          keyring              depot       data keys outside the run, names at a URL
+                                 ▲
+                              backend      a shared folder (``folder``), a URL (``objects``)
 """
 
 from s3t.store.content import NodeMeta, tensors_digest
-from s3t.store.depot import Depot
+from s3t.store.depot import Depot, open_depot
 from s3t.store.keyring import FileKeyRing, KeyRing, MissingKeyError, open_ring
 from s3t.store.nodes import NodeStore, Removal, Stamp, folder_stamp
 from s3t.store.seal import Sealer
@@ -24,6 +26,7 @@ __all__ = [
     "Stamp",
     "folder_stamp",
     "held_folder",
+    "open_depot",
     "open_ring",
     "sync_folder",
     "tensors_digest",

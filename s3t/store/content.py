@@ -1,11 +1,11 @@
-"""What the plain bytes of a node hold: a safetensors file with one entry of metadata.
+"""The plain bytes of a node: a safetensors file with one entry of metadata.
 
     head   8 bytes: length of the header; the header, JSON: metadata, names, types, shapes
     body   the tensors
 
 Invariant: the bytes follow from metadata and tensors alone. Metadata is one JSON entry with a
-digest of itself, because safetensors does not keep the order of several and bytes must not depend
-on it. What is malformed is one of ``MALFORMED``; nothing here knows where the bytes lie.
+digest of itself; safetensors does not keep the order of several entries, which would change the
+bytes. Malformed bytes raise one of ``MALFORMED``. This module does not know where the bytes lie.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ __all__ = [
 ]
 
 MALFORMED = (AttributeError, LookupError, RecursionError, TypeError, ValueError, struct.error)
-"""What reading bytes that are no node may raise."""
+"""Errors that reading malformed bytes may raise."""
 
 HEAD_LIMIT = 64 * 2**20
-"""Bytes that no head is longer than."""
+"""Greatest size of a head, in bytes."""
 
 _ENTRY = "s3t"
 _CHECK = "check"
@@ -104,7 +104,11 @@ def head_of(first: Callable[[int], bytes], guess: int = 8) -> bytes:
 
 
 def meta_of(head: bytes) -> NodeMeta:
-    """The metadata in a head; not proved, but the very ones that were written."""
+    """The metadata in a head. Their own digest is checked, the lineage is not.
+
+    Raises:
+        ValueError, KeyError, …: one of ``MALFORMED``.
+    """
     header = json.loads(head[8:])
     entry: dict[str, Any] = json.loads(header["__metadata__"][_ENTRY])
     check = entry.pop(_CHECK)

@@ -1,11 +1,11 @@
-"""One file of a node, at one place: plain, or sealed in a store that encrypts.
+"""One file of a node at one place: plain, or encrypted ("sealed") if the store encrypts.
 
     take ─► bytes as they lie ─► opened, if the store encrypts ─► head ─► metadata, proved
                                                               └─► whole ─► tensors, proved
 
-Invariant: what is read is whole, was written for this very key, and its lineage proves the key; all
-else is one ``DamagedNodeError`` that names the place. A plain file where nodes are sealed is
-refused, and a sealed one where they are not: neither was written by this store.
+Invariant: a node that is read is whole, was written for this very key, and its lineage proves the
+key. Anything else is a ``DamagedNodeError`` that names the place. A plain file in a store that
+encrypts is refused, and so is a sealed file in one that does not: this store wrote neither.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _unreadable(error: Exception) -> UnavailableError | None:
 
 
 def _unsealed(content: bytes) -> bytes:
-    """Bytes that are no seal's."""
+    """Bytes as they are, unless they are sealed."""
     if is_sealed(content):
         raise ValueError("it is sealed, and store.encrypt is off: turn it on, with its store.keys")
     return content

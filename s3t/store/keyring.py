@@ -5,13 +5,13 @@
 A backup of the run holds sealed files and no data key, so it forgets whatever the ring forgets. A
 ring is a file, or what a hook brings for a key service (``python:package.module:factory``).
 
-Invariant: a data key is given out only when it lies durably in the ring, and whoever asks for it
-gets the same one. When ``destroy`` returns, the ring's file does not hold it: each change writes
-the file anew, under a lock, and takes away what a killed writer left half-written.
+Invariant: a data key is given out only when it lies durably in the ring, and all callers get the
+same one. When ``destroy`` returns, the ring's file does not hold the key: each change writes a new
+file, under a lock, and removes half-written files of killed writers.
 
-What that cannot reach: what a file system or a disk keeps of files that were replaced (journals,
-snapshots, wear levelling), and copies of the ring itself. Restoring an old ring brings back what
-was destroyed since; purge again after it.
+Limits: a file system or a disk may keep parts of files that were replaced (journals, snapshots,
+wear levelling), and there may be copies of the ring. Restoring an old ring brings back keys that
+were destroyed since; purge again after it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class KeyRing(Protocol):
         ...
 
     def create(self, key: NodeKey) -> bytes:
-        """The data key of a node, made if there is none; all who ask at once get the same."""
+        """The data key of a node, made if there is none; callers at the same time get the same."""
         ...
 
     def destroy(self, keys: Collection[NodeKey]) -> frozenset[NodeKey]:
@@ -103,7 +103,7 @@ class _Held:
 
 
 class FileKeyRing:
-    """A key ring in one file, which nobody but its owner can read.
+    """A key ring in one file that only its owner can read.
 
     ``{"format": 1, "keys": {node: data key}, "destroyed": [nodes], "check": digest of the rest}``.
     Processes and machines that see the file share it; their file system must have locks.
@@ -243,7 +243,7 @@ class FileKeyRing:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Be the only one who changes the ring, in all processes that see it."""
+        """Hold the lock of the ring, which all processes that change it take."""
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = self.path.with_name(f".{self.path.name}.lock")

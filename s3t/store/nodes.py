@@ -8,9 +8,9 @@
     remove: data keys destroyed ─► files of the run ─► files at the URL
 
 Invariant: a node that ``read`` returns is whole, was written for this very key, and its lineage
-proves the key (see ``NodeFile``). With a URL the files there are the truth; the copies are a cache,
-all in one folder, and one that does not prove its key is fetched again. Copies are sealed as the
-files are. What ``remove`` has reported is gone from here, or cannot be opened.
+proves the key (see ``NodeFile``). With a URL the files there decide; the copies on this machine are
+a cache in one folder, sealed as the files are, and a copy that does not prove its key is fetched
+again. A node that ``remove`` has reported is gone from both places, or cannot be opened.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from s3t.errors import DamagedNodeError, IntegrityError, S3TError, unavailable
 from s3t.store.content import NodeMeta, pack
-from s3t.store.depot import Depot
+from s3t.store.depot import Depot, open_depot
 from s3t.store.files import NodeFile
 from s3t.store.seal import Sealer, is_sealed
 from s3t.system.durable import other_names, sync_folder, write_durably
@@ -107,10 +107,10 @@ class NodeStore:
         write_durably(self.path(meta.key), content)
 
     def stamps(self, keys: Iterable[NodeKey]) -> dict[NodeKey, Stamp | None]:
-        """What changes when a node's file is replaced or written to; None where there is none.
+        """The stamp of each node's file, which changes with the file; None where there is none.
 
-        Of nodes that lie at a URL nothing is told: what is here are copies, fetched again at need.
-        Nor of a file that may not be looked at: it is neither gone nor another.
+        Nodes that lie at a URL have no entry: files here are copies, fetched again at need. Files
+        that may not be looked at have none either: they are neither gone nor replaced.
         """
         if self.depot is not None:
             return {}
@@ -200,7 +200,7 @@ class NodeStore:
     def forget_copies(self, keys: Collection[NodeKey]) -> list[str]:
         """Remove copies on this machine of dead nodes, where there is a URL; else nothing.
 
-        The nodes at the URL are whoever's who purges.
+        The nodes at the URL are removed by the process that purges.
 
         Returns:
             paths of copies that are still there, since they cannot be removed.
@@ -240,7 +240,7 @@ class NodeStore:
                 lies beside the nodes is others' at any time, and has to be ``STALE``.
         """
         now = time.time()
-        swept = Depot(str(self.root.absolute())).sweep(now - seconds)
+        swept = open_depot(str(self.root.absolute())).sweep(now - seconds)
         if self.depot is not None:
             swept += self.depot.sweep(now - seconds)
             for folder in _BESIDE:
@@ -280,8 +280,8 @@ class NodeStore:
         return gone
 
     def _refuse_other_seals(self, keys: Collection[NodeKey]) -> None:
-        """Whatever sealed a file has its data key, and backups can be opened as long as that is
-        not destroyed: so a file is not removed as if it were."""
+        """Refuse to remove sealed files whose data keys cannot be destroyed here: backups of them
+        could still be opened, and the removal would claim more than it did."""
         depot, far = self.depot, set() if self.depot is None else {*self.depot.names()}
         for key in sorted(keys):
             files = [self._here(key)]

@@ -7,9 +7,9 @@
 Head and body are sealed apart, so that metadata can be had without the weights. What each is bound
 to beyond its data key: version of the seal, name of the part, key of the node.
 
-Invariant: what is opened is what was sealed, for this very node and part, or an error. Nonces are
-random, and a data key seals one node only, the few times that it is written; so sealed bytes differ
-each time, and only plain ones can be compared.
+Invariant: opening gives what was sealed for this very node and part, or an error. Nonces are
+random, and a data key seals one node only, each time that the node is written. So sealed bytes
+differ each time, and only plain bytes can be compared.
 """
 
 from __future__ import annotations

@@ -255,7 +255,7 @@ def gone(*ids: str) -> Gone:
 
 def written(rows: LabelledSet) -> list[str]:
     """Texts of byte tokens, read back."""
-    from s3t.model.made import byte_tokenizer
+    from s3t.model.built import byte_tokenizer
 
     tokenizer = byte_tokenizer()
     return [tokenizer.decode(row, skip_special_tokens=True) for row in rows.rows.values]

@@ -20,7 +20,7 @@ import yaml
 from s3t import S3T
 from s3t.audit.audit import audit
 from s3t.config import Config, load_config
-from s3t.model.made import byte_tokenizer
+from s3t.model.built import byte_tokenizer
 from s3t.run import RunDir
 from s3t.training.work.train import train
 

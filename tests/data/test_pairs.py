@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from s3t.data import load_private
 from s3t.data.rows import Pair, content_digest
 from s3t.errors import DataError, InputError
+from s3t.model.built import byte_tokenizer
 from s3t.model.inputs.encoders import TextEncoder
-from s3t.model.made import byte_tokenizer
 from s3t.service import S3T
 from s3t.training.work.train import train
 from tests.support.small_runs import nodes, person_rows, small_configs, write_csv

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from s3t.errors import InputError
-from s3t.export.engine_limits import ENGINES, engine_named
+from s3t.export.engine_limits import ENGINE_LIMITS, engine_limits
 
 PLAIN: dict[str, Any] = {
     "r": 8,
@@ -21,9 +21,9 @@ PLAIN: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", ENGINE_LIMITS)
 def test_what_we_write_is_taken(name: str) -> None:
-    ENGINES[name].check(PLAIN, "causal-lm")
+    ENGINE_LIMITS[name].check(PLAIN, "causal-lm")
 
 
 @pytest.mark.parametrize(
@@ -40,20 +40,20 @@ def test_what_we_write_is_taken(name: str) -> None:
 )
 def test_what_vllm_does_not_take(change: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        ENGINES["vllm"].check(PLAIN | change, "causal-lm")
+        ENGINE_LIMITS["vllm"].check(PLAIN | change, "causal-lm")
 
 
 def test_all_that_is_wrong_is_named_at_once() -> None:
     with pytest.raises(InputError) as caught:
-        ENGINES["sglang"].check(PLAIN | {"use_dora": True}, "text-classification")
+        ENGINE_LIMITS["sglang"].check(PLAIN | {"use_dora": True}, "text-classification")
     assert "DoRA" in str(caught.value) and "head of its own" in str(caught.value)
 
 
 def test_ranks_that_an_engine_can_be_started_with() -> None:
-    vllm, sglang = ENGINES["vllm"], ENGINES["sglang"]
+    vllm, sglang = ENGINE_LIMITS["vllm"], ENGINE_LIMITS["sglang"]
     assert [vllm.rank(r) for r in (1, 2, 8, 9, 65, 257, 321)] == [1, 8, 8, 16, 128, 320, 512]
     assert sglang.rank(300) == 300
     with pytest.raises(InputError, match="--rank 512 or less"):
         vllm.rank(513)
     with pytest.raises(InputError, match="--target ollama"):
-        engine_named("ollama")
+        engine_limits("ollama")

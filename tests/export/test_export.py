@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from s3t.errors import DamagedNodeError, InputError, S3TError
-from s3t.export import Exporter, Wanted, check_folder
+from s3t.export import Exporter, ExportOptions, check_folder
 from s3t.export.probe import read_probe
 from s3t.model.inputs.encoders import Encoded
 from s3t.run import RunDir
@@ -402,7 +402,7 @@ def test_the_command(language_run: RunDir, tmp_path: Path, s3t: Run) -> None:
 def test_the_exporter_says_what_it_would_do(language_run: RunDir, tmp_path: Path) -> None:
     with S3T.load(language_run.root) as service:
         exporter = Exporter(service._opened, service.serving.model, tmp_path / "out")
-        view, names, without = exporter.planned(Wanted())
+        view, names, without = exporter.planned(ExportOptions())
         assert not (tmp_path / "out").exists()
         assert (view, without) == (service.status().view, ())
         assert service.export(tmp_path / "out").names == names

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from s3t.export.merging import merge_members
-from s3t.model.adapters.lora import Target
+from s3t.model.adapters.lora import LoraTarget
 from s3t.serving.ensemble.ensemble import Member
 
-TARGETS = [Target(layer, "map", 6, 8) for layer in range(3)]
+TARGETS = [LoraTarget(layer, "map", 6, 8) for layer in range(3)]
 
 
 def member(shard: int, lowest: int, samples: int, rank: int = 2) -> Member:
@@ -25,7 +25,7 @@ def member(shard: int, lowest: int, samples: int, rank: int = 2) -> Member:
 MEMBERS = [member(0, 0, 30), member(1, 2, 10), member(2, 1, 20)]
 
 
-def product(tensors: dict[str, torch.Tensor], target: Target) -> torch.Tensor:
+def product(tensors: dict[str, torch.Tensor], target: LoraTarget) -> torch.Tensor:
     if target.a not in tensors:
         return torch.zeros(target.outputs, target.inputs)
     return tensors[target.b] @ tensors[target.a]

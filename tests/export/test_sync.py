@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from s3t.errors import InputError, UnavailableError
-from s3t.export.sync import EngineError, Forgotten, Link, Sync, Synchroniser, Watching, connect
+from s3t.export.sync import (
+    EndedAdapter,
+    EngineClient,
+    EngineError,
+    Sync,
+    Synchroniser,
+    Watching,
+    connect,
+)
 from s3t.export.sync import http as link_module
 from s3t.run import RunDir
 from s3t.service import S3T
@@ -270,7 +278,7 @@ def test_forgotten_is_what_neither_runs_nor_waits(
     engine.at_work.clear()
     thread.join(20)
     forgotten, done = told
-    assert isinstance(forgotten, Forgotten) and forgotten.name == first
+    assert isinstance(forgotten, EndedAdapter) and forgotten.name == first
     assert forgotten.seconds >= 1 and (done.forgotten, done.exit_code) == ((first,), 0)
 
 
@@ -337,7 +345,7 @@ def test_an_engine_whose_unloading_waits_needs_no_metrics(
         engine.at_work.clear()
         engine.queued.clear()
         thread.join(20)
-        assert [type(one) for one in told] == [Forgotten, Sync] and told[1].exit_code == 0
+        assert [type(one) for one in told] == [EndedAdapter, Sync] and told[1].exit_code == 0
         # unloaded by another, nothing is known of what runs
         (second,) = {*engine.loaded} - {*told[1].loaded}
         shortened(service, 1)
@@ -505,7 +513,7 @@ def test_a_deletion_does_not_wait_for_an_adapter_that_is_loaded(
     thread, told = in_background(sync)
     _until(lambda: ("POST", LOAD["vllm"], second) in vllm.calls[-3:])
     shortened(service, 0)
-    _until(lambda: any(isinstance(one, Forgotten) for one in told))
+    _until(lambda: any(isinstance(one, EndedAdapter) for one in told))
     assert told[0].name == first and not let_go.is_set()
     let_go.set()
     thread.join(20)
@@ -624,9 +632,9 @@ def test_killed_anywhere_the_next_sync_finishes_it(
     kept(service, vllm, out).sync()
     dead = next(iter(vllm.loaded))
     shortened(service, 0)
-    asked, count = Link._asked, [0]
+    asked, count = EngineClient._asked, [0]
 
-    def dying(self: Link, *arguments: Any) -> Any:
+    def dying(self: EngineClient, *arguments: Any) -> Any:
         if count[0] == step and not after:
             raise Killed
         found = asked(self, *arguments)
@@ -636,7 +644,7 @@ def test_killed_anywhere_the_next_sync_finishes_it(
         return found
 
     with monkeypatch.context() as patched:
-        patched.setattr(Link, "_asked", dying)
+        patched.setattr(EngineClient, "_asked", dying)
         with pytest.raises(Killed):
             kept(service, vllm, out).sync()
     done = kept(service, vllm, out).sync()
@@ -649,16 +657,16 @@ def test_killed_anywhere_the_next_sync_finishes_it(
 def test_an_answer_that_is_lost_is_asked_for_again(
     service: S3T, engine: StandIn, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    once, count = Link._once, [0]
+    once, count = EngineClient._once, [0]
 
-    def lossy(self: Link, *arguments: Any) -> Any:
+    def lossy(self: EngineClient, *arguments: Any) -> Any:
         found = once(self, *arguments)
         count[0] += 1
         if count[0] % 2:
             raise ConnectionResetError("gone")
         return found
 
-    monkeypatch.setattr(Link, "_once", lossy)
+    monkeypatch.setattr(EngineClient, "_once", lossy)
     done = kept(service, engine, out).sync()
     assert done.exit_code == 0 and len(engine.loaded) == 2
     shortened(service, 0)
@@ -708,10 +716,10 @@ def test_urls_and_targets_that_are_refused(service: S3T, out: Path) -> None:
 def test_what_is_no_engine(service: S3T, vllm: StandIn) -> None:
     vllm.fault = lambda route, body: (200, "<html>")
     with pytest.raises(EngineError, match="does not list"):
-        connect("vllm", Link(vllm.url)).served()
+        connect("vllm", EngineClient(vllm.url)).listed()
     vllm.fault = lambda route, body: (200, {"choices": []})
     with pytest.raises(Exception, match="is this vllm"):
-        connect("vllm", Link(vllm.url)).ask("x", [1])
+        connect("vllm", EngineClient(vllm.url)).ask("x", [1])
 
 
 # ── from the command line ────────────────────────────────────────────────────────────────────
@@ -772,7 +780,7 @@ def test_watching_follows_the_ledger(
         shortened(service, 1)  # so that it looks once more
         thread.join(20)
     assert not thread.is_alive()
-    assert [type(one) for one in told[:3]] == [Sync, Watching, Forgotten]
+    assert [type(one) for one in told[:3]] == [Sync, Watching, EndedAdapter]
     assert len(served[2]) == 1, "told before anything was loaded"
     assert all(one.exit_code == 0 for one in told if isinstance(one, Sync))
     assert (told[1].view, told[1].every, told[2].name) == (told[0].view, 30.0, dead)

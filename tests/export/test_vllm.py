@@ -10,7 +10,7 @@ import pytest
 
 from harness.vllm import VllmServer, find_vllm
 from s3t.config import Config
-from s3t.export.sync import Forgotten
+from s3t.export.sync import EndedAdapter
 from s3t.service import S3T
 from tests.support.deletions import shortened
 from tests.support.language_run import language_config
@@ -48,7 +48,7 @@ def test_a_dead_adapter_is_forgotten_after_its_last_answer(tmp_path: Path) -> No
             thread.start()
         time.sleep(1.0)
         shortened(service, 0)
-        reported: list[tuple[Forgotten, float]] = []
+        reported: list[tuple[EndedAdapter, float]] = []
         done = sync.sync(lambda one: reported.append((one, time.monotonic())))
         for thread in threads:
             thread.join()

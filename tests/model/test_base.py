@@ -145,7 +145,7 @@ def test_an_adapter_acts_in_its_own_layer_alone(family: str) -> None:
 def test_check_frozen_finds_a_written_parameter() -> None:
     base = tiny_base("vit")
     base.check_frozen(whole=True)
-    name, tensor = next(iter(base.state.items()))
+    name, tensor = next(iter(base.weights.tensors.items()))
     with torch.no_grad():
         tensor.add_(1)
     with pytest.raises(IntegrityError, match="frozen parameter of the base was written"):
@@ -155,7 +155,7 @@ def test_check_frozen_finds_a_written_parameter() -> None:
 
 def test_check_frozen_finds_bytes_that_changed_unseen() -> None:
     base = tiny_base("vit")
-    tensor = next(iter(base.state.values()))
+    tensor = next(iter(base.weights.tensors.values()))
     tensor.data[..., 0] += 1  # torch does not count what is written past it
     base.check_frozen()
     with pytest.raises(IntegrityError, match="bytes differ"):

@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerFast
 from s3t.config import Config
 from s3t.data.conversations import Conversation, Turn
 from s3t.errors import DataError, InputError
+from s3t.model.built import byte_tokenizer
 from s3t.model.inputs.chat import Chat, chat_of
 from s3t.model.inputs.encoders import TextEncoder
-from s3t.model.made import byte_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

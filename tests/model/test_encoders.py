@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from s3t.errors import DataError
+from s3t.model.built import byte_tokenizer
 from s3t.model.inputs.encoders import ImageEncoder, TextEncoder
-from s3t.model.made import byte_tokenizer
 
 PAD, START, END = 0, 1, 2
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from s3t.model import base as module
 from s3t.model.adapters.lora import Bank, adapted
 from s3t.model.base import Base
+from s3t.model.fused import base_layers as module
 from tests.support.tiny import random_adapter, tiny_base, tiny_rows
 
 SLOTS = 3
@@ -35,10 +35,10 @@ def bank_of(base: Base, only: int | None = None) -> Bank:
     return Bank(SLOTS, pairs, 2.0)
 
 
-def served(base: Base, bank: Bank) -> Bank:
-    layers = {number: base.served(number, bank) for number in range(base.depth)}
-    assert all(layer is not None for layer in layers.values())
-    return replace(bank, served={number: layer for number, layer in layers.items() if layer})
+def inference(base: Base, bank: Bank) -> Bank:
+    layers = base.fused.for_inference(range(base.depth), bank)
+    assert len(layers) == base.depth
+    return replace(bank, inference=layers)
 
 
 def entering(base: Base, family: str) -> tuple[Tensor, Tensor | None]:
@@ -50,13 +50,13 @@ def entering(base: Base, family: str) -> tuple[Tensor, Tensor | None]:
 @pytest.mark.parametrize("family", ENCODERS)
 @pytest.mark.parametrize("only", [None, 1])
 @torch.no_grad()
-def test_a_served_layer_is_the_layer(family: str, only: int | None) -> None:
+def test_an_inference_layer_is_the_layer(family: str, only: int | None) -> None:
     base = tiny_base(family, targets=EVERY.get(family))
     bank, (hidden, mask) = bank_of(base, only), entering(base, family)
     attention = base.attention(mask)
     with adapted(bank):
         expected = base.run(hidden, 0, base.depth, attention)
-    with adapted(served(base, bank)):
+    with adapted(inference(base, bank)):
         found = base.run(hidden, 0, base.depth, attention)
     assert torch.allclose(found, expected, rtol=0, atol=1e-5)
     with adapted(None):
@@ -67,30 +67,30 @@ def test_a_served_layer_is_the_layer(family: str, only: int | None) -> None:
 @pytest.mark.parametrize("pooling", ["first", "last", "mean"])
 @pytest.mark.parametrize("family", ["vit", "bert"])
 @torch.no_grad()
-def test_features_of_served_layers(family: str, pooling: str) -> None:
+def test_features_of_inference_layers(family: str, pooling: str) -> None:
     base = tiny_base(family, pooling=pooling, targets=EVERY[family])
     bank, (hidden, mask) = bank_of(base), entering(base, family)
     with adapted(bank):
         expected = base.features(hidden, 0, mask)
-    with adapted(served(base, bank)):
+    with adapted(inference(base, bank)):
         assert torch.allclose(base.features(hidden, 0, mask), expected, rtol=0, atol=1e-5)
 
 
-def test_what_cannot_be_joined_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_joined_has_no_inference_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     llama = tiny_base("llama")
-    assert llama.served(0, bank_of(llama)) is None
+    assert not llama.fused.for_inference([0], bank_of(llama))
     vit = tiny_base("vit")
-    assert vit.served(0, bank_of(vit)) is not None
+    assert vit.fused.for_inference([0], bank_of(vit))
     monkeypatch.setattr(module, "_JOINED_BYTES", 3 * 32 * 32 * 4 - 1)
-    assert vit.served(1, bank_of(vit)) is None
+    assert not vit.fused.for_inference([1], bank_of(vit))
 
 
 def test_joined_weights_are_made_once_and_move_with_the_base() -> None:
     base = tiny_base("vit")
-    base.served(0, bank_of(base))
-    joined = base._joined[0]
-    base.served(0, bank_of(base))
-    assert base._joined[0] is joined
+    base.fused.for_inference([0], bank_of(base))
+    joined = base.fused._joined[0]
+    base.fused.for_inference([0], bank_of(base))
+    assert base.fused._joined[0] is joined
     base.to(torch.device("cpu"))
-    assert not base._joined
+    assert not base.fused._joined
     base.check_frozen(whole=True)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from s3t.errors import IntegrityError
-from s3t.model.adapters.lora import Bank, adapted
+from s3t.model.adapters.lora import Bank, adapted, merge
 from s3t.model.base import Base
+from s3t.model.fused import FusedLayers
 from tests.support.tiny import ENCODERS, FAMILIES, IMAGES, real, tiny_base, tiny_rows
 
 WRITTEN = {**IMAGES, **ENCODERS}
@@ -25,11 +26,11 @@ RANK, SLOTS, ROWS = 3, 3, 4
 @contextmanager
 def own_code(base: Base) -> Iterator[None]:
     """Every layer by its own code, inside."""
-    before, base._fused = base._fused, [None] * base.depth
+    before, base.fused = base.fused, FusedLayers([None] * base.depth)
     try:
         yield
     finally:
-        base._fused = before
+        base.fused = before
 
 
 def random_bank(base: Base, dropout: float = 0.0) -> Bank:
@@ -61,7 +62,8 @@ def close(one: Tensor, other: Tensor) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_encoders_are_written_out_and_nothing_else_is(family: str) -> None:
-    found = [layer is not None for layer in tiny_base(family)._fused]
+    fused = tiny_base(family).fused
+    found = [number in fused for number in range(3)]
     assert found == [family in WRITTEN] * 3
 
 
@@ -102,7 +104,7 @@ def test_merged_adapters_are_the_adapters(family: str) -> None:
     rows = tiny_rows(family, SLOTS * ROWS)
     bank = random_bank(base)
     merged = {
-        (t.layer, t.path): base.merged(t, *bank.pairs[t.layer, t.path], bank.scale).detach()
+        (t.layer, t.path): merge(base.layers, t, *bank.pairs[t.layer, t.path], bank.scale).detach()
         for t in base.targets
         if t.layer > 0
     }
@@ -141,7 +143,7 @@ def test_a_layer_that_computes_something_else_keeps_its_own_code(
 
     monkeypatch.setattr(hf.models.vit.modeling_vit, "ViTLayer", Other)
     base = tiny_base("vit")
-    assert base._fused == [None] * 3
+    assert not any(number in base.fused for number in range(3))
     rows = tiny_rows("vit", 3)
     assert torch.isfinite(base.features(base.start(rows), 0, rows.mask)).all()
 
@@ -151,9 +153,9 @@ def test_a_copy_of_a_weight_that_was_written_to_is_found() -> None:
     rows = tiny_rows("vit", 2)
     base.features(base.start(rows), 0, rows.mask)
     base.check_frozen(whole=True)
-    layer = base._fused[1]
-    assert layer is not None and layer.products[0]._turned is not None
-    layer.products[0]._turned[0, 0] += 1
+    layer = base.fused._layers[1]
+    assert layer is not None and layer.linears[0]._transposed is not None
+    layer.linears[0]._transposed[0, 0] += 1
     with pytest.raises(IntegrityError, match="copy"):
         base.check_frozen(whole=True)
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from s3t.config import MADE_BASES, Config
 from s3t.errors import InputError
+from s3t.model.built import byte_tokenizer
 from s3t.model.inputs.encoders import ImageEncoder, TextEncoder
 from s3t.model.loading import build_base, load_model, save_model
-from s3t.model.made import byte_tokenizer
 from s3t.store import tensors_digest
 
 TASKS = {"make:vit": "image-classification", "make:gpt2": "causal-lm", "make:llama": "causal-lm"}

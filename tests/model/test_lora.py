@@ -10,7 +10,14 @@ from peft import LoraConfig, get_peft_model
 from torch import Generator, Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from s3t.model.adapters.lora import Bank, StackedLinear, Target, adapted, find_targets, wrap_targets
+from s3t.model.adapters.lora import (
+    Bank,
+    LoraTarget,
+    StackedLinear,
+    adapted,
+    find_targets,
+    wrap_targets,
+)
 
 INPUTS, OUTPUTS, RANK, ALPHA = 12, 20, 3, 6.0
 PLACE = (0, "map")
@@ -47,7 +54,7 @@ def bank(a: Tensor, b: Tensor, dropout: float = 0.0, seeds: tuple[int, ...] = ()
 
 
 def stacked(conv: bool) -> StackedLinear:
-    return StackedLinear(net(conv).map, Target(0, "map", INPUTS, OUTPUTS))
+    return StackedLinear(net(conv).map, LoraTarget(0, "map", INPUTS, OUTPUTS))
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5])
@@ -192,7 +199,7 @@ def test_wrapping_replaces_exactly_the_targets() -> None:
 
 
 def test_names_sort_by_layer() -> None:
-    targets = [Target(layer, "q", 1, 1) for layer in (0, 2, 10, 100)]
+    targets = [LoraTarget(layer, "q", 1, 1) for layer in (0, 2, 10, 100)]
     assert [t.a for t in targets] == sorted(t.a for t in targets)
     assert targets[1].a == "layers.002.q.lora_A"
     assert targets[1].b == "layers.002.q.lora_B"

@@ -13,8 +13,8 @@ from s3t.config import Config, load_config
 from s3t.errors import ConfigError, InputError, IntegrityError
 from s3t.model import loading
 from s3t.model.base import Base
+from s3t.model.built import byte_tokenizer
 from s3t.model.loading import build_base, load_model
-from s3t.model.made import byte_tokenizer
 from s3t.model.quantized import QuantizedLinear
 from s3t.run import RunDir
 from s3t.service import S3T
@@ -83,7 +83,7 @@ def test_a_quantized_base_is_nearly_the_base(folders: dict[str, str], family: st
     assert 0 < far["8bit"] < 0.03 < far["4bit"] < 0.4
     assert [t.outputs for t in bases["4bit"].targets] == [t.outputs for t in bases[None].targets]
     sizes = {
-        bits: sum(t.nbytes for name, t in base.state.items() if "embed" not in name)
+        bits: sum(t.nbytes for name, t in base.weights.tensors.items() if "embed" not in name)
         for bits, base in bases.items()
     }
     assert sizes["4bit"] < sizes["8bit"] < sizes[None]
@@ -129,7 +129,7 @@ def test_what_is_packed_is_proved(folders: dict[str, str], bits: str) -> None:
     base = built("llama", folders["llama"], bits)
     before = base.fingerprint
     for ending in ("q_proj.weight", "scales" if bits == "8bit" else "q_proj.absmax"):
-        tensor = next(t for name, t in base.state.items() if name.endswith(ending))
+        tensor = next(t for name, t in base.weights.tensors.items() if name.endswith(ending))
         tensor.data.view(-1)[0] += 1
         with pytest.raises(IntegrityError, match="bytes differ"):
             base.check_frozen(whole=True)

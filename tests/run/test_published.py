@@ -22,7 +22,7 @@ from s3t.errors import InputError, IntegrityError, UnavailableError
 from s3t.run import RunDir
 from s3t.run.purge import purge
 from s3t.service import S3T
-from s3t.store import Depot
+from s3t.store import open_depot
 from s3t.training.prepare.prepare import open_material
 from s3t.training.prepare.replan import Renewal
 from s3t.training.rank import MACHINE, MACHINES, Place
@@ -138,7 +138,7 @@ def test_an_older_copy_that_deletes_the_same_person_last_is_found_out(
 
 
 def test_plans_that_were_replaced_leave_the_store(config: Config) -> None:
-    plans, before = Depot(config.store.url or "").under("run/plans"), set[str]()
+    plans, before = open_depot(config.store.url or "").under("run/plans"), set[str]()
     for person in ("p03", "p05"):
         with S3T.load(config.run_dir) as service:
             service.deactivate(subjects=[person])
@@ -322,7 +322,7 @@ def test_an_older_copy_of_the_ledger_is_refused(config: Config, tmp_path: Path) 
 
 
 def test_a_store_of_no_known_ledger_is_refused(config: Config, make: Make) -> None:
-    Depot("memory://bucket/run").remove("run/ledger.json")
+    open_depot("memory://bucket/run").remove("run/ledger.json")
     for run in (config, make("other", store=STORE)):
         with pytest.raises(InputError, match="keeps the nodes of another run"):
             train(run)

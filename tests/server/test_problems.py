@@ -27,7 +27,7 @@ from s3t.errors import IntegrityError, S3TError, UnavailableError, unavailable
 from s3t.ledger.database import backend
 from s3t.run import RunDir
 from s3t.server.logs import FailureLog
-from s3t.store.depot import Depot
+from s3t.store.depot import open_depot
 from tests.conftest import ROOT, Run
 from tests.server.test_predict import refused
 from tests.support.fake import Model, served
@@ -361,7 +361,7 @@ def test_a_bucket_that_refuses_is_denied_not_damaged(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     with refusing_s3() as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        depot = Depot("s3://bucket/run")
+        depot = open_depot("s3://bucket/run")
         for ask in (
             lambda: depot.get("a"),
             lambda: depot.put("a", b"b"),
@@ -386,12 +386,12 @@ def test_a_bucket_that_refuses_is_denied_not_damaged(monkeypatch: pytest.MonkeyP
 def test_what_a_store_raises_has_its_code(
     monkeypatch: pytest.MonkeyPatch, raised: Exception, code: str
 ) -> None:
-    depot = Depot("memory://causes")
+    depot = open_depot("memory://causes")
 
     def fail(*_: Any, **__: Any) -> None:
         raise raised
 
-    monkeypatch.setattr(depot._files, "cat_file", fail)
+    monkeypatch.setattr(depot.backend.files, "cat_file", fail)
     with pytest.raises(UnavailableError) as caught:
         depot.get("a")
     assert caught.value.code == code and caught.value.exit_code == 5

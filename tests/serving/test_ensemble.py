@@ -382,14 +382,14 @@ def test_the_next_view_stacks_only_what_has_changed() -> None:
     after = [*members[:2], Member(2, 2, shorter, 5)]
     second = Ensemble(base, after, SCALE, "mean-probabilities", "uniform", before=first)
     for layer in range(DEPTH):
-        for path, one in second._branches._maps[layer].items():
-            before = first._branches._maps[layer][path]
+        for path, one in second._stack._maps[layer].items():
+            before = first._stack._maps[layer][path]
             assert (one is before) == (layer >= 2)
             assert len(one.a) == (3 if layer >= 2 else 2)
     found = second.probabilities(rows)
     assert torch.equal(found, gather(base, after).probabilities(rows))
     same = Ensemble(base, after, SCALE, "mean-probabilities", "uniform", before=second)
-    assert same._branches._maps == second._branches._maps
+    assert same._stack._maps == second._stack._maps
 
 
 def test_tensors_that_are_equal_but_not_the_same_are_not_taken_over() -> None:
@@ -403,10 +403,10 @@ def test_tensors_that_are_equal_but_not_the_same_are_not_taken_over() -> None:
     ]
     for after in (copied, [members[0]], [members[1]]):
         second = Ensemble(base, after, SCALE, "vote", "uniform", before=first)
-        kept = {id(one) for maps in first._branches._maps for one in maps.values()}
-        found = {id(one) for maps in second._branches._maps for one in maps.values()}
+        kept = {id(one) for maps in first._stack._maps for one in maps.values()}
+        found = {id(one) for maps in second._stack._maps for one in maps.values()}
         # layer 0 is the first member's alone in both
-        assert len(kept & found) == (len(second._branches._maps[0]) if after == members[:1] else 0)
+        assert len(kept & found) == (len(second._stack._maps[0]) if after == members[:1] else 0)
     assert turned.shards == first.shards
 
 
@@ -416,7 +416,7 @@ def test_nothing_of_the_view_before_stays() -> None:
     first = gather(base, members)
     first.probabilities(rows)
     gone = [weakref.ref(members[1].tensors[name]) for name in members[1].tensors]
-    stacks = [weakref.ref(one) for maps in first._branches._maps for one in maps.values()]
+    stacks = [weakref.ref(one) for maps in first._stack._maps for one in maps.values()]
     del members[1]
     second = Ensemble(base, members, SCALE, "mean-probabilities", "uniform", before=first)
     del first
@@ -439,8 +439,8 @@ def test_merged_or_beside_the_base_the_answer_is_the_same(
         for m in members
     ]
     beside, merged = gather(base, members), gather(base, members)
-    assert not any(one.merges for maps in beside._branches._maps for one in maps.values())
-    for maps in merged._branches._maps:
+    assert not any(one.merges for maps in beside._stack._maps for one in maps.values())
+    for maps in merged._stack._maps:
         for one in maps.values():
             one.merges = True
     answers = [ensemble.probabilities(rows) for ensemble in (beside, merged)]

@@ -21,8 +21,8 @@ from s3t.model.base import Base
 from s3t.model.inputs.encoders import Encoded
 from s3t.model.prototypes import Prototypes
 from s3t.serving.ensemble.ensemble import Ensemble, Member
-from s3t.serving.generation.completion import Writer, _cut
-from s3t.serving.generation.kv_steps import find_steps
+from s3t.serving.generation.completion import TextGenerator, _warped
+from s3t.serving.generation.kv_steps import find_kv_steps
 from s3t.types import Draw
 from tests.serving.test_routing import prototypes_near
 from tests.support.tiny import (
@@ -72,7 +72,7 @@ def padded(rows: Sequence[Sequence[int]]) -> Encoded:
 
 
 def begun(ensemble: Ensemble, rows: Sequence[Sequence[int]], room: int) -> Any:
-    steps, lengths = find_steps(ensemble._base), torch.tensor([len(row) for row in rows])
+    steps, lengths = find_kv_steps(ensemble._base), torch.tensor([len(row) for row in rows])
     return ensemble.decoding(steps, padded(rows), lengths, room)
 
 
@@ -141,7 +141,7 @@ def test_weights_merged_for_many_rows_agree_as_well() -> None:
 def test_half_precision() -> None:
     model = tiny_model("llama", DEPTH, language_model=True).to(torch.bfloat16)
     base = Base(model, language_model=True, length=LENGTH)
-    assert find_steps(base) is not None
+    assert find_kv_steps(base) is not None
     ensemble = gather(base)
     rows = prompts(3)
     decoding = begun(ensemble, rows, 4)
@@ -179,7 +179,7 @@ def test_the_trunk_is_kept_once() -> None:
 
 def test_rows_at_once_are_those_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     ensemble = gather(tiny_base("gpt2", DEPTH, language_model=True, length=LENGTH))
-    steps = find_steps(ensemble._base)
+    steps = find_kv_steps(ensemble._base)
     decoding = begun(ensemble, prompts(1), 5)
     assert decoding is not None
     monkeypatch.setattr("s3t.serving.ensemble.ensemble._KEPT_BYTES", 3 * decoding.nbytes)
@@ -211,9 +211,9 @@ def test_layers_that_do_not_take_what_is_kept_are_run_whole(change: Any) -> None
     model = tiny_model("llama", DEPTH, language_model=True)
     change(model.model.layers[1])
     base = Base(model, language_model=True, length=LENGTH)
-    assert find_steps(base) is None
+    assert find_kv_steps(base) is None
     ensemble = gather(base)
-    assert ensemble.rows_at_once(find_steps(base), 10) is None
+    assert ensemble.rows_at_once(find_kv_steps(base), 10) is None
     assert begun(ensemble, prompts(2), 3) is None
 
 
@@ -233,14 +233,14 @@ def test_positions_that_depend_on_the_length_of_the_text() -> None:
         rope_parameters=scaling,
     )  # fmt: skip
     model = from_config(config, language_model=True)
-    assert find_steps(Base(model, language_model=True, length=LENGTH)) is None
+    assert find_kv_steps(Base(model, language_model=True, length=LENGTH)) is None
     short = from_config(config, language_model=True)
-    assert find_steps(Base(short, language_model=True, length=16)) is not None
+    assert find_kv_steps(Base(short, language_model=True, length=16)) is not None
 
 
 def test_encoders_have_no_steps() -> None:
-    assert find_steps(tiny_base("bert")) is None
-    assert find_steps(tiny_base("vit")) is None
+    assert find_kv_steps(tiny_base("bert")) is None
+    assert find_kv_steps(tiny_base("vit")) is None
 
 
 # ── whole runs ───────────────────────────────────────────────────────────────────────────────
@@ -266,7 +266,7 @@ def test_the_tokens_are_those_of_whole_texts(texts: S3T, draw: Any, monkeypatch:
     whole = partial(texts.generate, PROMPTS, max_new_tokens=12, **draw)
     pieces = partial(texts.stream, PROMPTS[0], max_new_tokens=12, **draw)
     found, streamed = whole(), [piece.text for piece in pieces()]
-    monkeypatch.setattr(texts.serving._answering.writer, "_steps", None)
+    monkeypatch.setattr(texts.serving.model().text_generator, "_steps", None)
     assert (whole(), [piece.text for piece in pieces()]) == (found, streamed)
 
 
@@ -293,9 +293,12 @@ def test_draws_are_cut_to_the_likeliest(texts: S3T) -> None:
     assert drawn(top_k=1) == drawn(top_p=1e-9) == {greedy.completion}
     assert len(drawn(top_k=3)) <= 3
     chances = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.1, 0.2, 0.3, 0.4]])
-    cut = _cut(chances, Draw(top_p=0.75))
-    assert torch.equal(cut > 0, torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1]]).bool())
-    assert torch.equal(_cut(chances, Draw(top_k=2)) > 0, chances >= chances.topk(2).values[:, -1:])
+
+    def cut(**how: Any) -> torch.Tensor:
+        return _warped(chances.log(), Draw(temperature=1.0, **how)) > -torch.inf
+
+    assert torch.equal(cut(top_p=0.75), torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1]]).bool())
+    assert torch.equal(cut(top_k=2), chances >= chances.topk(2).values[:, -1:])
     with pytest.raises(InputError, match="top_p 0 over 0"):
         texts.generate(["x"], top_p=0)
 
@@ -325,10 +328,10 @@ def test_a_deletion_takes_what_is_kept_of_a_text_that_waits(texts: S3T) -> None:
     view = next(pieces).view
     ensemble = served(texts)
     (kept,) = ensemble.texts.values()
-    tensors = [one for pair in kept._past._kept if pair is not None for one in pair]
-    branches = [one for maps in ensemble._branches._maps for one in maps.values()]
-    gone = [weakref.ref(one) for one in (ensemble, kept, kept._past, *tensors, *branches)]
-    del ensemble, kept, tensors, branches
+    tensors = [one for pair in kept._cache._kept if pair is not None for one in pair]
+    stacked = [one for maps in ensemble._stack._maps for one in maps.values()]
+    gone = [weakref.ref(one) for one in (ensemble, kept, kept._cache, *tensors, *stacked)]
+    del ensemble, kept, tensors, stacked
     gc.disable()
     try:
         texts.deactivate(["t05"])
@@ -355,9 +358,9 @@ def test_after_a_deletion_each_token_is_from_what_lives(
     texts: S3T, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[int] = []
-    plain = Writer._next
+    plain = TextGenerator._next
 
-    def checked(self: Writer, ensemble: Ensemble, text: Any, *how: Any) -> list[int]:
+    def checked(self: TextGenerator, ensemble: Ensemble, text: Any, *how: Any) -> list[int]:
         rows = [list(row) for row in text.rows]
         tokens = plain(self, ensemble, text, *how)
         assert ensemble is served(texts)
@@ -365,7 +368,7 @@ def test_after_a_deletion_each_token_is_from_what_lives(
         begun.append(len(ensemble.texts))
         return tokens
 
-    monkeypatch.setattr(Writer, "_next", checked)
+    monkeypatch.setattr(TextGenerator, "_next", checked)
     pieces = texts.stream("private line", max_new_tokens=8)
     views = [next(pieces).view, next(pieces).view]
     texts.deactivate(["t05"])

@@ -21,7 +21,7 @@ from s3t.errors import UnavailableError
 from s3t.run import RunDir
 from s3t.run.purge import purge
 from s3t.service import S3T
-from s3t.serving.generation.completion import Completion, Writer
+from s3t.serving.generation.completion import Completion, TextGenerator
 from s3t.serving.readers import Readers
 from tests.conftest import Run
 from tests.support.small_runs import start, wait_until
@@ -31,11 +31,11 @@ PATIENCE = 60.0
 
 _READER = """
 import sys
-from s3t.serving.predictor import Answering
+from s3t.serving.predictor import Predictor
 from s3t.service import S3T
 
 run, what = sys.argv[1:]
-plain = Answering.predictions
+plain = Predictor.predictions
 
 def slowly(model, ensemble, rows, view):
     print("computes on", view, flush=True)
@@ -50,7 +50,7 @@ if what == "hold":
         print("holds", good, flush=True)
         sys.stdin.readline()
 else:
-    Answering.predictions = slowly
+    Predictor.predictions = slowly
     found = model.predict(["person 3 says 24"])
     print("answered", found[0].view, flush=True)
 """
@@ -233,7 +233,7 @@ def test_a_text_under_way_is_given_up_for_a_deletion_elsewhere(
     text_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The deletion waits for a token, not for the text."""
-    plain, views, threads = Writer.completions, [], []
+    plain, views, threads = TextGenerator.completions, [], []
 
     def completions(*arguments: Any) -> list[Completion]:
         *rest, view, spoilt = arguments
@@ -252,7 +252,7 @@ def test_a_text_under_way_is_given_up_for_a_deletion_elsewhere(
     def delete() -> None:
         other.deactivate(subjects=["p00", "p01", "p02", "p03"])
 
-    monkeypatch.setattr(Writer, "completions", completions)
+    monkeypatch.setattr(TextGenerator, "completions", completions)
     with S3T.load(text_run) as service, S3T.load(text_run) as other:
         (found,) = service.generate(["private"], max_new_tokens=12)
         threads[0].join(PATIENCE)

@@ -387,11 +387,11 @@ class TestStreams:
         self, texts: S3T, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A text on a view that is hit is begun anew at its next token."""
-        from s3t.serving.generation.completion import Writer
+        from s3t.serving.generation.completion import TextGenerator
 
-        seen, original = [], Writer._next
+        seen, original = [], TextGenerator._next
 
-        def watched(self: Writer, *arguments: Any) -> Any:
+        def watched(self: TextGenerator, *arguments: Any) -> Any:
             seen.append(texts.serving._views.current.view)  # type: ignore[union-attr]
             if len(seen) == 3:
                 deleting.start()
@@ -399,7 +399,7 @@ class TestStreams:
             return original(self, *arguments)
 
         deleting = threading.Thread(target=texts.deactivate, args=(["t05"],))
-        monkeypatch.setattr(Writer, "_next", watched)
+        monkeypatch.setattr(TextGenerator, "_next", watched)
         found = texts.generate(["private line"], max_new_tokens=6)[0]
         deleting.join(5)
         assert found.view == 1 and seen[:4] == [0, 0, 0, 1] and len(seen) <= 3 + 6

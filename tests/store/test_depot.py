@@ -16,7 +16,7 @@ from s3t.audit.audit import audit
 from s3t.errors import UnavailableError
 from s3t.run import RunDir
 from s3t.run.purge import purge
-from s3t.store import Depot, NodeStore
+from s3t.store import Depot, NodeStore, open_depot
 from s3t.store.nodes import STALE
 from s3t.training.work.train import train
 from tests.support.small_nodes import META, OTHER, TENSORS
@@ -28,7 +28,7 @@ NAME = f"{META.key}.safetensors"
 @pytest.fixture(params=["memory", "file"])
 def depot(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Depot]:
     MemoryFileSystem.store.clear()
-    yield Depot("memory://depot" if request.param == "memory" else str(tmp_path / "depot"))
+    yield open_depot("memory://depot" if request.param == "memory" else str(tmp_path / "depot"))
     MemoryFileSystem.store.clear()
 
 
@@ -44,8 +44,8 @@ def test_puts_that_meet_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None
         def __init__(self) -> None:
             self.response = {"Error": {"Code": "ConditionalRequestConflict"}}
 
-    depot, tries = Depot("memory://meeting"), []
-    put = depot._files.pipe_file
+    depot, tries = open_depot("memory://meeting"), []
+    put = depot.backend.files.pipe_file
 
     def meeting(at: str, content: bytes, mode: str) -> None:
         tries.append(at)
@@ -53,19 +53,78 @@ def test_puts_that_meet_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None
             raise OSError("conflict") from Refused()
         put(at, content, mode=mode)
 
-    monkeypatch.setattr(depot._files, "pipe_file", meeting)
+    monkeypatch.setattr(depot.backend.files, "pipe_file", meeting)
     assert depot.create("a", b"ours") and len(tries) == 3
 
     def refused(at: str, content: bytes, mode: str) -> None:
         raise OSError("conflict") from Refused()
 
-    monkeypatch.setattr(depot._files, "pipe_file", refused)
+    monkeypatch.setattr(depot.backend.files, "pipe_file", refused)
     with pytest.raises(UnavailableError, match="cannot be reached"):
         depot.create("b", b"ours")
 
 
+class Box:
+    """A backend with the methods of ``StoreBackend`` and no others: files in a dict."""
+
+    folder, tells_versions = None, True
+
+    def __init__(self, url: str) -> None:
+        self.files: dict[str, bytes] = {}
+
+    def has(self, path: str) -> bool:
+        return path in self.files
+
+    def names(self, path: str) -> list[str]:
+        start = f"{path}/" if path else ""
+        below = [one.removeprefix(start) for one in self.files if one.startswith(start)]
+        return [name for name in below if "/" not in name]
+
+    def get(self, path: str, first: int | None) -> bytes:
+        if path not in self.files:
+            raise FileNotFoundError(path)
+        return self.files[path][:first]
+
+    def put(self, path: str, content: bytes) -> None:
+        self.files[path] = content
+
+    def create(self, path: str, content: bytes) -> None:
+        if path in self.files:
+            raise FileExistsError(path)
+        self.files[path] = content
+
+    def remove(self, path: str) -> None:
+        if self.files.pop(path, None) is None:
+            raise FileNotFoundError(path)
+
+    def settle(self, path: str) -> None:
+        """Nothing."""
+
+    def versions(self, path: str) -> dict[str, list[str]] | None:
+        return {}
+
+    def remove_version(self, path: str, version: str) -> None:
+        raise FileNotFoundError(path)
+
+
+def test_another_backend_is_one_row_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s3t.store.backend._BACKENDS", {"box": Box})
+    depot = open_depot("box://here")
+    store = NodeStore(tmp_path / "nodes", depot)
+    store.write(META, TENSORS)
+    store.path(META.key).unlink()
+    assert store.keys() == {META.key} and store.read(META.key)[0].key == META.key
+    claims = depot.under("work/claims")
+    assert claims.create("a", b"one") and not claims.create("a", b"two")
+    assert claims.names() == ["a"] and claims.where("a") == "box://here/work/claims/a"
+    assert store.remove([META.key]).files[-1] == f"box://here/{NAME}"
+    assert not store.keys() and not store.versions() and claims.get("a") == b"one"
+
+
 def test_half_written_files_are_swept_in_every_folder(tmp_path: Path) -> None:
-    store = NodeStore(tmp_path / "nodes", Depot(str(tmp_path / "depot")))
+    store = NodeStore(tmp_path / "nodes", open_depot(str(tmp_path / "depot")))
     half = [
         tmp_path / folder / f".{name}.1.aa.tmp"
         for folder, name in (
@@ -123,7 +182,7 @@ def versions(client: Any, name: str = NAME) -> int:
 
 @pytest.mark.slow
 def test_older_versions_go_with_a_node(bucket: Any, tmp_path: Path) -> None:
-    store = NodeStore(tmp_path / "nodes", Depot("s3://bucket/run"))
+    store = NodeStore(tmp_path / "nodes", open_depot("s3://bucket/run"))
     for meta in (META, META, OTHER, OTHER):
         store.write(meta, TENSORS)
     assert versions(bucket) == 2 and store.versions() == {META.key, OTHER.key}
@@ -143,11 +202,11 @@ def test_older_versions_go_with_a_node(bucket: Any, tmp_path: Path) -> None:
 def test_versions_that_a_store_holds_are_told(
     bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = NodeStore(tmp_path / "nodes", Depot("s3://bucket/run"))
+    store = NodeStore(tmp_path / "nodes", open_depot("s3://bucket/run"))
     store.write(META, TENSORS)
     depot = store.depot
     assert depot is not None
-    call = depot._files.call_s3
+    call = depot.backend.files.call_s3
 
     def locked(method: str, **words: Any) -> Any:
         if method == "delete_object" and "VersionId" in words:
@@ -155,14 +214,14 @@ def test_versions_that_a_store_holds_are_told(
         return call(method, **words)
 
     with monkeypatch.context() as held:
-        held.setattr(depot._files, "call_s3", locked)
+        held.setattr(depot.backend.files, "call_s3", locked)
         assert "object lock" in store.remove([META.key]).left[META.key]
 
     def hidden(method: str, **words: Any) -> Any:
         raise PermissionError("Access Denied")
 
     with monkeypatch.context() as held:
-        held.setattr(depot._files, "call_s3", hidden)
+        held.setattr(depot.backend.files, "call_s3", hidden)
         assert store.versions() is None
     assert store.versions() == {META.key}
     assert not store.remove([META.key]).left and not store.versions()

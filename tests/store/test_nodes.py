@@ -19,7 +19,7 @@ from torch import Tensor
 
 from s3t.errors import DamagedNodeError, InputError, IntegrityError, S3TError
 from s3t.plan.lineage import node_key
-from s3t.store import Depot, NodeStore, tensors_digest, write_durably
+from s3t.store import Depot, NodeStore, open_depot, tensors_digest, write_durably
 from s3t.types import Digest, digest
 from tests.support.small_nodes import BASE, ENVIRONMENT, META, RECIPE, TENSORS, meta_of
 
@@ -362,7 +362,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def far(url: str, tmp_path: Path) -> NodeStore:
-    store = NodeStore(tmp_path / "copies", Depot(url))
+    store = NodeStore(tmp_path / "copies", open_depot(url))
     store.write(META, TENSORS)
     return store
 
@@ -381,7 +381,7 @@ def test_at_a_url_lie_the_bytes_of_a_file(far: NodeStore, written: NodeStore, ur
 
 
 def test_another_machine_reads_proves_and_copies(far: NodeStore, url: str, tmp_path: Path) -> None:
-    other = NodeStore(tmp_path / "other", Depot(url))
+    other = NodeStore(tmp_path / "other", open_depot(url))
     assert other.keys() == {META.key} and other.has(META.key)
     assert other.meta(META.key) == far.meta(META.key)
     assert not other.path(META.key).exists(), "metadata alone are no reason to copy"
@@ -411,7 +411,7 @@ def test_damage_at_the_url_is_an_error_that_names_it(
     name = f"{META.key}.safetensors"
     sound = depot_of(far).get(name)
     depot_of(far).put(name, sound[:-1] + bytes([sound[-1] ^ 1]))
-    other = NodeStore(tmp_path / "other", Depot(url))
+    other = NodeStore(tmp_path / "other", open_depot(url))
     with pytest.raises(DamagedNodeError, match=f"digest does not match .*{url}/{name}"):
         other.read(META.key)
     assert not other.path(META.key).exists(), "what is not sound is not kept"
@@ -438,7 +438,7 @@ def test_a_url_that_fails_is_no_damage(far: NodeStore, monkeypatch: pytest.Monke
     def broken(*args: object, **kwargs: object) -> bytes:
         raise OSError("the line is cut")
 
-    monkeypatch.setattr(type(depot_of(far)._files), "cat_file", broken)
+    monkeypatch.setattr(type(depot_of(far).backend), "get", broken)
     far.path(META.key).unlink()
     for read in (far.read, far.meta):
         with pytest.raises(S3TError, match=r"cannot be reached .*the line is cut") as caught:
@@ -447,7 +447,7 @@ def test_a_url_that_fails_is_no_damage(far: NodeStore, monkeypatch: pytest.Monke
 
 
 def test_a_name_is_created_once(url: str) -> None:
-    depot = Depot(url).under("work")
+    depot = open_depot(url).under("work")
     assert depot.create("claims/a", b"one") and not depot.create("claims/a", b"two")
     assert depot.get("claims/a") == b"one"
     depot.put("claims/a", b"three")
@@ -459,7 +459,7 @@ def test_a_name_is_created_once(url: str) -> None:
 
 
 def test_a_put_that_fails_leaves_what_was_there(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    depot = Depot(url)
+    depot = open_depot(url)
     depot.put("name", b"before")
     if depot.folder is None:
         pytest.skip("an object is put whole by its store")
@@ -477,8 +477,8 @@ def test_where_objects_appear_in_parts_they_are_moved_into_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As sftp or hdfs, which s3t knows nothing of."""
-    depot = Depot("memory://slow/run")
-    depot._whole = False
+    depot = open_depot("memory://slow/run")
+    depot.backend.whole = False
     put, seen = MemoryFileSystem.pipe_file, []
 
     def pipe_file(self: MemoryFileSystem, path: str, value: bytes, **words: object) -> None:
@@ -495,7 +495,7 @@ def test_where_objects_appear_in_parts_they_are_moved_into_place(
 @pytest.mark.parametrize("bad", ["nowhere://bucket/run", "s3n//x://y"])
 def test_a_url_that_nothing_understands_is_bad_input(bad: str) -> None:
     with pytest.raises(InputError, match=r"store\.url .* cannot be used"):
-        Depot(bad)
+        open_depot(bad)
 
 
 def test_half_written_files_of_others_are_left_alone(written: NodeStore) -> None:

@@ -11,7 +11,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from s3t.errors import DamagedNodeError, IntegrityError, S3TError
-from s3t.store import Depot, FileKeyRing, NodeStore, Removal
+from s3t.store import Depot, FileKeyRing, NodeStore, Removal, open_depot
 from tests.support.small_nodes import META, OTHER, TENSORS, meta_of, sealed_store
 
 DEAD, ALIVE, NEVER = META, OTHER, meta_of("never trained")
@@ -30,7 +30,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Depot | No
     MemoryFileSystem.pseudo_dirs[:] = [""]
     urls = {"here": None, "memory": "memory://bucket/run", "file": f"file://{tmp_path}/shared"}
     url = urls[request.param]
-    yield None if url is None else Depot(url)
+    yield None if url is None else open_depot(url)
     MemoryFileSystem.store.clear()
 
 
@@ -75,7 +75,7 @@ def test_it_removes_those_named_here_and_at_the_url(
 
 
 def test_a_store_that_holds_nothing_stays_as_it_is(tmp_path: Path) -> None:
-    store = NodeStore(tmp_path / "nodes", Depot(str(tmp_path / "shared")))
+    store = NodeStore(tmp_path / "nodes", open_depot(str(tmp_path / "shared")))
     assert store.remove([DEAD.key]) == Removal((), frozenset())
     assert store.strays() == []
     assert list(tmp_path.iterdir()) == []
@@ -102,8 +102,8 @@ def test_a_restored_backup_of_dead_nodes_cannot_be_opened(
 
 def test_copies_of_another_machine_cannot_be_opened(tmp_path: Path, ring: Path) -> None:
     url = str(tmp_path / "shared")
-    store = filled(sealed_store(tmp_path / "nodes", ring, Depot(url)))
-    other = sealed_store(tmp_path / "machine", ring, Depot(url))
+    store = filled(sealed_store(tmp_path / "nodes", ring, open_depot(url)))
+    other = sealed_store(tmp_path / "machine", ring, open_depot(url))
     for meta in (DEAD, ALIVE):
         other.read(meta.key)
     store.remove([DEAD.key])
@@ -174,7 +174,7 @@ def test_a_killed_removal_is_finished_by_the_next(
     died = 0
     for steps in range(100):
         folder = tmp_path / str(steps)
-        depot = Depot(str(folder / "shared")) if shared else None
+        depot = open_depot(str(folder / "shared")) if shared else None
         ring = folder / "keys" / "run.keys"
         root = folder / "nodes"
         store = filled(sealed_store(root, ring, depot) if sealed else NodeStore(root, depot))
@@ -200,7 +200,7 @@ def test_a_killed_removal_is_finished_by_the_next(
 def test_data_keys_go_before_files_and_folders_are_synced(
     tmp_path: Path, ring: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = filled(sealed_store(tmp_path / "nodes", ring, Depot(str(tmp_path / "shared"))))
+    store = filled(sealed_store(tmp_path / "nodes", ring, open_depot(str(tmp_path / "shared"))))
     done: list[str] = []
     sync, replace, unlink, remove = os.fsync, os.replace, os.unlink, os.remove
 

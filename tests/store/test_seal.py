@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from torch import Tensor
 
 from s3t.errors import DamagedNodeError, IntegrityError
-from s3t.store import Depot, FileKeyRing, NodeStore, Sealer, tensors_digest
+from s3t.store import FileKeyRing, NodeStore, Sealer, open_depot, tensors_digest
 from s3t.types import NodeKey
 from tests.support.small_nodes import META, OTHER, TENSORS, meta_of, sealed_store
 
@@ -266,12 +266,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def test_the_url_and_the_copies_hold_sealed_bytes(
     url: str, tmp_path: Path, ring: Path, plain: NodeStore
 ) -> None:
-    depot, name = Depot(url), f"{META.key}.safetensors"
+    depot, name = open_depot(url), f"{META.key}.safetensors"
     store = sealed_store(tmp_path / "copies", ring, depot)
     store.write(META, TENSORS)
     assert depot.get(name) == store.path(META.key).read_bytes()
     assert depot.get(name)[:7] == b"S3TSEAL"
-    other = sealed_store(tmp_path / "machine", ring, Depot(url))
+    other = sealed_store(tmp_path / "machine", ring, open_depot(url))
     assert other.meta(META.key) == plain.meta(META.key) and not other.root.exists()
     assert other.content(META.key) == plain.content(META.key)
     other.read(META.key)
@@ -281,7 +281,7 @@ def test_the_url_and_the_copies_hold_sealed_bytes(
 def test_a_copy_that_is_damaged_or_plain_is_fetched_again(
     url: str, tmp_path: Path, ring: Path, plain: NodeStore
 ) -> None:
-    store = sealed_store(tmp_path / "copies", ring, Depot(url))
+    store = sealed_store(tmp_path / "copies", ring, open_depot(url))
     store.write(META, TENSORS)
     path = store.path(META.key)
     sealed = path.read_bytes()
@@ -293,8 +293,8 @@ def test_a_copy_that_is_damaged_or_plain_is_fetched_again(
 
 
 def test_what_is_plain_at_the_url_is_refused(url: str, tmp_path: Path, ring: Path) -> None:
-    NodeStore(tmp_path / "plain", Depot(url)).write(META, TENSORS)
-    store = sealed_store(tmp_path / "copies", ring, Depot(url))
+    NodeStore(tmp_path / "plain", open_depot(url)).write(META, TENSORS)
+    store = sealed_store(tmp_path / "copies", ring, open_depot(url))
     store.write(meta_of("three"), TENSORS)
     for read in (store.read, store.meta, store.content):
         with pytest.raises(DamagedNodeError, match=f"it is not sealed.*{url}"):

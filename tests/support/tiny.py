@@ -14,7 +14,7 @@ import transformers as hf
 from torch import Tensor
 
 from s3t.config import LoraConfig, StageConfig
-from s3t.model.adapters.lora import Bank, Target
+from s3t.model.adapters.lora import Bank, LoraTarget
 from s3t.model.base import Base
 from s3t.model.inputs.encoders import Encoded
 from s3t.serving.ensemble.members import Member
@@ -156,7 +156,7 @@ def real(rows: Encoded) -> Any:
 
 
 def random_adapter(
-    targets: list[Target], lowest: int = 0, rank: int = 4, seed: int = 0
+    targets: list[LoraTarget], lowest: int = 0, rank: int = 4, seed: int = 0
 ) -> dict[str, Tensor]:
     """Adapters of the layers from ``lowest`` up, none of them zero."""
     generator = torch.Generator().manual_seed(seed)
@@ -176,7 +176,7 @@ def random_head(hidden: int, seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-def bank_of(targets: list[Target], tensors: Mapping[str, Tensor], scale: float) -> Bank:
+def bank_of(targets: list[LoraTarget], tensors: Mapping[str, Tensor], scale: float) -> Bank:
     """One slot that carries ``tensors``."""
     pairs = {
         (target.layer, target.path): (tensors[target.a][None], tensors[target.b][None])

@@ -13,7 +13,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from s3t.errors import S3TError
-from s3t.store import Depot
+from s3t.store import Depot, open_depot
 from s3t.training.rank import MACHINE, MACHINES, Place, by_itself
 from s3t.training.work.claims import Alone, Leases
 from s3t.types import NodeKey
@@ -26,7 +26,7 @@ SHORT = 0.4
 @pytest.fixture(params=["memory", "file"])
 def depot(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Depot]:
     MemoryFileSystem.store.clear()
-    yield Depot("memory://claims" if request.param == "memory" else str(tmp_path / "claims"))
+    yield open_depot("memory://claims" if request.param == "memory" else str(tmp_path / "claims"))
     MemoryFileSystem.store.clear()
 
 

@@ -11,7 +11,7 @@ import transformers as hf
 
 from s3t.errors import InputError
 from s3t.model.base import Base
-from s3t.model.made import byte_tokenizer
+from s3t.model.built import byte_tokenizer
 from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.training.node.trainer import Trained

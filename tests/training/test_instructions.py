@@ -14,9 +14,9 @@ from s3t.audit.leakage.scores import answers_of, window_of
 from s3t.config import Config, anchored
 from s3t.data.conversations import Conversation
 from s3t.errors import DataError, InputError, IntegrityError
+from s3t.model.built import byte_tokenizer
 from s3t.model.inputs.chat import Chat
 from s3t.model.inputs.encoders import Encoded, TextEncoder
-from s3t.model.made import byte_tokenizer
 from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.serving.ensemble.ensemble import Ensemble, Member

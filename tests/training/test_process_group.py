@@ -254,13 +254,13 @@ group = Group(place, 2, torch.device("cpu"))
 rows = tiny_rows("llama", 4)
 base = tiny_base("llama", language_model=True)
 mask = base.attention(rows.mask)
-layers = [t for name, t in base.state.items() if ".layers." in name]
+layers = [t for name, t in base.weights.tensors.items() if ".layers." in name]
 with torch.no_grad():
     whole = base.run(base.start(rows), 0, 3, mask)
     before = sum(t.nbytes for t in layers)
-    base.spread(group.mesh)
+    base.fully_shard(group.mesh)
     found = base.run(base.start(rows), 0, 3, mask)
-here = [t.to_local() for name, t in base.state.items() if ".layers." in name]
+here = [t.to_local() for name, t in base.weights.tensors.items() if ".layers." in name]
 assert torch.equal(found, whole)
 assert len({t.untyped_storage().data_ptr() for t in here}) == len(here)
 share = sum(t.untyped_storage().nbytes() for t in here) / before

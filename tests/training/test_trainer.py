@@ -317,7 +317,7 @@ def test_a_tensor_that_stood_still_is_an_error() -> None:
 def test_a_written_base_is_an_error() -> None:
     trainer = tiny_trainer("vit")
     with torch.no_grad():
-        next(iter(trainer.base.state.values())).add_(1)
+        next(iter(trainer.base.weights.tensors.values())).add_(1)
     with pytest.raises(IntegrityError, match="frozen parameter"):
         trainer.train((1, 2), tiny_group(trainer, 2, (8,)))
 

@@ -126,7 +126,9 @@ def judge_blocks(evidence: RunEvidence, found: Findings) -> None:
                 f"{evidence.run.base_path if evidence.run.base_path.is_dir() else 'model.base'}"
             )
         else:
-            found.checked(f"{len(base.state)} frozen tensors are those of the plan's base")
+            found.checked(
+                f"{len(base.weights.tensors)} frozen tensors are those of the plan's base"
+            )
         rank = plan.recipe.get("lora", {}).get("rank")
         shapes = {t.a: (rank, t.inputs) for t in base.targets}
         shapes |= {t.b: (t.outputs, rank) for t in base.targets}

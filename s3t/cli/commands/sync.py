@@ -17,7 +17,7 @@ from s3t.cli.output import quiet
 from s3t.errors import InputError, S3TError
 
 if TYPE_CHECKING:
-    from s3t.export.sync import Forgotten, Sync, Told, Watching
+    from s3t.export.sync import EndedAdapter, Sync, Told, Watching
 
 __all__: list[str] = []
 
@@ -108,13 +108,13 @@ class _Told:
 
     def __call__(self, found: Told) -> None:
         """Print it, if it is worth a line."""
-        from s3t.export.sync import Forgotten, Sync, Watching
+        from s3t.export.sync import EndedAdapter, Sync, Watching
 
         if isinstance(found, S3TError):
             print(f"s3t: {found}", file=sys.stderr, flush=True)
         elif isinstance(found, Sync):
             self._sync(found)
-        elif isinstance(found, Forgotten):
+        elif isinstance(found, EndedAdapter):
             self._line(
                 "forgotten",
                 found,
@@ -139,7 +139,7 @@ class _Told:
         for line in _sync_lines(found):
             self._print(line)
 
-    def _line(self, event: str, found: Forgotten | Watching, words: str) -> None:
+    def _line(self, event: str, found: EndedAdapter | Watching, words: str) -> None:
         document = {"event": event, **asdict(found)}
         self._print(json.dumps(document, ensure_ascii=False) if self._as_json else words)
 

@@ -1,20 +1,24 @@
 """Engines that serve a run's adapters, kept to what the run serves: s3t sync.
 
-link (JSON over HTTP) ──► engine (vLLM's and SGLang's endpoints; metrics) ──► ending (what is dead)
-and probing (what lives) ──► sync (forget, export, load, probe, unload)
+http      JSON over HTTP                            ─┐
+metrics   what an engine's /metrics tell            ─┴─► engine    the endpoints of both engines
+ending    ends the use of dead adapters             ─┐
+probing   whether a living one answers as it should ─┼─► sync      forget, export, load, unload
+report    what a sync did                           ─┘
 """
 
 from __future__ import annotations
 
-from s3t.export.sync.ending import Forgotten
+from s3t.export.sync.ending import EndedAdapter
 from s3t.export.sync.engine import ServingEngine, connect
-from s3t.export.sync.http import EngineError, Link
-from s3t.export.sync.sync import Sync, Synchroniser, Told, Watching
+from s3t.export.sync.http import EngineClient, EngineError
+from s3t.export.sync.report import Sync, Told, Watching
+from s3t.export.sync.sync import Synchroniser
 
 __all__ = [
+    "EndedAdapter",
+    "EngineClient",
     "EngineError",
-    "Forgotten",
-    "Link",
     "ServingEngine",
     "Sync",
     "Synchroniser",

@@ -1,4 +1,4 @@
-"""The endpoints by which engines load and unload adapters while they serve.
+"""The endpoints by which engines list, load, unload and use adapters while they serve.
 
                  vLLM                                           SGLang
     list         GET  /v1/models                                the same
@@ -8,16 +8,15 @@
     ask          POST /v1/completions {model: its name}         POST /generate {lora_path: its name}
     under way    GET  /metrics                                  the same, if --enable-metrics
 
-Without a name both ask the base. vLLM loads and unloads only if VLLM_ALLOW_RUNTIME_LORA_UPDATING is
-set and one API server runs; SGLang needs --enable-lora, and for adapters it did not start with
---max-lora-rank and --lora-target-modules. Both answer 400 for a name that is loaded already, vLLM
-404 and SGLang 400 for one that is not there. Unloading waits in SGLang until answers under way with
-the adapter have ended; vLLM lets them end later, those in its queue too.
+Without a name both answer from the base. vLLM loads and unloads only if one API server runs and
+VLLM_ALLOW_RUNTIME_LORA_UPDATING is set; SGLang needs --enable-lora, and for adapters it did not
+start with --max-lora-rank and --lora-target-modules. Both answer 400 for a name that is loaded
+already; for one that is not there vLLM answers 404 and SGLang 400. SGLang's unload waits until
+answers with the adapter have ended; vLLM lets them end later, those in its queue too.
 
-Invariants: what is loaded is what the engine lists; no answer to a load or an unload is believed
-without looking at the list. What is under way is looked up after the engine has answered for its
-base twice, in a row, since then: its metrics are of its last step, and a request that was accepted
-before may not have been counted yet.
+Invariants: an adapter is loaded if the engine lists it; after every load and unload the list is
+read. Metrics are of an engine's last step and may miss a request that was accepted before, so they
+are read after the base has answered twice in a row.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from s3t.errors import S3TError, UnavailableError
-from s3t.export import engine_named
-from s3t.export.sync.http import EngineError, Link, Reply
-from s3t.export.sync.metrics import Sample, read_metrics, seen_at_work, under_way, written_at
+from s3t.export import engine_limits
+from s3t.export.sync.http import EngineClient, EngineError, Reply
+from s3t.export.sync.metrics import MetricSample, read_metrics, seen_at_work, under_way, written_at
 
-__all__ = ["Answered", "Served", "ServingEngine", "connect"]
+__all__ = ["EngineAnswer", "ListedModel", "ServingEngine", "connect"]
 
 Prompts = list[list[int]]
 """Token ids."""
@@ -40,11 +39,11 @@ Prompts = list[list[int]]
 _SHORT = [[1]]
 
 _REFUSED = (400, 404, 422)
-"""What engines answer for an adapter that they do not have; others say nothing of it."""
+"""Statuses with which engines refuse an adapter that they do not have."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class EngineAnswer:
     """The token that an engine took, and its log probability."""
 
     token: int
@@ -52,7 +51,7 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ListedModel:
     """A model that an engine lists: its name, and the path that it says it is from, if any."""
 
     name: str
@@ -72,7 +71,7 @@ class _Dialect(Protocol):
         """Route and body that ask an adapter, or the base, for one token after each prompt."""
         ...
 
-    def answers(self, body: Any) -> list[Answered]:
+    def answers(self, body: Any) -> list[EngineAnswer]:
         """What the engine's answer says, prompt by prompt."""
         ...
 
@@ -96,13 +95,13 @@ class _Vllm:
             "return_tokens_as_token_ids": True,
         }
 
-    def answers(self, body: Any) -> list[Answered]:
+    def answers(self, body: Any) -> list[EngineAnswer]:
         choices = sorted(body["choices"], key=lambda one: int(one["index"]))
         return [self._answer(one["logprobs"]) for one in choices]
 
-    def _answer(self, found: Any) -> Answered:
+    def _answer(self, found: Any) -> EngineAnswer:
         token = str(found["tokens"][0]).removeprefix("token_id:")
-        return Answered(int(token), float(found["token_logprobs"][0]))
+        return EngineAnswer(int(token), float(found["token_logprobs"][0]))
 
 
 class _Sglang:
@@ -120,45 +119,45 @@ class _Sglang:
             "return_logprob": True,
         }
 
-    def answers(self, body: Any) -> list[Answered]:
+    def answers(self, body: Any) -> list[EngineAnswer]:
         return [self._answer(one["meta_info"]["output_token_logprobs"][0]) for one in body]
 
-    def _answer(self, found: Any) -> Answered:
-        return Answered(int(found[1]), float(found[0]))
+    def _answer(self, found: Any) -> EngineAnswer:
+        return EngineAnswer(int(found[1]), float(found[0]))
 
 
 _DIALECTS: dict[str, _Dialect] = {"vllm": _Vllm(), "sglang": _Sglang()}
 
 
 class ServingEngine:
-    """An engine that serves adapters.
+    """One engine, by its endpoints.
 
     Args:
         target: ``vllm`` or ``sglang``.
-        link: to it.
+        client: of it.
     """
 
-    def __init__(self, target: str, link: Link) -> None:
-        self.target, self.link = target, link
+    def __init__(self, target: str, client: EngineClient) -> None:
+        self.target, self.client = target, client
         self._dialect = _DIALECTS[target]
         self._written = 0.0
 
     @property
     def url(self) -> str:
-        """Where it is."""
-        return self.link.url
+        """Its address."""
+        return self.client.url
 
-    def served(self, until: float = math.inf) -> list[Served]:
-        """All that it lists.
+    def listed(self, until: float = math.inf) -> list[ListedModel]:
+        """The models that it lists: its base, and all adapters that are loaded.
 
         Raises:
             UnavailableError: it cannot be reached.
             EngineError: it gives no list.
         """
-        reply = self.link.get("/v1/models", until)
+        reply = self.client.get("/v1/models", until)
         try:
             if reply.status == 200:
-                return [Served(str(one["id"]), one.get("root")) for one in reply.body["data"]]
+                return [ListedModel(str(one["id"]), one.get("root")) for one in reply.body["data"]]
         except (KeyError, TypeError, AttributeError):
             pass
         raise EngineError(f"{self.url} does not list its models", reply.status, reply.message)
@@ -171,8 +170,8 @@ class ServingEngine:
             EngineError: it refused, with its reason.
         """
         route = f"{self._dialect.prefix}/load_lora_adapter"
-        reply = self.link.post(route, {"lora_name": name, "lora_path": path})
-        if name not in {one.name for one in self.served()}:
+        reply = self.client.post(route, {"lora_name": name, "lora_path": path})
+        if name not in {one.name for one in self.listed()}:
             raise self._refused(f"{name} was not loaded", reply)
 
     def unload(self, name: str, until: float = math.inf) -> bool:
@@ -190,8 +189,8 @@ class ServingEngine:
             EngineError: it is still listed.
         """
         route = f"{self._dialect.prefix}/unload_lora_adapter"
-        reply = self.link.post(route, {"lora_name": name}, until)
-        if name in {one.name for one in self.served(until)}:
+        reply = self.client.post(route, {"lora_name": name}, until)
+        if name in {one.name for one in self.listed(until)}:
             raise self._refused(f"{name} was not unloaded", reply)
         return self._dialect.waits and reply.status == 200
 
@@ -202,7 +201,7 @@ class ServingEngine:
             UnavailableError: the engine cannot be reached.
             S3TError: it has answered, or it is not clear why it has not.
         """
-        reply = self.link.post(*self._dialect.question(name, _SHORT), until)
+        reply = self.client.post(*self._dialect.question(name, _SHORT), until)
         if reply.status == 200:
             raise S3TError(f"{name} ANSWERS, though it is not listed")
         if reply.status not in _REFUSED:
@@ -219,7 +218,7 @@ class ServingEngine:
             UnavailableError: the engine cannot be reached.
             EngineError: it does not answer.
         """
-        reply = self.link.post(*self._dialect.question(None, _SHORT), until)
+        reply = self.client.post(*self._dialect.question(None, _SHORT), until)
         if reply.status != 200:
             raise EngineError(what, reply.status, reply.message)
 
@@ -243,7 +242,7 @@ class ServingEngine:
         except S3TError as error:
             raise S3TError(f"{error}: {self._dialect.visible}") from None
 
-    def ask(self, name: str | None, prompts: list[list[int]]) -> list[Answered]:
+    def ask(self, name: str | None, prompts: list[list[int]]) -> list[EngineAnswer]:
         """The likeliest token after each of some prompts, under an adapter; None: the base alone.
 
         Raises:
@@ -252,7 +251,7 @@ class ServingEngine:
             S3TError: its answer cannot be understood.
         """
         route, body = self._dialect.question(name, prompts)
-        reply, called = self.link.post(route, body), name or "the base"
+        reply, called = self.client.post(route, body), name or "the base"
         if reply.status != 200:
             raise EngineError(f"{called} does not answer", reply.status, reply.message)
         try:
@@ -266,8 +265,8 @@ class ServingEngine:
             )
         return found
 
-    def _metrics(self, until: float) -> dict[str, list[Sample]]:
-        reply = self.link.get("/metrics", until)
+    def _metrics(self, until: float) -> dict[str, list[MetricSample]]:
+        reply = self.client.get("/metrics", until)
         if reply.status != 200 or not isinstance(reply.body, str):
             raise EngineError("it has no /metrics", reply.status, reply.message)
         return read_metrics(reply.body)
@@ -279,11 +278,11 @@ class ServingEngine:
         return EngineError(what, reply.status, words)
 
 
-def connect(target: str, link: Link) -> ServingEngine:
+def connect(target: str, client: EngineClient) -> ServingEngine:
     """An engine.
 
     Raises:
         InputError: a target that is not known.
     """
-    engine_named(target)
-    return ServingEngine(target, link)
+    engine_limits(target)
+    return ServingEngine(target, client)

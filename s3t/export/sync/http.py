@@ -1,8 +1,11 @@
-"""A line to an engine: JSON over HTTP, with a limit of time and a few tries.
+"""An HTTP client of an engine: JSON, with a limit of time and a few tries.
 
-Invariant: what could not be asked is one ``UnavailableError``, what was refused one ``EngineError``
-with the engine's own words; a key is sent in a header alone and is never part of a message.
-Redirects are not followed, so that the key goes where the user said.
+Invariant: a request that could not be made is an ``UnavailableError``; one that was refused is an
+``EngineError`` with the engine's own words. The key is sent in a header alone and never part of a
+message. Redirects are not followed and proxies not used, so that the key goes to the engine alone.
+
+Why the standard library: a deadline for all tries together, a limit of an answer's size and the
+wording of errors are needed with any client, and are most of this file.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from urllib.parse import urlsplit
 
 from s3t.errors import InputError, S3TError, UnavailableError
 
-__all__ = ["EngineError", "Link", "Reply"]
+__all__ = ["EngineClient", "EngineError", "Reply"]
 
 _PAUSE = 0.5
 """Seconds before the second try, doubled for each one after it."""
@@ -65,8 +68,8 @@ class Reply:
         return isinstance(self.body, dict) and self.body != {"detail": "Not Found"}
 
 
-class Link:
-    """Where an engine listens.
+class EngineClient:
+    """Makes requests of an engine.
 
     Args:
         url: ``http(s)://host[:port]``; a path before the engine's own routes is kept.
@@ -107,11 +110,19 @@ class Link:
             self._headers["Authorization"] = f"Bearer {key}"
 
     def get(self, path: str, until: float = math.inf) -> Reply:
-        """GET; no try waits past ``until`` (``time.monotonic``)."""
+        """GET.
+
+        Args:
+            path: of the route, such as ``/v1/models``.
+            until: when to give up (``time.monotonic``).
+
+        Raises:
+            UnavailableError: no try was answered, or all with "busy".
+        """
         return self._asked("GET", path, None, until)
 
     def post(self, path: str, body: dict[str, Any], until: float = math.inf) -> Reply:
-        """POST of JSON values; no try waits past ``until``."""
+        """POST of JSON values; all else as ``get``."""
         return self._asked("POST", path, json.dumps(body).encode(), until)
 
     def _asked(self, method: str, path: str, body: bytes | None, until: float) -> Reply:

@@ -1,13 +1,13 @@
-"""What an engine's /metrics tell of the answers that are under way, by adapter or in all.
+"""Reads from an engine's /metrics with which adapters answers run or wait.
 
-vLLM writes one line for each set of adapters that ever ran or waited together, and its time as its
-value: only the newest is so now.
+vLLM has one line for each set of adapters that ever ran or waited together; its value is the time
+when that was so. Only the newest line tells of now. SGLang counts all requests together.
 
     vllm:lora_requests_info{running_lora_adapters="a,b",waiting_lora_adapters="",…} 1.7960673e+09
     vllm:num_requests_running{…} 2.0             sglang:num_running_reqs{…} 2.0
     vllm:num_requests_waiting{…} 0.0             sglang:num_queue_reqs{…} 0.0
 
-Engines write them after a step of theirs, so what they say may be of before: see ``under_way``.
+Engines write metrics after a step, so they may be of the moment before: see ``under_way``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from s3t.errors import S3TError
 
-__all__ = ["Sample", "read_metrics", "seen_at_work", "under_way", "written_at"]
+__all__ = ["MetricSample", "read_metrics", "seen_at_work", "under_way", "written_at"]
 
 _LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?[ \t]+(\S+)", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -29,19 +29,19 @@ _LATEST = 3e9
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """One line: its labels, and its value."""
+class MetricSample:
+    """One line of the metrics: its labels and its value."""
 
     labels: Mapping[str, str]
     value: float
 
 
-def read_metrics(text: str) -> dict[str, list[Sample]]:
+def read_metrics(text: str) -> dict[str, list[MetricSample]]:
     """Samples by name, of Prometheus' text format; what is none is passed over."""
-    found: dict[str, list[Sample]] = {}
+    found: dict[str, list[MetricSample]] = {}
     for name, labels, value in _LINE.findall(text):
         try:
-            sample = Sample(dict(_LABEL.findall(labels)), float(value))
+            sample = MetricSample(dict(_LABEL.findall(labels)), float(value))
         except ValueError:
             continue
         found.setdefault(name, []).append(sample)
@@ -49,8 +49,8 @@ def read_metrics(text: str) -> dict[str, list[Sample]]:
 
 
 def under_way(
-    before: Mapping[str, Sequence[Sample]],
-    after: Mapping[str, Sequence[Sample]],
+    before: Mapping[str, Sequence[MetricSample]],
+    after: Mapping[str, Sequence[MetricSample]],
     names: Collection[str],
     counts: Sequence[str],
 ) -> set[str]:
@@ -77,7 +77,7 @@ def under_way(
     return {*names} if busy else set()
 
 
-def seen_at_work(samples: Mapping[str, Sequence[Sample]], names: Collection[str]) -> set[str]:
+def seen_at_work(samples: Mapping[str, Sequence[MetricSample]], names: Collection[str]) -> set[str]:
     """Adapters that ran or waited when vLLM last wrote it down."""
     newest = written_at(samples)
     now = [one.labels for one in samples.get(_ADAPTERS, ()) if one.value == newest]
@@ -85,7 +85,7 @@ def seen_at_work(samples: Mapping[str, Sequence[Sample]], names: Collection[str]
     return at_work & {*names}
 
 
-def written_at(samples: Mapping[str, Sequence[Sample]]) -> float:
+def written_at(samples: Mapping[str, Sequence[MetricSample]]) -> float:
     """When vLLM last wrote down which adapters are at work; 0 if never."""
     usable = (
         one.value for one in samples.get(_ADAPTERS, ()) if all(name in one.labels for name in _WITH)

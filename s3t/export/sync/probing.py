@@ -1,8 +1,10 @@
-"""Whether a name answers as its adapter does, and not as the base or another adapter.
+"""Checks that a name answers as its adapter does, and not as the base or another adapter.
 
-the run's answers ─► the prompts that tell it apart ─► asked of the name, and of the base
-the base is off by noise (half precision, other kernels) ─► the adapter may be off by that much
-─► less than half of what the nearest other one is off? else nothing is told apart
+    the run's answers ─► prompts that tell the adapter apart ─► asked of the name, and of the base
+
+The base's answers differ from the run's by noise (half precision, other kernels); an adapter's may
+differ by a few times as much. That must be less than half the distance to the nearest other
+adapter, else the prompts tell nothing apart, and the probe fails.
 """
 
 from __future__ import annotations
@@ -14,19 +16,19 @@ from torch import Tensor
 
 from s3t.errors import S3TError
 from s3t.export.questions import Expected, Likely, Questions, choose, read_questions
-from s3t.export.sync.engine import Answered
+from s3t.export.sync.engine import EngineAnswer
 from s3t.run.exports import ExportFolder
 
 __all__ = ["Probing"]
 
-Ask = Callable[[str | None, list[list[int]]], list[Answered]]
+Ask = Callable[[str | None, list[list[int]]], list[EngineAnswer]]
 
 _BASE = 0.5
-"""Nats by which an engine's base may be off: more is not half precision but another base."""
+"""Greatest difference of the base, in nats; more is not rounding but another base."""
 _TIMES, _PART = 4.0, 0.02
-"""An adapter may be off by so many times what the base is, and by a part of what tells it apart."""
+"""Allowed difference of an adapter: times the base's, or this part of its distance to others."""
 _LEAST = 1e-3
-"""Nats that must tell it apart."""
+"""Least distance to others, in nats, at which an adapter can be told apart."""
 
 
 class Probing:
@@ -102,7 +104,7 @@ class Probing:
         return str(document.get("base", {}).get("name"))
 
 
-def _off(expected: Likely, found: Sequence[Answered]) -> float:
+def _off(expected: Likely, found: Sequence[EngineAnswer]) -> float:
     """The greatest gap between answers and what is expected, in nats."""
     tokens: Tensor = torch.tensor([[one.token for one in found]])
     logs = torch.tensor([[one.log_probability for one in found]], dtype=torch.float64)

@@ -1,107 +1,45 @@
-"""An engine brought to what the run serves now. Forgetting comes first.
+"""Brings an engine to what the run serves now; dead adapters come first.
 
-    dead adapters     their folders go, they are unloaded, they must be refused, and nothing of them
-                      may run or wait: told one by one, even if all that follows fails
+    dead adapters     folders removed ─► unloaded ─► refused ─► no answer with them runs or waits;
+                      reported one by one, even if all that follows fails
     living ones       exported ─► loaded under new names ─► probed, at every sync
-    replaced ones     unloaded, if every new one answers; then their folders go
+    replaced ones     unloaded, if every new one answers; then their folders are removed
 
-Invariants: state is what the engine lists and what the run remembers of adapters that left, so a
-sync that was killed anywhere is finished by the next, and one of a finished state changes nothing.
-Dead is what holds a dead node, and what bears a name of this run and is not known. No other name is
-ever unloaded. An adapter is forgotten only when the engine was seen to have ended with it.
+Invariants: the state is what the engine lists and what the run has recorded of adapters that left.
+So a sync that was killed is finished by the next one, and a sync of a finished state changes
+nothing. An adapter is dead if it holds a dead node, or has a name of this run that is not known. No
+other name is ever unloaded. An adapter counts as forgotten only when the engine was seen to have
+ended its use.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import PurePosixPath
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, NoReturn, TypeVar, cast
+from typing import NoReturn, TypeVar, cast
 
 from s3t.errors import S3TError, UnavailableError
-from s3t.export import Export, Exporter, Wanted
-from s3t.export.sync.ending import Forgotten, end_with
-from s3t.export.sync.engine import Answered, Served, ServingEngine
+from s3t.export import Export, Exporter, ExportOptions
+from s3t.export.sync.ending import EndedAdapter, end_with
+from s3t.export.sync.engine import EngineAnswer, ListedModel, ServingEngine
 from s3t.export.sync.http import EngineError
 from s3t.export.sync.probing import Probing
+from s3t.export.sync.report import Round, Sync, Told, Watching
 from s3t.run.opened import OpenRun
 from s3t.run.purge import is_dead, kept_nodes
 from s3t.types import NodeKey
 
-__all__ = ["Sync", "Synchroniser", "Told", "Watching"]
-
-
-@dataclass(frozen=True, slots=True)
-class Watching:
-    """A watch is in force: it has done a sync without a problem, and sees every change from now on.
-
-    Attributes:
-        target, url: of the engine.
-        view: of the ledger that the engine serves.
-        every: seconds between two looks at the engine.
-    """
-
-    target: str
-    url: str
-    view: int
-    every: float
-
-
-@dataclass(frozen=True, slots=True)
-class Sync:
-    """What a sync did, or would do.
-
-    Attributes:
-        target, url: of the engine.
-        view: the ledger's view that it has been brought to; −1 if nothing could be exported.
-        forgotten: names that held dead nodes, and with which the engine has ended: unloaded,
-            refused, nothing under way; in a dry run those that it lists.
-        loaded: names loaded, and probed.
-        kept: names that were there already.
-        replaced: names unloaded since others have taken their place.
-        without: shards that have no prefix left.
-        difference: greatest difference of log probabilities that a probe has shown.
-        problems: what went wrong; empty if the engine serves what the run does.
-        exit_code: 0, or that of the first problem; 3 if no shard has a prefix left.
-        dry_run: whether nothing was done.
-        seconds: time it took.
-    """
-
-    target: str
-    url: str
-    view: int
-    forgotten: tuple[str, ...]
-    loaded: tuple[str, ...]
-    kept: tuple[str, ...]
-    replaced: tuple[str, ...]
-    without: tuple[int, ...]
-    difference: float
-    problems: tuple[str, ...]
-    exit_code: int
-    dry_run: bool
-    seconds: float
-
-    @property
-    def changed(self) -> bool:
-        """Whether it did anything."""
-        return bool(self.forgotten or self.loaded or self.replaced)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
+__all__ = ["Synchroniser"]
 
 
 Found = TypeVar("Found")
 
 _LOOK = 0.05
 """Seconds between two looks at the ledger while an engine has not answered."""
-
-Told = Forgotten | Watching | Sync | S3TError
-"""What a watch tells of as it happens."""
 
 
 class Synchroniser:
@@ -111,7 +49,7 @@ class Synchroniser:
         opened: the run.
         exporter: of its adapters, to a folder that the engine can read.
         engine: the engine.
-        wanted: what to export.
+        options: what to export.
         seen_at: the folder's path as the engine sees it; default: as it is here.
     """
 
@@ -120,15 +58,15 @@ class Synchroniser:
         opened: OpenRun,
         exporter: Exporter,
         engine: ServingEngine,
-        wanted: Wanted,
+        options: ExportOptions,
         seen_at: str | None = None,
     ) -> None:
         self._opened, self._exporter, self._engine = opened, exporter, engine
-        self._wanted, self._seen_at = wanted, seen_at or str(exporter.folder.path)
+        self._options, self._seen_at = options, seen_at or str(exporter.folder.path)
         self._latest: Export | None = None
         self._probing = Probing(exporter.folder)
 
-    def sync(self, told: Callable[[Forgotten], None] = lambda _: None) -> Sync:
+    def sync(self, told: Callable[[EndedAdapter], None] = lambda _: None) -> Sync:
         """Bring the engine to the run's present view.
 
         Args:
@@ -137,9 +75,9 @@ class Synchroniser:
 
         Raises:
             UnavailableError: the engine cannot be reached; the message tells what it may still
-                serve. All else that goes wrong is told in the answer.
+                serve. All other problems are in the answer.
         """
-        round_ = _Round(time.perf_counter())
+        round_ = Round(time.perf_counter())
         while True:
             view = self._opened.ledger.view()
             self._forget(round_, told, view)
@@ -162,9 +100,9 @@ class Synchroniser:
         Raises:
             UnavailableError, S3TError: as ``sync``.
         """
-        round_ = _Round(time.perf_counter())
+        round_ = Round(time.perf_counter())
         listed, alive = self._ours(), self._alive()
-        view, names, without = self._exporter.planned(self._wanted)
+        view, names, without = self._exporter.planned(self._options)
         round_.forgotten = [name for name in listed if not alive(name)]
         round_.loaded = [name for name in names if name not in listed]
         round_.kept = [name for name in names if name in listed]
@@ -177,8 +115,9 @@ class Synchroniser:
 
         Args:
             seconds: between two looks at an engine that may have been started again.
-            told: gets each outcome, and before it what was forgotten; and once the watch is in
-                force, also after the ledger was away.
+            told: gets each outcome, before it each adapter that was forgotten, and a
+                ``Watching`` when the first sync without a problem is done, again after the
+                ledger was away.
         """
         while True:
             try:
@@ -199,8 +138,8 @@ class Synchroniser:
 
     # ── the steps ────────────────────────────────────────────────────────────────────────────
 
-    def _forget(self, round_: _Round, told: Callable[[Forgotten], None], view: int) -> None:
-        """Have the engine end with what is dead, whatever else goes wrong.
+    def _forget(self, round_: Round, told: Callable[[EndedAdapter], None], view: int) -> None:
+        """Have the engine end its use of dead adapters, whatever else goes wrong.
 
         Returns early if there is another view: what that kills must be unloaded first.
         """
@@ -225,7 +164,7 @@ class Synchroniser:
             raise UnavailableError(f"{error}{served if dead else ''}") from None
         self._doom(round_, {name: known.get(name, ()) for name in listed - dead})
         dead, ended = dead | listed, ended - listed
-        until = time.monotonic() + self._engine.link.timeout
+        until = time.monotonic() + self._engine.client.timeout
         outcomes = end_with(self._engine, listed, dead, ended, until, lambda: self._changed(view))
         for name, problem in outcomes:
             if problem is not None:
@@ -239,16 +178,16 @@ class Synchroniser:
                 round_.failed(S3TError(f"{self._opened.run.root} cannot be written ({error})"))
             round_.forget(name)
             seconds = round(time.perf_counter() - started, 3)
-            told(Forgotten(name, self._engine.target, url, seconds))
+            told(EndedAdapter(name, self._engine.target, url, seconds))
 
-    def _doom(self, round_: _Round, adapters: Mapping[str, tuple[NodeKey, ...]]) -> None:
-        """Remember, also beyond this process, that the engine has to end with some."""
+    def _doom(self, round_: Round, adapters: Mapping[str, tuple[NodeKey, ...]]) -> None:
+        """Record in the run that the engine has to end its use of some adapters."""
         try:
             self._exporter.records.doom(self._exporter.folder.path, adapters)
         except OSError as error:  # the disk may be full: what is dead goes all the same
             round_.failed(S3TError(f"{self._opened.run.root} cannot be written ({error})"))
 
-    def _export(self, round_: _Round) -> Export | None:
+    def _export(self, round_: Round) -> Export | None:
         """The adapters of the present view, in the folder; None if there is a problem."""
         latest = self._latest
         if latest is not None and latest.view == self._opened.ledger.view():
@@ -256,7 +195,7 @@ class Synchroniser:
             if all(place.is_dir() for place in places):
                 return latest
         try:
-            self._latest = self._exporter.export(self._wanted)
+            self._latest = self._exporter.export(self._options)
         except S3TError as error:
             self._latest = None
             round_.failed(error)
@@ -265,7 +204,7 @@ class Synchroniser:
             round_.failed(S3TError(f"{self._exporter.folder.path} cannot be written ({error})"))
         return self._latest
 
-    def _load(self, round_: _Round, export: Export) -> bool:
+    def _load(self, round_: Round, export: Export) -> bool:
         """Load what is not there or answers otherwise, and probe all; whether all is well."""
         listed, well = self._ours(), True
         for name in export.names:
@@ -293,7 +232,7 @@ class Synchroniser:
                 self._take_back(round_, name)
         return well
 
-    def _wrong(self, there: Served, round_: _Round, view: int) -> S3TError | None:
+    def _wrong(self, there: ListedModel, round_: Round, view: int) -> S3TError | None:
         """What is wrong with an adapter that is loaded; a problem though it is put right.
 
         Raises:
@@ -309,7 +248,7 @@ class Synchroniser:
             return error
         return None
 
-    def _take_back(self, round_: _Round, name: str) -> None:
+    def _take_back(self, round_: Round, name: str) -> None:
         """Unload what was loaded and does not answer as it should."""
         try:
             if name in self._ours():
@@ -317,7 +256,7 @@ class Synchroniser:
         except S3TError as error:
             round_.failed(error)
 
-    def _replace(self, round_: _Round, export: Export) -> None:
+    def _replace(self, round_: Round, export: Export) -> None:
         """Unload what others have taken the place of; all of those answer."""
         names = {*export.names}
         for name in self._ours():
@@ -334,7 +273,7 @@ class Synchroniser:
     def _probe(self, name: str, view: int) -> float:
         """See that an adapter answers as it should; left off when there is another view."""
 
-        def ask(asked: str | None, prompts: list[list[int]]) -> list[Answered]:
+        def ask(asked: str | None, prompts: list[list[int]]) -> list[EngineAnswer]:
             return self._unless_changed(view, lambda: self._engine.ask(asked, prompts))
 
         return self._probing.probe(name, ask)
@@ -370,10 +309,10 @@ class Synchroniser:
     def _changed(self, view: int) -> bool:
         return self._opened.ledger.view() != view
 
-    def _ours(self) -> dict[str, Served]:
+    def _ours(self) -> dict[str, ListedModel]:
         """What the engine lists under names of this run."""
         folder = self._exporter.folder
-        return {one.name: one for one in self._engine.served() if folder.is_ours(one.name)}
+        return {one.name: one for one in self._engine.listed() if folder.is_ours(one.name)}
 
     def _known(self) -> dict[str, tuple[NodeKey, ...]]:
         """All adapters that the run remembers, or the folder tells of, and their nodes."""
@@ -393,60 +332,3 @@ class Synchroniser:
 
 class _OvertakenError(Exception):
     """There is another view: what it kills must be forgotten first."""
-
-
-class _Round:
-    """What one sync has done so far."""
-
-    def __init__(self, started: float) -> None:
-        self._started = started
-        self.forgotten: list[str] = []
-        self.loaded: list[str] = []
-        self.kept: list[str] = []
-        self.replaced: list[str] = []
-        self.problems: list[str] = []
-        self.difference = 0.0
-        self.exit_code = 0
-
-    @property
-    def seconds(self) -> float:
-        """Since it began."""
-        return round(time.perf_counter() - self._started, 3)
-
-    def forget(self, name: str) -> None:
-        """Write down that the engine has ended with an adapter, whatever it did with it before."""
-        self.forgotten.append(name)
-        self.loaded, self.kept = (
-            [one for one in names if one != name] for names in (self.loaded, self.kept)
-        )
-
-    def failed(self, error: S3TError, more: str = "") -> None:
-        """Write a problem down."""
-        self.problems.append(f"{error}: {more}" if more else str(error))
-        self.exit_code = self.exit_code or error.exit_code
-
-    def report(
-        self,
-        engine: ServingEngine,
-        export: Export | None,
-        view: int = -1,
-        without: tuple[int, ...] = (),
-        dry_run: bool = False,
-    ) -> Sync:
-        """All of it."""
-        served = self.loaded or self.kept or self.problems
-        return Sync(
-            target=engine.target,
-            url=engine.url,
-            view=view if export is None else export.view,
-            forgotten=tuple(self.forgotten),
-            loaded=tuple(self.loaded),
-            kept=tuple(dict.fromkeys(self.kept)),
-            replaced=tuple(self.replaced),
-            without=without if export is None else export.without,
-            difference=self.difference,
-            problems=tuple(self.problems),
-            exit_code=self.exit_code or (0 if served else 3),
-            dry_run=dry_run,
-            seconds=self.seconds,
-        )

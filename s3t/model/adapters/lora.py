@@ -1,11 +1,13 @@
-"""Stacked LoRA: the adapters of G slots over one frozen base, in one forward pass.
+"""Stacked LoRA: the adapters of G lanes over one frozen base, in one forward pass.
 
-    rows of slot 0 ┐                       ┌ A[0] B[0]
-    rows of slot 1 ├─ one base product  +  ├ A[1] B[1]   bmm, a slot sees its own rows alone
-    rows of slot 2 ┘                       └ A[2] B[2]
+    rows of lane 0 ┐                       ┌ A[0] B[0]
+    rows of lane 1 ├─ one base product  +  ├ A[1] B[1]   bmm, a lane sees its own rows alone
+    rows of lane 2 ┘                       └ A[2] B[2]
 
-Invariant: what a slot computes does not depend on the other slots, nor on how many there are; a
-group of one runs the same code. The bank in force belongs to the thread that set it, so that
+A lane is the place of one node in the stack: its adapters and its rows.
+
+Invariant: what a lane computes does not depend on the other lanes, nor on how many there are; a
+stack of one runs the same code. The bank in force belongs to the thread that set it, so that
 concurrent predictions of different views share the base without a lock.
 """
 
@@ -26,8 +28,8 @@ from s3t.types import Share
 
 __all__ = [
     "Bank",
+    "LoraTarget",
     "StackedLinear",
-    "Target",
     "adapted",
     "bank_in_force",
     "dropout_mask",
@@ -36,13 +38,28 @@ __all__ = [
     "wrap_targets",
 ]
 
-_AUTO = (("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"), ("c_attn",),
-         ("query_key_value",), ("Wqkv",), ("qkv_proj",))  # fmt: skip
+_DEFAULT_MAPS = (
+    ("q_proj", "v_proj"),
+    ("query", "value"),
+    ("q_lin", "v_lin"),
+    ("c_attn",),
+    ("query_key_value",),
+    ("Wqkv",),
+    ("qkv_proj",),
+)
+"""What ``lora.targets: auto`` adapts: the first row whose names all stand in a layer. Query and
+value, under the names that families give them; one map where a family has joined them."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Target:
-    """One adapted linear map: ``layer`` by number, ``path`` inside it, its widths."""
+class LoraTarget:
+    """One adapted linear map.
+
+    Attributes:
+        layer: number of its layer.
+        path: its module path inside the layer, such as ``self_attn.q_proj``.
+        inputs, outputs: its widths.
+    """
 
     layer: int
     path: str
@@ -62,22 +79,23 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """The adapters of G slots.
+    """The adapters of G lanes.
 
     Attributes:
-        slots: G.
+        lanes: G.
         pairs: (layer, path) → A [G, rank, inputs] and B [G, outputs, rank].
         scale: alpha / rank.
         dropout: probability with which an adapter's input is dropped, in training.
-        generators: one source of dropout per slot; empty outside training.
+        generators: one source of dropout per lane; empty outside training.
         merged: (layer, path) → base weight and adapter in one, [G, inputs, outputs].
-        share: which rows of the whole batch of each slot these are, for what is drawn by row.
-        recompute: whether a layer keeps its input alone and is run again in the backward pass.
-        served: layer → the whole of it with these adapters, for answers (see ``ServedLayer``).
-        prompts: of each slot, [G, p, H], beside the tokens of its rows (see ``prompt``).
+        share: which rows of each lane's batch these are, for random numbers that are drawn by row.
+        recompute: whether a layer keeps only its input, and is run again in the backward pass.
+        inference: layer → the whole layer with these adapters, for answers to few rows, of hidden
+            states, mask and position (see ``FusedLayers.for_inference``).
+        prompts: of each lane, [G, p, H], beside the tokens of its rows (see ``prompt``); or None.
     """
 
-    slots: int
+    lanes: int
     pairs: Mapping[tuple[int, str], tuple[Tensor, Tensor]]
     scale: float
     dropout: float = 0.0
@@ -85,30 +103,30 @@ class Bank:
     merged: Mapping[tuple[int, str], Tensor] = field(default_factory=dict)
     share: Share = field(default_factory=Share)
     recompute: bool = False
-    served: Mapping[int, Callable[[Tensor, Tensor | None, Tensor | None], Tensor]] = field(
+    inference: Mapping[int, Callable[[Tensor, Tensor | None, Tensor | None], Tensor]] = field(
         default_factory=dict
     )
     prompts: Tensor | None = None
 
-    def first(self, slots: int) -> Bank:
-        """The same without the slots from ``slots`` on."""
+    def first(self, lanes: int) -> Bank:
+        """The bank of the first ``lanes`` lanes."""
         return replace(
             self,
-            slots=slots,
-            pairs={place: (a[:slots], b[:slots]) for place, (a, b) in self.pairs.items()},
-            generators=self.generators[:slots],
-            merged={place: weight[:slots] for place, weight in self.merged.items()},
-            prompts=None if self.prompts is None else self.prompts[:slots],
+            lanes=lanes,
+            pairs={place: (a[:lanes], b[:lanes]) for place, (a, b) in self.pairs.items()},
+            generators=self.generators[:lanes],
+            merged={place: weight[:lanes] for place, weight in self.merged.items()},
+            prompts=None if self.prompts is None else self.prompts[:lanes],
         )
 
-    def only(self, slots: Sequence[int]) -> Bank:
-        """The same with these slots alone, in this order."""
-        chosen = [*slots]
+    def only(self, lanes: Sequence[int]) -> Bank:
+        """The bank of these lanes alone, in this order."""
+        chosen = [*lanes]
         return replace(
             self,
-            slots=len(chosen),
+            lanes=len(chosen),
             pairs={place: (a[chosen], b[chosen]) for place, (a, b) in self.pairs.items()},
-            generators=[self.generators[slot] for slot in chosen] if self.generators else (),
+            generators=[self.generators[lane] for lane in chosen] if self.generators else (),
             merged={place: weight[chosen] for place, weight in self.merged.items()},
             prompts=None if self.prompts is None else self.prompts[chosen],
         )
@@ -138,12 +156,12 @@ def bank_in_force() -> Bank | None:
 
 
 class StackedLinear(nn.Module):
-    """A frozen linear map and, when a bank holds it, each slot's low-rank addition.
+    """A frozen linear map and, when a bank holds it, each lane's low-rank addition.
 
     Input [G · rows, …, inputs], output [G · rows, …, outputs].
     """
 
-    def __init__(self, inner: nn.Module, target: Target) -> None:
+    def __init__(self, inner: nn.Module, target: LoraTarget) -> None:
         super().__init__()
         self.inner = inner
         self.place = (target.layer, target.path)
@@ -151,30 +169,32 @@ class StackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         bank = _IN_FORCE.bank
         if bank is not None and (merged := bank.merged.get(self.place)) is not None:
-            return self._merged(x, merged, bank.slots)
+            return self._merged(x, merged, bank.lanes)
         out: Tensor = self.inner(x)
         pair = bank.pairs.get(self.place) if bank is not None else None
         if bank is None or pair is None:
             return out
-        a = up_to_multiple(pair[0].to(x.dtype), 1).transpose(1, 2)
-        b = up_to_multiple(pair[1].to(x.dtype), 2).transpose(1, 2)
-        rows = x.reshape(bank.slots, -1, x.shape[-1])
+        a = up_to_multiple(pair[0].to(x.dtype), 1).transpose(1, 2)  # [G, K, r]
+        b = up_to_multiple(pair[1].to(x.dtype), 2).transpose(1, 2)  # [G, r, N]
+        rows = x.reshape(bank.lanes, -1, x.shape[-1])  # [G · n, …, K] → [G, n · …, K]
         count = rows.shape[1]
         if bank.generators and bank.dropout:
             rows = rows * dropout_mask(rows, bank)
-        low = torch.bmm(at_least(rows), a)
-        stacked = at_least(out.view(bank.slots, -1, out.shape[-1]))
-        return torch.baddbmm(stacked, low, b, alpha=bank.scale)[:, :count].reshape(out.shape)
+        low = torch.bmm(at_least(rows), a)  # [G, m, r], m = 8 or more
+        stacked = at_least(out.view(bank.lanes, -1, out.shape[-1]))  # [G · n, …, N] → [G, m, N]
+        found = torch.baddbmm(stacked, low, b, alpha=bank.scale)[:, :count]
+        return found.reshape(out.shape)  # [G, n · …, N] → [G · n, …, N]
 
-    def _merged(self, x: Tensor, merged: Tensor, slots: int) -> Tensor:
-        rows = x.reshape(slots, -1, x.shape[-1])
+    def _merged(self, x: Tensor, merged: Tensor, lanes: int) -> Tensor:
+        rows = x.reshape(lanes, -1, x.shape[-1])  # [G · n, …, K] → [G, n · …, K]
         count, rows = rows.shape[1], at_least(rows)
         bias = getattr(self.inner, "bias", None)
         out = torch.bmm(rows, merged) if bias is None else torch.baddbmm(bias, rows, merged)
-        return out[:, :count].reshape(*x.shape[:-1], merged.shape[-1])
+        found = out[:, :count]
+        return found.reshape(*x.shape[:-1], merged.shape[-1])  # [G, n · …, N] → [G · n, …, N]
 
 
-def find_targets(layers: Sequence[nn.Module], names: Sequence[str] | None) -> list[Target]:
+def find_targets(layers: Sequence[nn.Module], names: Sequence[str] | None) -> list[LoraTarget]:
     """Linear maps to adapt, in the order of the layers.
 
     Args:
@@ -191,7 +211,7 @@ def find_targets(layers: Sequence[nn.Module], names: Sequence[str] | None) -> li
     }
     ends = {path.rsplit(".", 1)[-1] for path in linear}
     if names is None:
-        names = next((choice for choice in _AUTO if set(choice) <= ends), ())
+        names = next((choice for choice in _DEFAULT_MAPS if set(choice) <= ends), ())
     missing = [name for name in names if name not in ends and name not in linear]
     if missing or not names:
         raise LookupError(f"{missing or 'auto'}: the layers have {sorted(ends)}")
@@ -203,7 +223,7 @@ def find_targets(layers: Sequence[nn.Module], names: Sequence[str] | None) -> li
     return targets
 
 
-def wrap_targets(layers: Sequence[nn.Module], targets: Sequence[Target]) -> None:
+def wrap_targets(layers: Sequence[nn.Module], targets: Sequence[LoraTarget]) -> None:
     """Replace each target by a ``StackedLinear`` around it, in place."""
     for target in targets:
         layer = layers[target.layer]
@@ -213,9 +233,9 @@ def wrap_targets(layers: Sequence[nn.Module], targets: Sequence[Target]) -> None
 
 
 def merge(
-    layers: Sequence[nn.Module], target: Target, a: Tensor, b: Tensor, scale: float
+    layers: Sequence[nn.Module], target: LoraTarget, a: Tensor, b: Tensor, scale: float
 ) -> Tensor:
-    """The target's weight with each slot's adapter added, [G, inputs, outputs].
+    """The target's weight with each lane's adapter added, [G, inputs, outputs].
 
     Args:
         layers: wrapped layers.
@@ -227,25 +247,27 @@ def merge(
     weight = module.inner.weight
     assert isinstance(weight, Tensor)
     turned = weight if isinstance(module.inner, Conv1D) else weight.t()
-    left = up_to_multiple(a.to(weight.dtype), 1).transpose(1, 2)
-    right = up_to_multiple(b.to(weight.dtype), 2).transpose(1, 2)
+    left = up_to_multiple(a.to(weight.dtype), 1).transpose(1, 2)  # [G, inputs, r]
+    right = up_to_multiple(b.to(weight.dtype), 2).transpose(1, 2)  # [G, r, outputs]
     # one at a time: a stack of one may be rounded otherwise than a stack of several
     each = [torch.addmm(turned, *pair, alpha=scale) for pair in zip(left, right, strict=True)]
     return torch.stack(each)
 
 
-def _target(layer: int, path: str, module: nn.Module) -> Target:
+def _target(layer: int, path: str, module: nn.Module) -> LoraTarget:
     if isinstance(module, Conv1D):
         inputs, outputs = module.weight.shape
-        return Target(layer, path, int(inputs), int(outputs))
+        return LoraTarget(layer, path, int(inputs), int(outputs))
     assert isinstance(module, nn.Linear | QuantizedLinear)
-    return Target(layer, path, module.in_features, module.out_features)
+    return LoraTarget(layer, path, module.in_features, module.out_features)
 
 
 def dropout_mask(rows: Tensor, bank: Bank) -> Tensor:
-    """Each slot draws from its own generator, so a group does not change what it draws.
+    """Dropout of rows [G, n, K]: 0, or 1 / (1 − probability); the same shape.
 
-    Nor does it matter how many processes a batch is divided among: each draws for all of it.
+    Each lane has a generator of its own, so its numbers do not depend on the stack. Each of the
+    processes that a batch is divided among draws for the whole batch, so they do not depend on the
+    number of processes either.
     """
     keep, (count, width) = 1.0 - bank.dropout, rows.shape[1:]
     whole = count * bank.share.size

@@ -1,10 +1,10 @@
-"""Adapters in peft's form: a node's lineage on a model of its own, and back. peft's one door.
+"""Adapters in peft's format: from a node's lineage to peft, and back. The one door to peft.
 
     layers.003.attention.q_proj.lora_A  ◄──►  …layers.3.attention.q_proj.lora_A.default.weight
 
 Invariant (E8, E9): the modules to adapt are named one by one, in full. peft's own
-``layers_to_transform`` would take an empty list for all layers, and finds no layer of a headless
-decoder, whose names begin with ``layers.``. No adapter at all is refused, not guessed.
+``layers_to_transform`` takes an empty list for all layers, and finds no layer of a headless
+decoder, whose names begin with ``layers.``. An empty set of adapters is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from s3t.errors import InputError, named
-from s3t.model.adapters.lora import StackedLinear, Target
+from s3t.model.adapters.lora import LoraTarget, StackedLinear
 from s3t.model.base import Base
 from s3t.model.gates import find_layers
 
@@ -43,7 +43,7 @@ _ADAPTER = "default"
 
 
 def adapter_config(
-    model: PreTrainedModel, targets: Sequence[Target], rank: int, alpha: float
+    model: PreTrainedModel, targets: Sequence[LoraTarget], rank: int, alpha: float
 ) -> LoraConfig:
     """The LoRA config that adapts exactly ``targets`` of an untouched model.
 
@@ -98,7 +98,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 def to_peft(
     model: PreTrainedModel,
-    targets: Sequence[Target],
+    targets: Sequence[LoraTarget],
     tensors: Mapping[str, Tensor],
     rank: int,
     alpha: float,
@@ -125,7 +125,7 @@ def to_peft(
     return adapted
 
 
-def from_peft(model: PeftModel, targets: Sequence[Target]) -> dict[str, Tensor]:
+def from_peft(model: PeftModel, targets: Sequence[LoraTarget]) -> dict[str, Tensor]:
     """The adapters of a PeftModel, by s3t's names; copies, on the CPU."""
     tensors = {}
     for target, a, b in _pairs(model.get_base_model(), targets):
@@ -136,7 +136,7 @@ def from_peft(model: PeftModel, targets: Sequence[Target]) -> dict[str, Tensor]:
 
 def _config(
     path: str,
-    targets: Sequence[Target],
+    targets: Sequence[LoraTarget],
     maps: Iterable[nn.Module],
     rank: int,
     alpha: float,
@@ -154,7 +154,7 @@ def _config(
     )
 
 
-def _inner(base: Base, targets: Sequence[Target]) -> list[nn.Module]:
+def _inner(base: Base, targets: Sequence[LoraTarget]) -> list[nn.Module]:
     """The linear maps of a base that was taken apart, without what stacks adapters on them."""
     found = [base.layers[target.layer].get_submodule(target.path) for target in targets]
     return [module.inner if isinstance(module, StackedLinear) else module for module in found]
@@ -179,10 +179,12 @@ def _layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return next(path for path, module in model.named_modules() if module is layers), layers
 
 
-def _pairs(model: nn.Module, targets: Sequence[Target]) -> list[tuple[Target, Tensor, Tensor]]:
+def _pairs(
+    model: nn.Module, targets: Sequence[LoraTarget]
+) -> list[tuple[LoraTarget, Tensor, Tensor]]:
     """A and B of each target that peft has adapted."""
     _, layers = _layers(model)
-    found: list[tuple[Target, Tensor, Tensor]] = []
+    found: list[tuple[LoraTarget, Tensor, Tensor]] = []
     for target in targets:
         weights = dict(layers[target.layer].get_submodule(target.path).named_parameters())
         if f"lora_A.{_ADAPTER}.weight" in weights:
@@ -191,7 +193,7 @@ def _pairs(model: nn.Module, targets: Sequence[Target]) -> list[tuple[Target, Te
     return found
 
 
-def _check(chosen: Sequence[Target], tensors: Mapping[str, Tensor], rank: int) -> None:
+def _check(chosen: Sequence[LoraTarget], tensors: Mapping[str, Tensor], rank: int) -> None:
     known = {name for target in chosen for name in (target.a, target.b)}
     adapters = {name for name in tensors if name.endswith(("lora_A", "lora_B"))}
     if adapters != known:

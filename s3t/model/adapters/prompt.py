@@ -5,12 +5,12 @@
     stage 1   [P1, x0 … xT]                all other bases: before the first token
     stage 2   [P1, P2, x0 … xT]
 
-Stage i trains p vectors P_i of its own, beside those of its prefix, which stand still (progressive
-prompts, arXiv 2301.12314). They enter at layer 0, behind the embeddings, so they carry no learnt
-position; a base that turns positions inside its layers counts them like tokens. They attend and are
-attended, and have no part in the mean of a row, nor in the next tokens of a text.
+Stage i trains p vectors P_i of its own, beside those of its prefix, which are frozen (progressive
+prompts, arXiv 2301.12314). They enter at layer 0, behind the embeddings, so they have no learnt
+position; a base with rotary positions counts them like tokens. Tokens attend to them and they to
+tokens, but they are left out of a row's mean and of a text's next tokens.
 
-Invariant: a slot's rows see its own prompts alone, and no layer of the base is adapted: what is
+Invariant: a lane's rows see its own prompts alone, and no layer of the base is adapted: what is
 trained is the vectors and the head.
 """
 
@@ -80,7 +80,13 @@ def stacked(lineages: Sequence[Mapping[str, Tensor]]) -> Tensor | None:
 
 
 def beside(frozen: Tensor | None, leaves: Mapping[str, Tensor]) -> Tensor | None:
-    """What slots train, [G, p, H], behind what stands still of each; None without prompts."""
+    """All prompts of each lane, [G, p, H]: frozen ones first, then those that are trained; None
+    without prompts.
+
+    Args:
+        frozen: [G, p, H], or None.
+        leaves: tensors that are trained, [G, p, H] each, by name.
+    """
     trained = [leaves[name] for name in _names(leaves)]
     parts = trained if frozen is None else [frozen, *trained]
     return torch.cat(parts, dim=1) if parts else None
@@ -96,7 +102,7 @@ def states(
         hidden: what enters layer ``lo``, [G · n, T, H].
         lo: first layer to run; 0 if there are prompts.
         mask: padding mask [G · n, T], None for images.
-        prompts: of each slot, [G, p, H]; None to run the layers as they are.
+        prompts: of each lane, [G, p, H]; None to run the layers as they are.
     """
     if prompts is None:
         return base.run(hidden, lo, base.depth, base.attention(mask))
@@ -156,12 +162,13 @@ def _limits(base: Base) -> list[tuple[str, int | None]]:
 def _joined(
     base: Base, hidden: Tensor, mask: Tensor | None, prompts: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Rows with their slot's prompts among their tokens, [G · n, T + p, H], and their mask."""
-    slots, count, width = prompts.shape
-    rows, at = len(hidden) // slots, _place(base)
-    # spread before the cast, so that gradients of rows are added up in float32
-    spread = prompts.unsqueeze(1).expand(slots, rows, count, width).reshape(-1, count, width)
-    wide = torch.cat([hidden[:, :at], spread.to(hidden.dtype), hidden[:, at:]], dim=1)
+    """Rows with their lane's prompts among their tokens, [G · n, T + p, H], and their mask."""
+    lanes, count, width = prompts.shape
+    rows, at = len(hidden) // lanes, _place(base)
+    # copied before the cast, so that gradients of rows are added up in float32
+    copies = prompts.unsqueeze(1).expand(lanes, rows, count, width)  # [G, p, H] → [G, n, p, H]
+    copies = copies.reshape(-1, count, width)  # [G · n, p, H]
+    wide = torch.cat([hidden[:, :at], copies.to(hidden.dtype), hidden[:, at:]], dim=1)
     if mask is None:
         return wide, None
     real = mask.new_ones((len(mask), count))
@@ -169,7 +176,7 @@ def _joined(
 
 
 def _place(base: Base) -> int:
-    """Tokens that stand before the prompts."""
+    """Number of tokens before the prompts: the first one where it is pooled, else none."""
     return 1 if base.pooling == "first" and base.lm_head is None else 0
 
 

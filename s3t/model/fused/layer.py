@@ -1,14 +1,17 @@
-"""One encoder layer with its forward and backward written out: what the block engine runs.
+"""One encoder layer with its forward and backward pass written out.
 
     pre-norm                                       post-norm
     x ─ norm ─ q, k, v ─ attention ─ o ─(+ x)─ y   x ─ q, k, v ─ attention ─ o ─(+ x)─ norm ─ y
     y ─ norm ─ up ─ activation ─ down ─(+ y)─ z    y ─ up ─ activation ─ down ─(+ y)─ norm ─ z
 
 Why: a frozen layer needs the gradient of its input alone. Written out, that gradient is accumulated
-by the matrix products themselves, nothing is kept for weights that stand still, and the last layer
-of a stage computes one position of a row where the head reads one.
+by the matrix products themselves, nothing is kept for frozen weights, and the last layer of a stage
+computes one position of a row where the head reads one.
 
-Invariants: a slot's numbers do not depend on the other slots; the base's weights are only read.
+Letters in shapes: n rows; T tokens; Tq tokens that ask, all or one; H hidden width; G lanes, which
+are the nodes of a stack; r rank; m rows of a lane filled up to 8; K inputs and N outputs of a map.
+
+Invariants: a lane's numbers do not depend on the other lanes; the base's weights are only read.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from torch import Tensor, nn
 
 from s3t.model.adapters.lora import Bank
 from s3t.model.determinism import without_tail
-from s3t.model.fused.linear import Product, Products
+from s3t.model.fused.linear import FrozenLinear, LinearPass
 
 __all__ = ["Activation", "FusedLayer"]
 
@@ -41,7 +44,15 @@ class Activation:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """What the backward pass of one layer reads."""
+    """What the backward pass of one layer reads.
+
+    Attributes:
+        attention: queries [n · heads, Tq, H / heads], keys and values [n · heads, T, H / heads],
+            attention probabilities [n · heads, Tq, T].
+        norms: of each norm its input, means and deviations.
+        up: what enters the activation, [n · Tq, inner].
+        at: numbers of the rows of [n · T, H] that ask, [n]; None for all.
+    """
 
     attention: tuple[Tensor, Tensor, Tensor, Tensor]
     norms: tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -50,10 +61,10 @@ class _Kept:
 
 
 class FusedLayer:
-    """A layer of a frozen base, with the adapters of a bank's slots.
+    """A layer of a frozen base, with the adapters of a bank's lanes.
 
     Args:
-        products: q, k, v, o, up, down.
+        linears: q, k, v, o, up, down.
         norms: the one of the attention half, the one of the other half.
         activation: between up and down.
         heads: attention heads.
@@ -62,13 +73,13 @@ class FusedLayer:
 
     def __init__(
         self,
-        products: Sequence[Product],
+        linears: Sequence[FrozenLinear],
         norms: Sequence[nn.LayerNorm],
         activation: Activation,
         heads: int,
         pre: bool,
     ) -> None:
-        self.products, self.norms = tuple(products), tuple(norms)
+        self.linears, self.norms = tuple(linears), tuple(norms)
         self.activation, self.heads, self.pre = activation, heads, pre
 
     def takes(self, tokens: int) -> bool:
@@ -77,7 +88,7 @@ class FusedLayer:
 
     def unchanged(self) -> bool:
         """Whether all copies of the base's weights are still what they are copies of."""
-        return all(product.unchanged() for product in self.products)
+        return all(linear.unchanged() for linear in self.linears)
 
     def __call__(
         self, hidden: Tensor, mask: Tensor | None, bank: Bank | None, at: Tensor | None = None
@@ -85,7 +96,7 @@ class FusedLayer:
         """The layer on hidden states.
 
         Args:
-            hidden: [n, T, H], n a multiple of the bank's slots.
+            hidden: [n, T, H], n a multiple of the bank's lanes.
             mask: additive attention mask [n, 1, 1, T], or None.
             bank: adapters in force.
             at: one position for each row, [n] int64, to compute no other; or None.
@@ -93,26 +104,26 @@ class FusedLayer:
         Returns:
             [n, T, H], or [n, 1, H] with ``at``.
         """
-        leaves = [leaf for product in self.products for leaf in product.leaves(bank)]
+        leaves = [leaf for linear in self.linears for leaf in linear.leaves(bank)]
         if torch.is_grad_enabled() and (
             hidden.requires_grad or any(leaf.requires_grad for leaf in leaves)
         ):
-            out: Tensor = _Run.apply(  # type: ignore[no-untyped-call]
+            out: Tensor = _FusedFunction.apply(  # type: ignore[no-untyped-call]
                 hidden, self, mask, bank, at, *leaves
             )
             return out
-        return self.forward(hidden, Products(bank, keep=False), mask, at)[0]
+        return self.forward(hidden, LinearPass(bank, keep=False), mask, at)[0]
 
     # ── forward ──────────────────────────────────────────────────────────────────────────────
 
     def forward(
-        self, hidden: Tensor, run: Products, mask: Tensor | None, at: Tensor | None
+        self, hidden: Tensor, run: LinearPass, mask: Tensor | None, at: Tensor | None
     ) -> tuple[Tensor, _Kept]:
         """The layer, and what its backward pass reads."""
         count, tokens, width = hidden.shape
-        q, k, v, o, up, down = self.products
-        flat = None if at is None else torch.arange(count, device=at.device) * tokens + at
-        x = hidden.reshape(-1, width)
+        q, k, v, o, up, down = self.linears
+        flat = None if at is None else torch.arange(count, device=at.device) * tokens + at  # [n]
+        x = hidden.reshape(-1, width)  # [n, T, H] → [n · T, H]
         here = x if flat is None else x[flat]
         entering, first = self._normed(x, 0) if self.pre else (x, None)
         asking = entering if flat is None else entering[flat]
@@ -121,8 +132,8 @@ class FusedLayer:
             self._split(run(k, entering), count),
             self._split(run(v, entering), count),
         )
-        shares = self._shares(heads[0], heads[1], mask)
-        mixed = self._joined(torch.bmm(shares, heads[2]), count)
+        attention = self._attention(heads[0], heads[1], mask)
+        mixed = self._joined(torch.bmm(attention, heads[2]), count)
         middle = run(o, mixed, into=here)
         if self.pre:
             second_in, second = self._normed(middle, 1)
@@ -134,8 +145,8 @@ class FusedLayer:
         if not self.pre:
             out, second = self._normed(out, 1)
         assert first is not None and second is not None
-        kept = _Kept((*heads, shares), (first, second), wide, flat)
-        return out.view(count, -1, width), kept
+        kept = _Kept((*heads, attention), (first, second), wide, flat)
+        return out.view(count, -1, width), kept  # [n · Tq, H] → [n, Tq, H]
 
     def _normed(self, x: Tensor, which: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         norm = self.norms[which]
@@ -146,36 +157,48 @@ class FusedLayer:
 
     def _split(self, x: Tensor, count: int) -> Tensor:
         """[n · T, H] → [n · heads, T, H / heads]."""
-        apart = x.view(count, -1, self.heads, x.shape[1] // self.heads).transpose(1, 2)
+        apart = x.view(count, -1, self.heads, x.shape[1] // self.heads)  # [n, T, heads, H / heads]
+        apart = apart.transpose(1, 2)  # [n, heads, T, H / heads]
         return apart.reshape(count * self.heads, -1, apart.shape[-1])
 
     def _joined(self, x: Tensor, count: int) -> Tensor:
         """[n · heads, T, H / heads] → [n · T, H]."""
-        apart = x.view(count, self.heads, -1, x.shape[-1]).transpose(1, 2)
+        apart = x.view(count, self.heads, -1, x.shape[-1])  # [n, heads, T, H / heads]
+        apart = apart.transpose(1, 2)  # [n, T, heads, H / heads]
         return apart.reshape(-1, self.heads * x.shape[-1])
 
-    def _shares(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention of each position to each, [n · heads, Tq, T]."""
+    def _attention(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention probabilities of each position for each, [n · heads, Tq, T].
+
+        Args:
+            q: [n · heads, Tq, H / heads].
+            k: [n · heads, T, H / heads].
+            mask: additive [n, 1, 1, T], or None.
+        """
         scale = 1 / math.sqrt(q.shape[-1])
         if mask is None:
             start, beta = q.new_empty(1), 0
         else:
             tokens = k.shape[1]
-            start = mask[:, 0].expand(-1, self.heads, tokens).reshape(-1, 1, tokens)
+            start = mask[:, 0].expand(-1, self.heads, tokens)  # [n, 1, T] → [n, heads, T]
+            start = start.reshape(-1, 1, tokens)  # [n · heads, 1, T]
             beta = 1
+        # [n · heads, Tq, H / heads] × [n · heads, H / heads, T]
         scores = torch.baddbmm(start, q, k.transpose(1, 2), beta=beta, alpha=scale)
         return scores.softmax(dim=-1)
 
     # ── backward ─────────────────────────────────────────────────────────────────────────────
 
-    def backward(self, gradient: Tensor, run: Products, kept: _Kept, needed: bool) -> Tensor | None:
+    def backward(
+        self, gradient: Tensor, run: LinearPass, kept: _Kept, needed: bool
+    ) -> Tensor | None:
         """Gradient of the layer's input; those of the adapters are left in ``run``.
 
         Args:
             gradient: of the output, [n · T, H], or [n, H] for one position.
             needed: whether the input's is asked for; else None is returned.
         """
-        up, down = self.products[4:]
+        up, down = self.linears[4:]
         if not self.pre:
             gradient = self._norm_back(gradient, kept, 1)
         wide = without_tail(self.activation.backward, run.back(down, gradient), kept.up)
@@ -194,31 +217,35 @@ class FusedLayer:
         return entering.index_add_(0, kept.at, middle)
 
     def _attention_back(
-        self, middle: Tensor, run: Products, kept: _Kept, needed: bool
+        self, middle: Tensor, run: LinearPass, kept: _Kept, needed: bool
     ) -> Tensor | None:
-        q, k, v, o = self.products[:4]
-        asked, keys, values, shares = kept.attention
-        count = len(asked) // self.heads
-        mixed = self._split(run.back(o, middle), count)
-        wanted = torch.bmm(mixed, values.transpose(1, 2))
-        scores: Tensor = torch.ops.aten._softmax_backward_data(wanted, shares, -1, shares.dtype)
-        scores.mul_(1 / math.sqrt(asked.shape[-1]))
+        """Gradient of what enters query, key and value, [n · T, H], from that of the attention
+        half's output, ``middle`` [n · Tq, H]; None if it is not needed."""
+        q, k, v, o = self.linears[:4]
+        queries, keys, values, attention = kept.attention
+        count = len(queries) // self.heads
+        mixed = self._split(run.back(o, middle), count)  # [n · heads, Tq, H / heads]
+        slope = torch.bmm(mixed, values.transpose(1, 2))  # [n · heads, Tq, T]
+        scores: Tensor = torch.ops.aten._softmax_backward_data(
+            slope, attention, -1, attention.dtype
+        )
+        scores.mul_(1 / math.sqrt(queries.shape[-1]))
         entering = None
-        for product, position, left, right in (
-            (v, None, shares.transpose(1, 2), mixed),
-            (k, None, scores.transpose(1, 2), asked),
+        for linear, position, left, right in (
+            (v, None, attention.transpose(1, 2), mixed),
+            (k, None, scores.transpose(1, 2), queries),
             (q, kept.at, scores, keys),
         ):
-            if not needed and not run.trained(product):
+            if not needed and not run.trained(linear):
                 continue
             flat = self._joined(torch.bmm(left, right), count)
             if not needed:
-                run.back(product, flat, needed=False)
+                run.back(linear, flat, needed=False)
             elif position is None:
-                entering = run.back(product, flat, into=entering)
+                entering = run.back(linear, flat, into=entering)
             else:
                 assert entering is not None
-                entering.index_add_(0, position, run.back(product, flat))
+                entering.index_add_(0, position, run.back(linear, flat))
         return entering
 
     def _norm_back(self, gradient: Tensor, kept: _Kept, which: int) -> Tensor:
@@ -236,7 +263,7 @@ class FusedLayer:
         return found
 
 
-class _Run(torch.autograd.Function):
+class _FusedFunction(torch.autograd.Function):
     """The layer as one step of autograd."""
 
     @staticmethod
@@ -249,7 +276,7 @@ class _Run(torch.autograd.Function):
         at: Tensor | None,
         *leaves: Tensor,
     ) -> Tensor:
-        run = Products(bank, keep=True)
+        run = LinearPass(bank, keep=True)
         out, kept = layer.forward(hidden, run, mask, at)
         ctx.layer, ctx.run, ctx.kept, ctx.shape = layer, run, kept, hidden.shape
         ctx.again = None
@@ -264,12 +291,12 @@ class _Run(torch.autograd.Function):
         run, kept = ctx.run, ctx.kept
         if ctx.again is not None:
             hidden, bank, mask, at = ctx.again
-            run = Products(bank, keep=True)
+            run = LinearPass(bank, keep=True)
             _, kept = layer.forward(hidden, run, mask, at)
         needed = ctx.needs_input_grad[0]
-        flat = gradients[0].reshape(-1, gradients[0].shape[-1])
+        flat = gradients[0].reshape(-1, gradients[0].shape[-1])  # [n, Tq, H] → [n · Tq, H]
         entering = layer.backward(flat, run, kept, needed)
         ctx.kept = ctx.again = None  # a graph is walked once
-        found = [gradient for p in layer.products for gradient in run.gradients(p)]
-        first = None if entering is None else entering.view(ctx.shape)
+        found = [gradient for linear in layer.linears for gradient in run.gradients(linear)]
+        first = None if entering is None else entering.view(ctx.shape)  # [n · T, H] → [n, T, H]
         return (first, None, None, None, None, *found)

@@ -1,22 +1,22 @@
-"""Which layers of a base can be run written out, found by trying.
+"""Finds by trying which layers of a base can be run written out.
 
-No model family is named. A layer with the parts of a ``FusedLayer`` is run in each order in which
-they may stand, on random input; the order whose output and gradient are the layer's own is taken,
-and a layer that agrees with none keeps its own code.
+No model family is named. A layer that has the parts of a ``FusedLayer`` is run on random input in
+each order in which the parts may stand. The order whose output and gradient are the layer's own is
+taken; a layer that agrees with no order keeps its own code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from itertools import permutations
+from itertools import permutations, product
 
 import torch
 from torch import Tensor, nn
 
 from s3t.model.fused.layer import Activation, FusedLayer
-from s3t.model.fused.linear import Product
+from s3t.model.fused.linear import FrozenLinear
 
-__all__ = ["fused"]
+__all__ = ["match_layer"]
 
 _ROLES = (
     ("q_proj", "query", "q_lin"),
@@ -40,10 +40,10 @@ _ACTIVATIONS = (
 )
 
 
-def fused(
+def match_layer(
     layer: nn.Module,
     number: int,
-    wanted: Collection[str],
+    adapted: Collection[str],
     heads: int,
     hidden: Tensor,
     run: Callable[[Tensor], Tensor],
@@ -54,7 +54,7 @@ def fused(
     Args:
         layer: a layer of the base, before its linear maps are wrapped.
         number: its number.
-        wanted: paths of the linear maps that will be adapted.
+        adapted: paths of the linear maps that will be adapted.
         heads: attention heads.
         hidden: random hidden states [n, T, H] to try it with.
         run: the layer's own forward pass.
@@ -63,8 +63,8 @@ def fused(
     found = _parts(layer, number)
     if found is None or hidden.shape[-1] % heads:
         return None
-    products, norms = found
-    if not set(wanted) <= {product.place[1] for product in products}:
+    linears, norms = found
+    if not set(adapted) <= {linear.place[1] for linear in linears}:
         return None
     with torch.enable_grad():
         x = hidden.detach().clone().requires_grad_()
@@ -72,22 +72,20 @@ def fused(
         direction = torch.linspace(-1, 1, expected.numel(), device=x.device).view_as(expected)
         direction = direction.to(x.dtype)
         (slope,) = torch.autograd.grad(expected, x, direction)
-    for pre in (True, False):
-        for order in permutations(norms):
-            for activation in _ACTIVATIONS:
-                candidate = FusedLayer(products, order, activation, heads, pre)
-                with torch.enable_grad():
-                    out = candidate(x, mask, None)
-                    if not _close(out, expected):
-                        continue
-                    (own,) = torch.autograd.grad(out, x, direction)
-                if _close(own, slope):
-                    return candidate
+    for pre, order, activation in product((True, False), permutations(norms), _ACTIVATIONS):
+        candidate = FusedLayer(linears, order, activation, heads, pre)
+        with torch.enable_grad():
+            out = candidate(x, mask, None)
+            if not _close(out, expected):
+                continue
+            (own,) = torch.autograd.grad(out, x, direction)
+        if _close(own, slope):
+            return candidate
     return None
 
 
-def _parts(layer: nn.Module, number: int) -> tuple[list[Product], list[nn.LayerNorm]] | None:
-    """The layer's six products in the order of ``FusedLayer`` and its two norms."""
+def _parts(layer: nn.Module, number: int) -> tuple[list[FrozenLinear], list[nn.LayerNorm]] | None:
+    """The layer's six linear maps in the order of ``FusedLayer`` and its two norms."""
     modules = dict(layer.named_modules())
     linear = {path: m for path, m in modules.items() if isinstance(m, nn.Linear)}
     norms = [m for m in modules.values() if isinstance(m, nn.LayerNorm)]
@@ -103,7 +101,7 @@ def _parts(layer: nn.Module, number: int) -> tuple[list[Product], list[nn.LayerN
         return None
     if any(norm.weight is None or norm.bias is None for norm in norms):
         return None
-    return [Product((number, path), linear[path]) for path in paths], norms
+    return [FrozenLinear((number, path), linear[path]) for path in paths], norms
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

@@ -1,13 +1,17 @@
-"""The forward pass of all shards' active prefixes, and how their answers become one.
+"""The forward pass of all ensemble members, and how their answers become one.
 
-    rows ─► trunk, shared by all shards ─┬─ layer where the longest prefix begins: its shards branch
-                                         ├─ … others share the trunk until their own lowest block
-                                         └─► heads of the prefixes ─► mean or vote ─► answer
+    rows ─► trunk, common to all members ─┬─ layer where the longest prefix begins: its member
+                                          │  branches off
+                                          ├─ … the others, each where its own lowest block begins
+                                          └─► heads of the members ─► mean or vote ─► answer
 
-With a router each row branches off to one member alone (``routing``), whose answer is the answer.
+A member is one shard's active prefix. With a router each row branches off to one member alone
+(``routing``), and its answer is the answer.
 
-A pass holds as many tokens as stay in the cache (see ``_budget``), rows before members: few rows
-run through all members at once, stacked, and many rows through one member after another.
+A pass holds as many tokens as fit in the processor's cache (see ``_budget``), rows before members:
+few rows run through all members at once, stacked; many rows run through one member after another.
+
+Letters in shapes: n rows, T tokens, H hidden width, S members, k of them, C classes, V vocabulary.
 
 Invariants: an ensemble is immutable; what it holds is the lineage of each shard's active node and
 nothing else, so no answer can come from a block that is not active (E6). A shard without a prefix
@@ -29,16 +33,16 @@ from s3t.model.head import BIAS, WEIGHT, classify, language_logits
 from s3t.model.inputs.encoders import Encoded, padded_lengths
 from s3t.model.prototypes import Prototypes
 from s3t.serving.ensemble.members import METHODS, WEIGHTS, Member, aggregate, averaged
-from s3t.serving.ensemble.prompts import Prompted
-from s3t.serving.ensemble.routing import Router, Trunk
-from s3t.serving.ensemble.stack import Branches
-from s3t.serving.generation.kv_decoding import Decoding, Routed, sets_of_layers
-from s3t.serving.generation.kv_steps import Steps
+from s3t.serving.ensemble.prompts import MemberPrompts
+from s3t.serving.ensemble.routing import Router, TrunkPass
+from s3t.serving.ensemble.stack import AdapterStack
+from s3t.serving.generation.kv_decoding import KVDecoding, RoutedDecoding, sets_of_layers
+from s3t.serving.generation.kv_steps import KVSteps
 
 __all__ = ["Ensemble", "Member", "aggregate", "averaged"]
 
 _PASS_BYTES = 2**19
-"""Hidden states of one pass on a processor. Inside a layer they are four times as wide, and all of
+"""Hidden states of one pass on a CPU. Inside a layer they are four times as wide, and all of
 it then fits in a core's own cache."""
 
 _PASS_BYTES_GPU = 2**26
@@ -51,7 +55,7 @@ _LOGITS_BYTES = 2**26
 """Token logits of all members, for the rows of one pass."""
 
 _KEPT_BYTES = 2**29
-"""Keys and values of texts that are written at once, on a processor; one text may have more."""
+"""Keys and values of the texts that are continued at once, on a CPU; one text may have more."""
 
 _KEPT_BYTES_GPU = 2**33
 """The same on a GPU."""
@@ -71,7 +75,8 @@ class Ensemble:
         method: a name in ``METHODS``; ``mean-adapters`` is one adapter and head, averaged over the
             members; ``route`` is the member whose shard's prototype is nearest to the row.
         weights: a name in ``WEIGHTS``.
-        before: the ensemble of the view before, to take over what has not changed.
+        before: the ensemble of the view before, whose stacked adapters are taken over where they
+            have not changed.
         prototypes: of all shards, for ``route``.
     """
 
@@ -89,28 +94,29 @@ class Ensemble:
         # those with the longest prefixes branch off the trunk first
         members = sorted(members, key=lambda member: (member.lowest, member.shard))
         seen = [WEIGHTS[weights](member) for member in members]
-        shares = torch.tensor(seen, dtype=torch.float32) / sum(seen)
+        votes = torch.tensor(seen, dtype=torch.float32) / sum(seen)  # [S]
         if method == "mean-adapters":
-            members, shares = [averaged(members, shares.tolist(), base.targets)], torch.ones(1)
+            members, votes = [averaged(members, votes.tolist(), base.targets)], torch.ones(1)
         self._lowest = [member.lowest for member in members]
         self._router: Router | None = None
         if method == "route":
             assert prototypes is not None
             shards = [member.shard for member in members]
             self._router = Router(base, prototypes, shards, self._lowest)
-            shares = torch.ones(1)
-        self._base, self._combine, self._shares = base, METHODS[method], shares.to(base.device)
+            votes = torch.ones(1)
+        self._base, self._combine, self._weights = base, METHODS[method], votes.to(base.device)
         tensors = [member.tensors for member in members]
-        known = None if before is None else before._branches
-        self._branches: Branches = Branches(base, self._lowest, tensors, scale, known)
-        self._prompted = Prompted.of(base, tensors)
+        known = None if before is None else before._stack
+        self._stack: AdapterStack = AdapterStack(base, self._lowest, tensors, scale, known)
+        self._prompts = MemberPrompts.of(base, tensors)
         self._head = {
             name: torch.stack([held[name] for held in tensors]).to(base.device)
             for name in (WEIGHT, BIAS)
             if base.lm_head is None
         }
-        self.texts: WeakKeyDictionary[object, Decoding | Routed] = WeakKeyDictionary()
-        """What is kept of texts under way, by who writes them; it goes with them, or with this."""
+        self.texts: WeakKeyDictionary[object, KVDecoding | RoutedDecoding] = WeakKeyDictionary()
+        """KV caches of the texts under way, by the object that holds a text; an entry goes with
+        that object, or with this ensemble."""
 
     @torch.inference_mode()
     def probabilities(self, rows: Encoded) -> Tensor:
@@ -128,7 +134,7 @@ class Ensemble:
         for index, part in self._passes(rows, rows.values.shape[1]):
             logs = self._aggregate(self._along(part, self._tokens))
             tokens, real = part.values[:, 1:].cpu(), part.scored[:, 1:].cpu()
-            losses = -logs.gather(2, tokens.unsqueeze(2)).squeeze(2) * real
+            losses = -logs.gather(2, tokens.unsqueeze(2)).squeeze(2) * real  # [n, T−1]
             found[index, : losses.shape[1]] = losses
         return found
 
@@ -140,7 +146,7 @@ class Ensemble:
         for index, part in self._passes(rows, length):
             assert part.mask is not None
             logs = self._aggregate(self._along(part, self._every_token))
-            padding = part.mask.cpu().unsqueeze(2) == 0
+            padding = part.mask.cpu().unsqueeze(2) == 0  # [n, T, 1]
             found[index, : logs.shape[1]] = logs.masked_fill(padding, -torch.inf)
         return found
 
@@ -150,8 +156,8 @@ class Ensemble:
 
         Args:
             rows: n texts.
-            prompts: tokens [n] of each row's prompt. With a router a text goes on in the member
-                that its prompt leads to, whatever has been written since; default: all of the row.
+            prompts: tokens [n] of each row's prompt. With a router a text stays with the member
+                that its prompt leads to, whatever was added since; default: all of the row.
         """
         found = torch.empty((len(rows), self._vocabulary))
         for index, part in self._passes(rows, 1):
@@ -164,9 +170,9 @@ class Ensemble:
     def routes(self, rows: Encoded, prompts: Tensor | None = None) -> Tensor | None:
         """Number of the member that answers each row, [n] on the CPU; None if all of them do.
 
-        Members are numbered as their adapters are stacked (``Branches``): by their lowest layer,
-        then by shard; so member k's are those of ``segments(k, k + 1, …)``. Numbers hold for this
-        ensemble alone. Texts are routed by their prompts, so ask once, before the first token.
+        Members are numbered as in ``AdapterStack``: by their lowest layer, then by shard; so member
+        k's adapters are those of ``segments(k, k + 1, …)``. Numbers hold for this ensemble alone.
+        Texts are routed by their prompts, so ask once, before the first token.
 
         Args:
             rows: n rows.
@@ -177,12 +183,12 @@ class Ensemble:
         found = torch.empty(len(rows), dtype=torch.int64)
         for index, part in self._passes(rows, 0):
             leading = None if prompts is None else prompts[index]
-            found[index] = self._router.members(Trunk(self._base, part), leading).cpu()
+            found[index] = self._router.members(TrunkPass(self._base, part), leading).cpu()
         return found
 
-    def rows_at_once(self, steps: Steps | None, tokens: int) -> int | None:
-        """Rows of so many tokens that ``decoding`` keeps; None if it cannot, at least one."""
-        if steps is None or self._prompted is not None:
+    def rows_at_once(self, steps: KVSteps | None, tokens: int) -> int | None:
+        """Texts of so many tokens that have KV caches at once, at least one; None: no caches."""
+        if steps is None or self._prompts is not None:
             return None
         depth = self._base.depth
         sets = depth if self._router is not None else sum(sets_of_layers(self._lowest, depth))
@@ -191,17 +197,17 @@ class Ensemble:
         return max(1, kept // row)
 
     def decoding(
-        self, steps: Steps | None, rows: Encoded, prompts: Tensor, room: int
-    ) -> Decoding | Routed | None:
-        """Texts to continue with what is kept of their tokens; None if it cannot be kept.
+        self, steps: KVSteps | None, rows: Encoded, prompts: Tensor, room: int
+    ) -> KVDecoding | RoutedDecoding | None:
+        """Texts to continue with a KV cache; None if the base or the members take none.
 
         Args:
-            steps: the base's layers on new tokens alone; None if texts are run whole each time.
+            steps: runs the base's layers on new tokens alone; None if the base takes no cache.
             rows: the texts so far.
             prompts: tokens [n] of each text's prompt, as in ``next_token``.
             room: tokens that will be fed after them, at most.
         """
-        if steps is None or self._prompted is not None:
+        if steps is None or self._prompts is not None:
             return None
         chosen = self.routes(rows, prompts)
         if chosen is None:
@@ -209,27 +215,27 @@ class Ensemble:
         parts = [
             (member, (chosen == member).nonzero()[:, 0]) for member in chosen.unique().tolist()
         ]
-        return Routed(
+        return RoutedDecoding(
             (at.tolist(), self._begun(steps, range(member, member + 1), rows.rows(at), room))
             for member, at in parts
         )
 
-    def _begun(self, steps: Steps, members: range, rows: Encoded, room: int) -> Decoding:
-        """Texts that some members continue."""
+    def _begun(self, steps: KVSteps, members: range, rows: Encoded, room: int) -> KVDecoding:
+        """The decoding of texts by some members, their prompts read."""
         assert rows.mask is not None
-        mix, shares, count = self._combine, self._shares, len(members)
+        mix, weights, count = self._combine, self._weights, len(members)
 
-        def combine(logits: Tensor) -> Tensor:  # no part of it may hold this ensemble
-            apart = logits.view(count, -1, *logits.shape[1:])
-            return mix(apart, shares).cpu().squeeze(1)
+        def combine(logits: Tensor) -> Tensor:  # must not hold this ensemble: it would never go
+            apart = logits.view(count, -1, *logits.shape[1:])  # [S · n, 1, V] → [S, n, 1, V]
+            return mix(apart, weights).cpu().squeeze(1)
 
         lowest, lengths = [self._lowest[member] for member in members], rows.mask.sum(dim=1)
-        found = Decoding(steps, self._branches, lowest, combine, lengths, room, first=members.start)
+        found = KVDecoding(steps, self._stack, lowest, combine, lengths, room, first=members.start)
         found.begin(self._passes(rows, 1))
         return found
 
     def _aggregate(self, logits: Tensor) -> Tensor:
-        return self._combine(logits, self._shares).cpu()
+        return self._combine(logits, self._weights).cpu()
 
     @property
     def _vocabulary(self) -> int:
@@ -255,7 +261,8 @@ class Ensemble:
         base = self._base
         hidden = base.run(hidden, lo, base.depth, base.attention(mask))
         rows = torch.arange(len(hidden), device=hidden.device)
-        return language_logits(base, hidden[rows, mask.sum(dim=1) - 1].unsqueeze(1))
+        last = hidden[rows, mask.sum(dim=1) - 1].unsqueeze(1)  # [n, T, H] → [n, 1, H]
+        return language_logits(base, last)
 
     # ── passes ───────────────────────────────────────────────────────────────────────────────
 
@@ -271,8 +278,8 @@ class Ensemble:
             rows: n rows.
             logits: token logits that are asked for per row.
         """
-        # routed rows are spread over the members: then each has about a pass of its own
-        spread = 1 if self._router is None else len(self._lowest)
+        # a routed row runs through one member, so a pass takes as many times more rows
+        times = 1 if self._router is None else len(self._lowest)
         lengths = _lengths(rows, self._base.tokens(rows))
         order = lengths.argsort(descending=True, stable=True)
         most = len(rows)
@@ -280,14 +287,14 @@ class Ensemble:
             most = _LOGITS_BYTES // (4 * len(self._lowest) * logits * self._vocabulary)
         while len(order):
             longest = int(lengths[order[0]])
-            size = max(1, min(self._budget() * spread // longest, most))
+            size = max(1, min(self._budget() * times // longest, most))
             size = -(-len(order) // -(-len(order) // size))  # parts of about as many rows
             index, order = order[:size], order[size:]
             yield index, rows.rows(index).first(longest).to(self._base.device)
 
     def _answers(self, rows: Encoded, finish: _Finish, prompts: Tensor | None = None) -> Tensor:
         """Logits of each member, [S, n, …]; of the one that each row is routed to, [1, n, …]."""
-        trunk = Trunk(self._base, rows)
+        trunk = TrunkPass(self._base, rows)
         if self._router is None:
             return self._each(trunk, finish)
         chosen = self._router.members(trunk, prompts)
@@ -310,13 +317,14 @@ class Ensemble:
         """
         if self._router is not None and rows.targets is not None:
             return self._answers(rows, finish)
-        found = self._each(Trunk(self._base, rows), finish)
+        found = self._each(TrunkPass(self._base, rows), finish)
         if self._router is None:
             return found
-        chosen = self._router.along(Trunk(self._base, rows))[None, :, : found.shape[2], None]
-        return found.gather(0, chosen.expand(-1, -1, -1, found.shape[3]))
+        chosen = self._router.along(TrunkPass(self._base, rows))  # [n, T]
+        chosen = chosen[None, :, : found.shape[2], None]  # [1, n, T, 1]
+        return found.gather(0, chosen.expand(-1, -1, -1, found.shape[3]))  # [1, n, T, V]
 
-    def _each(self, trunk: Trunk, finish: _Finish) -> Tensor:
+    def _each(self, trunk: TrunkPass, finish: _Finish) -> Tensor:
         """Logits of each member, [S, n, …]."""
         members, tokens = len(self._lowest), trunk.hidden.shape[0] * trunk.hidden.shape[1]
         groups = -(-members // max(1, self._budget() // tokens))
@@ -327,33 +335,35 @@ class Ensemble:
         ]
         return found[0] if groups == 1 else torch.cat(found)
 
-    def _merges(self, trunk: Trunk) -> bool:
+    def _merges(self, trunk: TrunkPass) -> bool:
         """Whether rows are worth weights of a member's own, which take time to be read: if they
         have as many tokens as those are wide, or there is but one member."""
         tokens = trunk.hidden.shape[0] * trunk.hidden.shape[1]
         return len(self._lowest) == 1 or tokens >= self._base.hidden_size
 
-    def _group(self, trunk: Trunk, first: int, stop: int, merged: bool, finish: _Finish) -> Tensor:
-        """Logits of members ``first`` … ``stop`` − 1, [k, n, …], stacked from where each branches
-        off the trunk."""
+    def _group(
+        self, trunk: TrunkPass, first: int, stop: int, merged: bool, finish: _Finish
+    ) -> Tensor:
+        """Logits of members ``first`` … ``stop`` − 1, [k, n, …]; each member's rows join the stack
+        where it branches off the trunk."""
         found = self._finished(trunk, first, stop, merged, finish)
         if self._head:
             return classify(found, {name: held[first:stop] for name, held in self._head.items()})
-        return found.view(stop - first, -1, *found.shape[1:])
+        return found.view(stop - first, -1, *found.shape[1:])  # [k · n, …] → [k, n, …]
 
     def _finished(
-        self, trunk: Trunk, first: int, stop: int, merged: bool, finish: _Finish
+        self, trunk: TrunkPass, first: int, stop: int, merged: bool, finish: _Finish
     ) -> Tensor:
         """What ``finish`` makes of the rows of those members, member by member: [k · n, …]."""
         base, members = self._base, stop - first
-        if self._prompted is not None:
+        if self._prompts is not None:
             rows, mask = trunk.joined(None, 0, 1)
-            return self._prompted.answers(rows, mask, range(first, stop), merged, finish)
+            return self._prompts.answers(rows, mask, range(first, stop), merged, finish)
         hidden: Tensor | None = None
-        for lo, hi, bank in self._branches.segments(first, stop, merged):
-            hidden, mask = trunk.joined(hidden, lo, bank.slots)
+        for lo, hi, bank in self._stack.segments(first, stop, merged):
+            hidden, mask = trunk.joined(hidden, lo, bank.lanes)  # [lanes · n, T, H]
             with adapted(bank):
-                if bank.slots == members and hi == base.depth:
+                if bank.lanes == members and hi == base.depth:
                     return finish(hidden, lo, mask)
                 hidden = base.run(hidden, lo, hi, base.attention(mask))
         # members without any adapter: the base as fallback

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from s3t.model.adapters.lora import Target
+from s3t.model.adapters.lora import LoraTarget
 from s3t.model.head import BIAS, WEIGHT
 
 __all__ = ["METHODS", "WEIGHTS", "Member", "aggregate", "averaged"]
@@ -38,7 +38,7 @@ class Member:
 
 
 def averaged(
-    members: Sequence[Member], weights: Sequence[float], targets: Sequence[Target]
+    members: Sequence[Member], weights: Sequence[float], targets: Sequence[LoraTarget]
 ) -> Member:
     """One member whose adapters and head are the average of the members'.
 

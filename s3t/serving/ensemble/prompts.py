@@ -1,14 +1,15 @@
-"""Members of an ensemble that add prompts to a row instead of adapters to layers.
+"""Ensemble members that add prompts to a row instead of adapters to layers.
 
     rows ─ embeddings ─┬─ rows of member 0 with its prompts ┐
                        ├─ rows of member 1 with its prompts ├─ all layers, as the base has them
                        └─ …                                 ┘     ─► own tokens ─► answer
 
-There is no trunk to share: a member's prompts are seen from the first layer on. Members with as
-many prompts are stacked, those with more run apart, since their rows are longer.
+There is no common trunk: a member's prompts are part of the row from the first layer on. Members
+with the same number of prompts are stacked; members with another number run apart, because their
+rows have another length.
 
-Invariant: what is held here are the members' prompts and nothing else; a row of a member meets no
-prompt of another.
+Invariant: this holds the members' prompts and nothing else; a row of a member never meets a prompt
+of another.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from s3t.model.adapters.lora import Bank, adapted
 from s3t.model.adapters.prompt import prompts_of, states
 from s3t.model.base import Base
 
-__all__ = ["Prompted"]
+__all__ = ["MemberPrompts"]
 
 _Finish = Callable[[Tensor, int, Tensor | None], Tensor]
 
 
-class Prompted:
+class MemberPrompts:
     """The prompts of all members.
 
     Args:
@@ -46,15 +47,15 @@ class Prompted:
             raise KeyError("prompt")
         self._prompts = [prompts.to(base.device) for prompts in found if prompts is not None]
         plain = Bank(1, {}, 1.0)
-        served = {layer: base.served(layer, plain) for layer in range(base.depth)}
-        self._few = replace(plain, served={at: one for at, one in served.items() if one})
+        layers = base.fused.for_inference(range(base.depth), plain)
+        self._few = replace(plain, inference=layers)
 
     @staticmethod
-    def of(base: Base, tensors: Sequence[Mapping[str, Tensor]]) -> Prompted | None:
+    def of(base: Base, tensors: Sequence[Mapping[str, Tensor]]) -> MemberPrompts | None:
         """The members' prompts; None if they adapt layers, or nothing."""
         if all(prompts_of(held) is None for held in tensors):
             return None
-        return Prompted(base, tensors)
+        return MemberPrompts(base, tensors)
 
     def answers(
         self,
@@ -70,17 +71,18 @@ class Prompted:
             hidden: embeddings of the rows, [n, T, H].
             mask: their padding mask [n, T], None for images.
             members: their numbers, k.
-            many: whether there are so many rows that calls do not count (see ``served``).
+            many: whether the rows are many; else layers are run in their inference form.
             finish: from hidden states that enter a layer, its number and the mask.
         """
         base = self._base
         parts: dict[int, Tensor] = {}
         for count in sorted({len(self._prompts[member]) for member in members}):
             alike = [member for member in members if len(self._prompts[member]) == count]
-            prompts = torch.stack([self._prompts[member] for member in alike])
-            longer = None if mask is None else mask.repeat(len(alike), 1)
+            prompts = torch.stack([self._prompts[member] for member in alike])  # [k, p, H]
+            longer = None if mask is None else mask.repeat(len(alike), 1)  # [k · n, T]
             with adapted(None if many else self._few):
-                own = states(base, hidden.repeat(len(alike), 1, 1), 0, longer, prompts)
+                rows = hidden.repeat(len(alike), 1, 1)  # [n, T, H] → [k · n, T, H]
+                own = states(base, rows, 0, longer, prompts)
             found = finish(own, base.depth, longer)
             parts |= dict(zip(alike, found.chunk(len(alike)), strict=True))
         return torch.cat([parts[member] for member in members])

@@ -1,17 +1,16 @@
-"""Which member answers a row: the one whose shard's prototype is nearest, among those that serve.
+"""Routes a row to the member whose shard's prototype is nearest, among the members that serve.
 
     rows ─► trunk ──┬─ lowest layer of member 1: kept ──► rows of member 1 go on from here
                     └─ clusters.layer: features ─► nearest prototype of a member
                               └────────────────────────► rows of member 0, which begins above it
 
-What is run to find a row's member begins its answer too: up to the member's lowest layer, or to
-``clusters.layer`` if that comes first. Only the layers between, where features are those of a
-higher one, are run for the choice alone. So with a ``clusters.layer`` not above a prefix's lowest
-block an answer costs one forward pass; with the default, after the last layer, it costs the frozen
-layers from that block up as well.
+The layers that are run to find a row's member are part of its answer, up to the member's lowest
+layer. Layers above that, up to ``clusters.layer``, are run for the choice alone. So an answer costs
+one forward pass if ``clusters.layer`` is not above a prefix's lowest block. With the default, after
+the last layer, it costs the frozen layers from that block up as well.
 
-Invariant: a shard without a prefix has no part here (E6): its rows go to the next nearest that has
-one. The choice follows from a row, the base and public prototypes.
+Invariant: a shard without a prefix has no part here (E6); its rows go to the next nearest one that
+has. The choice follows from the row, the base and public prototypes.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from s3t.model.base import Base
 from s3t.model.inputs.encoders import Encoded
 from s3t.model.prototypes import Prototypes, leading, pooled
 
-__all__ = ["Router", "Trunk"]
+__all__ = ["Router", "TrunkPass"]
 
 
-class Trunk:
-    """Some rows on their way through the frozen layers, and who branches off where.
+class TrunkPass:
+    """One pass of some rows through the frozen layers, from which members branch off.
 
     Args:
         base: the frozen base.
@@ -47,10 +46,10 @@ class Trunk:
 
     @property
     def leading(self) -> Tensor | None:
-        """The tokens that tell a row's cluster (``clusters.leading``)."""
+        """The tokens [n, T] by which rows are routed (see ``prototypes.leading``)."""
         return leading(self._rows)
 
-    def rise(self, layer: int, keep: bool = False) -> Tensor:
+    def run_to(self, layer: int, keep: bool = False) -> Tensor:
         """Hidden states [n, T, H] that enter a layer, not below that of the call before.
 
         Args:
@@ -64,9 +63,9 @@ class Trunk:
             self._kept[layer] = self.hidden
         return self.hidden
 
-    def part(self, at: Tensor, layer: int) -> Trunk:
+    def part(self, at: Tensor, layer: int) -> TrunkPass:
         """The rows ``at`` as they were at the highest layer kept that is not above ``layer``."""
-        found = Trunk.__new__(Trunk)
+        found = TrunkPass.__new__(TrunkPass)
         found._base, found._kept = self._base, {}
         found._layer = max(kept for kept in self._kept if kept <= layer)
         found._rows = self._rows.rows(at)
@@ -74,21 +73,21 @@ class Trunk:
         return found
 
     def joined(
-        self, branches: Tensor | None, layer: int, slots: int
+        self, branched: Tensor | None, layer: int, members: int
     ) -> tuple[Tensor, Tensor | None]:
-        """Hidden states of all slots at a layer, and their padding mask.
+        """Hidden states of several members at a layer, [members · n, T, H], and their padding mask.
 
         Args:
-            branches: of those that have branched off before, [k · n, T, H]; None if none has.
+            branched: of the k that have branched off before, [k · n, T, H]; None if none has.
             layer: not below that of the call before.
-            slots: how many there are; those above k branch off here.
+            members: how many there are; those above k branch off here.
         """
-        rows = self.rise(layer)
-        arriving = slots - (0 if branches is None else len(branches) // len(rows))
-        parts = [] if branches is None else [branches]
+        rows = self.run_to(layer)
+        arriving = members - (0 if branched is None else len(branched) // len(rows))
+        parts = [] if branched is None else [branched]
         parts += [rows] * arriving
         hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return hidden, None if self.mask is None else self.mask.repeat(slots, 1)
+        return hidden, None if self.mask is None else self.mask.repeat(members, 1)
 
 
 class Router:
@@ -108,7 +107,7 @@ class Router:
         self._centres = prototypes.centres[list(shards)].to(base.device)
         self._cuts = sorted({cut for cut in lowest if cut < self._layer})
 
-    def members(self, trunk: Trunk, prompts: Tensor | None = None) -> Tensor:
+    def members(self, trunk: TrunkPass, prompts: Tensor | None = None) -> Tensor:
         """Number of the member that answers each row, [n].
 
         Args:
@@ -117,18 +116,18 @@ class Router:
                 placed.
         """
         for cut in self._cuts:
-            trunk.rise(cut, keep=True)
+            trunk.run_to(cut, keep=True)
         if len(self._centres) == 1:  # there is no choice
             if not self._cuts:
-                trunk.rise(0, keep=True)
+                trunk.run_to(0, keep=True)
             return torch.zeros(len(trunk), dtype=torch.int64, device=self._centres.device)
-        hidden, mask = trunk.rise(self._layer, keep=True), trunk.leading
+        hidden, mask = trunk.run_to(self._layer, keep=True), trunk.leading
         if mask is not None and prompts is not None:
             places = torch.arange(mask.shape[1], device=mask.device)
-            mask = (places < prompts.to(mask.device).unsqueeze(1)).to(mask.dtype)
+            mask = (places < prompts.to(mask.device).unsqueeze(1)).to(mask.dtype)  # [n, T]
         return self._nearest(pooled(self._base, hidden, self._layer, mask))
 
-    def along(self, trunk: Trunk) -> Tensor:
+    def along(self, trunk: TrunkPass) -> Tensor:
         """Member that would answer what follows each token, had the row ended there: [n, T].
 
         Of a decoder alone, where no token sees what stands behind it.
@@ -136,7 +135,7 @@ class Router:
         Args:
             trunk: the rows at layer 0.
         """
-        hidden = trunk.rise(self._layer)
+        hidden = trunk.run_to(self._layer)
         states = (self._base.finish(hidden) if self._layer == self._base.depth else hidden).float()
         return self._nearest(functional.normalize(states.cumsum(dim=1), dim=2))
 

@@ -1,18 +1,17 @@
-"""The adapters of several members of an ensemble, stacked layer by layer in the order in which the
-members branch off the trunk.
+"""The adapters of all ensemble members, stacked layer by layer.
 
     members, longest prefix first     0   1   2   3
     layer 0 ── trunk ────────────────┐
-    layer 1                          ├── a0, a1            two slots
+    layer 1                          ├── a0, a1            a stack of two
     layer 2                          ├── a0, a1, a2        three
     layer 3                          └── a0, a1, a2, a3    four
 
-A map's adapters run as two small products beside the base's, or merged into weights of their own,
-where those are small. Merged weights are made when the first answer needs them, so that a deletion
-never waits for them.
+A map's adapters run as two small products beside the base's. Where the map is small they are merged
+with it instead, into one weight a member. Merged weights are made when the first answer needs them,
+so that a deletion never waits for them.
 
-Invariant: what is stacked here are the members' tensors and nothing else. A layer is taken over
-from the view before only if it holds the very same tensors, slot by slot.
+Invariant: a stack holds the members' tensors and nothing else. A layer is taken over from the view
+before only if it holds the very same tensors, member by member.
 
 Memory: per member and adapted map, rank × (inputs + outputs) numbers, and inputs × outputs more
 where they are merged: never over ``_MERGED_NUMBERS``, or four times those of the adapters.
@@ -28,10 +27,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from s3t.model.adapters.lora import Bank, Target
+from s3t.model.adapters.lora import Bank, LoraTarget, merge
 from s3t.model.base import Base
 
-__all__ = ["Branches", "Segment"]
+__all__ = ["AdapterStack", "Segment"]
 
 _MERGED_NUMBERS = 2**16
 """Maps of up to so many weights are merged, with a copy for each member of 256 KiB at most. In
@@ -41,15 +40,15 @@ Segment = tuple[int, int, Bank]
 """Layers lo … hi−1 and the adapters of the members that have branched off by then."""
 
 
-class Branches:
-    """What the members add to the base.
+class AdapterStack:
+    """The stacked adapters of the members of one ensemble.
 
     Args:
         base: the frozen base.
         lowest: lowest adapted layer of each member, rising.
         tensors: each member's adapters, by name.
         scale: alpha / rank.
-        before: those of the view before, to take over what is the same.
+        before: the stack of the view before, whose layers are taken over where they are the same.
 
     Raises:
         KeyError: a member lacks an adapter of a layer that it should have.
@@ -61,17 +60,17 @@ class Branches:
         lowest: Sequence[int],
         tensors: Sequence[Mapping[str, Tensor]],
         scale: float,
-        before: Branches | None = None,
+        before: AdapterStack | None = None,
     ) -> None:
         self._base, self._lowest, self._scale = base, tuple(lowest), scale
         self._lock = threading.Lock()
         self._maps: list[dict[str, _Map]] = [{} for _ in range(base.depth)]
         self._segments: dict[tuple[int, int, bool], list[Segment]] = {}
         for target in base.targets:
-            slots = self._slots(target.layer)
-            if not slots:
+            count = self._branched(target.layer)
+            if not count:
                 continue
-            sources = [(held[target.a], held[target.b]) for held in tensors[:slots]]
+            sources = [(held[target.a], held[target.b]) for held in tensors[:count]]
             known = None if before is None else before._maps[target.layer].get(target.path)
             if known is None or not known.stacks(sources):
                 known = _Map(base, target, sources, scale)
@@ -84,8 +83,8 @@ class Branches:
 
         Args:
             first, stop: members ``first`` … ``stop`` − 1.
-            merged: merge adapters where their maps are small, for many rows; else layers are put
-                together for few.
+            merged: for many rows: adapters of small maps are merged with them. Else, for few rows:
+                layers are run in their inference form.
         """
         which = first, stop, merged
         with self._lock:
@@ -97,7 +96,7 @@ class Branches:
         depth = len(self._maps)
         cuts = sorted({lo for lo in self._lowest[first:stop] if lo < depth})
         return [
-            (lo, hi, self._bank(lo, hi, slice(first, min(stop, self._slots(lo))), merged))
+            (lo, hi, self._bank(lo, hi, slice(first, min(stop, self._branched(lo))), merged))
             for lo, hi in pairwise([*cuts, depth])
         ]
 
@@ -112,10 +111,9 @@ class Branches:
         bank = Bank(members.stop - members.start, pairs, self._scale, merged=weights)
         if merged:
             return bank
-        served = {layer: self._base.served(layer, bank) for layer in range(lo, hi)}
-        return replace(bank, served={layer: one for layer, one in served.items() if one})
+        return replace(bank, inference=self._base.fused.for_inference(range(lo, hi), bank))
 
-    def _slots(self, layer: int) -> int:
+    def _branched(self, layer: int) -> int:
         """Members that have branched off before the layer, or do so at it."""
         return sum(lo <= layer for lo in self._lowest)
 
@@ -124,7 +122,7 @@ class _Map:
     """The adapters of one linear map, stacked: A [G, rank, inputs] and B [G, outputs, rank]."""
 
     def __init__(
-        self, base: Base, target: Target, sources: Sequence[tuple[Tensor, Tensor]], scale: float
+        self, base: Base, target: LoraTarget, sources: Sequence[tuple[Tensor, Tensor]], scale: float
     ) -> None:
         self._base, self._target, self._scale = base, target, scale
         self._sources = tuple(sources)
@@ -145,5 +143,6 @@ class _Map:
     def merged(self) -> Tensor:
         """The base's weight with each member's adapter added, [G, inputs, outputs]."""
         if self._merged is None:
-            self._merged = self._base.merged(self._target, self.a, self.b, self._scale)
+            layers = self._base.layers
+            self._merged = merge(layers, self._target, self.a, self.b, self._scale)
         return self._merged

@@ -1,14 +1,14 @@
-"""Texts continued, token by token, with the mixture of the shards' next-token distributions.
+"""Texts continued token by token, each drawn from the members' combined next-token distribution.
 
     rows ─► ensemble ─► a token each ─► rows, one longer ─► …
-              └─ keeps keys and values of what it has read, for as long as it lives (``decoding``)
+              └─ holds the KV cache of the texts (``kv_decoding``)
 
-Where nothing can be kept (a base whose layers do not take it, members with prompts of their own)
-each token is computed from the whole text anew; the mixture is the same within rounding.
+Without a KV cache (the base's layers take none, or members have prompts of their own) each token is
+computed from the whole text again; the distribution is the same within rounding.
 
-Invariant: a text that is given as one comes from one view, none of whose nodes had died by its last
-token; one that is given in pieces comes token by token from what lived at each. Nothing here holds
-what an ensemble computed: it goes with the ensemble, or with the text.
+Invariant: a text that is returned whole comes from one view, and none of that view's nodes had died
+by its last token. A text that is given in pieces comes token by token from the view of that moment.
+Nothing here holds what an ensemble computed: that goes with the ensemble, or with the text.
 """
 
 from __future__ import annotations
@@ -19,21 +19,28 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from s3t.model.inputs.encoders import TextEncoder
 from s3t.serving.ensemble.ensemble import Ensemble
-from s3t.serving.generation.kv_steps import Steps
+from s3t.serving.generation.kv_steps import KVSteps
 from s3t.types import Draw
 
-__all__ = ["Completion", "Piece", "Step", "ViewHit", "Writer"]
+__all__ = ["Completion", "Piece", "Step", "TextGenerator", "ViewOutdated"]
 
 _HALF = "\ufffd"
-"""What the decoder writes for the first bytes of a letter."""
+"""What a decoder gives for the first bytes of a letter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One continued text, without its prompt, the view, and what the text is in tokens."""
+    """One continued text.
+
+    Attributes:
+        completion: what was added to the prompt.
+        view: number of the view that it is from.
+        tokens: the same as token ids.
+    """
 
     completion: str
     view: int
@@ -42,31 +49,36 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one token adds to a text, the view that the token is from, and the token; None if the
-    text ends there."""
+    """What one token adds to a text.
+
+    Attributes:
+        text: the letters that are complete with it; may be empty.
+        view: number of the view that it is from.
+        token: its id; None if the text ends there.
+    """
 
     text: str
     view: int
     token: int | None = None
 
 
-class ViewHit(Exception):
-    """Nodes of the view that a text is from have died before it was whole: it is begun anew."""
+class ViewOutdated(Exception):
+    """Nodes of a view died before a text from it was complete; the text has to be begun again."""
 
 
 Step = Callable[[Ensemble, int], tuple[int, int]]
-"""The next token of an ensemble at a view, and that view."""
+"""From an ensemble and the number of its view: the next token, and that number."""
 
 
-class Writer:
-    """Writes with one tokenizer.
+class TextGenerator:
+    """Continues texts.
 
     Args:
         encoder: of the base.
-        steps: its layers on new tokens alone; None if texts are run whole for each token.
+        steps: runs the base's layers on new tokens alone; None if the base takes no KV cache.
     """
 
-    def __init__(self, encoder: TextEncoder, steps: Steps | None = None) -> None:
+    def __init__(self, encoder: TextEncoder, steps: KVSteps | None = None) -> None:
         self._encoder, self._steps = encoder, steps
 
     def completions(
@@ -75,19 +87,20 @@ class Writer:
         prompts: Sequence[Sequence[int]],
         draw: Draw,
         view: int,
-        is_hit: Callable[[], bool],
+        outdated: Callable[[], bool],
     ) -> list[Completion]:
-        """Continue token ids, all prompts in step, or as many as an ensemble keeps at once.
+        """Continue prompts, all at once, or as many as have KV caches at once.
 
         Args:
             ensemble: of the view.
             prompts: token ids, without the closing one.
-            draw: how.
-            view: the view.
-            is_hit: asked before each token, so that a deletion need not wait for whole texts.
+            draw: how many tokens, and how they are drawn.
+            view: number of the view.
+            outdated: asked before each token whether nodes of the view have died, so that a
+                deletion need not wait for whole texts.
 
         Raises:
-            ViewHit: ``is_hit`` said so.
+            ViewOutdated: ``outdated`` said so.
         """
         generator = torch.Generator().manual_seed(draw.seed)
         longest = max((len(ids) for ids in prompts), default=0)
@@ -99,8 +112,8 @@ class Writer:
             for _ in range(draw.max_new_tokens):
                 if not texts.open:
                     break
-                if is_hit():
-                    raise ViewHit
+                if outdated():
+                    raise ViewOutdated
                 texts.append(self._next(ensemble, texts, draw, generator), self._closing)
             rows += texts.rows
         added = [tuple(row[len(ids) :]) for row, ids in zip(rows, prompts, strict=True)]
@@ -117,9 +130,9 @@ class Writer:
 
         Args:
             prompt: token ids, without the closing one.
-            draw: how.
-            answer: has a step done on what serves at that moment, anew if that dies meanwhile.
-            begun: tokens after the prompt that were told before.
+            draw: how many tokens, and how they are drawn.
+            answer: calls a step with what serves at that moment, again if that dies meanwhile.
+            begun: tokens after the prompt that the caller has been given before.
         """
         texts = self._texts([prompt], draw.max_new_tokens, begun)
         told = self._encoder.decode(begun).rstrip(_HALF)
@@ -128,7 +141,7 @@ class Writer:
             before = generator.get_state()
 
             def step(ensemble: Ensemble, view: int, before: Tensor = before) -> tuple[int, int]:
-                generator.set_state(before)  # the same draw if it is done anew
+                generator.set_state(before)  # the same draw if it is repeated
                 return self._next(ensemble, texts, draw, generator)[0], view
 
             token, view = answer(step)
@@ -144,8 +157,8 @@ class Writer:
 
     def _texts(
         self, prompts: Sequence[Sequence[int]], most: int, begun: Sequence[int] = ()
-    ) -> _Texts:
-        return _Texts(self._encoder, self._steps, prompts, most, begun)
+    ) -> _OpenTexts:
+        return _OpenTexts(self._encoder, self._steps, prompts, most, begun)
 
     @property
     def _closing(self) -> int | None:
@@ -153,22 +166,29 @@ class Writer:
         return closing
 
     def _next(
-        self, ensemble: Ensemble, texts: _Texts, draw: Draw, generator: torch.Generator
+        self, ensemble: Ensemble, texts: _OpenTexts, draw: Draw, generator: torch.Generator
     ) -> list[int]:
-        return _pick(texts.logs(ensemble), draw, generator)
+        return _chosen(texts.logs(ensemble), draw, generator)
 
 
-class _Texts:
-    """Rows of token ids that grow in step, and where each of them begins.
+class _OpenTexts:
+    """Texts that grow by a token at a time, all together, until each has ended.
 
-    Whoever continues them, an ensemble keeps what it computed: it is asked for by this object,
-    which holds nothing of it.
+    The KV cache belongs to the ensemble, under this object as its key; this object holds nothing
+    that an ensemble computed.
+
+    Args:
+        encoder: of the base.
+        steps: as in ``TextGenerator``.
+        prompts: token ids.
+        most: tokens that are added at most.
+        begun: tokens after the prompt that are there already.
     """
 
     def __init__(
         self,
         encoder: TextEncoder,
-        steps: Steps | None,
+        steps: KVSteps | None,
         prompts: Sequence[Sequence[int]],
         most: int,
         begun: Sequence[int],
@@ -184,7 +204,9 @@ class _Texts:
         """Log probabilities of the next token of each open row, [n, V], of an ensemble."""
         before = None if self._last is None else self._last()
         if before is not None and before is not ensemble:
-            before.texts.pop(self, None)  # another's, even while others are at work on it
+            before.texts.pop(
+                self, None
+            )  # the other's cache goes, even while other texts use that ensemble
         self._last = weakref.ref(ensemble)
         held = ensemble.texts.get(self)
         if held is None:
@@ -206,7 +228,7 @@ class _Texts:
         self._left, self._fed = self._left - 1, self._fed + 1
 
     def _begun(self, ensemble: Ensemble) -> Tensor:
-        """The first token from this ensemble: all that is there is read."""
+        """Log probabilities of the first token from this ensemble, which reads the whole texts."""
         rows = [self.rows[at] for at in self.open]
         longest = max(len(row) for row in rows)
         padded = self._encoder.pad(rows, -(-longest // 16) * 16)
@@ -219,21 +241,27 @@ class _Texts:
         return held.logs
 
 
-def _pick(logs: Tensor, draw: Draw, generator: torch.Generator) -> list[int]:
+def _chosen(logs: Tensor, draw: Draw, generator: torch.Generator) -> list[int]:
+    """The next token of each row: the likeliest at temperature 0, else one that is drawn.
+
+    Args:
+        logs: log probabilities [n, V], on the CPU.
+        draw: temperature, top_k and top_p.
+        generator: source of the draws.
+    """
     if draw.temperature == 0:
         return [int(token) for token in logs.argmax(dim=1)]
-    chances = _cut((logs.float() / draw.temperature).softmax(dim=1), draw)
-    return [int(t) for t in torch.multinomial(chances, 1, generator=generator).squeeze(1)]
+    chances = _warped(logs, draw).softmax(dim=1)
+    drawn = torch.multinomial(chances, 1, generator=generator).squeeze(1)  # [n]
+    return [int(token) for token in drawn]
 
 
-def _cut(chances: Tensor, draw: Draw) -> Tensor:
-    """Chances [n, V] without those of the tokens that are not to be drawn."""
+def _warped(logs: Tensor, draw: Draw) -> Tensor:
+    """Logits [n, V] to draw from: by temperature, then top_k, then top_p, as transformers does."""
+    none = torch.empty(0)  # warpers are given the tokens so far, and read none of them
+    warped: Tensor = TemperatureLogitsWarper(float(draw.temperature))(none, logs.float())
     if draw.top_k:
-        kept = chances.topk(min(draw.top_k, chances.shape[1]), dim=1).values
-        chances = chances * (chances >= kept[:, -1:])
+        warped = TopKLogitsWarper(draw.top_k)(none, warped)
     if draw.top_p < 1:
-        ranked, order = chances.sort(dim=1, descending=True)
-        before = ranked.cumsum(dim=1) - ranked
-        out = before >= draw.top_p * ranked.sum(dim=1, keepdim=True)
-        chances = chances.masked_fill(out.scatter(1, order, out), 0.0)
-    return chances
+        warped = TopPLogitsWarper(draw.top_p)(none, warped)
+    return warped

@@ -1,17 +1,18 @@
-"""Keys and values of the tokens that texts have had, so that a pass computes new tokens alone.
+"""The KV cache of an ensemble: keys and values of all tokens so far, so that a pass computes new
+tokens alone.
 
     layer 0   trunk                      one set of n rows: no member has branched off yet
-    layer 1   member 0, trunk            two: the trunk's goes on for who branches off above
-    layer 2   member 0, 1, 2             three: all have, nobody needs the trunk's any more
+    layer 1   member 0, trunk            two: members that branch off above need the trunk's
+    layer 2   member 0, 1, 2             three: all have branched off, the trunk's are not needed
 
-Prompts of different lengths begin together and end one by one; what is fed later stands after the
-longest of them, and a mask hides the gap. Positions are counted row by row, without the gap.
+Prompts have different lengths. New tokens stand after the longest prompt, and a mask hides the gap
+behind the shorter ones. Positions are counted row by row, without the gap.
 
     row 0   p p p p p p n n
     row 1   p p p · · · n n        · never read
 
-Invariant: a past is written by one ensemble's passes alone and dies with that ensemble: what is in
-it are activations of prompts *and* of weights that a deletion may take (E6, E7).
+Invariant: a cache is written by the passes of one ensemble alone, and goes with that ensemble: it
+holds activations of prompts *and* of weights that a deletion may take (E6, E7).
 
 Memory: 2 · n · T · sets of all layers · width of their keys · bytes of a number, where T is the
 longest prompt and what there is room for.
@@ -26,16 +27,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["LayerPast", "Past", "Window"]
+__all__ = ["KVCache", "KVWindow", "LayerKVCache"]
 
 _Pair = tuple[Tensor, Tensor]
 
 
-class Past:
-    """What is kept of n texts.
+class KVCache:
+    """Keys and values of n texts.
 
     Args:
-        sets: of each layer.
+        sets: number of sets of each layer.
         lengths: tokens of each prompt, [n], on the device of the base.
         room: tokens that will be fed after the prompts.
     """
@@ -58,12 +59,12 @@ class Past:
         """Where each row's next token stands, [n]."""
         return self._lengths + self.fed
 
-    def layer(self, number: int, window: Window) -> LayerPast:
+    def layer(self, number: int, window: KVWindow) -> LayerKVCache:
         """A layer's part, as the layer's own code takes a cache."""
-        return LayerPast(self, number, window)
+        return LayerKVCache(self, number, window)
 
     def mask(self, count: int, kind: torch.dtype) -> Tensor | None:
-        """What the next ``count`` tokens see, additive [n, 1, count, tokens]; None if all of it."""
+        """Additive mask of the next ``count`` tokens, [n, 1, count, tokens]; None to see all."""
         if self._level and count == 1:
             return None
         device, end = self._lengths.device, self._begun + self.fed + count
@@ -72,7 +73,8 @@ class Past:
         gap = (keys >= self._lengths[:, None]) & (keys < self._begun)
         seen = own & ~gap[:, None]
         hidden = torch.zeros(seen.shape, dtype=kind, device=device)
-        return hidden.masked_fill_(~seen, torch.finfo(kind).min).unsqueeze(1)
+        hidden.masked_fill_(~seen, torch.finfo(kind).min)
+        return hidden.unsqueeze(1)  # [n, count, tokens] → [n, 1, count, tokens]
 
     def advance(self, count: int) -> None:
         """``count`` tokens of each row have gone through all layers."""
@@ -86,21 +88,28 @@ class Past:
             None if pair is None else (pair[0][:, index], pair[1][:, index]) for pair in self._kept
         ]
 
-    def begin(self, number: int, window: Window, keys: Tensor, values: Tensor) -> None:
+    def begin(self, number: int, window: KVWindow, keys: Tensor, values: Tensor) -> None:
         """Keep what a layer made of prompts, [sets · rows, heads, T, width]."""
         assert window.rows is not None
         for kept, new in zip(self._pair(number, keys, values), (keys, values), strict=True):
+            # [sets · rows, heads, T, width] → [sets, rows, heads, T, width]
             apart = new[:, :, : self._begun].unflatten(0, (-1, len(window.rows)))
             kept[window.sets, window.rows, :, : apart.shape[3]] = apart
 
-    def extend(self, number: int, window: Window, keys: Tensor, values: Tensor) -> _Pair:
-        """Keep what a layer made of new tokens; keys and values of all tokens so far."""
+    def extend(self, number: int, window: KVWindow, keys: Tensor, values: Tensor) -> _Pair:
+        """Keep what a layer made of new tokens, [sets · n, heads, new tokens, width].
+
+        Returns:
+            keys and values of all tokens so far, [sets · n, heads, tokens, width].
+        """
         start, rows = self._begun + self.fed, len(self._lengths)
         stop = start + keys.shape[2]
         found = []
         for kept, new in zip(self._pair(number, keys, values), (keys, values), strict=True):
+            # [sets · n, heads, new tokens, width] → [sets, n, heads, new tokens, width]
             kept[window.sets, :, :, start:stop] = new.unflatten(0, (-1, rows))
-            found.append(kept[window.sets, :, :, :stop].flatten(0, 1))  # a view
+            # [sets, n, heads, tokens, width] → [sets · n, heads, tokens, width], a view
+            found.append(kept[window.sets, :, :, :stop].flatten(0, 1))
         return found[0], found[1]
 
     def _pair(self, number: int, *like: Tensor) -> _Pair:
@@ -116,33 +125,33 @@ class Past:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """The part of a past that some hidden states read and write, and how they go through layers.
+class KVWindow:
+    """The part of a KV cache that some hidden states read and write, and a pass's other arguments.
 
     Attributes:
-        past: of all rows.
-        sets: which sets of a layer, slot by slot.
+        cache: of all rows.
+        sets: which sets of a layer, one for each copy of the rows.
         rows: numbers of the rows, where prompts go through; None for new tokens of all rows.
         context: a layer's other arguments; None for those of whole texts.
         mask: additive, or None.
     """
 
-    past: Past
+    cache: KVCache
     sets: slice
     rows: Tensor | None = None
     context: Mapping[str, Any] | None = None
     mask: Tensor | None = None
 
 
-class LayerPast:
-    """Stands where a layer expects its cache."""
+class LayerKVCache:
+    """Takes the place of transformers' cache in the call of one layer."""
 
-    def __init__(self, past: Past, number: int, window: Window) -> None:
-        self._past, self._number, self._window = past, number, window
+    def __init__(self, cache: KVCache, number: int, window: KVWindow) -> None:
+        self._cache, self._number, self._window = cache, number, window
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> _Pair:
         """Keep the new keys and values; those that the new tokens attend to."""
         if self._window.rows is None:
-            return self._past.extend(self._number, self._window, keys, values)
-        self._past.begin(self._number, self._window, keys, values)
+            return self._cache.extend(self._number, self._window, keys, values)
+        self._cache.begin(self._number, self._window, keys, values)
         return keys, values

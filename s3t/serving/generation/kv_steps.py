@@ -1,12 +1,12 @@
-"""The layers of a base on new tokens alone, with what is kept of those before.
+"""The layers of a base on new tokens alone, with a KV cache of the tokens before.
 
-    prompts ─► Base.start ─► prompts through the layers ─► their keys and values are kept (``Past``)
-    a token ─► enter ─► hidden state, its position's context ─► the layers, which read what is kept
+    prompts ─► Base.start ─► layers ─► hidden states; keys and values go into a ``KVCache``
+    a token ─► KVSteps.enter ─► hidden state, its position's context ─► layers, which read the cache
 
 How: as in ``base``, the backbone's own forward makes hidden states and positions, and stops at the
-first layer's gate. Under which name a layer takes a cache is seen at that gate as well. No model
+first layer's gate. The name by which a layer takes a cache is seen at that gate as well. No model
 family is named: steps are tried on random texts of different lengths against the pass over whole
-texts, up to the longest that the base may see, and a base that does not agree has no steps.
+texts, up to the longest that the base may be given. A base that does not agree has no steps.
 
 Invariant: with a base's steps the last hidden states are, within rounding, those of whole texts.
 """
@@ -22,12 +22,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from s3t.model.inputs.encoders import Encoded
-from s3t.serving.generation.kv_cache import Past, Window
+from s3t.serving.generation.kv_cache import KVCache, KVWindow
 
 if TYPE_CHECKING:
     from s3t.model.base import Base
 
-__all__ = ["Steps", "find_steps"]
+__all__ = ["KVSteps", "find_kv_steps"]
 
 _FOREIGN = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, NotImplementedError)
 """What the code of a layer may raise that is not made for this."""
@@ -35,33 +35,33 @@ _FOREIGN = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, No
 _ROWS = 3
 
 
-class Steps:
-    """How a base is entered, and its layers run, with a past.
+class KVSteps:
+    """Enters a base with new tokens, and runs its layers, with a KV cache.
 
     Args:
         base: a causal one.
-        cache: name of the argument by which its layers take a cache.
+        argument: name by which its layers take a cache.
         by_row: names of those arguments that have an entry for each row.
     """
 
-    def __init__(self, base: Base, cache: str, by_row: frozenset[str]) -> None:
-        self.base, self._cache, self._by_row = base, cache, by_row
+    def __init__(self, base: Base, argument: str, by_row: frozenset[str]) -> None:
+        self.base, self._argument, self._by_row = base, argument, by_row
         self.token_bytes = 0
         """Keys and values of one token in one set of every layer."""
 
-    def enter(self, tokens: Tensor, past: Past) -> tuple[Tensor, dict[str, Any], Tensor | None]:
+    def enter(self, tokens: Tensor, cache: KVCache) -> tuple[Tensor, dict[str, Any], Tensor | None]:
         """What the layers are given for new tokens.
 
         Args:
             tokens: of all rows, [n, q].
-            past: what is kept of the rows.
+            cache: of the rows.
 
         Returns:
             hidden states [n, q, H], the layers' other arguments, and the additive mask or None.
         """
         ahead = torch.arange(tokens.shape[1], device=tokens.device)
-        positions = past.positions[:, None] + ahead
-        mask = past.mask(tokens.shape[1], self.base.dtype)
+        positions = cache.positions[:, None] + ahead
+        mask = cache.mask(tokens.shape[1], self.base.dtype)
         # a mask of four dimensions goes through as it is: making one here would cost as much as
         # a layer, and it would not know of the gaps
         through = torch.zeros((1, 1, 1, 1), device=tokens.device) if mask is None else mask
@@ -72,28 +72,28 @@ class Steps:
         arguments.pop("attention_mask", None)
         return hidden, arguments, mask
 
-    def repeated(self, context: Mapping[str, Any], slots: int) -> dict[str, Any]:
-        """The layers' other arguments for so many slots of the rows."""
-        if slots == 1:
+    def repeated(self, context: Mapping[str, Any], copies: int) -> dict[str, Any]:
+        """The layers' other arguments for so many copies of the rows."""
+        if copies == 1:
             return dict(context)
         return {
-            name: _repeated(value, slots) if name in self._by_row else value
+            name: _repeated(value, copies) if name in self._by_row else value
             for name, value in context.items()
         }
 
-    def run(self, hidden: Tensor, lo: int, hi: int, window: Window) -> Tensor:
+    def run(self, hidden: Tensor, lo: int, hi: int, window: KVWindow) -> Tensor:
         """Layers lo … hi−1 on hidden states [sets · rows, q, H]; their keys and values are kept."""
         for number in range(lo, hi):
-            past = window.past.layer(number, window)
+            cache = window.cache.layer(number, window)
             context = window.context
             if context is None:
                 context = self.base.context(hidden.shape[1])
-            hidden = self.base.own(number, hidden, window.mask, {**context, self._cache: past})
+            hidden = self.base.own(number, hidden, window.mask, {**context, self._argument: cache})
         return hidden
 
 
-def find_steps(base: Base) -> Steps | None:
-    """A base's steps, or None if its layers do not take what is kept as the others do."""
+def find_kv_steps(base: Base) -> KVSteps | None:
+    """A base's steps; None if its layers take no cache, or do not agree with whole texts."""
     if not base.causal or base.length is None or base.length < 4:
         return None
     asked = inspect.signature(base.backbone.forward).parameters
@@ -106,45 +106,45 @@ def find_steps(base: Base) -> Steps | None:
         return None
 
 
-def _tried(base: Base, length: int) -> Steps | None:
+def _tried(base: Base, length: int) -> KVSteps | None:
     generator = torch.Generator().manual_seed(0)
     vocabulary = base.model.config.vocab_size
     tokens = torch.randint(0, vocabulary, (_ROWS, length), generator=generator).to(base.device)
-    cache, positions = DynamicCache(), torch.arange(2, device=base.device).repeat(_ROWS, 1)
+    probe, positions = DynamicCache(), torch.arange(2, device=base.device).repeat(_ROWS, 1)
     seen = base.entered(
-        input_ids=tokens[:, :2], position_ids=positions, past_key_values=cache, use_cache=True
+        input_ids=tokens[:, :2], position_ids=positions, past_key_values=probe, use_cache=True
     )
-    names = [name for name, value in seen.items() if value is cache]
+    names = [name for name, value in seen.items() if value is probe]
     if len(names) != 1:
         return None
     by_row = frozenset(name for name, value in seen.items() if _has_rows(value))
-    steps = Steps(base, names[0], by_row)
+    steps = KVSteps(base, names[0], by_row)
     whole = base.run(base.start(_whole(tokens)), 0, base.depth, None)
     lengths = torch.tensor([max(1, length * (4 - row) // 8) for row in range(_ROWS)])
-    past = Past([1] * base.depth, lengths.to(base.device), length)
-    found = _stepwise(steps, tokens, lengths, past)
+    cache = KVCache([1] * base.depth, lengths.to(base.device), length)
+    found = _stepwise(steps, tokens, lengths, cache)
     expected = torch.stack([whole[row, at : at + found.shape[1]] for row, at in enumerate(lengths)])
     tolerance = float(whole.abs().max()) * (1e-4 if base.dtype == torch.float32 else 5e-2)
     if not torch.allclose(found.float(), expected.float(), rtol=0, atol=tolerance):
         return None
-    steps.token_bytes = past.nbytes // (_ROWS * (int(lengths.max()) + length))
+    steps.token_bytes = cache.nbytes // (_ROWS * (int(lengths.max()) + length))
     return steps
 
 
-def _stepwise(steps: Steps, tokens: Tensor, lengths: Tensor, past: Past) -> Tensor:
+def _stepwise(steps: KVSteps, tokens: Tensor, lengths: Tensor, cache: KVCache) -> Tensor:
     """Hidden states of what follows the prompts: many tokens at once, then a single one."""
     base, most = steps.base, int(lengths.max())
     rows = torch.arange(_ROWS, device=base.device)
     hidden = base.start(_whole(tokens[:, :most]))
-    steps.run(hidden, 0, base.depth, Window(past, slice(0, 1), rows))
+    steps.run(hidden, 0, base.depth, KVWindow(cache, slice(0, 1), rows))
     found = []
     for count in (tokens.shape[1] - most - 1, 1):
-        start = lengths + past.fed
+        start = lengths + cache.fed
         part = torch.stack([tokens[row, at : at + count] for row, at in enumerate(start)])
-        hidden, context, mask = steps.enter(part, past)
-        window = Window(past, slice(0, 1), None, context, mask)
+        hidden, context, mask = steps.enter(part, cache)
+        window = KVWindow(cache, slice(0, 1), None, context, mask)
         found.append(steps.run(hidden, 0, base.depth, window))
-        past.advance(count)
+        cache.advance(count)
     return torch.cat(found, dim=1)
 
 
@@ -158,7 +158,7 @@ def _has_rows(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0 and len(value) == _ROWS
 
 
-def _repeated(value: Any, slots: int) -> Any:
+def _repeated(value: Any, copies: int) -> Any:
     if isinstance(value, tuple):
-        return tuple(_repeated(part, slots) for part in value)
-    return value.repeat(slots, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) else value
+        return tuple(_repeated(part, copies) for part in value)
+    return value.repeat(copies, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) else value

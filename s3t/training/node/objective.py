@@ -160,7 +160,7 @@ class Objective:
 
     def _gained(self, lo: int, bank: Bank, leaves: Mapping[str, Tensor], share: Share) -> Tensor:
         """What each slot gained on the passes of a share, and how many rows (tokens) counted."""
-        slots, trunk = bank.slots, self.trunk
+        slots, trunk = bank.lanes, self.trunk
         parts = torch.arange(len(self.rows)).split(SCORE_ROWS)
         gained, counted = torch.zeros(slots, dtype=torch.float64), 0.0
         # who has no pass left goes along: layers may lie spread over all

@@ -29,10 +29,10 @@ from torch import Tensor
 
 from s3t.config import LoraConfig, PromptConfig, StageConfig
 from s3t.errors import IntegrityError, S3TError
-from s3t.model.adapters.lora import Bank, Target
+from s3t.model.adapters.lora import Bank, LoraTarget, merge
 from s3t.model.adapters.prompt import beside, fresh_prompt, prompts_of, stacked
 from s3t.model.base import Base
-from s3t.model.determinism import draws, rounds_alike
+from s3t.model.determinism import draws
 from s3t.model.head import BIAS, WEIGHT
 from s3t.plan.lineage import node_seed
 from s3t.store import tensors_digest
@@ -241,7 +241,7 @@ class StageTrainer:
         """
         if shape not in self._stacks:
             why = ""
-            if not (self.base.rounds_evenly(positions) and rounds_alike(self.base.device)):
+            if not self.base.rounds_alike(positions):
                 why = "arithmetic or numbers that are not strict, or widths that fill no vectors"
             elif not self.peers.all(same()):
                 why = "this machine rounds a stack of them otherwise"
@@ -302,7 +302,7 @@ class StageTrainer:
 
     # ── a slot's tensors ─────────────────────────────────────────────────────────────────────
 
-    def _block_targets(self, block: tuple[int, int]) -> list[Target]:
+    def _block_targets(self, block: tuple[int, int]) -> list[LoraTarget]:
         return [t for t in self.base.targets if block[0] <= t.layer < block[1]]
 
     def _initial(self, block: tuple[int, int], assignment: Assignment) -> dict[str, Tensor]:
@@ -342,7 +342,7 @@ class StageTrainer:
             a = torch.stack([one.inherited[target.a] for one in ranked]).to(device)
             b = torch.stack([one.inherited[target.b] for one in ranked]).to(device)
             if self.base.merges and target.inputs * target.outputs <= _MERGED_NUMBERS:
-                merged[target.layer, target.path] = self.base.merged(target, a, b, scale)
+                merged[target.layer, target.path] = merge(self.base.layers, target, a, b, scale)
             else:
                 pairs[target.layer, target.path] = a, b
         prompts = stacked([one.inherited for one in ranked])
@@ -363,7 +363,7 @@ class StageTrainer:
             for target in self._block_targets(block)
         }
         return Bank(
-            upper.slots,
+            upper.lanes,
             {**upper.pairs, **trained},
             upper.scale,
             self.lora.dropout,

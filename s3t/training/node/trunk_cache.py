@@ -10,7 +10,7 @@ digits; 10,003 × 32 × 384 × 4 B = 492 MB for banking77 on MiniLM; 100,000 × 
 batch; a node's bytes are the same either way.
 
 Invariants: it holds nothing but the rows asked for; a row's hidden states depend on that row alone,
-whatever else is asked for (``arithmetic.RowByRow``), so that a deletion changes no byte of the
+whatever else is asked for (``determinism.RowByRow``), so that a deletion changes no byte of the
 others; and a base that draws dropout is refused, since a row must always give the same.
 """
 
@@ -79,7 +79,7 @@ class Trunk:
 
     @property
     def one_by_one(self) -> list[Hashable]:
-        """Shapes at which rows are computed one by one (``arithmetic.RowByRow``)."""
+        """Shapes at which rows are computed one by one (``determinism.RowByRow``)."""
         return self._each.one_by_one
 
     def prepare(self, cut: int, index: Tensor) -> None:
@@ -127,7 +127,7 @@ class Trunk:
     def _compute(self, index: Tensor) -> Tensor:
         rows = self.rows.rows(index).to(self.base.device)
         tokens = self.base.tokens(rows)
-        return self._each(rows, tokens, self.base.rounds_evenly(tokens), self._at)
+        return self._each(rows, tokens, self.base.rounds_alike(tokens), self._at)
 
     def _pass(self, rows: Encoded) -> Tensor:
         hidden = self.base.start(rows)

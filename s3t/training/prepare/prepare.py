@@ -186,7 +186,7 @@ def open_material(run: RunDir, device: torch.device, group: Group | None = None)
             ledger.register(whole.slots())
     _prove_slices(whole, plan, hits)
     if group is not None and spreads:
-        base.spread(group.mesh)
+        base.fully_shard(group.mesh)
     return Material(
         run=run,
         store=run.store,
@@ -323,7 +323,7 @@ def _ready_base(
         loaded = adapted(config, _adapt_rows(drafted), drafted.classes, on_step)
     else:  # the clusters are of a base that the draft has adapted
         loaded = load_model(config)
-        loaded.model.load_state_dict(drafted.base.state)
+        loaded.model.load_state_dict(drafted.base.weights.tensors)
     _keep_base(run, loaded)
     return build_base(config, loaded)
 

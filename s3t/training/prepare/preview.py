@@ -52,13 +52,13 @@ def preview(config: Config, horizon: int | None = None) -> dict[str, Any]:
             "remove what the public data taught"
         )
     base = drafted.base
-    tokens = (base.length or base.image_tokens) + config.prompt_tokens
+    tokens = base.tokens() + config.prompt_tokens
     positions = config.stage.batch_size // config.stage.processes * tokens
-    if not base.rounds_evenly(positions):
+    if not base.rounds_alike(positions):
         notes.append(
-            f"{config.model.base} is not of float32, or widths of its layers fill no vectors at "
-            f"{positions} positions of a batch, so nodes are trained one by one there: slower, and "
-            "the same bytes"
+            f"nodes are trained one by one: {config.model.base} is not of float32, widths of its "
+            f"layers fill no vectors at {positions} positions of a batch, or MKL is not strict on "
+            "this machine; slower, and the same bytes"
         )
     if isinstance(drafted.encoder, TextEncoder):
         cut = drafted.encoder.encode(data.private.rows.inputs).truncated

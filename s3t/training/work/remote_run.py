@@ -27,7 +27,7 @@ from s3t.errors import InputError, IntegrityError
 from s3t.ledger import without_password
 from s3t.plan import Plan
 from s3t.run import RunDir
-from s3t.store import Depot, write_durably
+from s3t.store import Depot, open_depot, write_durably
 
 __all__ = ["attach", "finished", "join", "joined", "publish", "refuse_other_store"]
 
@@ -108,7 +108,7 @@ def join(config: Config) -> None:
         IntegrityError: the plan is not what was published.
     """
     run = RunDir(config.run_dir)
-    depot = Depot(anchored(config).store.url or "")
+    depot = open_depot(anchored(config).store.url or "")
     plan = _got(depot, _PLAN)
     if plan is None:
         raise IntegrityError(f"{depot.where(_PLAN)} is gone: run s3t train again on machine rank 0")
@@ -145,7 +145,7 @@ def attach(root: Path, url: str, overrides: Sequence[str] = ()) -> RunDir:
     """
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise InputError(f"{root} holds something already: give a directory that is empty or new")
-    depot = Depot(url if "://" in url else os.path.abspath(url))
+    depot = open_depot(url if "://" in url else os.path.abspath(url))
     config = _got(depot, _CONFIG)
     if config is None or _got(depot, _PLAN) is None:
         raise InputError(

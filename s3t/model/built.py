@@ -1,7 +1,7 @@
-"""Small transformers made here: random weights from the run's seed, a tokenizer of bytes.
+"""Built bases: small transformers with random weights from the run's seed, and a byte tokenizer.
 
-They stand in for hub models where nothing can be downloaded: the demo's ViT, and the tiny
-encoders and decoders of the tests. Everything else about them is the real transformers code.
+They replace hub models where nothing can be downloaded: the demo's ViT, and the tiny encoders and
+decoders of the tests. All other code of them is that of transformers.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from transformers import (
 
 from s3t.config import Config, MakeConfig
 
-__all__ = ["byte_tokenizer", "make_model"]
+__all__ = ["build_model", "byte_tokenizer"]
 
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
 
-def make_model(config: Config) -> PreTrainedModel:
+def build_model(config: Config) -> PreTrainedModel:
     """The base that ``model.base: make:…`` names, initialised from ``config.seed``."""
     shape = _transformer_config(config)
     auto: Any = AutoModelForCausalLM if config.task == "causal-lm" else AutoModel
