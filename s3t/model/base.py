@@ -33,6 +33,7 @@ from s3t.model.adapters.lora import (
     bank_in_force,
     find_targets,
     merge,
+    unwrap_targets,
     wrap_targets,
 )
 from s3t.model.determinism import even
@@ -85,6 +86,7 @@ class Base:
         self._whole = whole = Whole(model, language_model, length)
         self.backbone, self.lm_head = whole.backbone, whole.head
         owner, name = find_layers(self.backbone, getattr(model.config, "num_hidden_layers", 0))
+        self._place: tuple[nn.Module, str, nn.Module] = owner, name, getattr(owner, name)
         self.layers: list[nn.Module] = list(getattr(owner, name))
         self._contexts: dict[int, dict[str, Any]] = {}
         self._joined: dict[int, JoinedLayer] = {}
@@ -177,6 +179,14 @@ class Base:
         if tensors_digest(Gathered(self.state)) != self._weights:
             raise IntegrityError("the base's divided layers are not the base: report this bug")
         return self
+
+    def put_together(self) -> PreTrainedModel:
+        """Give the model back as it was before it was taken apart; this base is of no use then."""
+        unwrap_targets(self.layers, self.targets)
+        owner, name, layers = self._place
+        setattr(owner, name, layers)
+        self._fused, self._joined, self._contexts = [], {}, {}
+        return self.model
 
     def run_plainly(self) -> None:
         """Run every layer by its own code, and keep no copy of a weight, from now on."""
@@ -285,7 +295,7 @@ class Base:
         return ServedLayer(self._joined[number], bank)
 
     def merged(self, target: Target, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        """The target's weight with each slot's adapter added (see ``lora.merge``)."""
+        """The target's weight with each lane's adapter added (see ``lora.merge``)."""
         return merge(self.layers, target, a, b, scale)
 
     def finish(self, hidden: Tensor) -> Tensor:

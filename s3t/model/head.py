@@ -36,7 +36,7 @@ BIAS = "head.bias"
 
 
 def classify(features: Tensor, head: Mapping[str, Tensor]) -> Tensor:
-    """Class logits of stacked slots.
+    """Class logits of stacked lanes.
 
     Args:
         features: one vector per row, [G · n, H] (see ``Base.features``).
@@ -45,8 +45,8 @@ def classify(features: Tensor, head: Mapping[str, Tensor]) -> Tensor:
     Returns:
         [G, n, C], float32.
     """
-    slots, classes = head[WEIGHT].shape[:2]
-    rows = features.float().view(slots, -1, features.shape[-1])
+    lanes, classes = head[WEIGHT].shape[:2]
+    rows = features.float().view(lanes, -1, features.shape[-1])
     count, rows = rows.shape[1], at_least(rows)
     weight = up_to_multiple(head[WEIGHT], 1).transpose(1, 2)
     bias = up_to_multiple(head[BIAS].unsqueeze(1), 2)

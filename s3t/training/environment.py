@@ -32,7 +32,7 @@ from s3t.model.inputs.encoders import Encoded
 from s3t.store import tensors_digest
 from s3t.system.pinned import arithmetic_here, switches
 from s3t.training.node.rows import LabelledSet
-from s3t.training.node.trainer import StageTrainer
+from s3t.training.node.trainer import CacheSettings, StageRows, StageSettings, StageTrainer
 from s3t.training.prepare.recipe import blocks_of
 from s3t.types import Digest, digest
 
@@ -115,22 +115,21 @@ def _probe(config: Config, base: Base, classes: int) -> Digest:
 
 def _step(config: Config, base: Base, classes: int) -> dict[str, Tensor]:
     rows, drawn = config.stage.step_rows, draws(1)
+    stage = config.stage.model_copy(update={"epochs": 1, "group_by_length": False})
+    prompt = config.prompt if stage.adapter == "prompt" else None
+    private, validation = (_drawn_rows(base, classes, count, drawn) for count in (rows, _ROWS))
     trainer = StageTrainer(
         base,
-        config.lora,
-        config.stage.model_copy(update={"epochs": 1, "group_by_length": False}),
-        classes,
-        _drawn_rows(base, classes, rows, drawn),
-        _drawn_rows(base, classes, _ROWS, drawn),
-        2**40,
-        prompt=config.prompt if config.stage.adapter == "prompt" else None,
+        StageSettings(stage, config.lora, prompt),
+        StageRows(private, validation, classes),
+        CacheSettings(2**40),
     )
     base.passed_together.clear()  # what is tried here no other process of a group has tried
     found = {"sums": torch.tensor(_odd_numbers(drawn))}
     above: dict[str, Tensor] = {}
-    for stage, block in enumerate(blocks_of(config, base.depth)[:2]):
-        tensors = trainer.step_of(block, f"probe of stage {stage}", torch.arange(rows), above)
-        found |= {f"{stage}.{name}": tensor for name, tensor in tensors.items()}
+    for number, block in enumerate(blocks_of(config, base.depth)[:2]):
+        tensors = trainer.step_of(block, f"probe of stage {number}", torch.arange(rows), above)
+        found |= {f"{number}.{name}": tensor for name, tensor in tensors.items()}
         above |= tensors
     base.passed_together.clear()
     return found

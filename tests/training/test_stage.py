@@ -16,7 +16,7 @@ from s3t.model.determinism import rounds_alike
 from s3t.training.node.objective import Pass
 from s3t.training.node.optimizer import learning_rate
 from s3t.training.node.rows import Batches, LabelledSet
-from s3t.training.node.trainer import Assignment, StageTrainer, Trained, _Run
+from s3t.training.node.trainer import Assignment, StageTrainer, TrainedNode, _Run
 from tests.tiny import (
     FAMILIES,
     inputs_of,
@@ -37,14 +37,14 @@ ROUGH = {
     "max_grad_norm": 0.1,
     "weight_decay": 0.1,
 }
-"""A recipe with everything in it that could tell slots apart."""
+"""A recipe with everything in it that could tell lanes apart."""
 
 
 PLAIN = {"dropout": 0.0}
 """What is drawn depends on the length of a batch; the rest does not."""
 
 
-def same(one: Trained, other: Trained) -> bool:
+def same(one: TrainedNode, other: TrainedNode) -> bool:
     return (
         one.key == other.key
         and one.score == other.score
@@ -336,7 +336,7 @@ def test_agrees_finds_a_machine_where_groups_round_differently(
     def rounding(run: Any, drawn: Any, share: Any, taken: Pass) -> dict[str, Tensor]:
         """One number of one node between the first and the last, in one small gradient."""
         gradients = found(run, drawn, share, taken)
-        if len(taken.slots) > 2:
+        if len(taken.lanes) > 2:
             bias = gradients["head.bias"]
             bias[1, 0] = bias[1, 0].nextafter(torch.tensor(9.0))
         return gradients

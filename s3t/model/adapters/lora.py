@@ -1,10 +1,10 @@
-"""Stacked LoRA: the adapters of G slots over one frozen base, in one forward pass.
+"""Stacked LoRA: the adapters of G lanes over one frozen base, in one forward pass.
 
-    rows of slot 0 ┐                       ┌ A[0] B[0]
-    rows of slot 1 ├─ one base product  +  ├ A[1] B[1]   bmm, a slot sees its own rows alone
-    rows of slot 2 ┘                       └ A[2] B[2]
+    rows of lane 0 ┐                       ┌ A[0] B[0]
+    rows of lane 1 ├─ one base product  +  ├ A[1] B[1]   bmm, a lane sees its own rows alone
+    rows of lane 2 ┘                       └ A[2] B[2]
 
-Invariant: what a slot computes does not depend on the other slots, nor on how many there are; a
+Invariant: what a lane computes does not depend on the other lanes, nor on how many there are; a
 group of one runs the same code. The bank in force belongs to the thread that set it, so that
 concurrent predictions of different views share the base without a lock.
 """
@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from s3t.model.determinism import at_least, up_to_multiple
 from s3t.model.quantized import QuantizedLinear
-from s3t.types import Share
+from s3t.types import BatchPart
 
 __all__ = [
     "Bank",
@@ -33,6 +33,7 @@ __all__ = [
     "dropout_mask",
     "find_targets",
     "merge",
+    "unwrap_targets",
     "wrap_targets",
 ]
 
@@ -62,53 +63,53 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """The adapters of G slots.
+    """The adapters of G lanes.
 
     Attributes:
-        slots: G.
+        lanes: G.
         pairs: (layer, path) → A [G, rank, inputs] and B [G, outputs, rank].
         scale: alpha / rank.
         dropout: probability with which an adapter's input is dropped, in training.
-        generators: one source of dropout per slot; empty outside training.
+        generators: one source of dropout per lane; empty outside training.
         merged: (layer, path) → base weight and adapter in one, [G, inputs, outputs].
-        share: which rows of the whole batch of each slot these are, for what is drawn by row.
+        part: which rows of the whole batch of each lane these are, for what is drawn by row.
         recompute: whether a layer keeps its input alone and is run again in the backward pass.
         served: layer → the whole of it with these adapters, for answers (see ``ServedLayer``).
-        prompts: of each slot, [G, p, H], beside the tokens of its rows (see ``prompt``).
+        prompts: of each lane, [G, p, H], beside the tokens of its rows (see ``prompt``).
     """
 
-    slots: int
+    lanes: int
     pairs: Mapping[tuple[int, str], tuple[Tensor, Tensor]]
     scale: float
     dropout: float = 0.0
     generators: Sequence[Generator] = field(default=())
     merged: Mapping[tuple[int, str], Tensor] = field(default_factory=dict)
-    share: Share = field(default_factory=Share)
+    part: BatchPart = field(default_factory=BatchPart)
     recompute: bool = False
     served: Mapping[int, Callable[[Tensor, Tensor | None, Tensor | None], Tensor]] = field(
         default_factory=dict
     )
     prompts: Tensor | None = None
 
-    def first(self, slots: int) -> Bank:
-        """The same without the slots from ``slots`` on."""
+    def first(self, lanes: int) -> Bank:
+        """The same without the lanes from ``lanes`` on."""
         return replace(
             self,
-            slots=slots,
-            pairs={place: (a[:slots], b[:slots]) for place, (a, b) in self.pairs.items()},
-            generators=self.generators[:slots],
-            merged={place: weight[:slots] for place, weight in self.merged.items()},
-            prompts=None if self.prompts is None else self.prompts[:slots],
+            lanes=lanes,
+            pairs={place: (a[:lanes], b[:lanes]) for place, (a, b) in self.pairs.items()},
+            generators=self.generators[:lanes],
+            merged={place: weight[:lanes] for place, weight in self.merged.items()},
+            prompts=None if self.prompts is None else self.prompts[:lanes],
         )
 
-    def only(self, slots: Sequence[int]) -> Bank:
-        """The same with these slots alone, in this order."""
-        chosen = [*slots]
+    def only(self, lanes: Sequence[int]) -> Bank:
+        """The same with these lanes alone, in this order."""
+        chosen = [*lanes]
         return replace(
             self,
-            slots=len(chosen),
+            lanes=len(chosen),
             pairs={place: (a[chosen], b[chosen]) for place, (a, b) in self.pairs.items()},
-            generators=[self.generators[slot] for slot in chosen] if self.generators else (),
+            generators=[self.generators[lane] for lane in chosen] if self.generators else (),
             merged={place: weight[chosen] for place, weight in self.merged.items()},
             prompts=None if self.prompts is None else self.prompts[chosen],
         )
@@ -138,7 +139,7 @@ def bank_in_force() -> Bank | None:
 
 
 class StackedLinear(nn.Module):
-    """A frozen linear map and, when a bank holds it, each slot's low-rank addition.
+    """A frozen linear map and, when a bank holds it, each lane's low-rank addition.
 
     Input [G · rows, …, inputs], output [G · rows, …, outputs].
     """
@@ -151,23 +152,23 @@ class StackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         bank = _IN_FORCE.bank
         if bank is not None and (merged := bank.merged.get(self.place)) is not None:
-            return self._merged(x, merged, bank.slots)
+            return self._merged(x, merged, bank.lanes)
         out: Tensor = self.inner(x)
         pair = bank.pairs.get(self.place) if bank is not None else None
         if bank is None or pair is None:
             return out
         a = up_to_multiple(pair[0].to(x.dtype), 1).transpose(1, 2)
         b = up_to_multiple(pair[1].to(x.dtype), 2).transpose(1, 2)
-        rows = x.reshape(bank.slots, -1, x.shape[-1])
+        rows = x.reshape(bank.lanes, -1, x.shape[-1])
         count = rows.shape[1]
         if bank.generators and bank.dropout:
             rows = rows * dropout_mask(rows, bank)
         low = torch.bmm(at_least(rows), a)
-        stacked = at_least(out.view(bank.slots, -1, out.shape[-1]))
+        stacked = at_least(out.view(bank.lanes, -1, out.shape[-1]))
         return torch.baddbmm(stacked, low, b, alpha=bank.scale)[:, :count].reshape(out.shape)
 
-    def _merged(self, x: Tensor, merged: Tensor, slots: int) -> Tensor:
-        rows = x.reshape(slots, -1, x.shape[-1])
+    def _merged(self, x: Tensor, merged: Tensor, lanes: int) -> Tensor:
+        rows = x.reshape(lanes, -1, x.shape[-1])
         count, rows = rows.shape[1], at_least(rows)
         bias = getattr(self.inner, "bias", None)
         out = torch.bmm(rows, merged) if bias is None else torch.baddbmm(bias, rows, merged)
@@ -212,10 +213,20 @@ def wrap_targets(layers: Sequence[nn.Module], targets: Sequence[Target]) -> None
         setattr(layer.get_submodule(parent), name, StackedLinear(inner, target))
 
 
+def unwrap_targets(layers: Sequence[nn.Module], targets: Sequence[Target]) -> None:
+    """Put each target back in the place of the ``StackedLinear`` around it."""
+    for target in targets:
+        layer = layers[target.layer]
+        parent, _, name = target.path.rpartition(".")
+        wrapped = layer.get_submodule(target.path)
+        assert isinstance(wrapped, StackedLinear)
+        setattr(layer.get_submodule(parent), name, wrapped.inner)
+
+
 def merge(
     layers: Sequence[nn.Module], target: Target, a: Tensor, b: Tensor, scale: float
 ) -> Tensor:
-    """The target's weight with each slot's adapter added, [G, inputs, outputs].
+    """The target's weight with each lane's adapter added, [G, inputs, outputs].
 
     Args:
         layers: wrapped layers.
@@ -243,15 +254,15 @@ def _target(layer: int, path: str, module: nn.Module) -> Target:
 
 
 def dropout_mask(rows: Tensor, bank: Bank) -> Tensor:
-    """Each slot draws from its own generator, so a group does not change what it draws.
+    """Each lane draws from its own generator, so a group does not change what it draws.
 
     Nor does it matter how many processes a batch is divided among: each draws for all of it.
     """
     keep, (count, width) = 1.0 - bank.dropout, rows.shape[1:]
-    whole = count * bank.share.size
+    whole = count * bank.part.size
     draws = [
         torch.rand((whole, width), generator=generator, device=rows.device, dtype=torch.float32)
         for generator in bank.generators
     ]
-    draws = [draw[bank.share.of(whole)] for draw in draws]
+    draws = [draw[bank.part.of(whole)] for draw in draws]
     return (torch.stack(draws) < keep).to(rows.dtype) / keep

@@ -10,7 +10,7 @@ prompts, arXiv 2301.12314). They enter at layer 0, behind the embeddings, so the
 position; a base that turns positions inside its layers counts them like tokens. They attend and are
 attended, and have no part in the mean of a row, nor in the next tokens of a text.
 
-Invariant: a slot's rows see its own prompts alone, and no layer of the base is adapted: what is
+Invariant: a lane's rows see its own prompts alone, and no layer of the base is adapted: what is
 trained is the vectors and the head.
 """
 
@@ -80,7 +80,7 @@ def stacked(lineages: Sequence[Mapping[str, Tensor]]) -> Tensor | None:
 
 
 def beside(frozen: Tensor | None, leaves: Mapping[str, Tensor]) -> Tensor | None:
-    """What slots train, [G, p, H], behind what stands still of each; None without prompts."""
+    """What lanes train, [G, p, H], behind what stands still of each; None without prompts."""
     trained = [leaves[name] for name in _names(leaves)]
     parts = trained if frozen is None else [frozen, *trained]
     return torch.cat(parts, dim=1) if parts else None
@@ -96,7 +96,7 @@ def states(
         hidden: what enters layer ``lo``, [G · n, T, H].
         lo: first layer to run; 0 if there are prompts.
         mask: padding mask [G · n, T], None for images.
-        prompts: of each slot, [G, p, H]; None to run the layers as they are.
+        prompts: of each lane, [G, p, H]; None to run the layers as they are.
     """
     if prompts is None:
         return base.run(hidden, lo, base.depth, base.attention(mask))
@@ -156,11 +156,11 @@ def _limits(base: Base) -> list[tuple[str, int | None]]:
 def _joined(
     base: Base, hidden: Tensor, mask: Tensor | None, prompts: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Rows with their slot's prompts among their tokens, [G · n, T + p, H], and their mask."""
-    slots, count, width = prompts.shape
-    rows, at = len(hidden) // slots, _place(base)
+    """Rows with their lane's prompts among their tokens, [G · n, T + p, H], and their mask."""
+    lanes, count, width = prompts.shape
+    rows, at = len(hidden) // lanes, _place(base)
     # spread before the cast, so that gradients of rows are added up in float32
-    spread = prompts.unsqueeze(1).expand(slots, rows, count, width).reshape(-1, count, width)
+    spread = prompts.unsqueeze(1).expand(lanes, rows, count, width).reshape(-1, count, width)
     wide = torch.cat([hidden[:, :at], spread.to(hidden.dtype), hidden[:, at:]], dim=1)
     if mask is None:
         return wide, None

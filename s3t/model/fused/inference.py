@@ -53,15 +53,15 @@ class JoinedLayer:
 
 
 class ServedLayer:
-    """A layer under the adapters of a bank's slots; merged ones are not for it.
+    """A layer under the adapters of a bank's lanes; merged ones are not for it.
 
     Args:
         base: the layer's own weights.
-        bank: adapters of G slots.
+        bank: adapters of G lanes.
     """
 
     def __init__(self, base: JoinedLayer, bank: Bank) -> None:
-        self._base, self._slots = base, bank.slots
+        self._base, self._lanes = base, bank.lanes
         pairs = [self._pair(product, bank) for product in base.products]
         self._asked = self._joined(pairs[:3])
         self._mixed, self._up, self._down = pairs[3:]
@@ -70,7 +70,7 @@ class ServedLayer:
         """The layer on hidden states.
 
         Args:
-            hidden: [n, T, H], n a multiple of the slots.
+            hidden: [n, T, H], n a multiple of the lanes.
             mask: additive attention mask [n, 1, 1, T], or None.
             at: one position for each row, [n] int64, to compute no other; or None.
 
@@ -107,8 +107,8 @@ class ServedLayer:
     def _adapted(self, x: Tensor, out: Tensor, pair: _Pair | None) -> Tensor:
         """``out`` [R, outputs] with the adapters' part for x [R, inputs] added, in place."""
         if pair is not None:
-            low = torch.bmm(x.view(self._slots, -1, x.shape[1]), pair[0])
-            out.view(self._slots, -1, out.shape[1]).baddbmm_(low, pair[1])
+            low = torch.bmm(x.view(self._lanes, -1, x.shape[1]), pair[0])
+            out.view(self._lanes, -1, out.shape[1]).baddbmm_(low, pair[1])
         return out
 
     def _normed(self, x: Tensor, which: int) -> Tensor:
@@ -132,7 +132,7 @@ class ServedLayer:
             return None
         a = torch.cat([pair[0] for _, pair in held], dim=2)
         width, rank = a.shape[1], 0
-        b = a.new_zeros((self._slots, a.shape[2], 3 * width))
+        b = a.new_zeros((self._lanes, a.shape[2], 3 * width))
         for number, (_, each) in held:
             own = rank + each.shape[1]
             b[:, rank:own, number * width : (number + 1) * width] = each

@@ -8,7 +8,7 @@ Why: a frozen layer needs the gradient of its input alone. Written out, that gra
 by the matrix products themselves, nothing is kept for weights that stand still, and the last layer
 of a stage computes one position of a row where the head reads one.
 
-Invariants: a slot's numbers do not depend on the other slots; the base's weights are only read.
+Invariants: a lane's numbers do not depend on the other lanes; the base's weights are only read.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Kept:
 
 
 class FusedLayer:
-    """A layer of a frozen base, with the adapters of a bank's slots.
+    """A layer of a frozen base, with the adapters of a bank's lanes.
 
     Args:
         products: q, k, v, o, up, down.
@@ -85,7 +85,7 @@ class FusedLayer:
         """The layer on hidden states.
 
         Args:
-            hidden: [n, T, H], n a multiple of the bank's slots.
+            hidden: [n, T, H], n a multiple of the bank's lanes.
             mask: additive attention mask [n, 1, 1, T], or None.
             bank: adapters in force.
             at: one position for each row, [n] int64, to compute no other; or None.

@@ -1,11 +1,11 @@
-"""One frozen linear map under the adapters of G slots, forward and backward.
+"""One frozen linear map under the adapters of G lanes, forward and backward.
 
     y[g] = x[g] Wᵀ + bias + scale · (x[g] A[g]ᵀ) B[g]ᵀ          adapters that are trained
     y[g] = x[g] W'[g] + bias, W'[g] = Wᵀ + scale · A[g]ᵀ B[g]ᵀ   frozen ones, merged
 
-Invariants: a slot sees its own rows alone; sums over the adapter and over what flows in from
+Invariants: a lane sees its own rows alone; sums over the adapter and over what flows in from
 elsewhere are made by the products themselves, in one order. No product has fewer than 8 rows of a
-slot, nor an adapter a rank that is no multiple of 8: what is missing is zeros, whose results are
+lane, nor an adapter a rank that is no multiple of 8: what is missing is zeros, whose results are
 thrown away, because a row of a smaller product is rounded by how many there are.
 """
 
@@ -90,9 +90,9 @@ class Products:
         else:
             start = into if bias is None else into + bias
         if bank is not None and merged is not None:
-            return _stacked(x, merged, start, bank.slots)
-        if (slots := self._short(x)) is not None:
-            out = _stacked(x, product.turned.unsqueeze(0), start, slots)
+            return _stacked(x, merged, start, bank.lanes)
+        if (lanes := self._short(x)) is not None:
+            out = _stacked(x, product.turned.unsqueeze(0), start, lanes)
         elif start is None:
             out = torch.mm(x, product.turned)
         elif into is not None and bias is not None:
@@ -117,11 +117,11 @@ class Products:
         """
         bank = self._bank
         if bank is not None and (merged := bank.merged.get(product.place)) is not None:
-            return _stacked(gradient, merged.transpose(1, 2), into, bank.slots, own=True)
+            return _stacked(gradient, merged.transpose(1, 2), into, bank.lanes, own=True)
         if not needed:
             out = gradient.new_empty(0)
-        elif (slots := self._short(gradient)) is not None:
-            out = _stacked(gradient, product.weight.unsqueeze(0), into, slots)
+        elif (lanes := self._short(gradient)) is not None:
+            out = _stacked(gradient, product.weight.unsqueeze(0), into, lanes)
         elif into is None:
             out = torch.mm(gradient, product.weight)
         else:
@@ -132,9 +132,9 @@ class Products:
         return out
 
     def _short(self, x: Tensor) -> int | None:
-        """The number of slots, if each has fewer rows in ``x`` than round alike."""
-        slots = 1 if self._bank is None else self._bank.slots
-        return slots if len(x) < LEAST_ROWS * slots else None
+        """The number of lanes, if each has fewer rows in ``x`` than round alike."""
+        lanes = 1 if self._bank is None else self._bank.lanes
+        return lanes if len(x) < LEAST_ROWS * lanes else None
 
     def trained(self, product: Product) -> bool:
         """Whether an adapter of this map wants its gradient."""
@@ -149,14 +149,14 @@ class Products:
         self, product: Product, x: Tensor, out: Tensor, bank: Bank, pair: tuple[Tensor, ...]
     ) -> None:
         a, b = _padded(pair, x.dtype)
-        rows = x.view(bank.slots, -1, x.shape[1])
+        rows = x.view(bank.lanes, -1, x.shape[1])
         dropped = None
         if bank.generators and bank.dropout:
             dropped = dropout_mask(rows, bank)
             rows = rows * dropped
         rows = at_least(rows)
         low = torch.bmm(rows, a.transpose(1, 2))
-        _add(out.view(bank.slots, -1, out.shape[1]), low, b.transpose(1, 2), bank.scale)
+        _add(out.view(bank.lanes, -1, out.shape[1]), low, b.transpose(1, 2), bank.scale)
         if self._keep:
             self._lows[product.place] = _Low(rows, dropped, low)
 
@@ -170,14 +170,14 @@ class Products:
     ) -> None:
         a, b = _padded(pair, gradient.dtype)
         kept, rank = self._lows.pop(product.place), pair[0].shape[1]
-        apart = at_least(gradient.view(bank.slots, -1, gradient.shape[1]))
+        apart = at_least(gradient.view(bank.lanes, -1, gradient.shape[1]))
         low = torch.bmm(apart, b).mul_(bank.scale)
         if pair[0].requires_grad:
             found_b = torch.bmm(apart.transpose(1, 2), kept.low).mul_(bank.scale)[..., :rank]
             found_a = torch.bmm(low.transpose(1, 2), kept.rows)[:, :rank]
             self._found[product.place] = found_a.to(pair[0].dtype), found_b.to(pair[1].dtype)
         if entering is not None:
-            stacked = entering.view(bank.slots, -1, entering.shape[1])
+            stacked = entering.view(bank.lanes, -1, entering.shape[1])
             if kept.dropped is None:
                 _add(stacked, low, a)
             else:
@@ -190,7 +190,7 @@ def _padded(pair: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, Tenso
 
 
 def _add(into: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
-    """Add the product of each slot to what it has of it, [G, n, N]; ``left`` may have more rows."""
+    """Add the product of each lane to what it has of it, [G, n, N]; ``left`` may have more rows."""
     if left.shape[1] == into.shape[1]:
         into.baddbmm_(left, right, alpha=scale)
     else:
@@ -198,18 +198,18 @@ def _add(into: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
 
 
 def _stacked(
-    x: Tensor, weights: Tensor, start: Tensor | None, slots: int, own: bool = False
+    x: Tensor, weights: Tensor, start: Tensor | None, lanes: int, own: bool = False
 ) -> Tensor:
-    """x [G · n, K] times the weights [G, K, N] of each slot, or those [1, K, N] of all.
+    """x [G · n, K] times the weights [G, K, N] of each lane, or those [1, K, N] of all.
 
     Args:
         start: what it is added to, [G · n, N], or a bias [N].
-        slots: G.
+        lanes: G.
         own: whether ``start`` may be written to.
     """
-    rows, outputs = x.view(slots, -1, x.shape[1]), weights.shape[2]
+    rows, outputs = x.view(lanes, -1, x.shape[1]), weights.shape[2]
     if start is not None and start.ndim == 2:
-        start = start.view(slots, -1, outputs)
+        start = start.view(lanes, -1, outputs)
     if rows.shape[1] >= LEAST_ROWS:
         if start is None:
             return torch.bmm(rows, weights).view(-1, outputs)
@@ -217,9 +217,9 @@ def _stacked(
             return start.baddbmm_(rows, weights).view(-1, outputs)
         return torch.baddbmm(start, rows, weights).view(-1, outputs)
     few, rows = rows.shape[1], at_least(rows)
-    if len(weights) == slots:
+    if len(weights) == lanes:
         out = torch.bmm(rows, weights)
     else:
-        out = torch.mm(rows.flatten(0, 1), weights[0]).view(slots, -1, outputs)
+        out = torch.mm(rows.flatten(0, 1), weights[0]).view(lanes, -1, outputs)
     out = out[:, :few] if start is None else out[:, :few] + start
     return out.reshape(-1, outputs)

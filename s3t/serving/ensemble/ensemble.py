@@ -353,9 +353,9 @@ class Ensemble:
             return self._prompted.answers(rows, mask, range(first, stop), merged, finish)
         hidden: Tensor | None = None
         for lo, hi, bank in self._branches.segments(first, stop, merged):
-            hidden, mask = trunk.joined(hidden, lo, bank.slots)
+            hidden, mask = trunk.joined(hidden, lo, bank.lanes)
             with adapted(bank):
-                if bank.slots == members and hi == base.depth:
+                if bank.lanes == members and hi == base.depth:
                     return finish(hidden, lo, mask)
                 hidden = base.run(hidden, lo, hi, base.attention(mask))
         # members without any adapter: the base as fallback

@@ -74,21 +74,21 @@ class Trunk:
         return found
 
     def joined(
-        self, branches: Tensor | None, layer: int, slots: int
+        self, branches: Tensor | None, layer: int, lanes: int
     ) -> tuple[Tensor, Tensor | None]:
-        """Hidden states of all slots at a layer, and their padding mask.
+        """Hidden states of all lanes at a layer, and their padding mask.
 
         Args:
             branches: of those that have branched off before, [k · n, T, H]; None if none has.
             layer: not below that of the call before.
-            slots: how many there are; those above k branch off here.
+            lanes: how many there are; those above k branch off here.
         """
         rows = self.rise(layer)
-        arriving = slots - (0 if branches is None else len(branches) // len(rows))
+        arriving = lanes - (0 if branches is None else len(branches) // len(rows))
         parts = [] if branches is None else [branches]
         parts += [rows] * arriving
         hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return hidden, None if self.mask is None else self.mask.repeat(slots, 1)
+        return hidden, None if self.mask is None else self.mask.repeat(lanes, 1)
 
 
 class Router:

@@ -3,7 +3,7 @@ members branch off the trunk.
 
     members, longest prefix first     0   1   2   3
     layer 0 ── trunk ────────────────┐
-    layer 1                          ├── a0, a1            two slots
+    layer 1                          ├── a0, a1            two lanes
     layer 2                          ├── a0, a1, a2        three
     layer 3                          └── a0, a1, a2, a3    four
 
@@ -12,7 +12,7 @@ where those are small. Merged weights are made when the first answer needs them,
 never waits for them.
 
 Invariant: what is stacked here are the members' tensors and nothing else. A layer is taken over
-from the view before only if it holds the very same tensors, slot by slot.
+from the view before only if it holds the very same tensors, lane by lane.
 
 Memory: per member and adapted map, rank × (inputs + outputs) numbers, and inputs × outputs more
 where they are merged: never over ``_MERGED_NUMBERS``, or four times those of the adapters.
@@ -68,10 +68,10 @@ class Branches:
         self._maps: list[dict[str, _Map]] = [{} for _ in range(base.depth)]
         self._segments: dict[tuple[int, int, bool], list[Segment]] = {}
         for target in base.targets:
-            slots = self._slots(target.layer)
-            if not slots:
+            lanes = self._lanes(target.layer)
+            if not lanes:
                 continue
-            sources = [(held[target.a], held[target.b]) for held in tensors[:slots]]
+            sources = [(held[target.a], held[target.b]) for held in tensors[:lanes]]
             known = None if before is None else before._maps[target.layer].get(target.path)
             if known is None or not known.stacks(sources):
                 known = _Map(base, target, sources, scale)
@@ -97,7 +97,7 @@ class Branches:
         depth = len(self._maps)
         cuts = sorted({lo for lo in self._lowest[first:stop] if lo < depth})
         return [
-            (lo, hi, self._bank(lo, hi, slice(first, min(stop, self._slots(lo))), merged))
+            (lo, hi, self._bank(lo, hi, slice(first, min(stop, self._lanes(lo))), merged))
             for lo, hi in pairwise([*cuts, depth])
         ]
 
@@ -115,7 +115,7 @@ class Branches:
         served = {layer: self._base.served(layer, bank) for layer in range(lo, hi)}
         return replace(bank, served={layer: one for layer, one in served.items() if one})
 
-    def _slots(self, layer: int) -> int:
+    def _lanes(self, layer: int) -> int:
         """Members that have branched off before the layer, or do so at it."""
         return sum(lo <= layer for lo in self._lowest)
 

@@ -121,7 +121,7 @@ class Window:
 
     Attributes:
         past: of all rows.
-        sets: which sets of a layer, slot by slot.
+        sets: which sets of a layer, lane by lane.
         rows: numbers of the rows, where prompts go through; None for new tokens of all rows.
         context: a layer's other arguments; None for those of whole texts.
         mask: additive, or None.

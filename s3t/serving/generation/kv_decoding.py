@@ -114,10 +114,10 @@ class Decoding:
         branched = trunk[:0]
         for lo, hi, bank in self._branches.segments(first, stop, merged):
             trunk = self._trunk(trunk, at, lo, window)
-            arriving, at = bank.slots - len(branched) // count, lo
+            arriving, at = bank.lanes - len(branched) // count, lo
             branched = torch.cat([branched, *[trunk] * arriving])
             with adapted(bank):
-                branched = steps.run(branched, lo, hi, self._slots(window, 0, bank.slots))
+                branched = steps.run(branched, lo, hi, self._lanes(window, 0, bank.lanes))
         arriving = members - len(branched) // count
         if not arriving:
             return branched
@@ -128,16 +128,16 @@ class Decoding:
     def _trunk(self, hidden: Tensor, lo: int, hi: int, window: Window) -> Tensor:
         for number in range(lo, hi):
             own = sum(lowest <= number for lowest in self._lowest)
-            hidden = self._steps.run(hidden, number, number + 1, self._slots(window, own, own + 1))
+            hidden = self._steps.run(hidden, number, number + 1, self._lanes(window, own, own + 1))
         return hidden
 
-    def _slots(self, window: Window, first: int, stop: int) -> Window:
+    def _lanes(self, window: Window, first: int, stop: int) -> Window:
         """The window of some sets of a layer."""
-        slots, context, mask = stop - first, window.context, window.mask
-        if slots > 1 and context is not None:
-            context = self._steps.repeated(context, slots)
-        if slots > 1 and mask is not None:
-            mask = mask.repeat(slots, 1, 1, 1)
+        lanes, context, mask = stop - first, window.context, window.mask
+        if lanes > 1 and context is not None:
+            context = self._steps.repeated(context, lanes)
+        if lanes > 1 and mask is not None:
+            mask = mask.repeat(lanes, 1, 1, 1)
         return Window(window.past, slice(first, stop), window.rows, context, mask)
 
     def _answer(self, hidden: Tensor) -> Tensor:

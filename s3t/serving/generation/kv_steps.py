@@ -72,12 +72,12 @@ class Steps:
         arguments.pop("attention_mask", None)
         return hidden, arguments, mask
 
-    def repeated(self, context: Mapping[str, Any], slots: int) -> dict[str, Any]:
-        """The layers' other arguments for so many slots of the rows."""
-        if slots == 1:
+    def repeated(self, context: Mapping[str, Any], lanes: int) -> dict[str, Any]:
+        """The layers' other arguments for so many lanes of the rows."""
+        if lanes == 1:
             return dict(context)
         return {
-            name: _repeated(value, slots) if name in self._by_row else value
+            name: _repeated(value, lanes) if name in self._by_row else value
             for name, value in context.items()
         }
 
@@ -158,7 +158,7 @@ def _has_rows(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0 and len(value) == _ROWS
 
 
-def _repeated(value: Any, slots: int) -> Any:
+def _repeated(value: Any, lanes: int) -> Any:
     if isinstance(value, tuple):
-        return tuple(_repeated(part, slots) for part in value)
-    return value.repeat(slots, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) else value
+        return tuple(_repeated(part, lanes) for part in value)
+    return value.repeat(lanes, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) else value

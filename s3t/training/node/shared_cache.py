@@ -25,7 +25,7 @@ from torch import Tensor
 
 from s3t.types import Digest, digest
 
-__all__ = ["Cut", "Shelf"]
+__all__ = ["Cut", "SharedCache"]
 
 _LOCK = ".lock"
 
@@ -56,7 +56,7 @@ class Cut:
             self._filled[index] = 1
 
 
-class Shelf:
+class SharedCache:
     """The folder of one base.
 
     Args:
