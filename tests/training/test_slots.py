@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from s3t.config import StageConfig
-from s3t.training.node.optimizer import StackedOptimizer, learning_rate
+from s3t.training.node.optimizer import OPTIMIZERS, SCHEDULES, StackedOptimizer, learning_rate
 
 CPU = torch.device("cpu")
 STEPS = 12
@@ -124,6 +124,16 @@ def test_what_is_taken_is_a_copy() -> None:
     assert all(torch.equal(taken[name], tensor) for name, tensor in tensors(0).items())
     taken["matrix"].zero_()
     assert lanes.take(0)["matrix"].any()
+
+
+def test_every_optimizer_and_schedule_of_the_config_has_its_own_function() -> None:
+    """An unknown name is a ``KeyError``: nothing falls through to another one."""
+    fields = StageConfig.model_fields
+    assert {*OPTIMIZERS} == {*get_args(fields["optimizer"].annotation)}
+    assert {*SCHEDULES} == {*get_args(fields["schedule"].annotation)}
+    lion = recipe().model_copy(update={"optimizer": "lion"})
+    with pytest.raises(KeyError, match="lion"):
+        StackedOptimizer([tensors(1)], lion, CPU)
 
 
 def test_constant() -> None:
