@@ -15,7 +15,8 @@ from s3t.model.adapters.peft import to_peft
 from s3t.model.base import Base
 from s3t.model.inputs.encoders import Encoded
 from s3t.serving.ensemble.ensemble import Ensemble, Member, aggregate, averaged
-from s3t.training.node.trainer import CacheSettings, StageRows, StageTrainer
+from s3t.training.node.assignment import CacheSettings, StageRows
+from s3t.training.node.trainer import StageTrainer
 from tests.tiny import (
     CLASSES,
     inputs_of,

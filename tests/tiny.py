@@ -18,15 +18,10 @@ from s3t.model.adapters.lora import Bank, Target
 from s3t.model.base import Base
 from s3t.model.inputs.encoders import Encoded
 from s3t.serving.ensemble.members import Member
+from s3t.training.node.assignment import Assignment, CacheSettings, StageRows, StageSettings
 from s3t.training.node.rows import LabelledSet
 from s3t.training.node.shared_cache import SharedCache
-from s3t.training.node.trainer import (
-    Assignment,
-    CacheSettings,
-    StageRows,
-    StageSettings,
-    StageTrainer,
-)
+from s3t.training.node.trainer import StageTrainer
 from s3t.types import NodeKey, digest
 
 LENGTH = 16

@@ -105,8 +105,9 @@ def judged(cell: Cell) -> dict[str, Any]:
     from s3t.model.base import Base
     from s3t.model.determinism import draws
     from s3t.model.inputs.encoders import Encoded
+    from s3t.training.node.assignment import Assignment, StageRows, StageSettings
     from s3t.training.node.rows import LabelledSet
-    from s3t.training.node.trainer import Assignment, StageRows, StageSettings, StageTrainer
+    from s3t.training.node.trainer import StageTrainer
     from s3t.types import NodeKey, digest
 
     drawn, count = draws(5), 3 * cell.batch + 8

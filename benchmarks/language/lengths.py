@@ -26,14 +26,9 @@ from benchmarks.reports import Report, main
 from s3t.config import Config
 from s3t.data import load_private, load_public
 from s3t.model.loading import build_base, load_model
+from s3t.training.node.assignment import Assignment, CacheSettings, StageRows, StageSettings
 from s3t.training.node.rows import LabelledSet, encode_rows
-from s3t.training.node.trainer import (
-    Assignment,
-    CacheSettings,
-    StageRows,
-    StageSettings,
-    StageTrainer,
-)
+from s3t.training.node.trainer import StageTrainer
 from s3t.types import NodeKey, digest
 
 __all__ = ["run"]

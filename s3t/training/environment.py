@@ -1,11 +1,11 @@
 """The environment of a node: the software, and what its arithmetic does (E2).
 
     versions, switches, processor ─┐
-    one step of the engine itself ─┴─► environment ──digest──► key of every node trained here
+    one step of the training code ─┴─► environment ──digest──► key of every node trained here
       on rows that are drawn
 
 Why a probe: which bits a product has follows from kernels that libraries choose by the processor
-and by switches, and a switch is not always seen. So the very engine takes a step at the shapes of
+and by switches, and a switch is not always seen. So the training code takes a step at the shapes of
 the recipe, in the first two stages, and the digest of all that it computed is part of the
 environment.
 
@@ -31,8 +31,9 @@ from s3t.model.determinism import draws, processor_flags
 from s3t.model.inputs.encoders import Encoded
 from s3t.store import tensors_digest
 from s3t.system.pinned import arithmetic_here, switches
+from s3t.training.node.assignment import CacheSettings, StageRows, StageSettings
 from s3t.training.node.rows import LabelledSet
-from s3t.training.node.trainer import CacheSettings, StageRows, StageSettings, StageTrainer
+from s3t.training.node.trainer import StageTrainer
 from s3t.training.prepare.recipe import blocks_of
 from s3t.types import Digest, digest
 

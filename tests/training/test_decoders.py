@@ -14,7 +14,7 @@ from s3t.model.base import Base
 from s3t.model.made import byte_tokenizer
 from s3t.run import RunDir
 from s3t.service import S3T
-from s3t.training.node.trainer import TrainedNode
+from s3t.training.node.assignment import TrainedNode
 from s3t.training.retrain import retrain
 from s3t.training.work.train import train
 from tests.small_runs import Make

@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from s3t.model.adapters.lora import Bank, adapted
 from s3t.model.inputs.encoders import Encoded
+from s3t.training.node.assignment import StageRows, TrainedNode
 from s3t.training.node.objective import Objective
 from s3t.training.node.rows import Batches, LabelledSet
-from s3t.training.node.trainer import StageRows, StageTrainer, TrainedNode
+from s3t.training.node.trainer import StageTrainer
 from tests.tiny import (
     DECODERS,
     bank_of,

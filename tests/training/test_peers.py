@@ -18,8 +18,9 @@ import torch
 from s3t.config import Config, load_config
 from s3t.errors import ConfigError, InputError
 from s3t.run import RunDir
+from s3t.training.node.assignment import TrainedNode
 from s3t.training.node.process_group import InTurn
-from s3t.training.node.trainer import StageTrainer, TrainedNode
+from s3t.training.node.trainer import StageTrainer
 from s3t.training.rank import Rank
 from s3t.training.retrain import from_scratch, retrain
 from s3t.training.work.train import train

@@ -23,14 +23,14 @@ from s3t.model.prototypes import Prototypes, clusters_of, pooled
 from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.serving.ensemble.ensemble import Ensemble, Member
-from s3t.training.node.trainer import (
+from s3t.training.node.assignment import (
     Assignment,
     CacheSettings,
     StageRows,
     StageSettings,
-    StageTrainer,
     TrainedNode,
 )
+from s3t.training.node.trainer import StageTrainer
 from s3t.training.prepare.load import load_prepared
 from s3t.training.prepare.recipe import blocks_of, recipe_of, stage_bytes
 from s3t.training.prepare.replan import Replan
@@ -177,7 +177,7 @@ def loss_of(trainer: StageTrainer, tensors: dict[str, Tensor], index: Tensor) ->
 def test_a_stage_learns(family: str, language_model: bool) -> None:
     trainer = trainer_of(family, language_model, epochs=30, learning_rate=0.1)
     (one,) = group_of(trainer, 1, (12,))
-    before = loss_of(trainer, dict(one.inherited) | trainer._initial(NONE, one), one.rows)
+    before = loss_of(trainer, dict(one.inherited) | trainer.tensors.initial(NONE, one), one.rows)
     found = trainer.train(NONE, [one])[0].tensors
     after = loss_of(trainer, {**one.inherited, **found}, one.rows)
     assert after < (0.99 if language_model else 0.9) * before

@@ -240,7 +240,7 @@ class DistributedGroup:
         last = self._first + self.size - 1
         return RankLost(
             f"one of the processes {self._first} to {last}, which train together, has ended or "
-            "come to a stop: nothing of what they had in hand was published. Finished nodes are "
+            "come to a stop: nothing of what they were training was published. Finished nodes are "
             "kept, run the same command again to go on"
         )
 

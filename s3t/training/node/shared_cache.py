@@ -36,7 +36,7 @@ class Cut:
     Args:
         hidden: [n, T, H].
         filled: [n] uint8.
-        lock: file to lock around what others may see; None if nobody else does.
+        lock: file to lock while others may look; None if no other process does.
     """
 
     def __init__(self, hidden: Tensor, filled: Tensor, lock: Path | None = None) -> None:

@@ -10,124 +10,38 @@ Invariants: a node's bytes depend on its key alone (E2), not on its group; every
 changed and no frozen one (E9), checked here after each stage; a weight that is not finite is an
 error, never a node.
 
-Nodes are stacked where that changes no bit. Shapes are chosen so that it should not
-(``arithmetic``); and the first step of each shape is computed stacked *and* node by node. Where
-any gradient of any node differs, that shape is computed node by node from then on, and a warning
-says so.
+Nodes are stacked where that changes no bit (``stacking``).
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from s3t.config import LoraConfig, PromptConfig, StageConfig
 from s3t.errors import IntegrityError, S3TError
-from s3t.model.adapters.lora import Bank, Target
-from s3t.model.adapters.prompt import beside, fresh_prompt, prompts_of, stacked
+from s3t.model.adapters.prompt import beside, prompts_of
 from s3t.model.base import Base
-from s3t.model.determinism import draws, rounds_alike
-from s3t.model.head import BIAS, WEIGHT
-from s3t.plan.lineage import node_seed
 from s3t.store import tensors_digest
+from s3t.training.node.assignment import (
+    Assignment,
+    CacheSettings,
+    StageRows,
+    StageSettings,
+    TrainedNode,
+)
+from s3t.training.node.lanes import LaneTensors
 from s3t.training.node.objective import SCORE_ROWS, Objective, Pass
 from s3t.training.node.optimizer import StackedOptimizer, learning_rate
 from s3t.training.node.process_group import InTurn, ProcessGroup
-from s3t.training.node.rows import Batches, LabelledSet
-from s3t.training.node.shared_cache import SharedCache
+from s3t.training.node.rows import Batches
+from s3t.training.node.stacking import Stacking
 from s3t.training.node.trunk_cache import TrunkCache
 from s3t.types import BatchPart, NodeKey, digest
 
-__all__ = [
-    "Assignment",
-    "CacheSettings",
-    "StageRows",
-    "StageSettings",
-    "StageTrainer",
-    "TrainedNode",
-]
-
-_log = logging.getLogger(__name__)
-
-_MERGED_NUMBERS = 2**20
-"""Weights of up to so many numbers are merged with a frozen adapter: each node has its own copy,
-and in larger ones the adapter's two small products no longer count."""
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """One node to train.
-
-    Attributes:
-        key: its key.
-        rows: numbers of its rows in the private set, sorted, int64.
-        inherited: tensors of its lineage: the adapters above the block and the parent's head,
-            or (snapshot) the parent's whole adapter and head. Empty at stage 1.
-    """
-
-    key: NodeKey
-    rows: Tensor
-    inherited: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedNode:
-    """What a node holds after its stage, and its score on the validation set."""
-
-    key: NodeKey
-    tensors: dict[str, Tensor]
-    score: float
-
-
-@dataclass(frozen=True, slots=True)
-class StageSettings:
-    """How nodes are trained.
-
-    Attributes:
-        stage: steps, batches and optimizer.
-        lora: how blocks are adapted.
-        prompt: how prompts are trained in place of blocks; None to train blocks.
-        recompute: whether layers are run again in the backward pass, which saves their memory.
-    """
-
-    stage: StageConfig
-    lora: LoraConfig
-    prompt: PromptConfig | None = None
-    recompute: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class StageRows:
-    """What nodes are trained and scored on.
-
-    Attributes:
-        private: rows to train on.
-        validation: public rows to score on.
-        classes: number of classes; 0 for a language model.
-    """
-
-    private: LabelledSet
-    validation: LabelledSet
-    classes: int
-
-
-@dataclass(frozen=True, slots=True)
-class CacheSettings:
-    """Where hidden states that enter a block are kept.
-
-    Attributes:
-        cap_bytes: above this a cut is not kept.
-        shared: where the workers of a machine share a cut; None for this process's memory.
-    """
-
-    cap_bytes: int = 2**30
-    shared: SharedCache | None = None
+__all__ = ["StageSteps", "StageTrainer"]
 
 
 class StageTrainer:
@@ -153,9 +67,9 @@ class StageTrainer:
         self.base, self.settings, self.rows = base, settings, rows
         self.lora, self.recipe, self.prompt = settings.lora, settings.stage, settings.prompt
         self.private, self.validation, self.classes = rows.private, rows.validation, rows.classes
-        self._stacks: dict[Hashable, bool] = {}
-        self._told = False
         self.process_group = process_group or InTurn(self.recipe.processes)
+        self.stacking = Stacking(base, self.process_group)
+        self.tensors = LaneTensors(base, settings, rows.classes)
         if self.recipe.parallel == "fsdp":
             base.run_plainly()
         cache, group = cache or CacheSettings(), self.process_group
@@ -182,7 +96,7 @@ class StageTrainer:
             IntegrityError: a frozen tensor changed, a trained one did not, or the ranks disagree.
         """
         ranked = sorted(group, key=lambda assignment: (-len(assignment.rows), assignment.key))
-        initial = [self._initial(block, assignment) for assignment in ranked]
+        initial = [self.tensors.initial(block, assignment) for assignment in ranked]
         finals = self._trained(block, ranked, initial, on_step)
         for assignment, before, after in zip(ranked, initial, finals, strict=True):
             self._check(assignment, before, after)
@@ -209,7 +123,7 @@ class StageTrainer:
         is compared.
         """
         ranked = sorted(group, key=lambda assignment: (-len(assignment.rows), assignment.key))
-        run = _Run(self, block, ranked, [self._moved(block, one) for one in ranked])
+        run = StageSteps(self, block, ranked, [self.tensors.moved(block, one) for one in ranked])
         shapes = set()
         for step in range(max(run.steps)):
             run.keep(step)
@@ -219,7 +133,7 @@ class StageTrainer:
                     if shape not in shapes and len(taken.lanes) > 1:
                         run.gradients(number, part, taken)
                         shapes.add(shape)
-        return all(self._stacks[shape] for shape in shapes)
+        return all(self.stacking.agreed(shape) for shape in shapes)
 
     def step_of(
         self, block: tuple[int, int], name: str, rows: Tensor, inherited: Mapping[str, Tensor]
@@ -232,21 +146,13 @@ class StageTrainer:
             rows, inherited: as in ``Assignment``.
         """
         one = Assignment(NodeKey(digest(name)), rows, inherited)
-        run = _Run(self, block, [one], [self._moved(block, one)])
+        run = StageSteps(self, block, [one], [self.tensors.moved(block, one)])
         for number, part in enumerate(self.process_group.parts):
             for taken in run.passes(0, part):
                 run.optimizer.add_gradients(run.gradients(number, part, taken), taken.lanes, number)
         run.optimizer.step(torch.tensor([run.rates[0](0)]))
         gradient = run.optimizer.gradient.flatten().cpu()
         return {**run.optimizer.take(0), "gradient": gradient}
-
-    def _moved(self, block: tuple[int, int], assignment: Assignment) -> dict[str, Tensor]:
-        """Weights as they might be on the way: B begins at 0, and would hide products with it."""
-        drawn, tensors = draws(node_seed(assignment.key, "trial")), {}
-        for name, tensor in self._initial(block, assignment).items():
-            noise = torch.from_numpy(drawn.random(tuple(tensor.shape), dtype=np.float32))
-            tensors[name] = tensor + (noise - 0.5) * 0.1
-        return tensors
 
     def _trained(
         self,
@@ -256,7 +162,7 @@ class StageTrainer:
         on_step: Callable[[int], None],
     ) -> list[dict[str, Tensor]]:
         """The nodes' tensors after their last step."""
-        run = _Run(self, block, ranked, initial)
+        run = StageSteps(self, block, ranked, initial)
         finals: list[dict[str, Tensor]] = [{} for _ in ranked]
         for step in range(max(run.steps)):
             going = run.keep(step)
@@ -274,37 +180,8 @@ class StageTrainer:
 
     @property
     def one_by_one(self) -> list[Hashable]:
-        """Shapes at which nodes are computed one by one, since a stack of them differed here."""
-        return [shape for shape, agreed in self._stacks.items() if not agreed]
-
-    def stacks(self, shape: Hashable, same: Callable[[], bool], positions: int) -> bool:
-        """Whether a shape may be computed stacked.
-
-        Args:
-            shape: names it.
-            same: computes it in both ways, and tells whether they agree here.
-            positions: of a node's rows in it.
-        """
-        if shape not in self._stacks:
-            why = ""
-            if not (self.base.rounds_evenly(positions) and rounds_alike(self.base.device)):
-                why = "arithmetic or numbers that are not strict, or widths that fill no vectors"
-            elif not self.process_group.all(same()):
-                why = "this machine rounds a stack of them otherwise"
-            self._stacks[shape] = not why
-            if why:
-                self._tell(why, shape)
-        return self._stacks[shape]
-
-    def _tell(self, why: str, shape: Hashable) -> None:
-        """Say once that nodes are not stacked."""
-        if not self._told:
-            _log.warning(
-                "nodes are trained one by one (%s; shape %s): slower, and the same bytes",
-                why,
-                shape,
-            )
-        self._told = True
+        """Shapes at which nodes are computed one by one, see ``Stacking``."""
+        return self.stacking.one_by_one
 
     def batches(self, assignment: Assignment) -> Batches:
         """The batches of a node, from the first step."""
@@ -325,7 +202,8 @@ class StageTrainer:
             some = finals[nodes]
             leaves = {name: torch.stack([t[name] for t in some]) for name in some[0]}
             leaves = {name: tensor.to(self.base.device) for name, tensor in leaves.items()}
-            bank = self.bank(block, leaves, self.upper(block, ranked[nodes]), ())
+            upper = self.tensors.upper(block, ranked[nodes])
+            bank = self.tensors.bank(block, leaves, upper, ())
             return self.on_public.gained(block[0], bank, leaves, self.process_group)
 
         def alone() -> Tensor:
@@ -341,93 +219,10 @@ class StageTrainer:
 
         prompts = prompts_of({**ranked[0].inherited, **finals[0]})
         tokens = self.base.tokens(self.validation.rows) + (0 if prompts is None else len(prompts))
-        if len(ranked) == 1 or self.stacks(shape, same, SCORE_ROWS * tokens):
+        if len(ranked) == 1 or self.stacking.allows(shape, same, SCORE_ROWS * tokens):
             found = [gained(slice(None))]
         *each, counted = (found or [alone()])[0].tolist()
         return [float(f"{one / max(counted, 1.0):.6g}") for one in each]
-
-    # ── a lane's tensors ─────────────────────────────────────────────────────────────────────
-
-    def _block_targets(self, block: tuple[int, int]) -> list[Target]:
-        return [t for t in self.base.targets if block[0] <= t.layer < block[1]]
-
-    def _initial(self, block: tuple[int, int], assignment: Assignment) -> dict[str, Tensor]:
-        """Weights before the stage: inherited where the lineage holds them, else from the key.
-
-        A as in the LoRA paper's code (uniform, Kaiming with a = √5), B zero, a head N(0, 0.02²),
-        a prompt N(0, init_scale²).
-        """
-        drawn = draws(node_seed(assignment.key, "init"))
-        inherited, rank = assignment.inherited, self.lora.rank
-        tensors: dict[str, Tensor] = {}
-        for target in self._block_targets(block):
-            bound = 1 / math.sqrt(target.inputs)
-            uniform = torch.from_numpy(drawn.random((rank, target.inputs), dtype=np.float32))
-            tensors[target.a] = inherited.get(target.a, (2 * uniform - 1) * bound)
-            tensors[target.b] = inherited.get(target.b, torch.zeros(target.outputs, rank))
-        if self.prompt is not None:
-            shape = (self.prompt.tokens, self.base.hidden_size)
-            tensors |= fresh_prompt(inherited, shape, self.prompt.init_scale, drawn)
-        if self.classes:
-            shape = (self.classes, self.base.hidden_size)
-            fresh = torch.from_numpy(drawn.standard_normal(shape).astype(np.float32)) * 0.02
-            tensors[WEIGHT] = inherited.get(WEIGHT, fresh)
-            tensors[BIAS] = inherited.get(BIAS, torch.zeros(self.classes))
-        return tensors
-
-    def upper(self, block: tuple[int, int], ranked: Sequence[Assignment]) -> Bank:
-        """The frozen adapters above the block, merged into private weights where that is small.
-
-        Of prompts those of the stages before.
-        """
-        device, scale = self.base.device, self.lora.scale
-        pairs, merged = {}, {}
-        for target in self.base.targets:
-            if target.layer < block[1]:
-                continue
-            a = torch.stack([one.inherited[target.a] for one in ranked]).to(device)
-            b = torch.stack([one.inherited[target.b] for one in ranked]).to(device)
-            if self.base.merges and target.inputs * target.outputs <= _MERGED_NUMBERS:
-                merged[target.layer, target.path] = self.base.merged(target, a, b, scale)
-            else:
-                pairs[target.layer, target.path] = a, b
-        prompts = stacked([one.inherited for one in ranked])
-        prompts = None if prompts is None else prompts.to(device)
-        return Bank(len(ranked), pairs, scale, merged=merged, prompts=prompts)
-
-    def bank(
-        self,
-        block: tuple[int, int],
-        leaves: Mapping[str, Tensor],
-        upper: Bank,
-        generators: Sequence[torch.Generator],
-        part: BatchPart | None = None,
-    ) -> Bank:
-        """The adapters of a stage: the block's, which are trained, beside the frozen ones."""
-        trained = {
-            (target.layer, target.path): (leaves[target.a], leaves[target.b])
-            for target in self._block_targets(block)
-        }
-        return Bank(
-            upper.lanes,
-            {**upper.pairs, **trained},
-            upper.scale,
-            self.lora.dropout,
-            generators,
-            merged=upper.merged,
-            part=part or BatchPart(),
-            recompute=self.settings.recompute,
-            prompts=beside(upper.prompts, leaves),
-        )
-
-    def generators(self, ranked: Sequence[Assignment]) -> list[torch.Generator]:
-        """Of each node's dropout; none without dropout."""
-        if not self.lora.dropout:
-            return []
-        return [
-            torch.Generator(self.base.device).manual_seed(node_seed(a.key, "dropout"))
-            for a in ranked
-        ]
 
     def _check(
         self, assignment: Assignment, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
@@ -449,7 +244,7 @@ class StageTrainer:
             )
 
 
-class _Run:
+class StageSteps:
     """Nodes on their way through one stage, the one with most steps first.
 
     Attributes:
@@ -471,11 +266,11 @@ class _Run:
         self.steps = [batches.steps for batches in self._batches]
         self.rates = [learning_rate(recipe, count) for count in self.steps]
         # each part draws as if it were alone
-        self._generators = [trainer.generators(ranked) for _ in trainer.process_group.parts]
+        self._generators = [trainer.tensors.generators(ranked) for _ in trainer.process_group.parts]
         self.optimizer = StackedOptimizer(
             initial, recipe, trainer.base.device, trainer.process_group
         )
-        self._upper = trainer.upper(block, ranked)
+        self._upper = trainer.tensors.upper(block, ranked)
         prompts = beside(self._upper.prompts, self.optimizer.leaves)
         self._prompts = 0 if prompts is None else prompts.shape[1]
         self._chosen: tuple[int, list[tuple[Tensor, Tensor]]] = -1, []
@@ -526,7 +321,7 @@ class _Run:
 
         tokens = taken.tokens or self._trainer.base.tokens(self._trainer.private.rows)
         positions = taken.rows.shape[1] * (tokens + self._prompts)
-        if not self._moves or not self._trainer.stacks(self.shape(taken), same, positions):
+        if not self._moves or not self._trainer.stacking.allows(self.shape(taken), same, positions):
             return alone or each()
         return alone or self._found(drawn, part, taken)
 
@@ -538,7 +333,7 @@ class _Run:
             leaves = {n: leaf.detach()[lanes].requires_grad_() for n, leaf in leaves.items()}
             upper = upper.only(lanes)
         generators = [drawn[lane] for lane in lanes] if drawn else ()
-        bank = self._trainer.bank(self._block, leaves, upper, generators, part)
+        bank = self._trainer.tensors.bank(self._block, leaves, upper, generators, part)
         loss = self._trainer.on_private.loss(self._block[0], bank, leaves, taken)
         gradients = torch.autograd.grad(loss, tuple(leaves.values()))
         return dict(zip(leaves, gradients, strict=True))

@@ -1,11 +1,12 @@
-"""The cluster of each private sample, while a run is checked, opened or planned anew.
+"""The cluster of each private sample, while a run is checked, opened or planned again.
 
     data.public.adapt ──check_run──► prototypes ──► RUN/prototypes.safetensors, digest in the recipe
     places in the ledger ──of samples that it knows──┐
     rows ──frozen base──► features ──of all others───┴──► samples, each with its cluster
 
-What the ledger knows is not reckoned again: the same row would give the same cluster, and that a
-row is the same is proved by whoever registers it. ``s3t audit --retrain`` reckons all of them anew.
+A cluster that the ledger knows is not computed again. The same row would give the same cluster, and
+the ledger proves that the row is the same when it is registered. ``s3t audit --retrain`` computes
+all of them again.
 
 Invariant: without ``partition.clusters`` nothing here reads or writes anything.
 """

@@ -144,18 +144,20 @@ class RunInputs:
         save_model(LoadedModel(self.base.model, self.encoder), folder, self.base.state)
 
     def prove_base(self, fingerprint: Digest, run: RunDir) -> None:
-        """Prove that the base is that of a plan, and has not been written to.
+        """Prove that the base is that of a plan; by its bytes again, if it was in use already.
 
         Raises:
             InputError: it is another one.
             IntegrityError: it was written to.
         """
+        in_use = self._base is not None
         if self.base.fingerprint != fingerprint:
             raise InputError(
                 f"model.base {self.config.model.base!r} is no longer the base that {run.root} was "
                 "planned on: restore it, or start a new run with output=DIR"
             )
-        self.base.check_frozen(whole=True)
+        if in_use:
+            self.base.check_frozen(whole=True)
 
     def keep(self, prepared: Prepared) -> None:
         """Keep what was made of all this, and free the rest."""

@@ -154,7 +154,7 @@ def carry_on(run: RunDir, device: torch.device, inputs: RunInputs) -> None:
 
 
 def put_in_force(run: RunDir, ledger: Ledger, plan: Plan) -> None:
-    """Serve the newest plan from now on, and give its file its place."""
+    """Serve the newest plan from now on, and move its file to where it is looked for."""
     ledger.plans.put_in_force(ledger.plans.newest().generation)
     run.plans.settle(plan, plan.digest)
 

@@ -1,7 +1,7 @@
 """What a config would train, told before anything is: ``s3t plan``.
 
-    check_run ──► plan: nodes, cost, tree ──┬─► notes on tiers, clusters and data
-                                        └─► what serves along a horizon of deletions
+    checks ──► plan: nodes, cost, tree ──┬─► notes on tiers, clusters and data
+                                         └─► what serves along a horizon of deletions
 
 Invariant: nothing is written.
 """

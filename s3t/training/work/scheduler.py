@@ -176,7 +176,7 @@ class Scheduler:
         self._note(self._there | {*keys})
 
     def _look(self) -> None:
-        """See what is there, what is hit, and what others have in hand."""
+        """See which nodes are there, which are hit, and which other processes train."""
         self._away = {*self.claims.away()}
         self._hits = self.run.hits()
         if self.rank.main and self._hits != self._told:  # in case who deleted could not tell it

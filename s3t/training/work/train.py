@@ -103,7 +103,7 @@ def train(
 
     Args:
         config: of a new run, or that of one to go on with.
-        replan: plan the run anew first, on what is left of its samples.
+        replan: plan the run again first, on what is left of its samples.
         without: samples that a new run must never see, though the data hold them.
         in_turn: whether one process does in turn what ``stage.processes`` would do together:
             slower, and the same bytes.
@@ -160,14 +160,7 @@ def _train(
             if not group.leads:
                 follow(group, device)
                 return Report(str(config.run_dir), 0, 0, 0, 0, 0, 0.0, rank.processes, size)
-        if rank.main:
-            stack.enter_context(RunDir(config.run_dir).training_lock())
-        stack.callback(_remove_shared_cache, config, rank)
-        claims = _claims(config, rank)
-        workers = _workers(config, device, rank) if group is None else GroupLeader(group, device)
-        stack.callback(workers.close)
-        if claims is not None:
-            stack.callback(claims.close)
+        claims, workers = _open(stack, config, device, rank, group)
         if rank.main:
             added, inputs = _prepare(config, device, claims, replan, without, public_of)
         else:
@@ -180,8 +173,8 @@ def _train(
         if rank.main:
             take_effect(run)
             _score_again(run, device, inputs)
-            if replan is not None:
-                purge(run, locked=True)
+        if rank.main and replan is not None:
+            purge(run, locked=True)
     return Report(
         run=str(run.root),
         added=added,
@@ -190,6 +183,29 @@ def _train(
         workers=workers.size if group is None else size,
         **counts,
     )
+
+
+def _open(
+    stack: ExitStack,
+    config: Config,
+    device: torch.device,
+    rank: Rank,
+    group: DistributedGroup | None,
+) -> tuple[Leases | None, Workers]:
+    """Lock the run, and start the workers; ``stack`` gives all of it up.
+
+    Returns:
+        what keeps other processes from the same nodes, None if there can be none; and the workers.
+    """
+    if rank.main:
+        stack.enter_context(RunDir(config.run_dir).training_lock())
+    stack.callback(_remove_shared_cache, config, rank)
+    claims = _claims(config, rank)
+    workers = _workers(config, device, rank) if group is None else GroupLeader(group, device)
+    stack.callback(workers.close)
+    if claims is not None:
+        stack.callback(claims.close)
+    return claims, workers
 
 
 def _group_rank(process: Rank, size: int) -> Rank:
@@ -225,7 +241,7 @@ def _accelerator(config: Config, rank: Rank) -> tuple[Accelerator, torch.device]
 
 
 def _claims(config: Config, rank: Rank) -> Leases | None:
-    """Nobody but this process trains the run, unless there are more or a store that others see."""
+    """What keeps other processes from the same nodes; None if no other process can see the run."""
     if rank.processes == 1 and config.store.url is None:
         return None
     run = RunDir(config.run_dir, anchored(config).store)

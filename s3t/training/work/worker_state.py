@@ -14,16 +14,16 @@ from torch import Tensor
 from s3t.errors import S3TError
 from s3t.plan.trie import Node
 from s3t.store import NodeMeta
-from s3t.training.node.process_group import ProcessGroup
-from s3t.training.node.shared_cache import SharedCache
-from s3t.training.node.trainer import (
+from s3t.training.node.assignment import (
     Assignment,
     CacheSettings,
     StageRows,
     StageSettings,
-    StageTrainer,
     TrainedNode,
 )
+from s3t.training.node.process_group import ProcessGroup
+from s3t.training.node.shared_cache import SharedCache
+from s3t.training.node.trainer import StageTrainer
 from s3t.training.prepare.prepared import Prepared
 from s3t.types import NodeKey, digest
 
