@@ -31,8 +31,9 @@ demo: $(STAMP) ## train on digits, delete people, watch it keep serving
 test: $(STAMP) ## run the tests, but for the heavy ones, on TESTERS processes (ARGS go to pytest)
 	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m 'not heavy' $(ARGS)
 
-test-heavy: $(STAMP) ## run those that start many processes or train real models; CI does both
+test-heavy: $(STAMP) ## run those that start many processes or train real models, and the checks of the benchmarks
 	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m heavy $(ARGS)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal benchmarks/checks
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -43,12 +44,11 @@ types: $(STAMP) ## mypy, strict
 
 check: lint types test test-heavy ## everything that CI checks
 
-bench: $(STAMP) ## check the benchmarks' own maths, then run the committed ones again
-	$(BIN)/python -m pytest benchmarks/checks
+bench: $(STAMP) ## run the committed benchmarks again
 	@set -e; for name in $(BENCHMARKS); do \
 	    echo "$(BIN)/python -m benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name; \
 	done
 
 clean: ## remove .venv, build output and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find s3t tests benchmarks harness -name __pycache__ -type d -prune -exec rm -rf {} +
+	find s3t tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -60,7 +60,8 @@ def trained(config: Config, others: Iterable[RunDir] = ()) -> Trained:
     started = time.perf_counter()
     device = PartialState().device
     with one_thread(device):
-        run = prepare(config, device)
+        prepare(config, device)
+    run = RunDir(config.run_dir)
     adopted = _adopt(run, list(others))
     plan = run.plan()
     missing = sum(not run.store.has(node.key) for node in plan.forest)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.environment import table
 from benchmarks.prepared_data import ROOT
 from benchmarks.reports import Report, main, shown, spread
-from harness.vllm import VllmServer, find_vllm
+from tests.harness.vllm import VllmServer, find_vllm
 
 if TYPE_CHECKING:
     from s3t import S3T

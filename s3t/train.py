@@ -16,11 +16,11 @@ from s3t.config import load_config
 from s3t.errors import InputError, S3TError
 from s3t.run import RunDir
 from s3t.system.pinned import pin
-from s3t.training.rank import Place
+from s3t.training.rank import Rank
 
-__all__ = ["EXIT_CODE", "RENEWALS", "main"]
+__all__ = ["EXIT_CODE", "REPLANS", "main"]
 
-RENEWALS = ("repair", "add")
+REPLANS = ("repair", "add")
 
 EXIT_CODE = "S3T_EXIT_CODE_FILE"
 """Names the file that takes the exit code of a failure: accelerate itself makes 1 of any."""
@@ -29,23 +29,23 @@ EXIT_CODE = "S3T_EXIT_CODE_FILE"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train; returns the exit code. What all processes of a machine meet only one says."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    first = Place.found().speaks
+    first = Rank.found().speaks
     try:
         if not words or words[0].startswith("-"):
             raise InputError("usage: accelerate launch -m s3t.train CONFIG [key=value …]")
-        renews = words[0] in RENEWALS and len(words) > 1
-        config = RunDir.existing(words[1]).here() if renews else load_config(words[0], words[1:])
+        replans = words[0] in REPLANS and len(words) > 1
+        config = RunDir.existing(words[1]).here() if replans else load_config(words[0], words[1:])
     except S3TError as error:
         return _failed(error, speak=first)
     pin(config.training.arithmetic)  # before torch is loaded
     from s3t.training.node.process_group import depart
-    from s3t.training.prepare.replan import Renewal
+    from s3t.training.prepare.replan import Replan
     from s3t.training.work.train import train
 
-    renewal = Renewal(words[0] == "add", tuple(words[2:])) if renews else None
+    replan = Replan(words[0] == "add", tuple(words[2:])) if replans else None
     code = 0
     try:
-        report = train(config, renewal=renewal)
+        report = train(config, replan=replan)
         if first:
             print(report.sentence(), file=sys.stderr)
     except S3TError as error:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any, NewType
 
 __all__ = [
+    "BatchPart",
     "Digest",
     "Draw",
     "NodeKey",
     "Sample",
     "SampleId",
-    "Share",
     "Slot",
     "Subject",
     "digest",
@@ -58,7 +58,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class BatchPart:
     """One of ``size`` equal parts of a batch, ``rank`` from 0; by default the whole of it."""
 
     rank: int = 0

@@ -1,6 +1,6 @@
 """Damage to a run, kind by kind and bit by bit, and processes that are killed while they write.
 
-table (kinds of damage), flips (bits), kills and crashes (writers): what ``harness.damage`` does,
+table (kinds of damage), flips (bits), kills and crashes (writers): what ``tests.harness.damage`` does,
 counted.
 """
 

@@ -8,7 +8,7 @@
 After each: every deletion acknowledged by then is in the ledger, nothing that serves has seen one,
 the ledger proves itself, no claim of the audit that needs no model is broken; what a purge has told
 as gone is not there; and the run can be deleted from, trained and purged on. What the disk loses is
-said in ``harness.damage.shim``; a crash after which all is there is a kill -9. Skipped where
+said in ``tests.harness.damage.shim``; a crash after which all is there is a kill -9. Skipped where
 there is no C compiler.
 """
 
@@ -29,15 +29,15 @@ from typing import Any
 
 from benchmarks.environment import table
 from benchmarks.reports import Report
-from harness.damage.checked import audited, in_a_process, unheld
-from harness.damage.made import make_run, seen_by, train_again
-from harness.damage.shim import COMPILER, Disk, Watched, compiled
 from s3t.errors import S3TError
 from s3t.ledger import Deletion
 from s3t.run import RunDir
 from s3t.run.deletion import delete
 from s3t.run.opened import OpenRun
 from s3t.run.purge import purge
+from tests.harness.damage.checked import audited, in_a_process, unheld
+from tests.harness.damage.made import make_run, seen_by, train_again
+from tests.harness.damage.shim import COMPILER, Disk, Watched, compiled
 
 __all__ = ["run"]
 

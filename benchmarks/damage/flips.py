@@ -1,4 +1,4 @@
-"""Bits of a small run flipped one at a time (``harness.damage.flips``), by file and verdict.
+"""Bits of a small run flipped one at a time (``tests.harness.damage.flips``), by file and verdict.
 
 python -m benchmarks.damage --only flips [--output DIR] [--quick]
 """
@@ -13,9 +13,9 @@ from typing import Any
 
 from benchmarks.environment import table
 from benchmarks.reports import Report
-from harness.damage.flips import AT_REST, IN_USE, Flip, chosen, flipped, states_of
-from harness.damage.opening import State
-from harness.damage.victim import make_victim
+from tests.harness.damage.flips import AT_REST, IN_USE, Flip, chosen, flipped, states_of
+from tests.harness.damage.opening import State
+from tests.harness.damage.victim import make_victim
 
 __all__ = ["run"]
 

@@ -27,14 +27,14 @@ from typing import Any
 
 from benchmarks.environment import table
 from benchmarks.reports import Report
-from harness.damage.checked import audited, in_a_process, served_dead, unheld
-from harness.damage.made import make_run, train_again
 from s3t.errors import IntegrityError, S3TError
 from s3t.ledger import Deletion
 from s3t.run import RunDir
 from s3t.run.deletion import delete
 from s3t.run.opened import OpenRun
 from s3t.run.purge import purge
+from tests.harness.damage.checked import audited, in_a_process, served_dead, unheld
+from tests.harness.damage.made import make_run, train_again
 
 __all__ = ["run"]
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reports import Report
-from harness.damage.kind import Kind
-from harness.damage.kinds import KINDS
-from harness.damage.victim import Victim, make_victim
 from s3t.audit.audit import audit
+from tests.harness.damage.kind import Kind
+from tests.harness.damage.kinds import KINDS
+from tests.harness.damage.victim import Victim, make_victim
 
 __all__ = ["run"]
 

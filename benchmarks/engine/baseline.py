@@ -36,7 +36,8 @@ from s3t.plan.trie import Node
 from s3t.run import RunDir
 from s3t.training.node.optimizer import learning_rate
 from s3t.training.node.rows import LabelledSet
-from s3t.training.prepare.prepare import Material, open_material
+from s3t.training.prepare.load import load_prepared
+from s3t.training.prepare.prepared import Prepared
 from s3t.training.work.worker_state import steps_of
 from s3t.types import NodeKey
 
@@ -69,7 +70,7 @@ class TrainedChains:
     score_by_key: dict[NodeKey, float]
 
 
-def chains(material: Material, count: int | None) -> list[Node]:
+def chains(material: Prepared, count: int | None) -> list[Node]:
     """Leaves whose lineages are trained: ``count`` of them spread over shards, or all."""
     parents = {node.parent for node in material.plan.forest}
     leaves = [node for node in material.plan.forest if node.key not in parents]
@@ -87,7 +88,7 @@ class Baseline:
         scratch: a folder for what the Trainer insists on naming.
     """
 
-    def __init__(self, material: Material, scratch: Path) -> None:
+    def __init__(self, material: Prepared, scratch: Path) -> None:
         self.material, self.scratch = material, scratch
         self.forest = material.plan.forest
         self._models = {
@@ -200,14 +201,14 @@ def opened(run: RunDir, scratch: Path) -> tuple[Baseline, float]:
     """The baseline of a prepared run, and the seconds that its set-up took."""
     started, device = time.perf_counter(), torch.device("cpu")
     with one_thread(device):
-        baseline = Baseline(open_material(run, device), scratch)
+        baseline = Baseline(load_prepared(run, device), scratch)
     return baseline, time.perf_counter() - started
 
 
 class _Model(nn.Module):
     """The peft model of one stage, with a head of its own for classification."""
 
-    def __init__(self, material: Material, stage: int) -> None:
+    def __init__(self, material: Prepared, stage: int) -> None:
         super().__init__()
         config = material.config
         self.language_model = config.task == "causal-lm"

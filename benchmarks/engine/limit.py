@@ -31,7 +31,8 @@ from benchmarks.environment import table
 from benchmarks.reports import Report, shown, spread
 from s3t.config import Config
 from s3t.model.determinism import one_thread
-from s3t.training.prepare.prepare import Material, open_material
+from s3t.training.prepare.load import load_prepared
+from s3t.training.prepare.prepared import Prepared
 
 __all__ = ["main", "run"]
 
@@ -57,7 +58,7 @@ def run(
 def _measure(name: str, config: Config, repeats: int) -> dict[str, Any]:
     run, _ = prepared(config)
     with one_thread(torch.device("cpu")):
-        material = open_material(run, torch.device("cpu"))
+        material = load_prepared(run, torch.device("cpu"))
         work, operations = _operations(material)
         shapes = list(_products(work, config.stage.batch_size))
         del material
@@ -83,7 +84,7 @@ def _measure(name: str, config: Config, repeats: int) -> dict[str, Any]:
     return found
 
 
-def _operations(material: Material) -> tuple[Work, dict[str, int]]:
+def _operations(material: Prepared) -> tuple[Work, dict[str, int]]:
     """What one sample costs, and the operations of the whole plan and of scoring its nodes."""
     config, base = material.config, material.base
     with torch.no_grad():

@@ -3,8 +3,8 @@
     imports │ prepare: data, base, plan │ open: load the run, in every worker │ nodes
             └──────────── set-up, once ─┴─────────────────────────────────────┴─ what is compared
 
-Training is what ``s3t train`` does, ``walk.train``; the moment at which its pool stands ready is
-noted on the way, so that set-up and nodes can be told apart.
+Training is what ``s3t train`` does. The moment at which its workers are ready is noted on the way,
+so that set-up and nodes can be told apart.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from transformers import AutoModel, AutoModelForCausalLM
 from s3t.config import Config
 from s3t.model.determinism import one_thread
 from s3t.run import RunDir
-from s3t.training.prepare.prepare import Material, prepare
+from s3t.training.prepare.prepare import prepare
+from s3t.training.prepare.prepared import Prepared
 from s3t.training.work.train import train
-from s3t.training.work.workers import Inline, Workers
+from s3t.training.work.workers import Inline, Subprocesses
 
 __all__ = [
     "CORES",
@@ -48,7 +49,7 @@ class Timed:
     """Wall time of one training of all nodes.
 
     Attributes:
-        setup: until the pool is ready: workers started, the run loaded, the base taken apart.
+        setup: until the workers are ready: workers started, the run loaded, the base taken apart.
         nodes: from then on, to the last node published.
         nodes_cpu: CPU seconds of this very process in that time: what an undisturbed core would
             have taken, if it trains by itself.
@@ -66,8 +67,8 @@ def prepared(config: Config) -> tuple[RunDir, float]:
     started = time.perf_counter()
     device = torch.device("cpu")
     with one_thread(device):
-        run = prepare(config, device)
-    return run, time.perf_counter() - started
+        prepare(config, device)
+    return RunDir(config.run_dir), time.perf_counter() - started
 
 
 def trained_anew(config: Config, workers: int | str) -> Timed:
@@ -104,7 +105,7 @@ def import_seconds(statement: str) -> float:
     return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
 
-def fresh_base(material: Material) -> tuple[Any, str]:
+def fresh_base(material: Prepared) -> tuple[Any, str]:
     """A run's base as transformers gives it, and the path of its list of layers."""
     config, kept = material.config, material.run.base_path
     auto: Any = AutoModelForCausalLM if config.task == "causal-lm" else AutoModel
@@ -118,18 +119,18 @@ def fresh_base(material: Material) -> tuple[Any, str]:
 
 @contextmanager
 def _noting_when_open() -> Iterator[list[tuple[float, float]]]:
-    """The moments, and CPU seconds, at which a pool of this process has become ready to train."""
+    """The moments, and CPU seconds, at which workers of this process have become ready to train."""
     moments: list[tuple[float, float]] = []
 
-    def noting(opened: Callable[[Any, RunDir], int]) -> Callable[[Any, RunDir], int]:
-        def wrapper(pool: Any, run: RunDir) -> int:
-            group = opened(pool, run)
+    def noting(opened: Callable[..., int]) -> Callable[..., int]:
+        def wrapper(*arguments: Any) -> int:
+            size = opened(*arguments)
             moments.append((time.perf_counter(), time.process_time()))
-            return group
+            return size
 
         return wrapper
 
-    kinds: tuple[Any, ...] = (Inline, Workers)
+    kinds: tuple[Any, ...] = (Inline, Subprocesses)
     plain = [kind.open for kind in kinds]
     for kind, opened in zip(kinds, plain, strict=True):
         kind.open = noting(opened)

@@ -105,8 +105,9 @@ def judged(cell: Cell) -> dict[str, Any]:
     from s3t.model.base import Base
     from s3t.model.determinism import draws
     from s3t.model.inputs.encoders import Encoded
+    from s3t.training.node.assignment import Assignment, StageRows, StageSettings
     from s3t.training.node.rows import LabelledSet
-    from s3t.training.node.trainer import Assignment, StageTrainer
+    from s3t.training.node.trainer import StageTrainer
     from s3t.types import NodeKey, digest
 
     drawn, count = draws(5), 3 * cell.batch + 8
@@ -129,7 +130,9 @@ def judged(cell: Cell) -> dict[str, Any]:
         private = LabelledSet(rows.rows(kept), labels[kept])
         public = LabelledSet(rows.rows(slice(0, 8)), labels[:8])
         lora = LoraConfig(rank=3, alpha=6)
-        return StageTrainer(base, lora, recipe, cell.classes, private, public, 2**30)
+        return StageTrainer(
+            base, StageSettings(recipe, lora), StageRows(private, public, cell.classes)
+        )
 
     def inherited() -> dict[str, torch.Tensor]:
         found = {}

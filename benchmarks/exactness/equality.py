@@ -22,7 +22,7 @@ from benchmarks.exactness.runs import delete, digits, stream
 from benchmarks.reports import Report, main
 from s3t.config import dump_config
 from s3t.run import RunDir
-from s3t.training.prepare.replan import Renewal
+from s3t.training.prepare.replan import Replan
 from s3t.training.retrain import Compared, compare, from_scratch
 from s3t.training.work.train import train
 
@@ -62,7 +62,7 @@ def _salt(folder: Path, salt: str, quick: bool) -> dict[str, Any]:
     existing = RunDir(config.run_dir)
     gone = stream(existing, DELETIONS, f"equality {salt}")
     delete(existing, gone)
-    repaired = train(config, renewal=Renewal())
+    repaired = train(config, replan=Replan())
     nodes = len(existing.store.keys())
     found: dict[str, int] = {}
     for way, training in WAYS.items():

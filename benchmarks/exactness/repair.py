@@ -25,7 +25,7 @@ from benchmarks.exactness.runs import delete, digits, stream
 from benchmarks.reports import Report, interval, main
 from s3t.plan import Plan
 from s3t.run import RunDir
-from s3t.training.prepare.replan import Renewal
+from s3t.training.prepare.replan import Replan
 from s3t.training.retrain import from_scratch
 from s3t.training.work.train import train
 
@@ -66,7 +66,7 @@ def _cost(folder: Path, whole: RunDir, count: int) -> dict[str, Any]:
     config = whole.config().model_copy(update={"output": str(copy.root)})
     delete(copy, stream(copy, count, f"repair {count}"))
     started = time.perf_counter()
-    repaired = train(config, renewal=Renewal())
+    repaired = train(config, replan=Replan())
     seconds = time.perf_counter() - started
     started = time.perf_counter()
     compared = from_scratch(copy, folder / "scratch")

@@ -26,8 +26,9 @@ from benchmarks.reports import Report, main
 from s3t.config import Config
 from s3t.data import load_private, load_public
 from s3t.model.loading import build_base, load_model
+from s3t.training.node.assignment import Assignment, CacheSettings, StageRows, StageSettings
 from s3t.training.node.rows import LabelledSet, encode_rows
-from s3t.training.node.trainer import Assignment, StageTrainer
+from s3t.training.node.trainer import StageTrainer
 from s3t.types import NodeKey, digest
 
 __all__ = ["run"]
@@ -94,7 +95,9 @@ def _measured(config: Config, count: int, rounds: int) -> dict[str, Any]:
         kind = _Longest if way == "longest" else LabelledSet
         stage = config.stage.model_copy(update={"group_by_length": way == "like"})
         held = kind(rows.rows, None)
-        trainers[way] = StageTrainer(base, config.lora, stage, 0, held, public, 0)
+        trainers[way] = StageTrainer(
+            base, StageSettings(stage, config.lora), StageRows(held, public, 0), CacheSettings(0)
+        )
     assignment = Assignment(NodeKey(digest("lengths")), torch.arange(count), {})
     seconds: dict[str, list[float]] = {way: [] for way in _WAYS}
     losses: dict[str, float] = {}

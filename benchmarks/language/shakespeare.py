@@ -28,7 +28,7 @@ from s3t import S3T
 from s3t.config import Config, load_config
 from s3t.data import load_private
 from s3t.run import RunDir
-from s3t.training.prepare.replan import Renewal
+from s3t.training.prepare.replan import Replan
 from s3t.training.work.train import train
 
 __all__ = ["run"]
@@ -142,7 +142,7 @@ def _forgotten(config: Config, asking: Sequence[str], output: Path) -> list[dict
 
 def _repaired(config: Config) -> dict[str, Any]:
     started = time.perf_counter()
-    report = train(config, renewal=Renewal())
+    report = train(config, replan=Replan())
     seconds = time.perf_counter() - started
     return {
         "seconds": seconds,

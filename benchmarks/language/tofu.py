@@ -33,7 +33,7 @@ from s3t.config import Config
 from s3t.data import Conversation
 from s3t.ledger import Gone
 from s3t.run import RunDir
-from s3t.training.prepare.replan import Renewal
+from s3t.training.prepare.replan import Replan
 from s3t.training.work.train import train
 
 __all__ = ["run"]
@@ -245,7 +245,7 @@ def _repaired(task: _Task, makes: _Makes, s3t: Config) -> dict[str, Any]:
     rows = task.of(task.deleted)
     served = Model(_dir(s3t)).truth_ratios(rows)
     started = time.perf_counter()
-    repaired = train(s3t, renewal=Renewal())
+    repaired = train(s3t, replan=Replan())
     seconds = time.perf_counter() - started
     scratch = makes.s3t("scratch")
     with _dir(s3t).ledger() as ledger:

@@ -28,7 +28,7 @@ from s3t.audit.leakage.snapshots import dead_nodes
 from s3t.config import Config
 from s3t.run import RunDir
 from s3t.run.purge import purge
-from s3t.training.prepare.replan import Renewal
+from s3t.training.prepare.replan import Replan
 from s3t.training.work.train import train
 
 __all__ = ["Course", "follow"]
@@ -72,7 +72,7 @@ def follow(course: Course, output: Path) -> dict[str, Any]:
     there = len(dead_nodes(RunEvidence(run)))
     purge(run)
     left = len(dead_nodes(RunEvidence(run)))
-    train(course.config, renewal=Renewal())
+    train(course.config, replan=Replan())
     with S3T.load(run.root) as service:
         values.append(service.evaluate().to_dict())
     repaired = leakage(run, on_step=_say)

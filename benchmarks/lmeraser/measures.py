@@ -19,7 +19,7 @@ from pathlib import Path
 from s3t import S3T
 from s3t.plan import Plan
 from s3t.run import RunDir
-from s3t.training.prepare.replan import Renewal
+from s3t.training.prepare.replan import Replan
 from s3t.training.work.train import Report, train
 from s3t.types import SampleId
 
@@ -116,7 +116,7 @@ def course(
                 values.append(service.evaluate().value)
         if not repaired:
             return Course(tuple(values), slowest)
-        report = train(copy.here(), renewal=Renewal())
+        report = train(copy.here(), replan=Replan())
         fresh_nodes = [node for node in copy.plan().forest if node.key not in before]
         with S3T.load(copy.root) as service:
             value = service.evaluate().value

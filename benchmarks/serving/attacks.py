@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from benchmarks.serving.besieged import Besieged
-from harness.routes import ROUTES
+from tests.harness.routes import ROUTES
 
 __all__ = ["ATTACKS", "Attack"]
 

@@ -36,12 +36,12 @@ from benchmarks.environment import quantile, table
 from benchmarks.reports import Report, main
 from benchmarks.serving import OUTPUT
 from benchmarks.serving.cluster import Acks, Client, Serving, delete, train
-from harness.postgres import Proxy, Server
 from s3t.audit.audit import audit
 from s3t.errors import InputError
 from s3t.ledger import Ledger
 from s3t.run import RunDir
 from s3t.types import NodeKey
+from tests.harness.postgres import Proxy, Server
 
 LEASE = 3.0
 """Seconds: shorter than the default, so that waiting for it does not take all day."""

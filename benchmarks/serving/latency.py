@@ -25,7 +25,7 @@ from benchmarks.environment import quantile, table
 from benchmarks.reports import Report, main
 from benchmarks.serving import OUTPUT
 from benchmarks.serving.cluster import Acks, Client, Serving, delete, train
-from harness.postgres import Server
+from tests.harness.postgres import Server
 
 DELETIONS, QUICK = 200, 20
 FAST = ("stage.epochs=1", "model.adapt.steps=20", "aggregation.on_exhausted=base")

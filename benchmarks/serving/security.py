@@ -32,7 +32,7 @@ from benchmarks.reports import Report, main
 from benchmarks.serving import OUTPUT
 from benchmarks.serving.attacks import ATTACKS, LIVING, timing
 from benchmarks.serving.besieged import Besieged, trained
-from harness.damage.poison import KINDS, MARKER
+from tests.harness.damage.poison import KINDS, MARKER
 
 TINY = (
     "model.make.hidden=16",

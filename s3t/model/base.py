@@ -30,6 +30,7 @@ from s3t.model.adapters.lora import (
     adapted,
     bank_in_force,
     find_targets,
+    unwrap_targets,
     wrap_targets,
 )
 from s3t.model.determinism import rounds_alike
@@ -86,6 +87,7 @@ class Base:
         self._reference = reference = ReferenceModel(model, language_model, length)
         self.backbone, self.lm_head, self.length = reference.backbone, reference.head, length
         owner, name = find_layers(self.backbone, getattr(model.config, "num_hidden_layers", 0))
+        self._place: tuple[nn.Module, str, nn.Module] = owner, name, getattr(owner, name)
         self.layers: list[nn.Module] = list(getattr(owner, name))
         self.depth, self.hidden_size = len(self.layers), int(model.config.hidden_size)
         self._contexts: dict[int, dict[str, Any]] = {}
@@ -155,6 +157,14 @@ class Base:
         self.weights.shard(self.layers, mesh)
         self._contexts.clear()
         return self
+
+    def put_together(self) -> PreTrainedModel:
+        """Give the model back as it was before it was taken apart; this base is of no use then."""
+        unwrap_targets(self.layers, self.targets)
+        owner, name, layers = self._place
+        setattr(owner, name, layers)
+        self.fused, self._contexts = FusedLayers([]), {}
+        return self.model
 
     def run_plainly(self) -> None:
         """Run every layer by its own code, and keep no copy of a weight, from now on."""

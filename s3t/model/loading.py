@@ -9,12 +9,14 @@ Invariant: a base that is loaded again has the fingerprint that the plan names, 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -88,9 +90,17 @@ def _take_home(model: PreTrainedModel) -> None:
             tensor.data = tensor.data.clone()
 
 
-def save_model(loaded: LoadedModel, folder: Path) -> None:
-    """Write a model that was built or adapted by s3t, in transformers' format."""
-    loaded.model.save_pretrained(folder)
+def save_model(
+    loaded: LoadedModel, folder: Path, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write a model that was built or adapted by s3t, in transformers' format.
+
+    Args:
+        loaded: the model, with its encoder.
+        folder: where.
+        state: its weights by their names in the whole model, where it is taken apart.
+    """
+    loaded.model.save_pretrained(folder, state_dict=None if state is None else {**state})
     if isinstance(loaded.encoder, TextEncoder):
         loaded.encoder.tokenizer.save_pretrained(folder)
 

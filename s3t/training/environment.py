@@ -1,11 +1,11 @@
 """The environment of a node: the software, and what its arithmetic does (E2).
 
     versions, switches, processor ─┐
-    one step of the engine itself ─┴─► environment ──digest──► key of every node trained here
+    one step of the training code ─┴─► environment ──digest──► key of every node trained here
       on rows that are drawn
 
 Why a probe: which bits a product has follows from kernels that libraries choose by the processor
-and by switches, and a switch is not always seen. So the very engine takes a step at the shapes of
+and by switches, and a switch is not always seen. So the training code takes a step at the shapes of
 the recipe, in the first two stages, and the digest of all that it computed is part of the
 environment.
 
@@ -31,6 +31,7 @@ from s3t.model.determinism import draws, processor_flags
 from s3t.model.inputs.encoders import Encoded
 from s3t.store import tensors_digest
 from s3t.system.pinned import arithmetic_here, switches
+from s3t.training.node.assignment import CacheSettings, StageRows, StageSettings
 from s3t.training.node.rows import LabelledSet
 from s3t.training.node.trainer import StageTrainer
 from s3t.training.prepare.recipe import blocks_of
@@ -115,22 +116,21 @@ def _probe(config: Config, base: Base, classes: int) -> Digest:
 
 def _step(config: Config, base: Base, classes: int) -> dict[str, Tensor]:
     rows, drawn = config.stage.step_rows, draws(1)
+    stage = config.stage.model_copy(update={"epochs": 1, "group_by_length": False})
+    prompt = config.prompt if stage.adapter == "prompt" else None
+    private, validation = (_drawn_rows(base, classes, count, drawn) for count in (rows, _ROWS))
     trainer = StageTrainer(
         base,
-        config.lora,
-        config.stage.model_copy(update={"epochs": 1, "group_by_length": False}),
-        classes,
-        _drawn_rows(base, classes, rows, drawn),
-        _drawn_rows(base, classes, _ROWS, drawn),
-        2**40,
-        prompt=config.prompt if config.stage.adapter == "prompt" else None,
+        StageSettings(stage, config.lora, prompt),
+        StageRows(private, validation, classes),
+        CacheSettings(2**40),
     )
     base.passed_together.clear()  # what is tried here no other process of a group has tried
     found = {"sums": torch.tensor(_odd_numbers(drawn))}
     above: dict[str, Tensor] = {}
-    for stage, block in enumerate(blocks_of(config, base.depth)[:2]):
-        tensors = trainer.step_of(block, f"probe of stage {stage}", torch.arange(rows), above)
-        found |= {f"{stage}.{name}": tensor for name, tensor in tensors.items()}
+    for number, block in enumerate(blocks_of(config, base.depth)[:2]):
+        tensors = trainer.step_of(block, f"probe of stage {number}", torch.arange(rows), above)
+        found |= {f"{number}.{name}": tensor for name, tensor in tensors.items()}
         above |= tensors
     base.passed_together.clear()
     return found

@@ -4,10 +4,10 @@
     rank                0   1                2   3
     local               0   1                0   1
 
-A process needs none of the others to train: what it may take, and what there is, it reads from
-the store. So no process group is opened between them, and no process that dies can break or hold up
+A process needs none of the others to train: it reads from the store what there is and what it may
+take. So no process group is opened between them, and no process that dies can break or hold up
 another; of ``accelerate launch`` this needs the environment alone. Where ``stage.processes`` train
-a node together (``peers``), a place is a group's, and its first process walks for all of it.
+a node together (``process_group``), a rank is a group's, and its first process schedules for all.
 
 Invariant: exactly one process of rank 0 prepares the run, and exactly one of each machine speaks.
 """
@@ -21,10 +21,10 @@ from dataclasses import dataclass
 
 from s3t.errors import InputError
 
-__all__ = ["MACHINE", "MACHINES", "Place", "by_itself"]
+__all__ = ["MACHINE", "MACHINES", "Rank", "by_itself"]
 
 MACHINE, MACHINES = "S3T_MACHINE_RANK", "S3T_NUM_MACHINES"
-"""Name the machine where each starts its processes by itself, see ``launching``."""
+"""Name the machine where each starts its processes by itself, see ``launch``."""
 
 _RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 _WORLD = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -43,23 +43,23 @@ _HERE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Rank:
     """A process among all that train one run.
 
     Attributes:
-        rank: its number, from 0.
+        number: its rank, from 0.
         processes: how many there are, on all machines.
         local: its number on this machine, from 0.
         here: how many there are on this machine.
     """
 
-    rank: int = 0
+    number: int = 0
     processes: int = 1
     local: int = 0
     here: int = 1
 
     @classmethod
-    def found(cls) -> Place:
+    def found(cls) -> Rank:
         """As accelerate's launcher, torchrun or mpirun have put it into the environment."""
         here, local = _number(_HERE, 1), _number(_LOCAL, 0)
         if MACHINES in os.environ:
@@ -68,8 +68,8 @@ class Place:
         processes = _number(_WORLD, 1)
         return cls(_number(_RANK, 0), processes, local, min(here, processes))
 
-    def in_groups_of(self, size: int) -> Place:
-        """The place of this process's group among all groups.
+    def in_groups_of(self, size: int) -> Rank:
+        """The rank of this process's group among all groups.
 
         Raises:
             InputError: the processes of each machine do not make up whole groups.
@@ -81,14 +81,14 @@ class Place:
                 f"--num_processes {size} or accelerate launch --num_processes {size} -m s3t.train "
                 "CONFIG"
             )
-        return Place(
-            self.rank // size, self.processes // size, self.local // size, self.here // size
+        return Rank(
+            self.number // size, self.processes // size, self.local // size, self.here // size
         )
 
     @property
     def main(self) -> bool:
         """Whether this process prepares the run and holds its ledger."""
-        return self.rank == 0
+        return self.number == 0
 
     @property
     def speaks(self) -> bool:
@@ -98,7 +98,7 @@ class Place:
     @property
     def beside_main(self) -> bool:
         """Whether the main process is on this machine, under the same launcher."""
-        return self.rank == self.local
+        return self.number == self.local
 
 
 @contextmanager

@@ -26,9 +26,10 @@ from s3t.run import RunDir
 from s3t.store import NodeStore
 from s3t.system.pinned import call_elsewhere, pin
 from s3t.training.environment import environment_of
-from s3t.training.prepare.prepare import base_of, open_material
+from s3t.training.prepare.inputs import RunInputs
+from s3t.training.prepare.load import load_prepared
 from s3t.training.work.train import train
-from s3t.training.work.worker_state import Workshop
+from s3t.training.work.worker_state import WorkerState
 from s3t.types import Digest, NodeKey, digest
 
 __all__ = ["Compared", "compare", "from_scratch", "prepared_here", "retrain", "same_node"]
@@ -91,25 +92,25 @@ def retrain_words(root: str, keys: list[NodeKey], folder: str) -> dict[NodeKey, 
     """``retrain`` of JSON values, in a process whose arithmetic is pinned."""
     device, run = torch.device("cpu"), RunDir.existing(root)
     with one_thread(device):
-        material = replace(open_material(run, device), store=NodeStore(Path(folder)))
-        apart = {"training": material.config.training.model_copy(update={"trunk_cache": "memory"})}
-        material = replace(material, config=material.config.model_copy(update=apart))
-        workshop = Workshop(material)
-        forest, again = material.plan.forest, []
+        prepared = replace(load_prepared(run, device), store=NodeStore(Path(folder)))
+        apart = {"training": prepared.config.training.model_copy(update={"trunk_cache": "memory"})}
+        prepared = replace(prepared, config=prepared.config.model_copy(update=apart))
+        state = WorkerState(prepared)
+        forest, again = prepared.plan.forest, []
         wanted = {ancestor.key: ancestor for key in keys for ancestor in forest.lineage(key)}
         for node in sorted(wanted.values(), key=lambda node: (node.stage, node.key)):
-            if node.environment == material.environment:
-                workshop.train([node.key])
+            if node.environment == prepared.environment:
+                state.train([node.key])
                 again.append(node.key)
             else:
-                material.store.write(*run.store.read(node.key))
-    return {key: same_node(run.store, material.store, key) for key in again}
+                prepared.store.write(*run.store.read(node.key))
+    return {key: same_node(run.store, prepared.store, key) for key in again}
 
 
 def from_scratch(run: RunDir, folder: Path, training: Mapping[str, Any] | None = None) -> Compared:
-    """Train the run anew, as if the deleted samples had never been, and compare all nodes.
+    """Train the run again, as if the deleted samples had never been, and compare all nodes.
 
-    The base is made or adapted again too, and everything is planned anew; only where the run was
+    The base is made or adapted again too, and everything is planned again; only where the run was
     prepared in another environment, base, public head and prototypes, which are of public data,
     are taken from it.
 
@@ -159,7 +160,7 @@ def _from_scratch(run: RunDir, config: Config) -> Compared:
 def prepared_here(run: RunDir) -> bool:
     """Whether what a run has made of public data can be made again to the same bytes here."""
     config, plan, device = run.config(), run.plan(), torch.device("cpu")
-    base = base_of(run, config)
+    base = RunInputs.of(run, config).base
     with one_thread(device):
         here = environment_of(config, base, len(plan.recipe["labels"]), device)
     return digest(here) == plan.prepared

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.damage.victim import Victim, make_victim
+from tests.harness.damage.victim import Victim, make_victim
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.damage.victim import HIT, Victim
 from s3t.audit.audit import audit
 from s3t.audit.claim import MOST_NAMED, Audit, Claim, Findings, judged
 from s3t.audit.evidence import RunEvidence
@@ -24,9 +23,10 @@ from s3t.model.head import write_public_head
 from s3t.run import RunDir
 from s3t.run.purge import purge
 from s3t.store import FileKeyRing
-from s3t.training.prepare.replan import Renewal, renew
+from s3t.training.prepare.replan import Replan, replan_run
 from s3t.training.work.train import train
 from s3t.types import Digest, NodeKey, Sample, SampleId, Subject
+from tests.harness.damage.victim import HIT, Victim
 from tests.support.small_runs import forget, person_rows, small_configs, write_csv
 
 
@@ -179,7 +179,7 @@ class TestTheWayOfADeletion:
         purge(run)
         assert audit(run.root).holds
         with run.training_lock():
-            renew(run, torch.device("cpu"), Renewal())
+            replan_run(run, torch.device("cpu"), Replan())
         planned = audit(run.root)
         assert planned["E8"].status == "pending"
         assert "is not trained yet" in planned["E8"].problems[0]
@@ -189,7 +189,7 @@ class TestTheWayOfADeletion:
         shutil.copy(copy.store.path(fresh), run.store.root)  # as if killed before it was announced
         killed = audit(run.root)
         assert killed["E2"].status == "pending" and fresh in killed["E2"].problems[0]
-        train(config, renewal=Renewal())
+        train(config, replan=Replan())
         repaired = audit(run.root, from_scratch=True)
         assert repaired.holds, repaired
         assert "8 nodes with the very bytes of this one" in repaired["E3"].checked
@@ -206,11 +206,11 @@ class TestTheWayOfADeletion:
         rows = [{**row, "id": f"n{row['id']}", "who": f"n{row['who']}"} for row in person_rows(3)]
         write_csv(tmp_path / "more.csv", rows)
         with run.training_lock():
-            renew(run, torch.device("cpu"), Renewal(True, (str(tmp_path / "more.csv"),)))
+            replan_run(run, torch.device("cpu"), Replan(True, (str(tmp_path / "more.csv"),)))
         planned = audit(run.root, retrain=1, from_scratch=True)
         wrong = {claim.name: claim.status for claim in planned.claims if claim.problems}
         assert wrong == {"E1": "pending", "E2": "pending", "E3": "pending"}
-        train(run.config(), renewal=Renewal(True))
+        train(run.config(), replan=Replan(True))
         added = audit(run.root, retrain="all")
         assert added.holds, added
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from harness.damage import flips, shim
-from harness.damage.kind import Kind
-from harness.damage.kinds import KINDS
-from harness.damage.opening import Opening
-from harness.damage.victim import Victim
 from s3t.audit.audit import CLAIMS, audit
+from tests.harness.damage import flips, shim
+from tests.harness.damage.kind import Kind
+from tests.harness.damage.kinds import KINDS
+from tests.harness.damage.opening import Opening
+from tests.harness.damage.victim import Victim
 
 ROOT = Path(__file__).resolve().parents[2]
 

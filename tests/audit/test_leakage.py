@@ -32,7 +32,7 @@ from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.serving.ensemble.ensemble import Ensemble, Member
 from s3t.training.node.rows import LabelledSet
-from s3t.training.prepare.replan import Renewal
+from s3t.training.prepare.replan import Replan
 from s3t.training.work.train import train
 from tests.conftest import Run, write_lines
 from tests.support.small_runs import everything
@@ -186,7 +186,7 @@ def test_a_repaired_run_is_its_own_control(tmp_path: Path) -> None:
     train(config)
     run = RunDir(config.run_dir)
     forgotten(config, in_slice(run, 1)[4:])
-    train(config, renewal=Renewal())  # purges too: ids are known by their hashes alone
+    train(config, replan=Replan())  # purges too: ids are known by their hashes alone
     steps: list[str] = []
     found = leakage(run, on_step=steps.append)
     assert len(steps) == 2, "no control was trained"

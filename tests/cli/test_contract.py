@@ -272,9 +272,9 @@ def test_exit_1_on_anything_else(digits_run: Path, command: Run) -> None:
 def noise(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Libraries that print: from Python, from C, from a process that they start."""
     from s3t.serving import predictor
-    from s3t.training.prepare import checks, prepare
+    from s3t.training.prepare import inputs
 
-    places = ((checks, "load_all"), (prepare, "load_all"), (predictor, "load_model"))
+    places = ((inputs, "load_all"), (predictor, "load_model"))
     for module, name in places:
         plain = getattr(module, name)
 

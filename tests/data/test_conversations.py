@@ -13,7 +13,7 @@ from s3t.data import Conversation, load_all, load_private
 from s3t.data.conversations import Turn, conversation_of
 from s3t.data.rows import content_digest
 from s3t.errors import ConfigError
-from s3t.training.prepare.checks import draft
+from s3t.training.prepare.checks import check_run
 from s3t.types import digest
 from tests.support.sources import problems, write
 
@@ -141,7 +141,7 @@ def test_what_the_tokenizer_finds_is_told_before_anything_is_written(tmp_path: P
     long = {"q": "x" * 70, "a": "y", "id": "s9"}
     path, public = write("a.jsonl", [long, *ROWS]), write("b.jsonl", [*ROWS, long])
     with pytest.raises(ConfigError) as caught:
-        draft(config(path, public, **PAIRS, id="id"))
+        check_run(config(path, public, **PAIRS, id="id"))
     told = str(caught.value)
     assert "data.private: row 1: data.max_length 64 cuts away all" in told
     assert "data.public.validation: row 5: " in told and "data.public.test: row 5: " in told

@@ -167,10 +167,10 @@ def test_a_repair_leaves_no_dead_adapter(
     out = tmp_path / "out"
     names = service.export(out).names
     emptied(service, 0)
-    from s3t.training.prepare.replan import Renewal
+    from s3t.training.prepare.replan import Replan
     from s3t.training.work.train import train
 
-    train(language_run.here(), renewal=Renewal(False, ()))
+    train(language_run.here(), replan=Replan(False, ()))
     assert names[0] not in lying(out, names[0]), "a repair ends with a purge"
     done = service.export(out)
     assert done.without == () and len(done.adapters) == 2

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.vllm import VllmServer, find_vllm
 from s3t.config import Config
 from s3t.export.sync import EndedAdapter
 from s3t.service import S3T
+from tests.harness.vllm import VllmServer, find_vllm
 from tests.support.deletions import shortened
 from tests.support.language_run import language_config
 

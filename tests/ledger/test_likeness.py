@@ -19,7 +19,7 @@ from s3t.ledger import Deletion, Ledger
 from s3t.ledger.look_alikes import plain
 from s3t.run import RunDir
 from s3t.service import S3T
-from s3t.training.prepare.replan import Renewal
+from s3t.training.prepare.replan import Replan
 from s3t.training.work.train import train
 from s3t.types import Digest, Sample, SampleId, Slot, Subject
 from tests.conftest import Run
@@ -151,7 +151,7 @@ def test_over_a_run(tmp_path: Path, s3t: Run) -> None:
     said = s3t("deactivate", config.run_dir, "--subjects", NFC)
     assert "1 samples stay whose id or person looks like one named" in said.out
     write_csv(tmp_path / "more.csv", [{**people[0], "id": "w1", "text": "later"}])
-    train(RunDir(config.run_dir).config(), renewal=Renewal(True, (str(tmp_path / "more.csv"),)))
+    train(RunDir(config.run_dir).config(), replan=Replan(True, (str(tmp_path / "more.csv"),)))
     again = s3t("deactivate", config.run_dir, "--subjects", NFC, "--request-id", "r")
     assert again.code == 2 and "1 samples that it names were taken in since" in again.err
     done = s3t("deactivate", config.run_dir, "--subjects", NFC, "--request-id", "r2")

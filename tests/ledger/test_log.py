@@ -19,7 +19,7 @@ from s3t.ledger.log.chain import canonical
 from s3t.run import RunDir
 from s3t.run.purge import purge
 from s3t.service import S3T
-from s3t.training.prepare.replan import Renewal
+from s3t.training.prepare.replan import Replan
 from s3t.training.work.train import train
 
 
@@ -68,7 +68,7 @@ def test_every_step_of_a_run_is_an_entry(run: RunDir) -> None:
         service.deactivate(subjects=["p03"], request_id="one")
         service.deactivate(subjects=["p03"], request_id="two")  # nothing new
         service.deactivate(subjects=["p04"], dry_run=True)
-    train(run.config().model_copy(update={"output": str(run.root)}), renewal=Renewal())
+    train(run.config().model_copy(update={"output": str(run.root)}), replan=Replan())
     entries = log(run)
     kinds = [entry.kind for entry in entries]
     assert "announced" in kinds[10:-3], "once for each lot of nodes that came"

@@ -13,7 +13,7 @@ from s3t.model.base import Base
 from s3t.model.fused import base_layers as module
 from tests.support.tiny import random_adapter, tiny_base, tiny_rows
 
-SLOTS = 3
+LANES = 3
 ENCODERS = ("vit", "deit", "siglip", "bert", "roberta", "electra", "distilbert")
 EVERY = {
     "vit": ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"),
@@ -22,8 +22,8 @@ EVERY = {
 
 
 def bank_of(base: Base, only: int | None = None) -> Bank:
-    """Adapters of three slots, of all layers or one."""
-    each = [random_adapter(base.targets, seed=slot) for slot in range(SLOTS)]
+    """Adapters of three lanes, of all layers or one."""
+    each = [random_adapter(base.targets, seed=lane) for lane in range(LANES)]
     pairs = {
         (target.layer, target.path): (
             torch.stack([tensors[target.a] for tensors in each]),
@@ -32,7 +32,7 @@ def bank_of(base: Base, only: int | None = None) -> Bank:
         for target in base.targets
         if only in (None, target.layer)
     }
-    return Bank(SLOTS, pairs, 2.0)
+    return Bank(LANES, pairs, 2.0)
 
 
 def inference(base: Base, bank: Bank) -> Bank:
@@ -43,8 +43,8 @@ def inference(base: Base, bank: Bank) -> Bank:
 
 def entering(base: Base, family: str) -> tuple[Tensor, Tensor | None]:
     rows = tiny_rows(family, 4)
-    hidden = base.start(rows).repeat(SLOTS, 1, 1)
-    return hidden, None if rows.mask is None else rows.mask.repeat(SLOTS, 1)
+    hidden = base.start(rows).repeat(LANES, 1, 1)
+    return hidden, None if rows.mask is None else rows.mask.repeat(LANES, 1)
 
 
 @pytest.mark.parametrize("family", ENCODERS)

@@ -20,7 +20,7 @@ EVERY = {
     "vit": ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"),
     "bert": ("query", "key", "value", "dense"),
 }
-RANK, SLOTS, ROWS = 3, 3, 4
+RANK, LANES, ROWS = 3, 3, 4
 
 
 @contextmanager
@@ -37,11 +37,11 @@ def random_bank(base: Base, dropout: float = 0.0) -> Bank:
     generator = torch.Generator().manual_seed(3)
 
     def leaf(*shape: int) -> Tensor:
-        return (torch.randn(SLOTS, *shape, generator=generator) * 0.2).requires_grad_()
+        return (torch.randn(LANES, *shape, generator=generator) * 0.2).requires_grad_()
 
     pairs = {(t.layer, t.path): (leaf(RANK, t.inputs), leaf(t.outputs, RANK)) for t in base.targets}
-    generators = [torch.Generator().manual_seed(slot) for slot in range(SLOTS)]
-    return Bank(SLOTS, pairs, 0.7, dropout, generators if dropout else ())
+    generators = [torch.Generator().manual_seed(lane) for lane in range(LANES)]
+    return Bank(LANES, pairs, 0.7, dropout, generators if dropout else ())
 
 
 def slopes(
@@ -71,7 +71,7 @@ def test_encoders_are_written_out_and_nothing_else_is(family: str) -> None:
 @pytest.mark.parametrize("family", WRITTEN)
 def test_features_and_gradients_are_those_of_the_layers_own_code(family: str, pooling: str) -> None:
     base = tiny_base(family, pooling=pooling, targets=EVERY.get(family))
-    rows = tiny_rows(family, SLOTS * ROWS)
+    rows = tiny_rows(family, LANES * ROWS)
     bank = random_bank(base)
     hidden = base.start(rows)
     features, gradients = slopes(base, bank, hidden, rows.mask)
@@ -87,7 +87,7 @@ def test_features_and_gradients_are_those_of_the_layers_own_code(family: str, po
 def test_dropout_of_an_adapter_is_drawn_and_derived_alike(family: str) -> None:
     # up and down in one order everywhere, so that both draw the same numbers
     base = tiny_base(family, layers=1, targets=EVERY[family][:1])
-    rows = tiny_rows(family, SLOTS * ROWS)
+    rows = tiny_rows(family, LANES * ROWS)
     hidden = base.start(rows)
     base.pooling = "mean"  # every position draws
     features, gradients = slopes(base, random_bank(base, 0.4), hidden, rows.mask)
@@ -101,7 +101,7 @@ def test_dropout_of_an_adapter_is_drawn_and_derived_alike(family: str) -> None:
 @pytest.mark.parametrize("family", ["vit", "bert"])
 def test_merged_adapters_are_the_adapters(family: str) -> None:
     base = tiny_base(family, targets=EVERY[family])
-    rows = tiny_rows(family, SLOTS * ROWS)
+    rows = tiny_rows(family, LANES * ROWS)
     bank = random_bank(base)
     merged = {
         (t.layer, t.path): merge(base.layers, t, *bank.pairs[t.layer, t.path], bank.scale).detach()
@@ -109,7 +109,7 @@ def test_merged_adapters_are_the_adapters(family: str) -> None:
         if t.layer > 0
     }
     pairs = {place: pair for place, pair in bank.pairs.items() if place[0] == 0}
-    together = Bank(SLOTS, pairs, bank.scale, merged=merged)
+    together = Bank(LANES, pairs, bank.scale, merged=merged)
     hidden = base.start(rows)
     features, gradients = slopes(base, together, hidden, rows.mask)
     expected, wanted = slopes(base, bank, hidden, rows.mask)
@@ -122,7 +122,7 @@ def test_merged_adapters_are_the_adapters(family: str) -> None:
 
 def test_long_rows_keep_the_layers_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny_base("bert", pooling="mean")
-    rows = tiny_rows("bert", SLOTS * ROWS)
+    rows = tiny_rows("bert", LANES * ROWS)
     bank, hidden = random_bank(base), base.start(rows)
     monkeypatch.setattr("s3t.model.fused.layer._LONGEST", hidden.shape[1] - 1)
     features, _ = slopes(base, bank, hidden, rows.mask)

@@ -1,4 +1,4 @@
-"""Stacked adapters: G slots in one pass are G models of peft's, and no slot sees another."""
+"""Stacked adapters: G lanes in one pass are G models of peft's, and no lane sees another."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def net(conv: bool) -> Net:
     return made.requires_grad_(False)
 
 
-def pairs(slots: int) -> tuple[Tensor, Tensor]:
+def pairs(lanes: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(4)
-    a = torch.randn(slots, RANK, INPUTS, generator=generator)
-    return a, torch.randn(slots, OUTPUTS, RANK, generator=generator)
+    a = torch.randn(lanes, RANK, INPUTS, generator=generator)
+    return a, torch.randn(lanes, OUTPUTS, RANK, generator=generator)
 
 
 def bank(a: Tensor, b: Tensor, dropout: float = 0.0, seeds: tuple[int, ...] = ()) -> Bank:
@@ -57,37 +57,37 @@ def stacked(conv: bool) -> StackedLinear:
     return StackedLinear(net(conv).map, LoraTarget(0, "map", INPUTS, OUTPUTS))
 
 
-@pytest.mark.parametrize("slots", [1, 2, 5])
+@pytest.mark.parametrize("lanes", [1, 2, 5])
 @pytest.mark.parametrize("conv", [False, True], ids=["Linear", "Conv1D"])
-def test_slots_are_models_of_peft(conv: bool, slots: int) -> None:
-    a, b = pairs(slots)
-    rows = torch.randn(slots, 4, 7, INPUTS)  # [G, n, T, inputs]
+def test_lanes_are_models_of_peft(conv: bool, lanes: int) -> None:
+    a, b = pairs(lanes)
+    rows = torch.randn(lanes, 4, 7, INPUTS)  # [G, n, T, inputs]
     layer = stacked(conv)
     with adapted(bank(a, b)):
-        found = layer(rows.flatten(0, 1)).view(slots, 4, 7, OUTPUTS)
-    for slot in range(slots):
+        found = layer(rows.flatten(0, 1)).view(lanes, 4, 7, OUTPUTS)
+    for lane in range(lanes):
         config = LoraConfig(
             r=RANK, lora_alpha=int(ALPHA), target_modules=["map"], fan_in_fan_out=conv
         )
         model = get_peft_model(net(conv), config)  # type: ignore[arg-type]
         with torch.no_grad():
-            model.get_submodule("base_model.model.map.lora_A.default").weight.copy_(a[slot])  # type: ignore[operator]
-            model.get_submodule("base_model.model.map.lora_B.default").weight.copy_(b[slot])  # type: ignore[operator]
-            expected = model(rows[slot])
-        assert torch.allclose(found[slot], expected, rtol=0, atol=1e-4)
+            model.get_submodule("base_model.model.map.lora_A.default").weight.copy_(a[lane])  # type: ignore[operator]
+            model.get_submodule("base_model.model.map.lora_B.default").weight.copy_(b[lane])  # type: ignore[operator]
+            expected = model(rows[lane])
+        assert torch.allclose(found[lane], expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("conv", [False, True], ids=["Linear", "Conv1D"])
-def test_a_slot_has_the_same_bytes_and_gradients_in_any_company(conv: bool) -> None:
+def test_a_lane_has_the_same_bytes_and_gradients_in_any_company(conv: bool) -> None:
     a, b = pairs(5)
     layer, rows = stacked(conv), torch.randn(5, 4, 7, INPUTS)
 
-    def run(slots: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        mine = (a[slots].requires_grad_(), b[slots].requires_grad_())
-        with adapted(bank(*mine, dropout=0.4, seeds=tuple(slots))):
-            out = layer(rows[slots].flatten(0, 1))
+    def run(lanes: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        mine = (a[lanes].requires_grad_(), b[lanes].requires_grad_())
+        with adapted(bank(*mine, dropout=0.4, seeds=tuple(lanes))):
+            out = layer(rows[lanes].flatten(0, 1))
         grad_a, grad_b = torch.autograd.grad(out.square().sum(), mine)
-        return out.detach().view(len(slots), -1), grad_a, grad_b
+        return out.detach().view(len(lanes), -1), grad_a, grad_b
 
     together = run([0, 1, 2, 3, 4])
     for company in ([0], [3], [4, 0], [2, 1, 3]):
@@ -138,22 +138,22 @@ def test_a_bank_belongs_to_its_thread() -> None:
     layer, rows = stacked(False), torch.randn(4, INPUTS)
     a, b = pairs(3)
     expected = []
-    for slot in range(3):
-        with adapted(bank(a[slot : slot + 1], b[slot : slot + 1])):
+    for lane in range(3):
+        with adapted(bank(a[lane : lane + 1], b[lane : lane + 1])):
             expected.append(layer(rows))
     barrier, wrong = threading.Barrier(4), []
 
-    def serve(slot: int | None) -> None:
-        mine = None if slot is None else bank(a[slot : slot + 1], b[slot : slot + 1])
-        want = layer.inner(rows) if slot is None else expected[slot]
+    def serve(lane: int | None) -> None:
+        mine = None if lane is None else bank(a[lane : lane + 1], b[lane : lane + 1])
+        want = layer.inner(rows) if lane is None else expected[lane]
         with adapted(mine):
             barrier.wait()
             for _ in range(50):
                 if not torch.equal(layer(rows), want):
-                    wrong.append(slot)
+                    wrong.append(lane)
             barrier.wait()
 
-    threads = [threading.Thread(target=serve, args=(slot,)) for slot in (0, 1, 2, None)]
+    threads = [threading.Thread(target=serve, args=(lane,)) for lane in (0, 1, 2, None)]
     for thread in threads:
         thread.start()
     for thread in threads:

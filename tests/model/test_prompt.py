@@ -42,9 +42,9 @@ TEXTS = ("bert", "roberta", "distilbert")
 ROTARY = ("llama", "qwen2", "mistral", "gpt_neox")
 
 
-def prompts(slots: int = 1, count: int = COUNT, seed: int = 3) -> Tensor:
+def prompts(lanes: int = 1, count: int = COUNT, seed: int = 3) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn((slots, count, WIDTH), generator=generator)
+    return torch.randn((lanes, count, WIDTH), generator=generator)
 
 
 def longer(mask: Tensor, at: int = 0) -> Tensor:
@@ -136,21 +136,21 @@ def test_they_are_pefts_virtual_tokens() -> None:
     assert close(logits_of(base, rows)[real(rows)], out[real(rows)])
 
 
-# ── slots ────────────────────────────────────────────────────────────────────────────────────
+# ── lanes ────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("family", ["vit", "bert", "gpt2", "llama"])
 @pytest.mark.parametrize("run", [states, features])
-def test_a_slot_meets_its_own_prompts_alone(family: str, run: Callable[..., Tensor]) -> None:
+def test_a_lane_meets_its_own_prompts_alone(family: str, run: Callable[..., Tensor]) -> None:
     base, rows = tiny_base(family, targets=()), tiny_rows(family, 8)
     three = prompts(3)
     with torch.no_grad():
         entering = base.start(rows).repeat(3, 1, 1)
         mask = None if rows.mask is None else rows.mask.repeat(3, 1)
         together = run(base, entering, 0, mask, three).chunk(3)
-        for slot in range(3):
-            alone = run(base, entering[:8], 0, rows.mask, three[slot : slot + 1])
-            assert torch.equal(together[slot], alone)
+        for lane in range(3):
+            alone = run(base, entering[:8], 0, rows.mask, three[lane : lane + 1])
+            assert torch.equal(together[lane], alone)
         assert not torch.equal(together[0], together[1])
         without = run(base, entering[:8], 0, rows.mask, None)
     assert without.shape == together[0].shape
@@ -164,7 +164,7 @@ def test_only_prompts_get_a_gradient() -> None:
     assert mask is not None
     features(base, base.start(rows), 0, mask, vectors)[4:].sum().backward()
     assert vectors.grad is not None
-    assert not vectors.grad[0].any(), "of a slot whose rows have no part in the sum"
+    assert not vectors.grad[0].any(), "of a lane whose rows have no part in the sum"
     assert bool(vectors.grad[1].any(dim=1).all())
     base.check_frozen(whole=True)
 

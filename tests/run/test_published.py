@@ -23,12 +23,12 @@ from s3t.run import RunDir
 from s3t.run.purge import purge
 from s3t.service import S3T
 from s3t.store import open_depot
-from s3t.training.prepare.prepare import open_material
-from s3t.training.prepare.replan import Renewal
-from s3t.training.rank import MACHINE, MACHINES, Place
+from s3t.training.prepare.load import load_prepared
+from s3t.training.prepare.replan import Replan
+from s3t.training.rank import MACHINE, MACHINES, Rank
 from s3t.training.work.claims import Leases
 from s3t.training.work.train import train
-from s3t.training.work.worker_state import Workshop
+from s3t.training.work.worker_state import WorkerState
 from tests.conftest import Run
 from tests.support.small_runs import Make, dead_keys, forget, small_configs
 
@@ -144,7 +144,7 @@ def test_plans_that_were_replaced_leave_the_store(config: Config) -> None:
             service.deactivate(subjects=[person])
         before |= {*plans.names()}
         kept = {name: plans.get(name) for name in plans.names()}
-        train(config, renewal=Renewal())  # which purges at its end
+        train(config, replan=Replan())  # which purges at its end
         assert plans.names() == [f"{RunDir(config.run_dir).plan().digest}.json"]
     assert len(before) == 2 and not before & {*plans.names()}
     assert not audit(config.run_dir)["E7"].problems
@@ -334,7 +334,7 @@ def test_a_store_of_no_known_ledger_is_refused(config: Config, make: Make) -> No
 def test_a_purge_refuses_while_another_machine_trains(config: Config) -> None:
     forget(config, "p03")
     run = RunDir(config.run_dir)
-    orphan = Leases(run.work(), Place(1, 2, 0, 1), 0.4)
+    orphan = Leases(run.work(), Rank(1, 2, 0, 1), 0.4)
     orphan.open()
     before = run.store.keys()
     with pytest.raises(UnavailableError, match=r"is being trained at memory://.*/beats"):
@@ -348,7 +348,7 @@ def test_a_purge_refuses_while_another_machine_trains(config: Config) -> None:
 def test_a_purge_outwaits_a_machine_that_died(config: Config) -> None:
     forget(config, "p03")
     run = RunDir(config.run_dir)
-    dead = Leases(run.work(), Place(1, 2, 0, 1), 0.4)
+    dead = Leases(run.work(), Rank(1, 2, 0, 1), 0.4)
     dead.open()
     dead._end.set()
     dead._thread.join()
@@ -364,7 +364,7 @@ def test_a_purge_sees_at_once_that_a_process_of_this_machine_is_gone(config: Con
     forget(config, "p03")
     run = RunDir(config.run_dir)
     run.config_path.write_text(run.config_path.read_text().replace("lease: 0.4", "lease: 1000"))
-    dead = Leases(run.work(), Place(1, 2, 0, 1), 1000)
+    dead = Leases(run.work(), Rank(1, 2, 0, 1), 1000)
     dead.open()
     dead._end.set()
     dead._thread.join()
@@ -392,16 +392,16 @@ def test_a_machine_that_lost_the_main_one_publishes_nothing_dead(
         second.setenv(MACHINES, "2")
         train(other)
     orphan = RunDir(other.run_dir)
-    workshop = Workshop(open_material(orphan, torch.device("cpu")))
+    state = WorkerState(load_prepared(orphan, torch.device("cpu")))
     with S3T.load(config.run_dir) as service:
         service.deactivate(subjects=["p03"])
         dead = dead_keys(config)
         service.purge()
     roots = [node for node in orphan.plan().forest if node.parent is None and node.key in dead]
     assert roots and not dead & orphan.store.keys()
-    workshop.train([roots[0].key])
+    state.train([roots[0].key])
     assert not dead & orphan.store.keys()
-    assert workshop.trainable([roots[0].key]) == []
+    assert state.trainable([roots[0].key]) == []
 
 
 # ── the audit ────────────────────────────────────────────────────────────────────────────────

@@ -14,7 +14,7 @@ from s3t.errors import InputError, IntegrityError, S3TError, UnavailableError
 from s3t.run import RunDir
 from s3t.run.purge import purge
 from s3t.service import S3T
-from s3t.training.prepare.replan import Renewal
+from s3t.training.prepare.replan import Replan
 from s3t.training.work.remote_run import attach
 from s3t.training.work.train import train
 from tests.conftest import Run
@@ -60,7 +60,7 @@ def test_where_the_ledger_is_shapes_no_node(
         service.deactivate(subjects=["p03"], request_id="r")
         assert service.predict(ROW)[0].view == 1
     dead = dead_keys(config)
-    train(run.here(), renewal=Renewal())  # and a purge at its end
+    train(run.here(), replan=Replan())  # and a purge at its end
     assert not dead & run.store.keys()
     with run.ledger() as ledger:
         assert ledger.receipt("r").purged_at is not None
@@ -79,7 +79,7 @@ def test_another_machine_serves_and_deletes(shared: Config, tmp_path: Path) -> N
         assert answers[0] == answers[1] and answers[0][0].view == receipt.view
         before, dead = there.plan().digest, dead_keys(shared)
         assert dead and not dead & there.store.copies(), "gone with the deletion"
-        train(here.here(), renewal=Renewal())
+        train(here.here(), replan=Replan())
         assert there.plan().digest == here.plan().digest != before, "made there, found here"
         assert one.predict(ROW) == two.predict(ROW)
         assert two.status().view == one.status().view > receipt.view
@@ -110,7 +110,7 @@ def test_a_machine_that_was_away_attaches_to_the_plan_in_force(
     run = RunDir(shared.run_dir)
     with S3T.load(run.root) as service:
         service.deactivate(subjects=["p03"])
-    train(run.here(), renewal=Renewal())
+    train(run.here(), replan=Replan())
     there = attach(tmp_path / "there", str(tmp_path / "store"))
     assert there.plan().digest == run.plan().digest
     assert there.plans.others() == []
@@ -241,7 +241,7 @@ def test_a_plan_that_is_nowhere_is_told(shared: Config, tmp_path: Path) -> None:
     there = attach(tmp_path / "there", str(tmp_path / "store"))
     with S3T.load(run.root) as service:
         service.deactivate(subjects=["p03"])
-    train(run.here(), renewal=Renewal())
+    train(run.here(), replan=Replan())
     plans = tmp_path / "store" / "run" / "plans"
     kept = plans / f"{run.plan().digest}.json"
     content = kept.read_bytes()

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from fastapi.routing import APIRoute
 
-from harness.routes import ROUTES
 from s3t.run import RunDir
 from s3t.server.security import tokens
 from s3t.server.security.access import AuthorizedRoute, RequiredRole
 from s3t.server.security.tokens import ROLES, TokenFile
+from tests.harness.routes import ROUTES
 from tests.support.asked import Asked, asked
 
 pytestmark = pytest.mark.slow

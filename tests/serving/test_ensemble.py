@@ -15,6 +15,7 @@ from s3t.model.adapters.peft import to_peft
 from s3t.model.base import Base
 from s3t.model.inputs.encoders import Encoded
 from s3t.serving.ensemble.ensemble import Ensemble, Member, aggregate, averaged
+from s3t.training.node.assignment import CacheSettings, StageRows
 from s3t.training.node.trainer import StageTrainer
 from tests.support.tiny import (
     CLASSES,
@@ -229,12 +230,11 @@ def test_a_base_that_has_answered_can_be_trained_on() -> None:
     private = tiny_rows("llama", 40, 1, length=8)
     short_trainer = StageTrainer(
         base,
-        trainer.lora,
-        trainer.recipe,
-        CLASSES,
-        type(trainer.private)(private, trainer.private.labels),
-        trainer.validation,
-        0,
+        trainer.settings,
+        StageRows(
+            type(trainer.private)(private, trainer.private.labels), trainer.validation, CLASSES
+        ),
+        CacheSettings(0),
     )
     short_trainer.train((2, 3), tiny_group(trainer, 3, (6, 6)))
 

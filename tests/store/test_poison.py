@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from harness.damage.poison import KINDS, MARKER
 from s3t.errors import IntegrityError
 from s3t.run import RunDir
+from tests.harness.damage.poison import KINDS, MARKER
 
 
 @pytest.mark.slow

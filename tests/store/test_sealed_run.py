@@ -14,10 +14,11 @@ from s3t.config import Config, anchored, load_config
 from s3t.errors import ConfigError, DamagedNodeError, InputError, IntegrityError
 from s3t.run import RunDir
 from s3t.service import S3T
-from s3t.training.prepare.prepare import open_material, prepare
+from s3t.training.prepare.load import load_prepared
+from s3t.training.prepare.prepare import prepare
 from s3t.training.retrain import retrain
 from s3t.training.work.train import train
-from s3t.training.work.worker_state import Workshop
+from s3t.training.work.worker_state import WorkerState
 from tests.support.small_runs import Make, dead_keys, forget, saved, small_configs
 
 TEXTS = [f"person {person} says {person}" for person in range(6)]
@@ -71,10 +72,11 @@ def test_hidden_states_of_a_sealed_run_are_on_no_disk(
     config: Make, sealed: Make, encrypt: bool
 ) -> None:
     made = (sealed if encrypt else config)("run")
-    run = prepare(made, torch.device("cpu"))
-    material = open_material(run, torch.device("cpu"))
+    prepare(made, torch.device("cpu"))
+    run = RunDir(made.run_dir)
+    prepared = load_prepared(run, torch.device("cpu"))
     roots = [node.key for node in run.plan().forest.roots(0)]
-    Workshop(material, shared=True).train(roots)
+    WorkerState(prepared, shared=True).train(roots)
     assert run.trunk_path.exists() != encrypt
 
 

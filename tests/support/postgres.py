@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness.postgres import Proxy, Server
+from tests.harness.postgres import Proxy, Server
 
 __all__ = ["Proxy", "Server", "database_url", "postgres", "server"]
 

@@ -18,9 +18,10 @@ from s3t.model.adapters.lora import Bank, LoraTarget
 from s3t.model.base import Base
 from s3t.model.inputs.encoders import Encoded
 from s3t.serving.ensemble.members import Member
+from s3t.training.node.assignment import Assignment, CacheSettings, StageRows, StageSettings
 from s3t.training.node.rows import LabelledSet
-from s3t.training.node.shared_cache import Shelf
-from s3t.training.node.trainer import Assignment, StageTrainer
+from s3t.training.node.shared_cache import SharedCache
+from s3t.training.node.trainer import StageTrainer
 from s3t.types import NodeKey, digest
 
 LENGTH = 16
@@ -177,7 +178,7 @@ def random_head(hidden: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 def bank_of(targets: list[LoraTarget], tensors: Mapping[str, Tensor], scale: float) -> Bank:
-    """One slot that carries ``tensors``."""
+    """One lane that carries ``tensors``."""
     pairs = {
         (target.layer, target.path): (tensors[target.a][None], tensors[target.b][None])
         for target in targets
@@ -207,7 +208,7 @@ def tiny_trainer(
     dropout: float = 0.0,
     cap_bytes: int = 2**30,
     base: Base | None = None,
-    shelf: Shelf | None = None,
+    shared_cache: SharedCache | None = None,
     recompute: bool = False,
     length: int = LENGTH,
     **recipe: Any,
@@ -216,14 +217,17 @@ def tiny_trainer(
     stage = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2, **recipe}
     return StageTrainer(
         base or tiny_base(family, layers, language_model, length=length),
-        LoraConfig(rank=2, alpha=4, dropout=dropout),
-        StageConfig.model_validate(stage),
-        0 if language_model else CLASSES,
-        labelled(family, 40, 1, language_model, length),
-        labelled(family, 10, 2, language_model, length),
-        cap_bytes,
-        shelf,
-        recompute,
+        StageSettings(
+            StageConfig.model_validate(stage),
+            LoraConfig(rank=2, alpha=4, dropout=dropout),
+            recompute=recompute,
+        ),
+        StageRows(
+            labelled(family, 40, 1, language_model, length),
+            labelled(family, 10, 2, language_model, length),
+            0 if language_model else CLASSES,
+        ),
+        CacheSettings(cap_bytes, shared_cache),
     )
 
 

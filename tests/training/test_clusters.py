@@ -30,10 +30,10 @@ from s3t.model.prototypes import (
 from s3t.run import RunDir
 from s3t.run.purge import purge
 from s3t.service import S3T
-from s3t.training.prepare.checks import draft
-from s3t.training.prepare.prepare import open_material
+from s3t.training.prepare.checks import check_run
+from s3t.training.prepare.load import load_prepared
 from s3t.training.prepare.preview import preview
-from s3t.training.prepare.replan import Renewal
+from s3t.training.prepare.replan import Replan
 from s3t.training.rank import MACHINE, MACHINES
 from s3t.training.retrain import from_scratch
 from s3t.training.work.train import train
@@ -207,17 +207,17 @@ def test_no_private_row_has_a_part_in_prototypes_or_in_anothers_place(
     make: Make, tmp_path: Path
 ) -> None:
     config = make()
-    whole = draft(config)
+    whole = check_run(config)
     assert whole.prototypes is not None
     before = {one.id: at for one, at in whole.partition.slots()}
     for name in ("s000", "s031", "s152"):
-        less = draft(config, {name})
+        less = check_run(config, {name})
         assert less.prototypes is not None
         assert less.prototypes.digest == whole.prototypes.digest
         after = {one.id: at for one, at in less.partition.slots()}
         assert after == {key: at for key, at in before.items() if key != name}
     write_csv(tmp_path / "other.csv", [row | {"text": row["text"][::-1]} for row in person_rows()])
-    other = draft(make(private="other.csv"))
+    other = check_run(make(private="other.csv"))
     assert other.prototypes is not None and other.prototypes.digest == whole.prototypes.digest
 
 
@@ -244,9 +244,9 @@ def test_clusters_of_an_adapted_base_are_of_what_is_trained_on(make: Make) -> No
     run = RunDir(config.run_dir)
     own = read_prototypes(run.prototypes_path, run.plan().base)
     assert run.plan().recipe["prototypes"] == own.digest
-    drafted = draft(config)
-    assert drafted.base.fingerprint == run.plan().base and drafted.prototypes is not None
-    assert drafted.prototypes.digest == own.digest
+    checked = check_run(config)
+    assert checked.base.fingerprint == run.plan().base and checked.prototypes is not None
+    assert checked.prototypes.digest == own.digest
     compared = from_scratch(run, config.run_dir.parent / "scratch")
     assert compared.equal
 
@@ -263,7 +263,7 @@ def test_a_repaired_run_of_clusters_is_one_that_never_saw_the_person(
     before = places(one)
     assert before.items() >= places(never).items()
     forget(one, "p03")
-    train(one, renewal=Renewal())
+    train(one, replan=Replan())
     assert nodes(one) == nodes(never), "byte for byte"
     kept = [RunDir(config.run_dir).prototypes_path.read_bytes() for config in (one, never)]
     assert kept[0] == kept[1]
@@ -304,7 +304,7 @@ def test_new_samples_get_their_clusters_and_the_old_ones_stay(make: Make, tmp_pa
     rows = [row for row in person_rows(20) if row["id"] not in before]
     write_csv(tmp_path / "more.csv", rows)
     files = (str(tmp_path / "more.csv"),)
-    report = train(RunDir(config.run_dir).config(), renewal=Renewal(True, files))
+    report = train(RunDir(config.run_dir).config(), replan=Replan(True, files))
     assert report.added == len(rows) == 12
     after = places(config)
     assert before.items() <= after.items() and len(after) == 60
@@ -382,7 +382,7 @@ def test_another_machine_reckons_the_clusters_itself(
     assert run.joined and not run.ledger_path.exists()
     assert run.prototypes_path.read_bytes() == main.prototypes_path.read_bytes()
     device = torch.device("cpu")
-    here, there = open_material(run, device), open_material(main, device)
+    here, there = load_prepared(run, device), load_prepared(main, device)
     for ours, theirs in zip(here.members, there.members, strict=True):
         assert all(torch.equal(one, two) for one, two in zip(ours, theirs, strict=True))
     MemoryFileSystem.store.clear()

@@ -14,7 +14,7 @@ from s3t.model.base import Base
 from s3t.model.built import byte_tokenizer
 from s3t.run import RunDir
 from s3t.service import S3T
-from s3t.training.node.trainer import Trained
+from s3t.training.node.assignment import TrainedNode
 from s3t.training.retrain import retrain
 from s3t.training.work.train import train
 from tests.support.small_runs import Make
@@ -54,7 +54,7 @@ def halved(config: Any, length: int = LENGTH, language_model: bool = True) -> Ba
     return Base(model, language_model=language_model, length=length)
 
 
-def same(one: Trained, other: Trained) -> bool:
+def same(one: TrainedNode, other: TrainedNode) -> bool:
     return one.score == other.score and all(
         torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors
     )

@@ -27,11 +27,11 @@ from s3t.service import S3T
 from s3t.store import tensors_digest
 from s3t.system.pinned import arithmetic_here, pinned_environment, switches
 from s3t.training.environment import environment_of
-from s3t.training.prepare.prepare import open_material
+from s3t.training.prepare.load import load_prepared
 from s3t.training.prepare.preview import preview
 from s3t.training.retrain import from_scratch, retrain
 from s3t.training.work.train import train
-from s3t.training.work.worker_state import Workshop
+from s3t.training.work.worker_state import WorkerState
 from s3t.types import digest
 from tests.support.small_runs import (
     Make,
@@ -156,7 +156,7 @@ from s3t.system.pinned import arithmetic_here
 from s3t.run import RunDir
 from s3t.training.retrain import from_scratch, retrain
 from s3t.training.work.train import train
-from s3t.training.work.worker_state import Workshop
+from s3t.training.work.worker_state import WorkerState
 from s3t.types import digest
 
 config = load_config({path!r})
@@ -353,9 +353,9 @@ def test_a_process_of_another_environment_trains_no_node_of_the_plan(make: Make)
     run = RunDir(config.run_dir)
     victim = next(node for node in run.plan().forest if node.parent is not None)
     run.store.path(victim.key).unlink()
-    material = replace(open_material(run, torch.device("cpu")), environment=digest("elsewhere"))
+    prepared = replace(load_prepared(run, torch.device("cpu")), environment=digest("elsewhere"))
     with pytest.raises(S3TError, match="was planned for another environment than this process"):
-        Workshop(material).train([victim.key])
+        WorkerState(prepared).train([victim.key])
     assert not run.store.has(victim.key)
 
 

@@ -21,7 +21,7 @@ from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.serving.ensemble.ensemble import Ensemble, Member
 from s3t.training.node.rows import LabelledSet
-from s3t.training.prepare.replan import Renewal
+from s3t.training.prepare.replan import Replan
 from s3t.training.work.train import train
 from tests.conftest import write_lines
 from tests.support.small_runs import nodes
@@ -80,7 +80,7 @@ def test_a_run_learns_answers_scores_them_and_takes_questions(tmp_path: Path) ->
     assert found.metric == "perplexity" and 1 < found.value < 1000
     long = write_lines(tmp_path / "more.jsonl", [{"who": "p", "id": "s", "q": "q" * 40, "a": "a"}])
     with pytest.raises(DataError, match=r"data.private: row 17: data.max_length 32 cuts away"):
-        train(config, renewal=Renewal(add=True, files=(str(long),)))
+        train(config, replan=Replan(add=True, files=(str(long),)))
     assert RunDir(config.run_dir).config() == anchored(config), "and nothing was taken in"
     text = config.model_copy(update={"output": str(tmp_path / "text")})
     whole = text.data.model_copy(update={"completion_only": False})

@@ -27,11 +27,11 @@ from s3t.errors import InputError, IntegrityError, S3TError
 from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.store import NodeStore
-from s3t.training.prepare.prepare import open_material
-from s3t.training.prepare.replan import Renewal
+from s3t.training.prepare.load import load_prepared
+from s3t.training.prepare.replan import Replan
 from s3t.training.rank import MACHINE, MACHINES
 from s3t.training.work.train import train
-from s3t.training.work.worker_state import Workshop
+from s3t.training.work.worker_state import WorkerState
 from s3t.types import digest
 from tests.support.small_runs import Make, forget, nodes, saved, start, wait_until
 
@@ -246,7 +246,7 @@ def test_another_machine_trains_a_repaired_run_without_knowing_who_is_gone(
         alone.delenv(MACHINE)
         alone.delenv(MACHINES)
         forget(first, "p03")
-        train(RunDir(first.run_dir).here(), renewal=Renewal())
+        train(RunDir(first.run_dir).here(), replan=Replan())
     with pytest.raises(S3TError, match="of another plan by now"):
         joined.hits()
     train(other)  # which joins the new plan
@@ -254,11 +254,11 @@ def test_another_machine_trains_a_repaired_run_without_knowing_who_is_gone(
     assert joined.plan().digest == main.plan().digest and joined.hits() == set()
     assert "s030" in joined.gone() and "s040" not in joined.gone()
     assert not [path for path in other.run_dir.rglob("*") if b"s030" in content(path)]
-    material = open_material(joined, torch.device("cpu"))
+    prepared = load_prepared(joined, torch.device("cpu"))
     fresh = min(n.key for n in main.plan().forest if n.stage == 1)
     before = main.store.content(fresh)
-    apart = replace(material, store=NodeStore(other.run_dir / "again"))
-    Workshop(apart).train([fresh])
+    apart = replace(prepared, store=NodeStore(other.run_dir / "again"))
+    WorkerState(apart).train([fresh])
     assert apart.store.content(fresh) == before, "its own data still hold the deleted rows"
 
 

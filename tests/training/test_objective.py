@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from s3t.model.adapters.lora import Bank, adapted
 from s3t.model.inputs.encoders import Encoded
+from s3t.training.node.assignment import StageRows, TrainedNode
 from s3t.training.node.objective import Objective
 from s3t.training.node.rows import Batches, LabelledSet
-from s3t.training.node.trainer import StageTrainer, Trained
+from s3t.training.node.trainer import StageTrainer
 from tests.support.tiny import (
     DECODERS,
     bank_of,
@@ -29,7 +30,7 @@ SIZES = (7, 12, 3, 12, 9, 5)
 ROUGH = {"schedule": "cosine", "warmup": 0.25, "max_grad_norm": 0.1, "weight_decay": 0.1}
 
 
-def same(one: Trained, other: Trained) -> bool:
+def same(one: TrainedNode, other: TrainedNode) -> bool:
     return one.score == other.score and all(
         torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors
     )
@@ -50,7 +51,7 @@ def instructed(family: str, length: int = 32, dropout: float = 0.0, **recipe: An
     sets = [
         LabelledSet(answered(one.rows), one.labels) for one in (plain.private, plain.validation)
     ]
-    return StageTrainer(plain.base, plain.lora, plain.recipe, 0, *sets, 2**30)
+    return StageTrainer(plain.base, plain.settings, StageRows(*sets, 0))
 
 
 # ── answers alone ────────────────────────────────────────────────────────────────────────────
@@ -77,12 +78,12 @@ def test_answers_give_the_same_bytes_in_every_group_and_on_every_run(
 def test_what_is_padding_changes_no_byte() -> None:
     trainer = instructed("llama", **ROUGH)
     group = tiny_group(trainer, 2, SIZES[:3])
-    rows = trainer.private.rows
-    assert rows.mask is not None
-    values = rows.values.masked_fill(rows.mask == 0, 7)
-    private = LabelledSet(Encoded(values, rows.mask, targets=rows.targets), None)
-    base, lora, recipe = trainer.base, trainer.lora, trainer.recipe
-    other = StageTrainer(base, lora, recipe, 0, private, trainer.validation, 2**30)
+    plain = trainer.private.rows
+    assert plain.mask is not None
+    values = plain.values.masked_fill(plain.mask == 0, 7)
+    private = LabelledSet(Encoded(values, plain.mask, targets=plain.targets), None)
+    rows = StageRows(private, trainer.validation, 0)
+    other = StageTrainer(trainer.base, trainer.settings, rows)
     for one, two in zip(trainer.train((1, 2), group), other.train((1, 2), group), strict=True):
         assert same(one, two)
 

@@ -18,12 +18,13 @@ import torch
 from s3t.config import Config, load_config
 from s3t.errors import ConfigError, InputError
 from s3t.run import RunDir
+from s3t.training.node.assignment import TrainedNode
 from s3t.training.node.process_group import InTurn
-from s3t.training.node.trainer import StageTrainer, Trained
-from s3t.training.rank import Place
+from s3t.training.node.trainer import StageTrainer
+from s3t.training.rank import Rank
 from s3t.training.retrain import from_scratch, retrain
 from s3t.training.work.train import train
-from s3t.types import Share
+from s3t.types import BatchPart
 from tests.support.small_runs import Make, children, forget, nodes, saved, start, wait_until
 from tests.support.tiny import tiny_group, tiny_trainer
 from tests.training.test_machines import free_port
@@ -43,14 +44,14 @@ ROUGH = {
 }
 
 
-def close(one: Trained, other: Trained) -> bool:
+def close(one: TrainedNode, other: TrainedNode) -> bool:
     return all(
         torch.allclose(one.tensors[name], other.tensors[name], rtol=1e-3, atol=2e-4)
         for name in one.tensors
     )
 
 
-def same(one: Trained, other: Trained) -> bool:
+def same(one: TrainedNode, other: TrainedNode) -> bool:
     return one.score == other.score and all(
         torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors
     )
@@ -94,9 +95,9 @@ def test_a_group_of_nodes_changes_no_byte_of_parts(family: str, language_model: 
 
 def test_each_rank_has_rows_of_its_own() -> None:
     rows = list(range(12))
-    parts = [rows[Share(rank, 3).of(12)] for rank in range(3)]
+    parts = [rows[BatchPart(rank, 3).of(12)] for rank in range(3)]
     assert parts == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    assert rows[Share().of(12)] == rows
+    assert rows[BatchPart().of(12)] == rows
 
 
 def test_sums_are_made_in_the_order_of_the_ranks() -> None:
@@ -137,17 +138,17 @@ def test_one_process_cannot_be_two(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "size"), [(Place(0, 3, 0, 3), 2), (Place(1, 6, 1, 3), 2), (Place(0, 4, 0, 1), 2)]
+    ("rank", "size"), [(Rank(0, 3, 0, 3), 2), (Rank(1, 6, 1, 3), 2), (Rank(0, 4, 0, 1), 2)]
 )
-def test_groups_are_whole_and_of_one_machine(place: Place, size: int) -> None:
+def test_groups_are_whole_and_of_one_machine(rank: Rank, size: int) -> None:
     with pytest.raises(InputError, match=f"a multiple of {size}"):
-        place.in_groups_of(size)
+        rank.in_groups_of(size)
 
 
 def test_a_groups_place_is_among_groups() -> None:
-    assert Place(6, 8, 2, 4).in_groups_of(2) == Place(3, 4, 1, 2)
-    assert Place(7, 8, 3, 4).in_groups_of(2) == Place(3, 4, 1, 2)
-    assert Place(5, 8, 1, 4).in_groups_of(1) == Place(5, 8, 1, 4)
+    assert Rank(6, 8, 2, 4).in_groups_of(2) == Rank(3, 4, 1, 2)
+    assert Rank(7, 8, 3, 4).in_groups_of(2) == Rank(3, 4, 1, 2)
+    assert Rank(5, 8, 1, 4).in_groups_of(1) == Rank(5, 8, 1, 4)
 
 
 # ── one process in turn ──────────────────────────────────────────────────────────────────────
@@ -243,14 +244,14 @@ MEETING = """
 import sys, torch
 import torch.distributed as dist
 from s3t.errors import IntegrityError
-from s3t.training.node.process_group import Group, depart
-from s3t.training.rank import Place
+from s3t.training.node.process_group import DistributedGroup, depart
+from s3t.training.rank import Rank
 from s3t.types import digest
 from tests.support.tiny import tiny_base, tiny_rows
 
 torch.set_num_threads(1)
-place = Place.found()
-group = Group(place, 2, torch.device("cpu"))
+rank = Rank.found()
+group = DistributedGroup(rank, 2, torch.device("cpu"))
 rows = tiny_rows("llama", 4)
 base = tiny_base("llama", language_model=True)
 mask = base.attention(rows.mask)
@@ -266,14 +267,14 @@ assert len({t.untyped_storage().data_ptr() for t in here}) == len(here)
 share = sum(t.untyped_storage().nbytes() for t in here) / before
 assert 0.5 <= share < 0.52, share
 base.check_frozen(whole=True)
-assert group.gathered(place.rank) == [0, 1]
-assert torch.equal(group.joined(torch.tensor([place.rank])), torch.tensor([0, 1]))
+assert group.gathered(rank.number) == [0, 1]
+assert torch.equal(group.joined(torch.tensor([rank.number])), torch.tensor([0, 1]))
 group.agree(digest("one"), "this")
 try:
-    group.agree(digest(place.rank), "node 7")
+    group.agree(digest(rank.number), "node 7")
 except IntegrityError as error:
     print(error)
-if place.rank == 1:
+if rank.number == 1:
     here[-1].data.add_(1)  # past torch's counters
 base.check_frozen()
 try:

@@ -23,13 +23,20 @@ from s3t.model.prototypes import Prototypes, clusters_of, pooled
 from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.serving.ensemble.ensemble import Ensemble, Member
-from s3t.training.node.trainer import Assignment, StageTrainer, Trained
-from s3t.training.prepare.prepare import open_material
+from s3t.training.node.assignment import (
+    Assignment,
+    CacheSettings,
+    StageRows,
+    StageSettings,
+    TrainedNode,
+)
+from s3t.training.node.trainer import StageTrainer
+from s3t.training.prepare.load import load_prepared
 from s3t.training.prepare.recipe import blocks_of, recipe_of, stage_bytes
-from s3t.training.prepare.replan import Renewal
+from s3t.training.prepare.replan import Replan
 from s3t.training.retrain import from_scratch
 from s3t.training.work.train import train
-from s3t.training.work.worker_state import Workshop
+from s3t.training.work.worker_state import WorkerState
 from tests.support.small_runs import Make, dead_keys, nodes
 from tests.support.tiny import (
     CLASSES,
@@ -52,7 +59,7 @@ NONE = (0, 0)
 """The block of a stage of prompts."""
 
 ROUGH = {"schedule": "cosine", "warmup": 0.25, "max_grad_norm": 0.1, "weight_decay": 0.1}
-"""A recipe with everything in it that could tell slots apart."""
+"""A recipe with everything in it that could tell lanes apart."""
 
 
 def trainer_of(
@@ -68,14 +75,18 @@ def trainer_of(
     stage = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2, "adapter": "prompt", **recipe}
     return StageTrainer(
         tiny_base(family, 3, language_model, targets=(), length=length),
-        LoraConfig(),
-        StageConfig.model_validate(stage),
-        0 if language_model else CLASSES,
-        labelled(family, 40, 1, language_model, length),
-        labelled(family, 10, 2, language_model, length),
-        cap_bytes,
-        recompute=recompute,
-        prompt=PromptConfig(tokens=3, init_scale=0.5),
+        StageSettings(
+            StageConfig.model_validate(stage),
+            LoraConfig(),
+            PromptConfig(tokens=3, init_scale=0.5),
+            recompute,
+        ),
+        StageRows(
+            labelled(family, 40, 1, language_model, length),
+            labelled(family, 10, 2, language_model, length),
+            0 if language_model else CLASSES,
+        ),
+        CacheSettings(cap_bytes),
     )
 
 
@@ -98,7 +109,7 @@ def group_of(trainer: StageTrainer, stages: int, sizes: tuple[int, ...]) -> list
     ]
 
 
-def same(one: Trained, other: Trained) -> bool:
+def same(one: TrainedNode, other: TrainedNode) -> bool:
     return (
         one.key == other.key
         and one.score == other.score
@@ -151,7 +162,7 @@ def test_a_stage_trains_its_own_prompts_and_its_head(family: str, language_model
 
 @torch.no_grad()
 def loss_of(trainer: StageTrainer, tensors: dict[str, Tensor], index: Tensor) -> float:
-    """The mean loss of some private rows, written down without slots."""
+    """The mean loss of some private rows, written down without lanes."""
     base, rows = trainer.base, trainer.private.rows.rows(index)
     prompts = prompts_of(tensors)
     assert prompts is not None
@@ -172,7 +183,7 @@ def loss_of(trainer: StageTrainer, tensors: dict[str, Tensor], index: Tensor) ->
 def test_a_stage_learns(family: str, language_model: bool) -> None:
     trainer = trainer_of(family, language_model, epochs=30, learning_rate=0.1)
     (one,) = group_of(trainer, 1, (12,))
-    before = loss_of(trainer, dict(one.inherited) | trainer._initial(NONE, one), one.rows)
+    before = loss_of(trainer, dict(one.inherited) | trainer.tensors.initial(NONE, one), one.rows)
     found = trainer.train(NONE, [one])[0].tensors
     after = loss_of(trainer, {**one.inherited, **found}, one.rows)
     assert after < (0.99 if language_model else 0.9) * before
@@ -340,10 +351,10 @@ def test_bytes_of_a_node_are_its_prompts_and_its_head(make: Make) -> None:
         }
         sizes.add(sum(tensor.nbytes for tensor in tensors.values()))
     assert sizes == {*plan.stage_bytes} == {4 * (2 * 16 + 2 * 16 + 2)}
-    base = open_material(run, torch.device("cpu")).base
+    base = load_prepared(run, torch.device("cpu")).base
     assert stage_bytes(config, base, 2) == plan.stage_bytes
     child = next(each for each in plan.forest.nodes if each.stage == 2)
-    inherited = Workshop(open_material(run, torch.device("cpu")))._inherited(child)
+    inherited = WorkerState(load_prepared(run, torch.device("cpu")))._inherited(child)
     assert inherited.keys() == {"prompt.001", "head.weight", "head.bias"}
 
 
@@ -399,7 +410,7 @@ def test_a_deletion_in_a_cluster_trains_that_cluster_anew(make: Make, tmp_path: 
         service.deactivate([first.sample_id])
         assert len(service.predict([{"text": "person 4 says 5"}])) == 1
         assert [bool(prefix) for prefix in prefixes(service)] == [s != first.shard for s in (0, 1)]
-    assert train(run.here(), renewal=Renewal()).trained == 1
+    assert train(run.here(), replan=Replan()).trained == 1
     assert len(whole.keys() & nodes(config).keys()) == 1
     assert from_scratch(run, tmp_path / "scratch").equal
     assert audit(run.root).holds
@@ -444,7 +455,7 @@ def test_a_run_from_its_training_to_its_purge(which: str, make: Make, tmp_path: 
     assert "prompts of" in found["E9"].checked
     compared = from_scratch(run, tmp_path / "never")
     assert not compared.different and {*compared.only_here} == dead_keys(config), "E3"
-    report = train(run.config(), renewal=Renewal())
+    report = train(run.config(), replan=Replan())
     assert report.trained == len(dead_of(whole, config)), "the dead alone are trained anew"
     assert nodes(config).keys() == {f"{key}.safetensors" for key in keys_of(config)}
     compared = from_scratch(run, tmp_path / "scratch")
@@ -468,15 +479,15 @@ def test_neither_a_kill_nor_how_work_is_spread_changes_a_byte(
 ) -> None:
     one, two = make("one", **PROMPTS), make("two", **PROMPTS)
     train(one)
-    publish, left = Workshop._publish, [3]
+    publish, left = WorkerState._publish, [3]
 
-    def killed(self: Workshop, trained: Trained) -> None:
+    def killed(self: WorkerState, trained: TrainedNode) -> None:
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
         publish(self, trained)
 
-    monkeypatch.setattr(Workshop, "_publish", killed)
+    monkeypatch.setattr(WorkerState, "_publish", killed)
     with pytest.raises(KeyboardInterrupt):
         train(two)
     monkeypatch.undo()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3t.plan.trie import Forest, Node, prefixes
-from s3t.training.work.ready_nodes import Board
+from s3t.training.work.ready_nodes import ReadyNodes
 from s3t.types import NodeKey
 
 
@@ -34,8 +34,8 @@ def forest_of(sequences: Iterable[tuple[int, ...]], shards: int = 1) -> Forest:
     )
 
 
-def board_of(sequences: Iterable[tuple[int, ...]], shards: int = 1, group: int = 16) -> Board:
-    board = Board(forest_of(sequences, shards), lambda node: node.samples, group)
+def board_of(sequences: Iterable[tuple[int, ...]], shards: int = 1, group: int = 16) -> ReadyNodes:
+    board = ReadyNodes(forest_of(sequences, shards), lambda node: node.samples, group)
     board.mark((), ())
     return board
 

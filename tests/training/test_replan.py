@@ -18,7 +18,7 @@ from s3t.plan import Plan
 from s3t.run import RunDir
 from s3t.run.purge import purge
 from s3t.service import S3T
-from s3t.training.prepare.replan import Renewal
+from s3t.training.prepare.replan import Replan
 from s3t.training.retrain import from_scratch, retrain
 from s3t.training.work.train import Report, train
 from tests.support.small_runs import (
@@ -37,12 +37,12 @@ QUESTIONS = [{"text": "person 4 says 5"}, {"text": "person 7 says 1"}]
 
 
 def repair(config: Config) -> Report:
-    return train(config, renewal=Renewal())
+    return train(config, replan=Replan())
 
 
 def add(config: Config, *files: Path) -> Report:
     found = RunDir(config.run_dir).config()
-    return train(found, renewal=Renewal(True, tuple(map(str, files))))
+    return train(found, replan=Replan(True, tuple(map(str, files))))
 
 
 def prefixes(config: Config) -> list[tuple[int, ...]]:
@@ -194,14 +194,14 @@ def test_a_deletion_while_it_is_repaired_is_kept_out(
     config = make()
     train(config)
     forget(config, "p03")
-    renew = walk.renew
+    replan_run = walk.replan_run
 
-    def and_then(*arguments: Any) -> int:
-        found = renew(*arguments)
+    def and_then(*arguments: Any) -> Any:
+        found = replan_run(*arguments)
         forget(config, "p04")  # after the plan was made, before a node is trained
         return found
 
-    monkeypatch.setattr(walk, "renew", and_then)
+    monkeypatch.setattr(walk, "replan_run", and_then)
     report = repair(config)
     assert report.skipped > 0
     assert not dead_keys(config) & {name[:64] for name in nodes(config)}, "purged or never trained"
@@ -346,7 +346,11 @@ def test_until_it_is_trained_the_run_serves_what_it_did(
     config = make()
     train(config)
     write_csv(tmp_path / "private.csv", [*person_rows(), *new_rows()])
-    monkeypatch.setattr(walk.Walker, "go", lambda self: (_ for _ in ()).throw(S3TError("killed")))
+
+    def die(*arguments: Any) -> None:
+        raise S3TError("killed")
+
+    monkeypatch.setattr(walk.Scheduler, "train", die)
     with S3T.load(config.run_dir) as service:
         before = service.predict(QUESTIONS)
         with pytest.raises(S3TError, match="killed"):

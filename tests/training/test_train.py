@@ -15,12 +15,12 @@ from s3t.config import Config
 from s3t.errors import ConfigError, DamagedNodeError, DataError, InputError, S3TError
 from s3t.run import RunDir
 from s3t.service import S3T
-from s3t.training.prepare.checks import draft
-from s3t.training.prepare.prepare import open_material
+from s3t.training.prepare.checks import check_run
+from s3t.training.prepare.load import load_prepared
 from s3t.training.prepare.preview import preview
 from s3t.training.retrain import retrain
 from s3t.training.work.train import train
-from s3t.training.work.worker_state import Workshop
+from s3t.training.work.worker_state import WorkerState
 from s3t.types import NodeKey
 from tests.support.small_runs import (
     Make,
@@ -69,8 +69,8 @@ def test_a_lineage_serves_with_the_head_of_its_last_stage(make: Make) -> None:
     assert child.parent is not None
     head, parents = (run.store.read(key)[1]["head.weight"] for key in (child.key, child.parent))
     assert not torch.equal(head, parents)
-    material = open_material(run, torch.device("cpu"))
-    assignment = Workshop(material)._assignment(child)
+    prepared = load_prepared(run, torch.device("cpu"))
+    assignment = WorkerState(prepared)._assignment(child)
     assert torch.equal(assignment.inherited["head.weight"], parents)
     assert torch.equal(assignment.rows, assignment.rows.sort().values), "in the order of the ids"
     assert len(assignment.rows) == child.samples
@@ -86,7 +86,7 @@ def test_snapshots_carry_whole_adapters(make: Make) -> None:
         assert layers == {"000", "001"}
     child = next(node for node in run.plan().forest.nodes if node.stage == 2)
     assert child.parent is not None
-    inherited = Workshop(open_material(run, torch.device("cpu")))._inherited(child)
+    inherited = WorkerState(load_prepared(run, torch.device("cpu")))._inherited(child)
     parent = run.store.read(child.parent)[1]
     assert inherited.keys() == parent.keys()
     assert all(torch.equal(inherited[name], parent[name]) for name in parent)
@@ -107,9 +107,9 @@ def test_current_slices_train_on_the_last_slice_alone(make: Make) -> None:
     train(config)
     run = RunDir(config.run_dir)
     plan = run.plan()
-    workshop = Workshop(open_material(run, torch.device("cpu")))
+    state = WorkerState(load_prepared(run, torch.device("cpu")))
     for node in plan.forest.nodes:
-        assert len(workshop._assignment(node).rows) == plan.sizes[node.shard][node.last]
+        assert len(state._assignment(node).rows) == plan.sizes[node.shard][node.last]
 
 
 # ── E2: how it is spread, and how it is interrupted ──────────────────────────────────────────
@@ -258,8 +258,8 @@ def deep(make: Make, output: str, sequences: dict[str, Any], **sections: Any) ->
 def test_a_set_tree_is_trained_served_and_proved_like_sequences(make: Make, unit: str) -> None:
     cyclic = deep(make, "cyclic", {"strategy": "cyclic"})
     budget = {"sequences": 3, "slice-passes": 10, "bytes": 0}[unit]
-    drafted = draft(cyclic)
-    plan = drafted.plan(drafted.base, None)
+    checked = check_run(cyclic)
+    plan = checked.plan(checked.base, None)
     whole = len(plan.forest)
     budget = budget or sum(node.bytes for node in plan.forest.of_shard(0)[:5])
     tree = deep(make, "tree", {"strategy": "tree", "unit": unit, "budget": budget})
@@ -368,7 +368,7 @@ def test_a_node_that_dies_while_it_is_trained_is_not_published(make: Make) -> No
     config = make()
     train(config)
     run = RunDir(config.run_dir)
-    material = open_material(run, torch.device("cpu"))
+    prepared = load_prepared(run, torch.device("cpu"))
     first = [node for node in run.plan().forest.nodes if node.stage == 1]
     for node in first:
         run.store.path(node.key).unlink()
@@ -379,7 +379,7 @@ def test_a_node_that_dies_while_it_is_trained_is_not_published(make: Make) -> No
             forget(config, "p03")
         told.append(steps)
 
-    Workshop(material).train([node.key for node in first], on_step)
+    WorkerState(prepared).train([node.key for node in first], on_step)
     dead = dead_keys(config)
     assert {node.key for node in first if run.store.has(node.key)} == {
         node.key for node in first if node.key not in dead

@@ -13,10 +13,11 @@ from torch.nn import functional
 from s3t.errors import IntegrityError, S3TError
 from s3t.model.adapters.peft import from_peft, to_peft
 from s3t.model.determinism import rounds_alike
+from s3t.training.node.assignment import Assignment, TrainedNode
 from s3t.training.node.objective import Pass
 from s3t.training.node.optimizer import learning_rate
 from s3t.training.node.rows import Batches, LabelledSet
-from s3t.training.node.trainer import Assignment, StageTrainer, Trained, _Run
+from s3t.training.node.trainer import StageSteps, StageTrainer
 from tests.support.tiny import (
     FAMILIES,
     inputs_of,
@@ -43,14 +44,14 @@ ROUGH = {
     "max_grad_norm": 0.1,
     "weight_decay": 0.1,
 }
-"""A recipe with everything in it that could tell slots apart."""
+"""A recipe with everything in it that could tell lanes apart."""
 
 
 PLAIN = {"dropout": 0.0}
 """What is drawn depends on the length of a batch; the rest does not."""
 
 
-def same(one: Trained, other: Trained) -> bool:
+def same(one: TrainedNode, other: TrainedNode) -> bool:
     return (
         one.key == other.key
         and one.score == other.score
@@ -179,7 +180,7 @@ def test_a_stage_is_what_a_plain_loop_trains(
     expected = plain_loop(trainer, family, language_model, block, assignment)
     (trained,) = trainer.train(block, [assignment])
     assert trained.tensors.keys() == expected.keys()
-    start = trainer._initial(block, assignment)
+    start = trainer.tensors.initial(block, assignment)
     for name, tensor in trained.tensors.items():
         assert torch.allclose(tensor, expected[name], rtol=0, atol=1e-4), name
         moved = float((tensor - start[name]).abs().max())
@@ -195,7 +196,7 @@ def plain_loop(
 ) -> dict[str, Tensor]:
     """One node the ordinary way: a PeftModel of its own, autograd, torch.optim.AdamW."""
     lora, recipe, base = trainer.lora, trainer.recipe, trainer.base
-    start = {**assignment.inherited, **trainer._initial(block, assignment)}
+    start = {**assignment.inherited, **trainer.tensors.initial(block, assignment)}
     # transformers' own model with its own forward: nothing of s3t is in the arithmetic
     untouched = tiny_model(family, base.depth, language_model)
     model = to_peft(untouched, base.targets, start, lora.rank, lora.alpha)
@@ -268,7 +269,7 @@ def test_a_child_starts_from_its_parents_head() -> None:
     trainer = tiny_trainer("vit")
     (assignment,) = tiny_group(trainer, 2, (8,))
     kept = {name: tensor.clone() for name, tensor in assignment.inherited.items()}
-    start = trainer._initial((1, 2), assignment)
+    start = trainer.tensors.initial((1, 2), assignment)
     assert torch.equal(start["head.weight"], assignment.inherited["head.weight"])
     assert torch.equal(start["head.bias"], assignment.inherited["head.bias"])
     (trained,) = trainer.train((1, 2), [assignment])
@@ -280,7 +281,7 @@ def test_a_child_starts_from_its_parents_head() -> None:
 def test_a_snapshot_goes_on_from_the_parents_adapter() -> None:
     trainer = tiny_trainer("vit")
     (assignment,) = tiny_group(trainer, 0, (8,))
-    start = trainer._initial((0, 3), assignment)
+    start = trainer.tensors.initial((0, 3), assignment)
     assert start.keys() == assignment.inherited.keys()
     assert all(torch.equal(start[name], assignment.inherited[name]) for name in start)
 
@@ -288,7 +289,7 @@ def test_a_snapshot_goes_on_from_the_parents_adapter() -> None:
 def test_a_first_node_starts_from_its_key() -> None:
     trainer = tiny_trainer("vit")
     one, other = (Assignment(node(name), torch.arange(8), {}) for name in "ab")
-    first, again, second = (trainer._initial((2, 3), a) for a in (one, one, other))
+    first, again, second = (trainer.tensors.initial((2, 3), a) for a in (one, one, other))
     a, b = trainer.base.targets[-1].a, trainer.base.targets[-1].b
     assert torch.equal(first[a], again[a])
     assert not torch.equal(first[a], second[a])
@@ -337,18 +338,18 @@ def test_agrees_finds_a_machine_where_groups_round_differently(
     if not rounds_alike(torch.device("cpu")):
         pytest.skip("nothing is stacked where arithmetic is not strict")
     alone = {one.key: trainer.train((1, 2), [one])[0] for one in group}
-    found = _Run._found
+    found = StageSteps._found
 
     def rounding(run: Any, drawn: Any, share: Any, taken: Pass) -> dict[str, Tensor]:
         """One number of one node between the first and the last, in one small gradient."""
         gradients = found(run, drawn, share, taken)
-        if len(taken.slots) > 2:
+        if len(taken.lanes) > 2:
             bias = gradients["head.bias"]
             bias[1, 0] = bias[1, 0].nextafter(torch.tensor(9.0))
         return gradients
 
     other = tiny_trainer("vit")
-    monkeypatch.setattr(_Run, "_found", rounding)
+    monkeypatch.setattr(StageSteps, "_found", rounding)
     assert not other.agrees((1, 2), group)
     with caplog.at_level("WARNING"):
         together = tiny_trainer("vit").train((1, 2), group)

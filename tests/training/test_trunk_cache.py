@@ -13,9 +13,9 @@ from torch import Tensor
 
 from s3t.errors import S3TError
 from s3t.model.base import Base
-from s3t.training.node import shared_cache as shelves
-from s3t.training.node.shared_cache import Shelf
-from s3t.training.node.trunk_cache import Trunk
+from s3t.training.node import shared_cache
+from s3t.training.node.shared_cache import SharedCache
+from s3t.training.node.trunk_cache import TrunkCache
 from s3t.types import Digest, digest
 from tests.support.tiny import (
     ENCODERS,
@@ -42,11 +42,11 @@ def close(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, atol=1e-5)
 
 
-def shelf(folder: Path, samples: list[Digest] = SAMPLES, base: str = "base") -> Shelf:
-    return Shelf(folder, digest(base), samples)
+def shared(folder: Path, samples: list[Digest] = SAMPLES, base: str = "base") -> SharedCache:
+    return SharedCache(folder, digest(base), samples)
 
 
-def counted(trunk: Trunk, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def counted(trunk: TrunkCache, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows that the trunk computes from now on, call by call."""
     calls: list[int] = []
     compute = trunk._compute
@@ -62,7 +62,7 @@ def counted(trunk: Trunk, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("where", ["memory", "disk", "off"])
 def test_it_gives_what_the_frozen_layers_give(where: str, tmp_path: Path) -> None:
     cap = 0 if where == "off" else 2**30
-    trunk = Trunk(BASE, ROWS, cap, shelf(tmp_path) if where == "disk" else None)
+    trunk = TrunkCache(BASE, ROWS, cap, shared(tmp_path) if where == "disk" else None)
     for cut in (1, 2, 1):
         trunk.prepare(cut, INDEX)
         assert trunk.cached == (where != "off")
@@ -71,8 +71,8 @@ def test_it_gives_what_the_frozen_layers_give(where: str, tmp_path: Path) -> Non
 
 def test_every_way_gives_the_same_bytes(tmp_path: Path) -> None:
     found = []
-    for cap, where in ((2**30, None), (2**30, shelf(tmp_path)), (0, None)):
-        trunk = Trunk(BASE, ROWS, cap, where)
+    for cap, where in ((2**30, None), (2**30, shared(tmp_path)), (0, None)):
+        trunk = TrunkCache(BASE, ROWS, cap, where)
         trunk.prepare(2, torch.arange(5, 50))
         found.append(trunk.hidden(torch.arange(10, 42)))
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
@@ -81,9 +81,9 @@ def test_every_way_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_another_worker_finds_what_one_has_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = Trunk(BASE, ROWS, 2**30, shelf(tmp_path))
+    first = TrunkCache(BASE, ROWS, 2**30, shared(tmp_path))
     first.prepare(1, torch.arange(40))
-    second = Trunk(BASE, ROWS, 2**30, shelf(tmp_path))
+    second = TrunkCache(BASE, ROWS, 2**30, shared(tmp_path))
     calls = counted(second, monkeypatch)
     second.prepare(1, torch.arange(30, 45))
     assert sum(calls) == 1 + 5, "one row for the shape, and the five that were missing"
@@ -97,19 +97,19 @@ def test_another_worker_finds_what_one_has_computed(
 def test_what_is_no_longer_right_is_not_read(
     changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Trunk(BASE, ROWS, 2**30, shelf(tmp_path)).prepare(1, torch.arange(70))
+    TrunkCache(BASE, ROWS, 2**30, shared(tmp_path)).prepare(1, torch.arange(70))
     samples = [*SAMPLES[1:], SAMPLES[0]] if changed == "samples" else SAMPLES
     if changed == "boot":
-        monkeypatch.setattr(shelves, "_boot", lambda: "another")
+        monkeypatch.setattr(shared_cache, "_boot", lambda: "another")
     base = "another" if changed == "base" else "base"
-    other = Trunk(BASE, ROWS, 2**30, shelf(tmp_path, samples, base))
+    other = TrunkCache(BASE, ROWS, 2**30, shared(tmp_path, samples, base))
     calls = counted(other, monkeypatch)
     other.prepare(1, torch.arange(70))
     assert sum(calls) == 1 + 70
 
 
 def test_a_row_is_kept_beside_the_digest_of_its_sample(tmp_path: Path) -> None:
-    Trunk(BASE, ROWS, 2**30, shelf(tmp_path)).prepare(2, INDEX)
+    TrunkCache(BASE, ROWS, 2**30, shared(tmp_path)).prepare(2, INDEX)
     (folder,) = tmp_path.glob("*/cut-002")
     found = (folder / "rows").read_text()
     assert [found[at : at + 64] for at in range(0, len(found), 64)] == SAMPLES
@@ -124,7 +124,7 @@ def test_a_full_disk_means_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    trunk = Trunk(BASE, ROWS, 2**30, shelf(tmp_path))
+    trunk = TrunkCache(BASE, ROWS, 2**30, shared(tmp_path))
     trunk.prepare(1, INDEX)
     assert not trunk.cached
     assert close(trunk.hidden(INDEX), expected(1))
@@ -134,7 +134,7 @@ def test_a_base_that_draws_dropout_is_refused() -> None:
     base = tiny_base("vit")
     base.model.train()
     with pytest.raises(S3TError, match="training mode"):
-        Trunk(base, ROWS, 2**30)
+        TrunkCache(base, ROWS, 2**30)
 
 
 def test_nodes_have_the_same_bytes_with_a_shared_cache(tmp_path: Path) -> None:
@@ -142,7 +142,9 @@ def test_nodes_have_the_same_bytes_with_a_shared_cache(tmp_path: Path) -> None:
     group = tiny_group(alone, 2, (7, 12, 3))
     contents = [digest(number) for number in range(40)]
     sharing = [
-        tiny_trainer("bert", dropout=0.1, shelf=Shelf(tmp_path, digest("bert"), contents))
+        tiny_trainer(
+            "bert", dropout=0.1, shared_cache=SharedCache(tmp_path, digest("bert"), contents)
+        )
         for _ in range(2)
     ]
     for trainer in sharing:
@@ -168,11 +170,11 @@ def test_a_rows_states_do_not_depend_on_the_other_rows(
     rows = tiny_rows(family, 40)
     everything, less = torch.arange(40), torch.arange(1, 40)
     for cut in (0, 1, 2):
-        trunk, other = Trunk(base, rows, 2**30), Trunk(base, rows, 2**30)
+        trunk, other = TrunkCache(base, rows, 2**30), TrunkCache(base, rows, 2**30)
         trunk.prepare(cut, everything)
         other.prepare(cut, less)
         assert torch.equal(trunk.hidden(less), other.hidden(less))
         shuffled = less.flip(0)
-        uncached = Trunk(base, rows, 0)
+        uncached = TrunkCache(base, rows, 0)
         uncached.prepare(cut, shuffled)
         assert torch.equal(trunk.hidden(shuffled), uncached.hidden(shuffled))

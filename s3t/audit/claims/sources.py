@@ -118,8 +118,8 @@ def _trained_head(config: Config, loaded: LoadedBase) -> Digest:
     """Digest of the public head, trained again here."""
     from s3t.data import label_names, load_public
     from s3t.store import tensors_digest
+    from s3t.training.node.rows import encode_rows
     from s3t.training.prepare.adapt import public_head
-    from s3t.training.prepare.prepare import encode_rows
 
     labels = label_names(config)
     rows = encode_rows(loaded.encoder, load_public(config, "adapt", labels))

@@ -22,9 +22,9 @@ from s3t.data import Data, PrivateData, load_all
 from s3t.data.rows import LabelledRows
 from s3t.errors import InputError
 from s3t.ledger import Gone
-from s3t.training.node.rows import LabelledSet
+from s3t.training.node.rows import LabelledSet, encode_rows
 from s3t.training.prepare.clusters import clustered, prototypes_of
-from s3t.training.prepare.prepare import encode_rows, placed
+from s3t.training.prepare.load import placed
 from s3t.types import Sample
 
 __all__ = ["SuspectedRows", "find_suspected_rows"]

@@ -146,10 +146,10 @@ def _renew(what: str, run: Path, files: list[str], options: list[str], as_json: 
         return
     pin(config.training.arithmetic)  # before torch is loaded
     with quiet():
-        from s3t.training.prepare.replan import Renewal
+        from s3t.training.prepare.replan import Replan
         from s3t.training.work.train import train
 
-        report: Any = train(config, renewal=Renewal(what == "add", tuple(files)))
+        report: Any = train(config, replan=Replan(what == "add", tuple(files)))
     _tell(report, as_json)
 
 

@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from s3t.model.determinism import at_least, up_to_multiple
 from s3t.model.quantized import QuantizedLinear
-from s3t.types import Share
+from s3t.types import BatchPart
 
 __all__ = [
     "Bank",
@@ -35,6 +35,7 @@ __all__ = [
     "dropout_mask",
     "find_targets",
     "merge",
+    "unwrap_targets",
     "wrap_targets",
 ]
 
@@ -88,7 +89,7 @@ class Bank:
         dropout: probability with which an adapter's input is dropped, in training.
         generators: one source of dropout per lane; empty outside training.
         merged: (layer, path) → base weight and adapter in one, [G, inputs, outputs].
-        share: which rows of each lane's batch these are, for random numbers that are drawn by row.
+        part: which rows of each lane's batch these are, for random numbers that are drawn by row.
         recompute: whether a layer keeps only its input, and is run again in the backward pass.
         inference: layer → the whole layer with these adapters, for answers to few rows, of hidden
             states, mask and position (see ``FusedLayers.for_inference``).
@@ -101,7 +102,7 @@ class Bank:
     dropout: float = 0.0
     generators: Sequence[Generator] = field(default=())
     merged: Mapping[tuple[int, str], Tensor] = field(default_factory=dict)
-    share: Share = field(default_factory=Share)
+    part: BatchPart = field(default_factory=BatchPart)
     recompute: bool = False
     inference: Mapping[int, Callable[[Tensor, Tensor | None, Tensor | None], Tensor]] = field(
         default_factory=dict
@@ -232,6 +233,16 @@ def wrap_targets(layers: Sequence[nn.Module], targets: Sequence[LoraTarget]) -> 
         setattr(layer.get_submodule(parent), name, StackedLinear(inner, target))
 
 
+def unwrap_targets(layers: Sequence[nn.Module], targets: Sequence[LoraTarget]) -> None:
+    """Put each target back in the place of the ``StackedLinear`` around it."""
+    for target in targets:
+        layer = layers[target.layer]
+        parent, _, name = target.path.rpartition(".")
+        wrapped = layer.get_submodule(target.path)
+        assert isinstance(wrapped, StackedLinear)
+        setattr(layer.get_submodule(parent), name, wrapped.inner)
+
+
 def merge(
     layers: Sequence[nn.Module], target: LoraTarget, a: Tensor, b: Tensor, scale: float
 ) -> Tensor:
@@ -270,10 +281,10 @@ def dropout_mask(rows: Tensor, bank: Bank) -> Tensor:
     number of processes either.
     """
     keep, (count, width) = 1.0 - bank.dropout, rows.shape[1:]
-    whole = count * bank.share.size
+    whole = count * bank.part.size
     draws = [
         torch.rand((whole, width), generator=generator, device=rows.device, dtype=torch.float32)
         for generator in bank.generators
     ]
-    draws = [draw[bank.share.of(whole)] for draw in draws]
+    draws = [draw[bank.part.of(whole)] for draw in draws]
     return (torch.stack(draws) < keep).to(rows.dtype) / keep

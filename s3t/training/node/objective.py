@@ -1,11 +1,13 @@
-"""What slots are trained for and scored by: the loss of their batches, the score on public rows.
+"""What lanes are trained for and scored by: the loss of their batches, the score on public rows.
 
-    rows ─► trunk ─► hidden states that enter the block ─► layers with the slots' adapters
-                              ─► classes: the slots' heads          ─► cross entropy of a row
+A lane is one of the G nodes that are stacked in a step.
+
+    rows ─► trunk ─► hidden states that enter the block ─► layers with the lanes' adapters
+                              ─► classes: the lanes' heads          ─► cross entropy of a row
                               ─► language: the base's frozen head   ─► that of each next token
 
-Invariant: a slot's loss is a mean over its own rows (or tokens) of the whole step, so the other
-slots of the group and the passes that the step is cut into do not change what it is.
+Invariant: a lane's loss is a mean over its own rows (or tokens) of the whole step, so the other
+lanes of the group and the passes that the step is cut into do not change what it is.
 """
 
 from __future__ import annotations
@@ -21,30 +23,30 @@ from s3t.model.adapters.prompt import features, states
 from s3t.model.base import Base
 from s3t.model.determinism import filled
 from s3t.model.head import classify, language_logits, losses
-from s3t.training.node.process_group import InTurn, Peers
+from s3t.training.node.process_group import InTurn, ProcessGroup
 from s3t.training.node.rows import LabelledSet
-from s3t.training.node.trunk_cache import Trunk
-from s3t.types import Share
+from s3t.training.node.trunk_cache import TrunkCache
+from s3t.types import BatchPart
 
 __all__ = ["SCORE_ROWS", "Objective", "Pass"]
 
 SCORE_ROWS = 32
-"""Validation rows of one pass, per slot."""
+"""Validation rows of one pass, per lane."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Rows of one length that some slots learn from together.
+    """Rows of one length that some lanes learn from together.
 
     Attributes:
-        slots: their numbers.
+        lanes: their numbers.
         rows: row numbers [G, B].
         weights: of the rows, 1 or 0, [G, B].
-        whole: what each slot's loss is a mean over, [G].
+        whole: what each lane's loss is a mean over, [G].
         tokens: T of the rows; None for images.
     """
 
-    slots: tuple[int, ...]
+    lanes: tuple[int, ...]
     rows: Tensor
     weights: Tensor
     whole: Tensor
@@ -55,18 +57,18 @@ class Pass:
         """G, B and T, which are all that the shapes of its arithmetic depend on."""
         return (*self.rows.shape, self.tokens)
 
-    def only(self, slot: int) -> Pass:
-        """The same of one slot, by its place among them."""
-        one = slice(slot, slot + 1)
+    def only(self, lane: int) -> Pass:
+        """The same of one lane, by its place among them."""
+        one = slice(lane, lane + 1)
         return Pass(
-            self.slots[one], self.rows[one], self.weights[one], self.whole[one], self.tokens
+            self.lanes[one], self.rows[one], self.weights[one], self.whole[one], self.tokens
         )
 
 
 class Objective:
-    """The loss of slots, and what they gain, on one set of rows.
+    """The loss of lanes, and what they gain, on one set of rows.
 
-    A slot's score is what it gains on the rows over how many count: accuracy, or minus the mean
+    A lane's score is what it gains on the rows over how many count: accuracy, or minus the mean
     loss of a token.
 
     Args:
@@ -76,44 +78,45 @@ class Objective:
         trunk: hidden states of the same rows, prepared for the block that is trained.
     """
 
-    def __init__(self, base: Base, classes: int, rows: LabelledSet, trunk: Trunk) -> None:
+    def __init__(self, base: Base, classes: int, rows: LabelledSet, trunk: TrunkCache) -> None:
         self.base, self.classes, self.rows, self.trunk = base, classes, rows, trunk
 
     def passes(
         self,
         chosen: Sequence[tuple[Tensor, Tensor]],
         passes: int = 1,
-        share: Share | None = None,
+        part: BatchPart | None = None,
     ) -> Iterator[Pass]:
-        """The passes of one step of all slots: what a slot goes down is the sum of its losses.
+        """The passes of one step of all lanes: what a lane goes down is the sum of its losses.
 
-        Each slot's is the mean over its rows (tokens) of the *whole* step: a pass whose rows hold
+        Each lane's is the mean over its rows (tokens) of the *whole* step: a pass whose rows hold
         few tokens that are learnt weighs as little as those do. Texts are as long as the longest
-        of the slot's own batch, all its shares included, so slots are taken together by that
+        of the lane's own batch, all its parts included, so lanes are taken together by that
         length.
 
         Args:
-            chosen: row numbers [k · B] and weights [k · B] of each slot.
+            chosen: row numbers [k · B] and weights [k · B] of each lane.
             passes: k, into which the step is cut.
-            share: the part of each pass to take; by default all of it.
+            part: the part of each pass to take; by default all of it.
         """
-        share, whole = share or Share(), self._counted(chosen)
+        batch_part, whole = part or BatchPart(), self._counted(chosen)
         for turn in range(passes):
-            part = [(i.view(passes, -1)[turn], w.view(passes, -1)[turn]) for i, w in chosen]
-            lengths = [self.rows.longest(rows) for rows, _ in part]
-            mine = share.of(len(part[0][0]))
+            # [k · B] → [k, B], of which one pass takes a row
+            batches = [(i.view(passes, -1)[turn], w.view(passes, -1)[turn]) for i, w in chosen]
+            lengths = [self.rows.longest(rows) for rows, _ in batches]
+            mine = batch_part.of(len(batches[0][0]))
             for tokens in sorted({*lengths}, key=lambda length: length or 0):
-                slots = tuple(slot for slot, length in enumerate(lengths) if length == tokens)
+                lanes = tuple(lane for lane, length in enumerate(lengths) if length == tokens)
                 yield Pass(
-                    slots,
-                    torch.stack([part[slot][0][mine] for slot in slots]),
-                    torch.stack([part[slot][1][mine] for slot in slots]),
-                    whole[list(slots)],
+                    lanes,
+                    torch.stack([batches[lane][0][mine] for lane in lanes]),
+                    torch.stack([batches[lane][1][mine] for lane in lanes]),
+                    whole[list(lanes)],
                     tokens,
                 )
 
     def _counted(self, chosen: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """What each slot's loss is a mean over, [G]: rows, or tokens that are learnt."""
+        """What each lane's loss is a mean over, [G]: rows, or tokens that are learnt."""
         if self.classes:
             found = [weights.sum() for _, weights in chosen]
         else:
@@ -122,14 +125,14 @@ class Objective:
         return torch.stack(found).clamp(min=1).to(self.base.device)
 
     def loss(self, lo: int, bank: Bank, leaves: Mapping[str, Tensor], taken: Pass) -> Tensor:
-        """The losses of a pass, summed over its slots; slots meet in this sum alone.
+        """The losses of a pass, summed over its lanes; lanes meet in this sum alone.
 
         Args:
             lo: first layer of the block.
-            bank, leaves: adapters of the pass's slots, and what of them is trained.
+            bank, leaves: adapters of the pass's lanes, and what of them is trained.
             taken: the pass.
         """
-        index, length, whole = taken.rows.flatten(), taken.tokens, taken.whole
+        index, length, whole = taken.rows.flatten(), taken.tokens, taken.whole  # index [G · B]
         weights = taken.weights.to(self.base.device)
         mask = self.trunk.mask(index, length)
         entering = self.trunk.hidden(index, length)
@@ -137,54 +140,60 @@ class Objective:
             assert self.rows.labels is not None
             logits = classify(self._features(lo, entering, mask, bank), leaves)
             labels = self.rows.labels[index].to(self.base.device)
-            each = losses(logits.flatten(0, 1), labels).view_as(weights)
+            each = losses(logits.flatten(0, 1), labels).view_as(weights)  # [G, B]
             return (each * (weights / whole.unsqueeze(1))).sum()
         each, real = self._token_losses(self._above(lo, entering, mask, bank), index, length)
+        # [G · B, T − 1] → [G, B, T − 1]
         real = real.view(len(weights), -1, real.shape[1]) * weights.unsqueeze(2)
         return (each.view_as(real) * (real / whole.view(-1, 1, 1))).sum()
 
     @torch.no_grad()
     def gained(
-        self, lo: int, bank: Bank, leaves: Mapping[str, Tensor], peers: Peers | None = None
+        self,
+        lo: int,
+        bank: Bank,
+        leaves: Mapping[str, Tensor],
+        process_group: ProcessGroup | None = None,
     ) -> Tensor:
-        """What each slot gains on all rows, and behind it how many rows (tokens) count, [G + 1].
+        """What each lane gains on all rows, and behind it how many rows (tokens) count, [G + 1].
 
         Args:
             lo: first layer of the block.
-            bank, leaves: adapters of all slots, and what of them is trained.
-            peers: who else scores parts of the rows; by default nobody.
+            bank, leaves: adapters of all lanes, and what of them is trained.
+            process_group: the processes that each score parts of the rows; by default this one.
         """
-        peers = peers or InTurn()
+        process_group = process_group or InTurn()
         self.trunk.prepare(lo, torch.arange(len(self.rows)))
-        return peers.summed([self._gained(lo, bank, leaves, share) for share in peers.shares])
+        gained = [self._gained(lo, bank, leaves, part) for part in process_group.parts]
+        return process_group.summed(gained)
 
-    def _gained(self, lo: int, bank: Bank, leaves: Mapping[str, Tensor], share: Share) -> Tensor:
-        """What each slot gained on the passes of a share, and how many rows (tokens) counted."""
-        slots, trunk = bank.lanes, self.trunk
-        parts = torch.arange(len(self.rows)).split(SCORE_ROWS)
-        gained, counted = torch.zeros(slots, dtype=torch.float64), 0.0
-        # who has no pass left goes along: layers may lie spread over all
-        for number in range(share.rank, -(-len(parts) // share.size) * share.size, share.size):
-            part = parts[min(number, len(parts) - 1)]
-            index = filled(part, SCORE_ROWS).repeat(slots)
-            length = self.rows.longest(part)
+    def _gained(self, lo: int, bank: Bank, leaves: Mapping[str, Tensor], part: BatchPart) -> Tensor:
+        """What each lane gained on the passes of a part, and how many rows (tokens) counted."""
+        lanes, trunk = bank.lanes, self.trunk
+        passes = torch.arange(len(self.rows)).split(SCORE_ROWS)
+        gained, counted = torch.zeros(lanes, dtype=torch.float64), 0.0
+        # a rank without a pass left computes one too: layers may be divided among all
+        for number in range(part.rank, -(-len(passes) // part.size) * part.size, part.size):
+            taken = passes[min(number, len(passes) - 1)]
+            index = filled(taken, SCORE_ROWS).repeat(lanes)  # [G · 32]
+            length = self.rows.longest(taken)
             mask = trunk.mask(index, length)
             entering = trunk.hidden(index, length)
-            if number >= len(parts):
-                part = part[:0]
+            if number >= len(passes):
+                taken = taken[:0]
             if self.classes:
                 assert self.rows.labels is not None
-                labels = self.rows.labels[index].view(slots, -1)
+                labels = self.rows.labels[index].view(lanes, -1)
                 logits = classify(self._features(lo, entering, mask, bank), leaves)
-                right = logits.argmax(dim=2).cpu() == labels
-                gained += right[:, : len(part)].sum(dim=1).double()
-                counted += len(part)
+                right = logits.argmax(dim=2).cpu() == labels  # [G, 32]
+                gained += right[:, : len(taken)].sum(dim=1).double()
+                counted += len(taken)
             else:
                 above = self._above(lo, entering, mask, bank)
                 each, real = self._token_losses(above, index, length)
-                lost = (each * real).cpu().double().view(slots, SCORE_ROWS, -1)
-                gained -= lost[:, : len(part)].sum(dim=(1, 2))
-                counted += float(real[: len(part)].sum())
+                lost = (each * real).cpu().double().view(lanes, SCORE_ROWS, -1)  # [G, 32, T − 1]
+                gained -= lost[:, : len(taken)].sum(dim=(1, 2))
+                counted += float(real[: len(taken)].sum())
         return torch.cat([gained, torch.tensor([counted], dtype=torch.float64)])
 
     def _above(self, lo: int, hidden: Tensor, mask: Tensor | None, bank: Bank) -> Tensor:
@@ -202,5 +211,6 @@ class Objective:
         tokens = self.rows.rows.values[index, 1:length].to(self.base.device)
         scored = self.rows.rows.scored[index, 1:length].to(self.base.device)
         logits = language_logits(self.base, hidden)[:, :-1]
+        # [n · (T − 1)] → [n, T − 1]
         each = losses(logits.flatten(0, 1), tokens.flatten()).view(len(tokens), -1)
         return each, scored.to(each.dtype)

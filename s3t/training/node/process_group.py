@@ -5,8 +5,8 @@
                                          └► every rank has all parts, and sums them by rank
     after a stage       digest ═══════════════════ digest ═══════════ else nothing is published
 
-Not to be confused with the processes that train different nodes, which need nothing of each other
-(``place``): of those some may die. Of a group all end together.
+Processes that train different nodes (``rank``) need nothing of each other, and some may die. Of a
+group all end together.
 
 Invariants: all ranks hold the same bytes after every step, which is proved before a node is
 published; and the bytes depend on N alone. One process that takes the N parts in turn gets them
@@ -15,7 +15,6 @@ too, so a node of a group can be trained again, and compared, without one (E2).
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -33,10 +32,10 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from s3t.errors import InputError, IntegrityError, S3TError
-from s3t.training.rank import Place
-from s3t.types import Digest, Share
+from s3t.training.rank import Rank
+from s3t.types import BatchPart, Digest
 
-__all__ = ["Group", "InTurn", "PeerLost", "Peers", "depart"]
+__all__ = ["DistributedGroup", "InTurn", "ProcessGroup", "RankLost", "depart"]
 
 _MEETING = timedelta(minutes=10)
 """For all ranks of a group to come; the slowest has yet to load torch."""
@@ -44,33 +43,32 @@ _MEETING = timedelta(minutes=10)
 _STEP = timedelta(minutes=30)
 """For the others to come to where this rank is, while all do the same work."""
 
-_TALK = timedelta(days=30)
-"""For the next unit: adapting the base, or the nodes of other groups, may take that long. Who dies
-meanwhile closes its connections, which ends the wait at once."""
-
+_MESSAGE = timedelta(days=30)
+"""For the leader's next message: adapting the base, or the nodes of other groups, may take that
+long. A process that dies meanwhile closes its connections, which ends the wait at once."""
 
 _PARTING = 60.0
 """Seconds that the first rank waits for the others to have left."""
 
 
-class PeerLost(S3TError):
+class RankLost(S3TError):
     """Another process of the group has ended."""
 
 
-class Peers(Protocol):
-    """What training needs to know of the processes that it shares batches with."""
+class ProcessGroup(Protocol):
+    """The processes among which batches are divided, as training sees them."""
 
-    shares: tuple[Share, ...]
+    parts: tuple[BatchPart, ...]
     """Parts of each batch that this process computes, by rank."""
 
     leads: bool
     """Whether this process publishes."""
 
-    def summed(self, parts: Sequence[Tensor]) -> Tensor:
-        """The sum over all ranks, in their order, of what each computed of its share.
+    def summed(self, found: Sequence[Tensor]) -> Tensor:
+        """The sum over all ranks, in their order, of what each computed of its part.
 
         Args:
-            parts: one tensor for each of ``shares``.
+            found: one tensor for each of ``parts``.
         """
         ...
 
@@ -101,11 +99,11 @@ class InTurn:
     leads = True
 
     def __init__(self, size: int = 1) -> None:
-        self.shares = tuple(Share(rank, size) for rank in range(size))
+        self.parts = tuple(BatchPart(rank, size) for rank in range(size))
 
-    def summed(self, parts: Sequence[Tensor]) -> Tensor:
+    def summed(self, found: Sequence[Tensor]) -> Tensor:
         """The sum of the parts, in their order."""
-        return _sum(parts)
+        return _sum(found)
 
     def joined(self, part: Tensor) -> Tensor:
         """The rows as they are."""
@@ -116,44 +114,44 @@ class InTurn:
         return seen
 
     def agree(self, found: Digest, what: str) -> None:
-        """There is nobody else."""
+        """There is no other rank."""
 
 
-class Group:
+class DistributedGroup:
     """A group of processes on one machine; all are built at the same time.
 
     Args:
-        place: which process this is, among all that were started.
+        rank: which process this is, among all that were started.
         size: processes of a group, N.
         device: what this one trains on.
 
     Raises:
         InputError: the processes were not started by a launcher that lets them meet.
-        PeerLost: the others did not come.
+        RankLost: the others did not come.
     """
 
-    def __init__(self, place: Place, size: int, device: torch.device) -> None:
-        self.rank, self.size, self.device = place.local % size, size, device
+    def __init__(self, rank: Rank, size: int, device: torch.device) -> None:
+        self.rank, self.size, self.device = rank.local % size, size, device
         self.leads = self.rank == 0
-        self.shares: tuple[Share, ...] = (Share(self.rank, size),)
-        self._first = place.rank - self.rank
-        with self._together():
+        self.parts: tuple[BatchPart, ...] = (BatchPart(self.rank, size),)
+        self._first = rank.number - self.rank
+        with self._lost_if_broken():
             self._store = PrefixStore(f"s3t/{self._first}", _meeting_point())
-            # NCCL for what lies on a GPU, and gloo, which notices at once who is gone
+            # NCCL for what lies on a GPU; and gloo, which notices at once that a process is gone
             backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
             dist.init_process_group(
                 backend, store=self._store, rank=self.rank, world_size=size, timeout=_STEP
             )
-            self._talk: Any = dist.new_group(backend="gloo", timeout=_TALK)
+            self._messages: Any = dist.new_group(backend="gloo", timeout=_MESSAGE)
 
     @property
     def mesh(self) -> DeviceMesh:
         """Its processes, as torch counts them."""
         return init_device_mesh(self.device.type, (self.size,))
 
-    def summed(self, parts: Sequence[Tensor]) -> Tensor:
+    def summed(self, found: Sequence[Tensor]) -> Tensor:
         """The sum over all ranks, in their order."""
-        return _sum(self._all(parts[0]))
+        return _sum(self._all(found[0]))
 
     def joined(self, part: Tensor) -> Tensor:
         """The rows of all ranks."""
@@ -172,42 +170,39 @@ class Group:
                 "libraries, or train with stage.processes=1"
             )
 
-    def tell(self, word: Any) -> None:
-        """Send the others a JSON value (the leader), which they ``hear``."""
-        self._spread(json.dumps(word).encode())
+    def tell(self, message: Any) -> None:
+        """Send the others a value (the leader), which they ``hear``."""
+        with self._lost_if_broken():
+            dist.broadcast_object_list([message], 0, group=self._messages)
 
     def hear(self) -> Any:
-        """The leader's next word."""
-        return json.loads(self._spread(b""))
+        """The leader's next message."""
+        message: list[Any] = [None]
+        with self._lost_if_broken():
+            dist.broadcast_object_list(message, 0, group=self._messages)
+        return message[0]
 
-    def gathered(self, word: Any) -> list[Any]:
-        """The words of all ranks."""
-        said = json.dumps(word).encode()
-        with self._together():
-            lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-            dist.all_gather(lengths, torch.tensor([len(said)]), group=self._talk)
-            longest = max(int(length) for length in lengths)
-            own = torch.zeros(longest, dtype=torch.uint8)
-            own[: len(said)] = torch.frombuffer(bytearray(said), dtype=torch.uint8)
-            found = [torch.zeros_like(own) for _ in range(self.size)]
-            dist.all_gather(found, own, group=self._talk)
-        pairs = zip(found, lengths, strict=True)
-        return [json.loads(one[: int(length)].numpy().tobytes()) for one, length in pairs]
+    def gathered(self, value: Any) -> list[Any]:
+        """The values of all ranks."""
+        found: list[Any] = [None] * self.size
+        with self._lost_if_broken():
+            dist.all_gather_object(found, value, group=self._messages)
+        return found
 
     def is_first_to_say(self) -> bool:
-        """Whether no rank has yet said why the group ended; asked once, by who would say it."""
+        """Whether no rank has yet said why the group ended; a rank asks once, before it says it."""
         try:
             return int(self._store.add("said", 1)) == 1
-        except RuntimeError:  # who keeps the store is gone too
+        except RuntimeError:  # the process that keeps the store is gone too
             return True
 
     def close(self) -> None:
-        """Part in order: all ranks at once, and who may keep the store for the others last.
+        """Leave the group: all ranks at once, and the one that may keep the store last.
 
         A process that was in a group ends by ``depart``.
         """
-        self.gathered(None)  # nobody has anything left to do
-        self._talk = None
+        self.gathered(None)  # no rank has anything left to do
+        self._messages = None
         dist.destroy_process_group()
         if self.rank:
             self._store.add("parted", 1)
@@ -219,7 +214,7 @@ class Group:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Tell a lost peer from other errors, around code that talks to the others by itself."""
+        """Tell a lost rank from other errors, around code that talks to the others by itself."""
         try:
             yield
         except RuntimeError as error:
@@ -229,33 +224,23 @@ class Group:
 
     def _all(self, part: Tensor) -> list[Tensor]:
         own = part.contiguous()
-        with self._together():
+        with self._lost_if_broken():
             found = [torch.empty_like(own) for _ in range(self.size)]
             dist.all_gather(found, own)
         return found
 
-    def _spread(self, word: bytes) -> bytes:
-        with self._together():
-            length = torch.tensor([len(word)])
-            dist.broadcast(length, 0, group=self._talk)
-            text = torch.zeros(int(length), dtype=torch.uint8)
-            if self.leads:
-                text = torch.frombuffer(bytearray(word), dtype=torch.uint8)
-            dist.broadcast(text, 0, group=self._talk)
-        return text.numpy().tobytes()
-
     @contextmanager
-    def _together(self) -> Iterator[None]:
+    def _lost_if_broken(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
             raise self._lost() from error
 
-    def _lost(self) -> PeerLost:
+    def _lost(self) -> RankLost:
         last = self._first + self.size - 1
-        return PeerLost(
+        return RankLost(
             f"one of the processes {self._first} to {last}, which train together, has ended or "
-            "come to a stop: nothing of what they had in hand was published. Finished nodes are "
+            "come to a stop: nothing of what they were training was published. Finished nodes are "
             "kept, run the same command again to go on"
         )
 

@@ -4,7 +4,7 @@
                 └ by length: windows of 50 batches, each sorted, then the batches shuffled
 
 Invariant: the order of a node's rows depends on the node alone: its own rows in the order of their
-sample ids, shuffled anew in each epoch by a generator that belongs to the node's key. An epoch has
+sample ids, shuffled again in each epoch by a generator that belongs to the node's key. An epoch has
 each of them once.
 """
 

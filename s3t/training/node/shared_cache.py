@@ -25,7 +25,7 @@ from torch import Tensor
 
 from s3t.types import Digest, digest
 
-__all__ = ["Cut", "Shelf"]
+__all__ = ["Cut", "SharedCache"]
 
 _LOCK = ".lock"
 
@@ -36,7 +36,7 @@ class Cut:
     Args:
         hidden: [n, T, H].
         filled: [n] uint8.
-        lock: file to lock around what others may see; None if nobody else does.
+        lock: file to lock while others may look; None if no other process does.
     """
 
     def __init__(self, hidden: Tensor, filled: Tensor, lock: Path | None = None) -> None:
@@ -56,7 +56,7 @@ class Cut:
             self._filled[index] = 1
 
 
-class Shelf:
+class SharedCache:
     """The folder of one base.
 
     Args:

@@ -1,7 +1,7 @@
 """One stage of several nodes at once: the block is trained, everything else stands still.
 
-    trunk cache ─► block lo…hi−1 (LoRA of each slot, trained) ─► layers above (LoRA of each
-    (frozen, no LoRA)                    slot's parents, frozen) ─► head of each slot (trained)
+    trunk cache ─► block lo…hi−1 (LoRA of each lane, trained) ─► layers above (LoRA of each
+    (frozen, no LoRA)                    lane's parents, frozen) ─► head of each lane (trained)
 
 With ``isolation: layers`` the block is one of L; with ``snapshot`` it is all layers, and a node
 starts from its parent's adapter.
@@ -10,124 +10,80 @@ Invariants: a node's bytes depend on its key alone (E2), not on its group; every
 changed and no frozen one (E9), checked here after each stage; a weight that is not finite is an
 error, never a node.
 
-Nodes are stacked where that changes no bit. Shapes are chosen so that it should not
-(``arithmetic``); and the first step of each shape is computed stacked *and* node by node. Where
-any gradient of any node differs, that shape is computed node by node from then on, and a warning
-says so.
+Nodes are stacked where that changes no bit (``stacking``).
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from s3t.config import LoraConfig, PromptConfig, StageConfig
 from s3t.errors import IntegrityError, S3TError
-from s3t.model.adapters.lora import Bank, LoraTarget, merge
-from s3t.model.adapters.prompt import beside, fresh_prompt, prompts_of, stacked
+from s3t.model.adapters.prompt import beside, prompts_of
 from s3t.model.base import Base
-from s3t.model.determinism import draws
-from s3t.model.head import BIAS, WEIGHT
-from s3t.plan.lineage import node_seed
 from s3t.store import tensors_digest
+from s3t.training.node.assignment import (
+    Assignment,
+    CacheSettings,
+    StageRows,
+    StageSettings,
+    TrainedNode,
+)
+from s3t.training.node.lanes import LaneTensors
 from s3t.training.node.objective import SCORE_ROWS, Objective, Pass
-from s3t.training.node.optimizer import Slots, learning_rate
-from s3t.training.node.process_group import InTurn, Peers
-from s3t.training.node.rows import Batches, LabelledSet
-from s3t.training.node.shared_cache import Shelf
-from s3t.training.node.trunk_cache import Trunk
-from s3t.types import NodeKey, Share, digest
+from s3t.training.node.optimizer import StackedOptimizer, learning_rate
+from s3t.training.node.process_group import InTurn, ProcessGroup
+from s3t.training.node.rows import Batches
+from s3t.training.node.stacking import Stacking
+from s3t.training.node.trunk_cache import TrunkCache
+from s3t.types import BatchPart, NodeKey, digest
 
-__all__ = ["Assignment", "StageTrainer", "Trained"]
-
-_log = logging.getLogger(__name__)
-
-_MERGED_NUMBERS = 2**20
-"""Weights of up to so many numbers are merged with a frozen adapter: each node has its own copy,
-and in larger ones the adapter's two small products no longer count."""
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """One node to train.
-
-    Attributes:
-        key: its key.
-        rows: numbers of its rows in the private set, sorted, int64.
-        inherited: tensors of its lineage: the adapters above the block and the parent's head,
-            or (snapshot) the parent's whole adapter and head. Empty at stage 1.
-    """
-
-    key: NodeKey
-    rows: Tensor
-    inherited: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """What a node holds after its stage, and its score on the validation set."""
-
-    key: NodeKey
-    tensors: dict[str, Tensor]
-    score: float
+__all__ = ["StageSteps", "StageTrainer"]
 
 
 class StageTrainer:
-    """Trains groups of nodes over one base.
+    """Trains stacks of nodes over one base.
 
     Args:
         base: the frozen base.
-        lora, recipe: how blocks are adapted and trained.
-        classes: number of classes; 0 for a language model.
-        private: rows to train on.
-        validation: public rows to score on.
-        cap_bytes: cap of the trunk cache.
-        shelf: where the workers of a machine share it, if they do.
-        recompute: whether layers are run again in the backward pass, which saves their memory.
-        prompt: how prompts are trained in place of blocks; None to train blocks.
-        peers: with whom batches are divided; by default this process takes in turn the parts
-            that ``recipe.processes`` would take.
+        settings: how.
+        rows: on what.
+        cache: where hidden states are kept.
+        process_group: the processes among which batches are divided; by default this process takes
+            in turn the parts that ``stage.processes`` would take.
     """
 
     def __init__(
         self,
         base: Base,
-        lora: LoraConfig,
-        recipe: StageConfig,
-        classes: int,
-        private: LabelledSet,
-        validation: LabelledSet,
-        cap_bytes: int,
-        shelf: Shelf | None = None,
-        recompute: bool = False,
-        prompt: PromptConfig | None = None,
-        peers: Peers | None = None,
+        settings: StageSettings,
+        rows: StageRows,
+        cache: CacheSettings | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        self.base, self.lora, self.recipe, self.classes = base, lora, recipe, classes
-        self.private, self.validation, self._recompute = private, validation, recompute
-        self.prompt = prompt
-        self._stacks: dict[Hashable, bool] = {}
-        self._told = False
-        self.peers = peers or InTurn(recipe.processes)
-        if recipe.parallel == "fsdp":
+        self.base, self.settings, self.rows = base, settings, rows
+        self.lora, self.recipe, self.prompt = settings.lora, settings.stage, settings.prompt
+        self.private, self.validation, self.classes = rows.private, rows.validation, rows.classes
+        self.process_group = process_group or InTurn(self.recipe.processes)
+        self.stacking = Stacking(base, self.process_group)
+        self.tensors = LaneTensors(base, settings, rows.classes)
+        if self.recipe.parallel == "fsdp":
             base.run_plainly()
-        trunk = Trunk(base, private.rows, cap_bytes, shelf, self.peers)
-        self.on_private = Objective(base, classes, private, trunk)
-        trunk = Trunk(base, validation.rows, cap_bytes, peers=self.peers)
-        self.on_public = Objective(base, classes, validation, trunk)
+        cache, group = cache or CacheSettings(), self.process_group
+        trunk = TrunkCache(base, rows.private.rows, cache.cap_bytes, cache.shared, group)
+        self.on_private = Objective(base, rows.classes, rows.private, trunk)
+        trunk = TrunkCache(base, rows.validation.rows, cache.cap_bytes, process_group=group)
+        self.on_public = Objective(base, rows.classes, rows.validation, trunk)
 
     def train(
         self,
         block: tuple[int, int],
         group: Sequence[Assignment],
         on_step: Callable[[int], None] = lambda steps: None,
-    ) -> list[Trained]:
+    ) -> list[TrainedNode]:
         """Train the group's nodes together; results in the order of the group.
 
         Args:
@@ -137,10 +93,10 @@ class StageTrainer:
 
         Raises:
             S3TError: a weight or a score became infinite or not a number.
-            IntegrityError: a frozen tensor changed, a trained one did not, or peers found others.
+            IntegrityError: a frozen tensor changed, a trained one did not, or the ranks disagree.
         """
         ranked = sorted(group, key=lambda assignment: (-len(assignment.rows), assignment.key))
-        initial = [self._initial(block, assignment) for assignment in ranked]
+        initial = [self.tensors.initial(block, assignment) for assignment in ranked]
         finals = self._trained(block, ranked, initial, on_step)
         for assignment, before, after in zip(ranked, initial, finals, strict=True):
             self._check(assignment, before, after)
@@ -150,11 +106,13 @@ class StageTrainer:
             if not math.isfinite(score):
                 raise _diverged(assignment.key, "its validation score")
         trained = {
-            assignment.key: Trained(assignment.key, tensors, score)
+            assignment.key: TrainedNode(assignment.key, tensors, score)
             for assignment, tensors, score in zip(ranked, finals, scores, strict=True)
         }
         for key, one in trained.items():
-            self.peers.agree(digest([tensors_digest(one.tensors), one.score]), f"node {key}")
+            self.process_group.agree(
+                digest([tensors_digest(one.tensors), one.score]), f"node {key}"
+            )
         return [trained[assignment.key] for assignment in group]
 
     def agrees(self, block: tuple[int, int], group: Sequence[Assignment]) -> bool:
@@ -165,17 +123,17 @@ class StageTrainer:
         is compared.
         """
         ranked = sorted(group, key=lambda assignment: (-len(assignment.rows), assignment.key))
-        run = _Run(self, block, ranked, [self._moved(block, one) for one in ranked])
+        run = StageSteps(self, block, ranked, [self.tensors.moved(block, one) for one in ranked])
         shapes = set()
         for step in range(max(run.steps)):
             run.keep(step)
-            for part, share in enumerate(self.peers.shares):
-                for taken in run.passes(step, share):
+            for number, part in enumerate(self.process_group.parts):
+                for taken in run.passes(step, part):
                     shape = run.shape(taken)
-                    if shape not in shapes and len(taken.slots) > 1:
-                        run.gradients(part, share, taken)
+                    if shape not in shapes and len(taken.lanes) > 1:
+                        run.gradients(number, part, taken)
                         shapes.add(shape)
-        return all(self._stacks[shape] for shape in shapes)
+        return all(self.stacking.agreed(shape) for shape in shapes)
 
     def step_of(
         self, block: tuple[int, int], name: str, rows: Tensor, inherited: Mapping[str, Tensor]
@@ -188,21 +146,13 @@ class StageTrainer:
             rows, inherited: as in ``Assignment``.
         """
         one = Assignment(NodeKey(digest(name)), rows, inherited)
-        run = _Run(self, block, [one], [self._moved(block, one)])
-        for part, share in enumerate(self.peers.shares):
-            for taken in run.passes(0, share):
-                run.slots.add_gradients(run.gradients(part, share, taken), taken.slots, part)
-        run.slots.step(torch.tensor([run.rates[0](0)]))
-        gradient = run.slots.gradient.flatten().cpu()
-        return {**run.slots.take(0), "gradient": gradient}
-
-    def _moved(self, block: tuple[int, int], assignment: Assignment) -> dict[str, Tensor]:
-        """Weights as they might be on the way: B begins at 0, and would hide products with it."""
-        drawn, tensors = draws(node_seed(assignment.key, "trial")), {}
-        for name, tensor in self._initial(block, assignment).items():
-            noise = torch.from_numpy(drawn.random(tuple(tensor.shape), dtype=np.float32))
-            tensors[name] = tensor + (noise - 0.5) * 0.1
-        return tensors
+        run = StageSteps(self, block, [one], [self.tensors.moved(block, one)])
+        for number, part in enumerate(self.process_group.parts):
+            for taken in run.passes(0, part):
+                run.optimizer.add_gradients(run.gradients(number, part, taken), taken.lanes, number)
+        run.optimizer.step(torch.tensor([run.rates[0](0)]))
+        gradient = run.optimizer.gradient.flatten().cpu()
+        return {**run.optimizer.take(0), "gradient": gradient}
 
     def _trained(
         self,
@@ -212,53 +162,26 @@ class StageTrainer:
         on_step: Callable[[int], None],
     ) -> list[dict[str, Tensor]]:
         """The nodes' tensors after their last step."""
-        run = _Run(self, block, ranked, initial)
+        run = StageSteps(self, block, ranked, initial)
         finals: list[dict[str, Tensor]] = [{} for _ in ranked]
         for step in range(max(run.steps)):
             going = run.keep(step)
-            for part, share in enumerate(self.peers.shares):
-                for taken in run.passes(step, share):
-                    run.slots.add_gradients(run.gradients(part, share, taken), taken.slots, part)
-            run.slots.step(torch.tensor([rate(step) for rate in run.rates[:going]]))
+            for number, part in enumerate(self.process_group.parts):
+                for taken in run.passes(step, part):
+                    run.optimizer.add_gradients(
+                        run.gradients(number, part, taken), taken.lanes, number
+                    )
+            run.optimizer.step(torch.tensor([rate(step) for rate in run.rates[:going]]))
             for row in range(going):
                 if run.steps[row] == step + 1:
-                    finals[row] = run.slots.take(row)
+                    finals[row] = run.optimizer.take(row)
             on_step(going)
         return finals
 
     @property
     def one_by_one(self) -> list[Hashable]:
-        """Shapes at which nodes are computed one by one, since a stack of them differed here."""
-        return [shape for shape, agreed in self._stacks.items() if not agreed]
-
-    def stacks(self, shape: Hashable, same: Callable[[], bool], positions: int) -> bool:
-        """Whether a shape may be computed stacked.
-
-        Args:
-            shape: names it.
-            same: computes it in both ways, and tells whether they agree here.
-            positions: of a node's rows in it.
-        """
-        if shape not in self._stacks:
-            why = ""
-            if not self.base.rounds_alike(positions):
-                why = "arithmetic or numbers that are not strict, or widths that fill no vectors"
-            elif not self.peers.all(same()):
-                why = "this machine rounds a stack of them otherwise"
-            self._stacks[shape] = not why
-            if why:
-                self._tell(why, shape)
-        return self._stacks[shape]
-
-    def _tell(self, why: str, shape: Hashable) -> None:
-        """Say once that nodes are not stacked."""
-        if not self._told:
-            _log.warning(
-                "nodes are trained one by one (%s; shape %s): slower, and the same bytes",
-                why,
-                shape,
-            )
-        self._told = True
+        """Shapes at which nodes are computed one by one, see ``Stacking``."""
+        return self.stacking.one_by_one
 
     def batches(self, assignment: Assignment) -> Batches:
         """The batches of a node, from the first step."""
@@ -279,8 +202,9 @@ class StageTrainer:
             some = finals[nodes]
             leaves = {name: torch.stack([t[name] for t in some]) for name in some[0]}
             leaves = {name: tensor.to(self.base.device) for name, tensor in leaves.items()}
-            bank = self.bank(block, leaves, self.upper(block, ranked[nodes]), ())
-            return self.on_public.gained(block[0], bank, leaves, self.peers)
+            upper = self.tensors.upper(block, ranked[nodes])
+            bank = self.tensors.bank(block, leaves, upper, ())
+            return self.on_public.gained(block[0], bank, leaves, self.process_group)
 
         def alone() -> Tensor:
             each = [gained(slice(at, at + 1)) for at in range(len(ranked))]
@@ -295,93 +219,10 @@ class StageTrainer:
 
         prompts = prompts_of({**ranked[0].inherited, **finals[0]})
         tokens = self.base.tokens(self.validation.rows) + (0 if prompts is None else len(prompts))
-        if len(ranked) == 1 or self.stacks(shape, same, SCORE_ROWS * tokens):
+        if len(ranked) == 1 or self.stacking.allows(shape, same, SCORE_ROWS * tokens):
             found = [gained(slice(None))]
         *each, counted = (found or [alone()])[0].tolist()
         return [float(f"{one / max(counted, 1.0):.6g}") for one in each]
-
-    # ── a slot's tensors ─────────────────────────────────────────────────────────────────────
-
-    def _block_targets(self, block: tuple[int, int]) -> list[LoraTarget]:
-        return [t for t in self.base.targets if block[0] <= t.layer < block[1]]
-
-    def _initial(self, block: tuple[int, int], assignment: Assignment) -> dict[str, Tensor]:
-        """Weights before the stage: inherited where the lineage holds them, else from the key.
-
-        A as in the LoRA paper's code (uniform, Kaiming with a = √5), B zero, a head N(0, 0.02²),
-        a prompt N(0, init_scale²).
-        """
-        drawn = draws(node_seed(assignment.key, "init"))
-        inherited, rank = assignment.inherited, self.lora.rank
-        tensors: dict[str, Tensor] = {}
-        for target in self._block_targets(block):
-            bound = 1 / math.sqrt(target.inputs)
-            uniform = torch.from_numpy(drawn.random((rank, target.inputs), dtype=np.float32))
-            tensors[target.a] = inherited.get(target.a, (2 * uniform - 1) * bound)
-            tensors[target.b] = inherited.get(target.b, torch.zeros(target.outputs, rank))
-        if self.prompt is not None:
-            shape = (self.prompt.tokens, self.base.hidden_size)
-            tensors |= fresh_prompt(inherited, shape, self.prompt.init_scale, drawn)
-        if self.classes:
-            shape = (self.classes, self.base.hidden_size)
-            fresh = torch.from_numpy(drawn.standard_normal(shape).astype(np.float32)) * 0.02
-            tensors[WEIGHT] = inherited.get(WEIGHT, fresh)
-            tensors[BIAS] = inherited.get(BIAS, torch.zeros(self.classes))
-        return tensors
-
-    def upper(self, block: tuple[int, int], ranked: Sequence[Assignment]) -> Bank:
-        """The frozen adapters above the block, merged into private weights where that is small.
-
-        Of prompts those of the stages before.
-        """
-        device, scale = self.base.device, self.lora.scale
-        pairs, merged = {}, {}
-        for target in self.base.targets:
-            if target.layer < block[1]:
-                continue
-            a = torch.stack([one.inherited[target.a] for one in ranked]).to(device)
-            b = torch.stack([one.inherited[target.b] for one in ranked]).to(device)
-            if self.base.merges and target.inputs * target.outputs <= _MERGED_NUMBERS:
-                merged[target.layer, target.path] = merge(self.base.layers, target, a, b, scale)
-            else:
-                pairs[target.layer, target.path] = a, b
-        prompts = stacked([one.inherited for one in ranked])
-        prompts = None if prompts is None else prompts.to(device)
-        return Bank(len(ranked), pairs, scale, merged=merged, prompts=prompts)
-
-    def bank(
-        self,
-        block: tuple[int, int],
-        leaves: Mapping[str, Tensor],
-        upper: Bank,
-        generators: Sequence[torch.Generator],
-        share: Share | None = None,
-    ) -> Bank:
-        """The adapters of a stage: the block's, which are trained, beside the frozen ones."""
-        trained = {
-            (target.layer, target.path): (leaves[target.a], leaves[target.b])
-            for target in self._block_targets(block)
-        }
-        return Bank(
-            upper.lanes,
-            {**upper.pairs, **trained},
-            upper.scale,
-            self.lora.dropout,
-            generators,
-            merged=upper.merged,
-            share=share or Share(),
-            recompute=self._recompute,
-            prompts=beside(upper.prompts, leaves),
-        )
-
-    def generators(self, ranked: Sequence[Assignment]) -> list[torch.Generator]:
-        """Of each node's dropout; none without dropout."""
-        if not self.lora.dropout:
-            return []
-        return [
-            torch.Generator(self.base.device).manual_seed(node_seed(a.key, "dropout"))
-            for a in ranked
-        ]
 
     def _check(
         self, assignment: Assignment, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
@@ -403,12 +244,12 @@ class StageTrainer:
             )
 
 
-class _Run:
+class StageSteps:
     """Nodes on their way through one stage, the one with most steps first.
 
     Attributes:
         steps, rates: number of steps, and learning rate by step, of each node.
-        slots: weights and optimizer states of those that are not done.
+        lanes: weights and optimizer states of those that are not done.
     """
 
     def __init__(
@@ -425,10 +266,12 @@ class _Run:
         self.steps = [batches.steps for batches in self._batches]
         self.rates = [learning_rate(recipe, count) for count in self.steps]
         # each part draws as if it were alone
-        self._generators = [trainer.generators(ranked) for _ in trainer.peers.shares]
-        self.slots = Slots(initial, recipe, trainer.base.device, trainer.peers)
-        self._upper = trainer.upper(block, ranked)
-        prompts = beside(self._upper.prompts, self.slots.leaves)
+        self._generators = [trainer.tensors.generators(ranked) for _ in trainer.process_group.parts]
+        self.optimizer = StackedOptimizer(
+            initial, recipe, trainer.base.device, trainer.process_group
+        )
+        self._upper = trainer.tensors.upper(block, ranked)
+        prompts = beside(self._upper.prompts, self.optimizer.leaves)
         self._prompts = 0 if prompts is None else prompts.shape[1]
         self._chosen: tuple[int, list[tuple[Tensor, Tensor]]] = -1, []
         self._moves = False
@@ -436,61 +279,61 @@ class _Run:
     def keep(self, step: int) -> int:
         """Leave behind the nodes that have no such step; returns how many have."""
         going = sum(count > step for count in self.steps)  # they fall: the ones done are at the end
-        if going < len(self.slots):
-            self.slots.keep(going)
+        if going < len(self.optimizer):
+            self.optimizer.keep(going)
             self._upper = self._upper.first(going)
         return going
 
-    def passes(self, step: int, share: Share) -> Iterator[Pass]:
+    def passes(self, step: int, part: BatchPart) -> Iterator[Pass]:
         """The passes of a step; steps are asked for in order."""
         if self._chosen[0] != step:
-            self._chosen = step, [b.at(step) for b in self._batches[: len(self.slots)]]
+            self._chosen = step, [b.at(step) for b in self._batches[: len(self.optimizer)]]
             # while a B is 0, as before the first step, products with it would agree in any case
-            of_b = (leaf for name, leaf in self.slots.leaves.items() if name.endswith("lora_B"))
+            of_b = (leaf for name, leaf in self.optimizer.leaves.items() if name.endswith("lora_B"))
             self._moves = all(bool(leaf.any()) for leaf in of_b)
         count = self._trainer.recipe.gradient_accumulation
-        return self._trainer.on_private.passes(self._chosen[1], count, share)
+        return self._trainer.on_private.passes(self._chosen[1], count, part)
 
     def shape(self, taken: Pass) -> Hashable:
         """All that the shapes of a pass's products depend on; they are alike in all layers."""
         frozen = bool(self._upper.pairs or self._upper.merged)
         return (frozen, self._prompts, *taken.shape)
 
-    def gradients(self, part: int, share: Share, taken: Pass) -> dict[str, Tensor]:
+    def gradients(self, number: int, part: BatchPart, taken: Pass) -> dict[str, Tensor]:
         """Gradients of the pass's nodes, [G, …] of each leaf: those that each has alone."""
-        drawn = self._generators[part]
-        if len(taken.slots) == 1:
-            return self._found(drawn, share, taken)
-        before = [drawn[slot].get_state() for slot in taken.slots] if drawn else []
+        drawn = self._generators[number]
+        if len(taken.lanes) == 1:
+            return self._found(drawn, part, taken)
+        before = [drawn[lane].get_state() for lane in taken.lanes] if drawn else []
         alone: dict[str, Tensor] = {}
 
         def each() -> dict[str, Tensor]:
-            for slot, state in zip(taken.slots, before, strict=False):
-                drawn[slot].set_state(state)
-            places = range(len(taken.slots))
-            found = [self._found(drawn, share, taken.only(at)) for at in places]
+            for lane, state in zip(taken.lanes, before, strict=False):
+                drawn[lane].set_state(state)
+            places = range(len(taken.lanes))
+            found = [self._found(drawn, part, taken.only(at)) for at in places]
             return {name: torch.cat([one[name] for one in found]) for name in found[0]}
 
         def same() -> bool:
-            stacked = self._found(drawn, share, taken)
+            stacked = self._found(drawn, part, taken)
             alone.update(each())
             return all(torch.equal(stacked[name], alone[name]) for name in stacked)
 
         tokens = taken.tokens or self._trainer.base.tokens(self._trainer.private.rows)
         positions = taken.rows.shape[1] * (tokens + self._prompts)
-        if not self._moves or not self._trainer.stacks(self.shape(taken), same, positions):
+        if not self._moves or not self._trainer.stacking.allows(self.shape(taken), same, positions):
             return alone or each()
-        return alone or self._found(drawn, share, taken)
+        return alone or self._found(drawn, part, taken)
 
     def _found(
-        self, drawn: Sequence[torch.Generator], share: Share, taken: Pass
+        self, drawn: Sequence[torch.Generator], part: BatchPart, taken: Pass
     ) -> dict[str, Tensor]:
-        slots, leaves, upper = list(taken.slots), self.slots.leaves, self._upper
-        if len(slots) < len(self.slots):
-            leaves = {n: leaf.detach()[slots].requires_grad_() for n, leaf in leaves.items()}
-            upper = upper.only(slots)
-        generators = [drawn[slot] for slot in slots] if drawn else ()
-        bank = self._trainer.bank(self._block, leaves, upper, generators, share)
+        lanes, leaves, upper = list(taken.lanes), self.optimizer.leaves, self._upper
+        if len(lanes) < len(self.optimizer):
+            leaves = {n: leaf.detach()[lanes].requires_grad_() for n, leaf in leaves.items()}
+            upper = upper.only(lanes)
+        generators = [drawn[lane] for lane in lanes] if drawn else ()
+        bank = self._trainer.tensors.bank(self._block, leaves, upper, generators, part)
         loss = self._trainer.on_private.loss(self._block[0], bank, leaves, taken)
         gradients = torch.autograd.grad(loss, tuple(leaves.values()))
         return dict(zip(leaves, gradients, strict=True))

@@ -1,12 +1,12 @@
 """The trunk cache: hidden states that enter a block from the frozen layers below it.
 
 The layers below a block carry no adapter, so what enters the block depends on the sample alone: it
-is computed once per sample and cut, and shared by all shards, sequences and epochs of a stage; on
-a shelf also by all workers.
+is computed once per sample and cut, and shared by all shards, sequences and epochs of a stage; in
+a shared cache by all workers too.
 
 Size: samples × tokens × hidden × bytes of a number for a cut (800 × 17 × 64 × 4 B = 3.5 MB for
 digits; 10,003 × 32 × 384 × 4 B = 492 MB for banking77 on MiniLM; 100,000 × 512 × 4,096 × 2 B =
-429 GB for a large language model). Above the cap nothing is kept and the trunk runs anew for each
+429 GB for a large language model). Above the cap nothing is kept and the trunk runs again for each
 batch; a node's bytes are the same either way.
 
 Invariants: it holds nothing but the rows asked for; a row's hidden states depend on that row alone,
@@ -25,26 +25,26 @@ from s3t.errors import S3TError
 from s3t.model.base import Base
 from s3t.model.determinism import RowByRow, filled
 from s3t.model.inputs.encoders import Encoded
-from s3t.training.node.process_group import InTurn, Peers
-from s3t.training.node.shared_cache import Cut, Shelf
+from s3t.training.node.process_group import InTurn, ProcessGroup
+from s3t.training.node.shared_cache import Cut, SharedCache
 
-__all__ = ["Trunk"]
+__all__ = ["TrunkCache"]
 
 _CHUNK = 32
-"""Rows that peers compute of a part each."""
+"""Rows that a process computes at a time."""
 
 
-class Trunk:
+class TrunkCache:
     """Hidden states of a fixed set of rows at one cut.
 
-    Peers that share a cut each compute some of its rows, so all must ask for the same.
+    The processes of a group each compute some of its rows, so all must ask for the same.
 
     Args:
         base: the frozen base.
         rows: all rows that may be asked for.
         cap_bytes: above this nothing is cached.
-        shelf: where other workers find them too; None to keep them in this process's memory.
-        peers: who computes parts of them; by default nobody else.
+        shared: where other workers find them too; None to keep them in this process's memory.
+        process_group: the processes that compute parts of them; by default this one.
 
     Raises:
         S3TError: the base is in training mode.
@@ -55,8 +55,8 @@ class Trunk:
         base: Base,
         rows: Encoded,
         cap_bytes: int,
-        shelf: Shelf | None = None,
-        peers: Peers | None = None,
+        shared: SharedCache | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         if base.model.training:
             raise S3TError(
@@ -64,10 +64,10 @@ class Trunk:
                 "states each time: call eval() on it"
             )
         self.base, self.rows, self.cap_bytes = base, rows, cap_bytes
-        self._shelf, self._peers = shelf, peers or InTurn()
+        self._shared, self._process_group = shared, process_group or InTurn()
         self._at = -1
         self._cut: Cut | None = None
-        self._each = RowByRow(self._pass, base.passed_together, self._peers.all)
+        self._each = RowByRow(self._pass, base.passed_together, self._process_group.all)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -88,12 +88,14 @@ class Trunk:
             self._at, self._cut = cut, None
             self._cut = self._opened(self._compute(index[:1]))
         if self._cut is not None:
-            missing, (share, *others) = self._cut.missing(index), self._peers.shares
-            whole = _CHUNK if others else _CHUNK * share.size  # all shares are here, or one is
+            missing, (own, *others) = self._cut.missing(index), self._process_group.parts
+            whole = _CHUNK if others else _CHUNK * own.size  # all parts are here, or one is
             for part in missing.split(whole) if len(missing) else ():
                 if whole > _CHUNK:
-                    full = filled(part, whole)[share.of(whole)]
-                    self._cut.fill(part, self._peers.joined(self._compute(full))[: len(part)])
+                    full = filled(part, whole)[own.of(whole)]
+                    self._cut.fill(
+                        part, self._process_group.joined(self._compute(full))[: len(part)]
+                    )
                 else:
                     self._cut.fill(part, self._compute(part))
 
@@ -118,8 +120,8 @@ class Trunk:
         if one.nbytes * count > self.cap_bytes:
             return None
         shape = (count, *one.shape[1:])
-        if self._shelf is not None:
-            return self._shelf.open(self._at, shape, one.dtype)
+        if self._shared is not None:
+            return self._shared.open(self._at, shape, one.dtype)
         hidden = torch.empty(shape, dtype=one.dtype, device=one.device)
         return Cut(hidden, torch.zeros(count, dtype=torch.uint8))
 

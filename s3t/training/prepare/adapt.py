@@ -17,7 +17,7 @@ from s3t.config import AdaptConfig, Config
 from s3t.model.base import Base
 from s3t.model.head import BIAS, WEIGHT
 from s3t.model.inputs.encoders import Encoded
-from s3t.training.node.optimizer import Slots, learning_rate
+from s3t.training.node.optimizer import StackedOptimizer, learning_rate
 from s3t.training.node.rows import Batches, LabelledSet
 from s3t.types import NodeKey, digest
 
@@ -55,6 +55,7 @@ def adapt_model(
         head = nn.Linear(model.config.hidden_size, max(1, classes * turns))
         model.train().requires_grad_(True)
         _descend(config, adapt, model, head, public, on_step)
+    model.zero_grad(set_to_none=True)
     model.eval().requires_grad_(False)
 
 
@@ -71,7 +72,7 @@ def public_head(config: Config, base: Base, public: LabelledSet, classes: int) -
     recipe = config.stage.model_copy(
         update={"optimizer": "adamw", "schedule": "linear", "learning_rate": 1e-2, "warmup": 0.0}
     )
-    slots = Slots([zeros], recipe, base.device)
+    slots = StackedOptimizer([zeros], recipe, base.device)
     rate = learning_rate(recipe, batches.steps)
     assert public.labels is not None
     for step in range(batches.steps):

@@ -1,64 +1,82 @@
-"""A run as it would be: everything that a config names, loaded and checked, nothing written.
+"""A config's run, checked whole before anything is written.
 
     config ─► data ─┐
-           ─► base ─┼─► Draft ─► plan
+           ─► base ─┼─► CheckedRun ─► plan
        partition ───┘    every problem of data, base and partition in one error
 
-Where shards are clusters, the partition follows from the base as it will be frozen: then the draft
-adapts it, in memory, once all that costs less has been checked.
+Where shards are clusters, the partition follows from the base as it will be frozen. Then the base
+is adapted here, in memory, once all that costs less has been checked.
 
-Invariant: a draft that exists can be trained. Whatever a config asks for that cannot be had is
-reported here, together, before the first byte of a run is written.
+Invariant: a checked run can be trained. Whatever a config asks for that cannot be had is reported
+here, together, before the first byte of a run is written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 
 from s3t.config import Config
-from s3t.data import Data, load_all
+from s3t.data import Data
 from s3t.data.partition import Partition, partition, slice_rates, tier_slices
-from s3t.data.rows import LabelledRows
 from s3t.errors import ConfigError, DataError, InputError
 from s3t.model.base import Base
 from s3t.model.inputs.encoders import ImageEncoder, TextEncoder
-from s3t.model.loading import LoadedModel, build_base, load_model
 from s3t.model.prototypes import Prototypes, find_prototypes, read_prototypes
 from s3t.plan import Plan, Sequences, make_plan
 from s3t.plan.strategies.brief import Brief
 from s3t.plan.strategies.registry import sequences_for
 from s3t.run import RunDir
-from s3t.training.node.rows import encode_rows
-from s3t.training.prepare.adapt import adapt_model
-from s3t.training.prepare.clusters import clustered, recipe_digest
+from s3t.training.prepare.clusters import find_clusters, recipe_digest
+from s3t.training.prepare.inputs import RunInputs
 from s3t.training.prepare.recipe import blocks_of, recipe_of, stage_bytes
-from s3t.types import Digest, NodeKey, Sample
+from s3t.types import Digest, NodeKey
 
-__all__ = ["Draft", "adapted", "brief_of", "draft", "sequences_of", "unspoken"]
+__all__ = ["CheckedRun", "brief_of", "check_run", "sequences_of", "unencodable"]
 
 Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
-class Draft:
+class CheckedRun:
     """A run as it would be, before anything is written.
 
-    With ``prototypes``, of clusters, the base is the one that will be trained on, adapted if the
-    config says so; without, as it was loaded.
+    Attributes:
+        inputs: its data and base. With ``prototypes`` the base is the one that nodes are trained
+            on, adapted if the config says so; without, it is as it was loaded.
+        partition: the private samples in their slices.
+        sequences: of slices, for every shard.
+        prototypes: of the clusters, if shards are clusters.
     """
 
-    config: Config
-    data: Data
+    inputs: RunInputs
     partition: Partition
-    base: Base
-    encoder: TextEncoder | ImageEncoder
     sequences: Sequences
     prototypes: Prototypes | None = None
+
+    @property
+    def config(self) -> Config:
+        """The config that was checked."""
+        return self.inputs.config
+
+    @property
+    def data(self) -> Data:
+        """All data, without the samples left out."""
+        return self.inputs.data
+
+    @property
+    def base(self) -> Base:
+        """The base, see ``inputs``."""
+        return self.inputs.base
+
+    @property
+    def encoder(self) -> TextEncoder | ImageEncoder:
+        """The base's encoder of rows."""
+        return self.inputs.encoder
 
     @property
     def classes(self) -> int:
@@ -99,13 +117,13 @@ class Draft:
         )
 
 
-def draft(
+def check_run(
     config: Config,
     without: Container[str] | None = None,
     device: torch.device | None = None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
     public_of: RunDir | None = None,
-) -> Draft:
+) -> CheckedRun:
     """Load and check everything that a config names; writes nothing.
 
     Args:
@@ -119,93 +137,76 @@ def draft(
         ConfigError: every problem of data, base and partition, together.
     """
     problems: list[str] = []
-    data = _tried(problems, lambda: load_all(config))
-    model = _tried(problems, lambda: _base_of(config))
-    shape, parts, prototypes = config.partition, None, None
+    inputs, shape, spare = RunInputs(config), config.partition, without is not None
+    data = _tried(problems, lambda: inputs.data)
     if data is not None and without is not None:
-        data = replace(data, private=data.private.without(without))
-    spare = without is not None
+        inputs.leave_out(without)
+    base = _tried(problems, lambda: _checked_base(inputs))
+    parts, chosen, prototypes = None, None, None
     if data is not None and shape.clusters is None:
-        samples = data.private.samples
-        parts = _tried(problems, lambda: _parted(config, samples, shape.shards, spare))
-    chosen = None
-    if data is not None and model is not None:
-        base, classes = model[0], len(data.labels)
+        parts = _tried(problems, lambda: _parted(inputs, shape.shards, spare))
+    if data is not None and base is not None:
+        classes = len(data.labels)
         chosen = _tried(problems, lambda: sequences_of(config, base, classes, shape.shards))
-        problems += unspoken(data, model[1])
-    if shape.clusters is not None and not problems and data is not None and model is not None:
-        given = public_of
-        clustering = partial(_clustered, config, data, model[0], model[1], device, on_step, given)
-        clusters = _tried(problems, clustering)
-        if clusters is not None:
-            data, base, prototypes = clusters
-            model, samples, m = (base, model[1]), data.private.samples, len(prototypes)
-            parts = _tried(problems, lambda: _parted(config, samples, m, spare))
-            chosen = sequences_of(config, base, len(data.labels), m)
-    if problems or data is None or model is None or parts is None or chosen is None:
+        problems += unencodable(inputs)
+    if shape.clusters is not None and not problems:
+        clustering = partial(_clustered, inputs, device, on_step, public_of)
+        prototypes = _tried(problems, clustering)
+        if prototypes is not None:
+            m = len(prototypes)
+            parts = _tried(problems, lambda: _parted(inputs, m, spare))
+            chosen = sequences_of(config, inputs.base, len(inputs.data.labels), m)
+    if problems or parts is None or chosen is None:
         raise ConfigError(problems, "config")
-    return Draft(config, data, parts, *model, chosen, prototypes)
+    return CheckedRun(inputs, parts, chosen, prototypes)
 
 
-def unspoken(data: Data, encoder: TextEncoder | ImageEncoder) -> list[str]:
+def unencodable(inputs: RunInputs) -> list[str]:
     """What keeps rows of instructions from being tokenized, or leaves nothing of them to learn."""
-    private, public = data.private.rows, {"validation": data.validation, "test": data.test}
+    data = inputs.data
+    public = {"validation": data.validation, "test": data.test}
     if data.adapt is not None:
         public["adapt"] = data.adapt
-    sources = {"data.private": private, **{f"data.public.{name}": r for name, r in public.items()}}
+    sources = {f"data.public.{name}": rows for name, rows in public.items()}
     problems = []
-    for where, rows in sources.items():
+    for where, rows in {"data.private": data.private.rows, **sources}.items():
         if rows.numbers:
             try:
-                encode_rows(encoder, rows)
+                inputs.encoded(rows)
             except DataError as error:
                 problems += [f"{where}: {problem}" for problem in error.problems]
     return problems
 
 
-def _parted(config: Config, samples: Sequence[Sample], shards: int, spare: bool) -> Partition:
-    shape = config.partition
+def _checked_base(inputs: RunInputs) -> Base:
+    base = inputs.base
+    blocks_of(inputs.config, base.depth)
+    return base
+
+
+def _parted(inputs: RunInputs, shards: int, spare: bool) -> Partition:
+    shape, samples = inputs.config.partition, inputs.data.private.samples
     tiers = tier_slices(shape)
     return partition(samples, shards, shape.slices, shape.salt, tiers, allow_empty=spare)
 
 
 def _clustered(
-    config: Config,
-    data: Data,
-    base: Base,
-    encoder: TextEncoder | ImageEncoder,
+    inputs: RunInputs,
     device: torch.device | None,
     on_step: Callable[[int, int], None],
     public_of: RunDir | None,
-) -> tuple[Data, Base, Prototypes]:
-    """The data, private samples with their clusters, and the base as it will be frozen."""
-    assert data.adapt is not None  # the config was checked for it
+) -> Prototypes:
+    """Give the private samples their clusters, over the base as it will be frozen."""
+    config = inputs.config
     if config.model.adapt is not None:
-        loaded = adapted(config, data.adapt, len(data.labels), on_step)
-        base = build_base(config, loaded)
-    base = base if device is None else base.to(device)
-    public = encode_rows(encoder, data.adapt).rows
+        inputs.adapt_base(on_step)
+    base = inputs.base if device is None else inputs.base.to(device)
     if public_of is None:
-        prototypes = find_prototypes(config, base, public)
+        prototypes = find_prototypes(config, base, inputs.adapt_rows.rows)
     else:
         prototypes = read_prototypes(public_of.prototypes_path, base.fingerprint)
-    private = clustered(data.private, prototypes, base, encoder, {})
-    return replace(data, private=private), base, prototypes
-
-
-def adapted(
-    config: Config,
-    rows: LabelledRows,
-    classes: int,
-    on_step: Callable[[int, int], None] = lambda done, total: None,
-) -> LoadedModel:
-    """The config's model, trained on the public rows as ``model.adapt`` says."""
-    adapt, loaded = config.model.adapt, load_model(config)
-    assert adapt is not None
-    done, total = iter(range(1, adapt.steps + 1)), adapt.steps
-    public = encode_rows(loaded.encoder, rows)
-    adapt_model(config, loaded.model, public, classes, lambda: on_step(next(done), total))
-    return loaded
+    find_clusters(inputs, prototypes, {})
+    return prototypes
 
 
 def sequences_of(config: Config, base: Base, classes: int, shards: int) -> Sequences:
@@ -248,12 +249,6 @@ def brief_of(config: Config, stage_bytes: Sequence[int], shards: int) -> Brief:
         utility=asked.utility or (),
         horizon=asked.horizon,
     )
-
-
-def _base_of(config: Config) -> tuple[Base, TextEncoder | ImageEncoder]:
-    loaded = load_model(config)
-    blocks_of(config, int(getattr(loaded.model.config, "num_hidden_layers", 0)))
-    return build_base(config, loaded), loaded.encoder
 
 
 def _tried(problems: list[str], load: Callable[[], Part]) -> Part | None:

@@ -1,19 +1,22 @@
-"""The cluster of each private sample, while a run is drafted, opened or planned anew.
+"""The cluster of each private sample, while a run is checked, opened or planned again.
 
-    data.public.adapt ──draft──► prototypes ──► RUN/prototypes.safetensors, digest in the recipe
+    data.public.adapt ──check_run──► prototypes ──► RUN/prototypes.safetensors, digest in the recipe
     places in the ledger ──of samples that it knows──┐
     rows ──frozen base──► features ──of all others───┴──► samples, each with its cluster
 
-What the ledger knows is not reckoned again: the same row would give the same cluster, and that a
-row is the same is proved by whoever registers it. ``s3t audit --retrain`` reckons all of them anew.
+A cluster that the ledger knows is not computed again. The same row would give the same cluster, and
+the ledger proves that the row is the same when it is registered. ``s3t audit --retrain`` computes
+all of them again.
 
 Invariant: without ``partition.clusters`` nothing here reads or writes anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+
+import torch
 
 from s3t.config import Config
 from s3t.data import PrivateData
@@ -22,10 +25,11 @@ from s3t.model.base import Base
 from s3t.model.inputs.encoders import ImageEncoder, TextEncoder
 from s3t.model.prototypes import Prototypes, clusters_of, read_prototypes
 from s3t.run import RunDir
-from s3t.training.node.rows import encode_rows
+from s3t.training.node.rows import LabelledSet, encode_rows
+from s3t.training.prepare.inputs import RunInputs
 from s3t.types import Digest, SampleId
 
-__all__ = ["clustered", "known_clusters", "prototypes_of", "recipe_digest"]
+__all__ = ["clustered", "find_clusters", "known_clusters", "prototypes_of", "recipe_digest"]
 
 
 def prototypes_of(run: RunDir, config: Config, base: Base) -> Prototypes | None:
@@ -65,14 +69,34 @@ def clustered(
         prototypes: of the run.
         base: the frozen base, on the device on which nodes are trained.
         encoder: of the base.
-        known: clusters that need not be reckoned.
+        known: clusters that need not be computed.
     """
+    return _clustered(private, prototypes, base, known, lambda: encode_rows(encoder, private.rows))
+
+
+def find_clusters(
+    inputs: RunInputs, prototypes: Prototypes | None, known: Mapping[SampleId, int]
+) -> None:
+    """Give each private sample of a run's inputs its cluster, see ``clustered``."""
+    private = inputs.data.private
+    found = _clustered(
+        private, prototypes, inputs.base, known, lambda: inputs.encoded(private.rows)
+    )
+    inputs.replace_private(found)
+
+
+def _clustered(
+    private: PrivateData,
+    prototypes: Prototypes | None,
+    base: Base,
+    known: Mapping[SampleId, int],
+    encoded: Callable[[], LabelledSet],
+) -> PrivateData:
     if prototypes is None:
         return private
     samples = private.samples
     new = [at for at, sample in enumerate(samples) if sample.id not in known]
-    rows = encode_rows(encoder, private.rows.at(new)).rows if new else None
-    found = [] if rows is None else clusters_of(base, rows, prototypes)
+    found = clusters_of(base, encoded().rows.rows(torch.tensor(new)), prototypes) if new else []
     numbers = {samples[at].id: number for at, number in zip(new, found, strict=True)}
     each = (
         replace(one, cluster=numbers[one.id] if one.id in numbers else known[one.id])

@@ -1,7 +1,7 @@
 """What a config would train, told before anything is: ``s3t plan``.
 
-    draft ──► plan: nodes, cost, tree ──┬─► notes on tiers, clusters and data
-                                        └─► what serves along a horizon of deletions
+    checks ──► plan: nodes, cost, tree ──┬─► notes on tiers, clusters and data
+                                         └─► what serves along a horizon of deletions
 
 Invariant: nothing is written.
 """
@@ -17,7 +17,7 @@ from s3t.config import Config
 from s3t.data.partition import slice_rates, tier_slices
 from s3t.model.inputs.encoders import TextEncoder
 from s3t.plan import Plan, cyclic, prefixes
-from s3t.training.prepare.checks import Draft, draft
+from s3t.training.prepare.checks import CheckedRun, check_run
 
 __all__ = ["preview"]
 
@@ -38,9 +38,9 @@ def preview(config: Config, horizon: int | None = None) -> dict[str, Any]:
     Raises:
         ConfigError, DataError, InputError: with all problems found.
     """
-    drafted = draft(config)
-    plan = drafted.plan(drafted.base, None)
-    data, notes = drafted.data, [*_tier_notes(drafted), *_cluster_notes(drafted)]
+    checked = check_run(config)
+    plan = checked.plan(checked.base, None)
+    data, notes = checked.data, [*_tier_notes(checked), *_cluster_notes(checked)]
     if data.private.folded:
         notes.append(f"{data.private.folded} exact copies of the same subject count once")
     column, bare = config.partition.subject, [one.subject is None for one in data.private.samples]
@@ -51,7 +51,7 @@ def preview(config: Config, horizon: int | None = None) -> dict[str, Any]:
             f"{data.overlap} private samples are in the public data too: deleting them does not "
             "remove what the public data taught"
         )
-    base = drafted.base
+    base = checked.base
     tokens = base.tokens() + config.prompt_tokens
     positions = config.stage.batch_size // config.stage.processes * tokens
     if not base.rounds_alike(positions):
@@ -60,8 +60,8 @@ def preview(config: Config, horizon: int | None = None) -> dict[str, Any]:
             f"layers fill no vectors at {positions} positions of a batch, or MKL is not strict on "
             "this machine; slower, and the same bytes"
         )
-    if isinstance(drafted.encoder, TextEncoder):
-        cut = drafted.encoder.encode(data.private.rows.inputs).truncated
+    if isinstance(checked.encoder, TextEncoder):
+        cut = checked.encoder.encode(data.private.rows.inputs).truncated
         if cut:
             notes.append(f"{cut} texts are cut to {config.data.max_length} tokens")
     tree = [
@@ -69,21 +69,21 @@ def preview(config: Config, horizon: int | None = None) -> dict[str, Any]:
         for node in plan.forest.of_shard(0)
     ]
     found = plan.summary() | {"tree": tree, "notes": notes}
-    return found if horizon is None else found | {"horizon": _along(drafted, plan, horizon)}
+    return found if horizon is None else found | {"horizon": _along(checked, plan, horizon)}
 
 
-def _along(drafted: Draft, plan: Plan, horizon: int) -> dict[str, Any]:
+def _along(checked: CheckedRun, plan: Plan, horizon: int) -> dict[str, Any]:
     """What the plan serves along a horizon of deletions, and the paper's cyclic plan beside it."""
     from s3t.plan.budget.horizon import along
 
-    shape, sizes = drafted.config.partition, drafted.partition.sizes()
+    shape, sizes = checked.config.partition, checked.partition.sizes()
     rates = slice_rates(shape) or (1.0,) * shape.slices
     rotations = cyclic(shape.slices, shape.slices)
     trained = prefixes(rotations) if plan.cumulative else [p[-1:] for p in prefixes(rotations)]
     passes = plan.epochs * sum(sum(row[c] for c in prefix) for row in sizes for prefix in trained)
     moments = sorted({round(horizon * part / ROWS) for part in range(ROWS + 1)})
     ours, theirs = (
-        along(plan.shards, rates, each, moments) for each in (drafted.sequences, rotations)
+        along(plan.shards, rates, each, moments) for each in (checked.sequences, rotations)
     )
     return {
         "requests": horizon,
@@ -97,13 +97,13 @@ def _along(drafted: Draft, plan: Plan, horizon: int) -> dict[str, Any]:
     }
 
 
-def _tier_notes(drafted: Draft) -> Iterator[str]:
+def _tier_notes(checked: CheckedRun) -> Iterator[str]:
     """One sentence per risk tier, none without tiers: its values, slices, samples and rate."""
-    shape, sizes = drafted.config.partition, drafted.partition.sizes()
+    shape, sizes = checked.config.partition, checked.partition.sizes()
     if shape.risk is None:
         return
     what = "age in days" if shape.risk.as_of else repr(shape.risk.column)
-    bounds = [f"{bound:.12g}" for bound in drafted.data.thresholds]
+    bounds = [f"{bound:.12g}" for bound in checked.data.thresholds]
     values = [
         f"below {bounds[0]}",
         *(f"from {one} to below {next_}" for one, next_ in pairwise(bounds)),
@@ -121,12 +121,12 @@ def _tier_notes(drafted: Draft) -> Iterator[str]:
         first += count
 
 
-def _cluster_notes(drafted: Draft) -> Iterator[str]:
+def _cluster_notes(checked: CheckedRun) -> Iterator[str]:
     """One sentence per cluster, none without: its samples, and the public rows that made it."""
-    prototypes, sizes = drafted.prototypes, drafted.partition.sizes()
+    prototypes, sizes = checked.prototypes, checked.partition.sizes()
     if prototypes is None:
         return
-    asked = drafted.config.partition.shards
+    asked = checked.config.partition.shards
     if len(prototypes) < asked:
         yield f"{len(prototypes)} clusters: others of the {asked} were nearer to each other"
     for shard, (rows, held) in enumerate(zip(prototypes.rows, sizes, strict=True)):

@@ -21,32 +21,26 @@ from pathlib import Path
 import torch
 
 from s3t.config import Config, anchored, dump_config
-from s3t.data import Data, load_all
 from s3t.errors import DataError, InputError
 from s3t.ledger import Gone, Ledger
-from s3t.model.loading import build_base, load_model
 from s3t.plan import Plan
 from s3t.run import RunDir
 from s3t.store import write_durably
 from s3t.training.environment import environment_of
-from s3t.training.prepare.checks import Draft, sequences_of, unspoken
-from s3t.training.prepare.clusters import clustered, known_clusters, prototypes_of
-from s3t.training.prepare.prepare import (
-    check_recipe,
-    digest_of,
-    placed,
-    public_head_of,
-    put_in_force,
-    starting_head,
-)
+from s3t.training.prepare.checks import CheckedRun, sequences_of, unencodable
+from s3t.training.prepare.clusters import find_clusters, known_clusters, prototypes_of
+from s3t.training.prepare.inputs import RunInputs
+from s3t.training.prepare.load import check_recipe, placed
+from s3t.training.prepare.prepare import put_in_force
+from s3t.training.prepare.public_head import head_digest, public_head_of, starting_head
 from s3t.types import NodeKey, SampleId
 
-__all__ = ["Renewal", "add_files", "renew", "take_effect"]
+__all__ = ["Replan", "add_files", "replan_run", "take_effect"]
 
 
 @dataclass(frozen=True, slots=True)
-class Renewal:
-    """What to plan anew.
+class Replan:
+    """How to plan a run again.
 
     Attributes:
         add: take in samples that are new in the data; else they are refused.
@@ -57,7 +51,7 @@ class Renewal:
     files: tuple[str, ...] = ()
 
 
-def renew(run: RunDir, device: torch.device, renewal: Renewal) -> int:
+def replan_run(run: RunDir, device: torch.device, replan: Replan) -> tuple[int, RunInputs]:
     """Make the plan of the samples left, and put it in force if that loses no living node.
 
     Needs the training lock. Doing it again changes nothing.
@@ -65,42 +59,43 @@ def renew(run: RunDir, device: torch.device, renewal: Renewal) -> int:
     Args:
         run: a prepared run.
         device: what its nodes are trained on.
-        renewal: what to plan anew.
+        replan: what to take in.
 
     Returns:
-        number of samples taken in.
+        number of samples taken in; and what was read, for the training in this process.
 
     Raises:
         InputError: data or base changed in another way; or nothing is left of the data.
-        S3TError: the run was planned by another engine.
+        S3TError: the run was planned by another version of the engine.
     """
-    config = add_files(run.config(), renewal.files)
-    data = load_all(config)
+    config = add_files(run.config(), replan.files)
+    inputs = RunInputs.of(run, config)
+    _ = inputs.data  # its problems come before those of the ledger
     with run.ledger() as ledger:
         gone = ledger.deleted.all()
-        drafted = _drafted(run, config, data, gone, known_clusters(config, ledger), device)
-        if renewal.files:
+        checked = _checked(run, inputs, gone, known_clusters(config, ledger), device)
+        if replan.files:
             write_durably(run.config_path, dump_config(config).encode())
         added = 0
-        if renewal.add:
-            added = ledger.add(drafted.partition.slots())
+        if replan.add:
+            added = ledger.add(checked.partition.slots())
         else:
-            ledger.register(drafted.partition.slots())  # proves that nothing else has changed
+            ledger.register(checked.partition.slots())  # proves that nothing else has changed
         now = run.plans.find(lambda: ledger.plans.in_force().plan)
         run.plans.settle(now, ledger.plans.newest().plan)
-        base = drafted.base.to(device)
-        here = environment_of(config, base, drafted.classes, device)
-        head = digest_of(starting_head(run, config, base))
+        base = inputs.base.to(device)
+        here = environment_of(config, base, checked.classes, device)
+        head = head_digest(starting_head(run, config, base))
         newest, there = run.plans.find(lambda: ledger.plans.newest().plan), run.store.keys()
-        plan = drafted.plan(base, head, here, before=newest, there=there)
+        plan = checked.plan(base, head, here, before=newest, there=there)
         check_recipe(run, plan.recipe, now)
         if plan.digest != ledger.plans.newest().plan:
             run.plans.write(plan)
-            head = digest_of(public_head_of(run, drafted.base))
-            ledger.plans.propose(plan.digest, gone.view, head)
+            kept = head_digest(public_head_of(run, base))
+            ledger.plans.propose(plan.digest, gone.view, kept)
         if _holds(plan, now, there, ledger):
             put_in_force(run, ledger, plan)
-    return added
+    return added, inputs
 
 
 def take_effect(run: RunDir) -> None:
@@ -133,37 +128,29 @@ def add_files(config: Config, files: Sequence[str]) -> Config:
     return anchored(config.model_copy(update={"data": data}))
 
 
-def _drafted(
+def _checked(
     run: RunDir,
-    config: Config,
-    data: Data,
+    inputs: RunInputs,
     gone: Gone,
     known: Mapping[SampleId, int],
     device: torch.device,
-) -> Draft:
-    """The draft of the run as it would be planned now, over the base that it has."""
-    private = data.private.without(gone)
-    if not private.samples:
+) -> CheckedRun:
+    """The run as it would be planned now, over the base that it has."""
+    inputs.leave_out(gone)
+    if not inputs.data.private.samples:
         raise InputError(f"no private sample is left: there is nothing to train in {run.root}")
-    loaded = load_model(config, run.base_path if run.base_path.is_dir() else None)
-    base, now = build_base(config, loaded), run.plan()
-    if base.fingerprint != now.base:
-        raise InputError(
-            f"model.base {config.model.base!r} is no longer the base that {run.root} was planned "
-            "on: restore it, or start a new run with output=DIR"
-        )
-    if problems := unspoken(data, loaded.encoder):
+    config, now = inputs.config, run.plan()
+    inputs.prove_base(now.base, run)
+    if problems := unencodable(inputs):
         raise DataError(problems, "data")
+    base = inputs.base
     prototypes = prototypes_of(run, config, base)
     base = base if prototypes is None else base.to(device)
-    private = clustered(private, prototypes, base, loaded.encoder, known)
-    return Draft(
-        config=config,
-        data=data,
-        partition=placed(config, private.samples, now.shards),
-        base=base,
-        encoder=loaded.encoder,
-        sequences=sequences_of(config, base, len(data.labels), now.shards),
+    find_clusters(inputs, prototypes, known)
+    return CheckedRun(
+        inputs=inputs,
+        partition=placed(config, inputs.data.private.samples, now.shards),
+        sequences=sequences_of(config, base, len(inputs.data.labels), now.shards),
         prototypes=prototypes,
     )
 

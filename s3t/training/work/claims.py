@@ -25,7 +25,7 @@ from typing import Protocol
 from s3t.errors import S3TError
 from s3t.run.trainers import MAIN, Trainers, began_at, host
 from s3t.store import Depot
-from s3t.training.rank import Place
+from s3t.training.rank import Rank
 from s3t.types import NodeKey
 
 __all__ = ["Alone", "Claims", "Leases"]
@@ -87,20 +87,20 @@ class Leases:
 
     Args:
         depot: where all processes see them.
-        place: which process this is.
+        rank: which process this is.
         lease: seconds without a sign of life after which a process counts as dead.
     """
 
     shared = True
 
-    def __init__(self, depot: Depot, place: Place, lease: float) -> None:
+    def __init__(self, depot: Depot, rank: Rank, lease: float) -> None:
         self.pause = min(1.0 if depot.folder else 5.0, lease / 4)
-        self._depot, self._place, self._lease = depot, place, lease
-        role = MAIN if place.main else f"{place.rank}-"
+        self._depot, self._rank, self._lease = depot, rank, lease
+        role = MAIN if rank.main else f"{rank.number}-"
         self.name = f"{role}{secrets.token_hex(8)}"
         # Whether a process of this machine lives can be seen at once; other launches on the same
         # host may have process numbers of their own.
-        self._machine = f"{socket.gethostname()}/{place.rank - place.local}"
+        self._machine = f"{socket.gethostname()}/{rank.number - rank.local}"
         self._others = Trainers(depot, self._machine, lease)
         self._mine: set[NodeKey] = set()
         self._owners: dict[NodeKey, str] = {}
@@ -111,7 +111,7 @@ class Leases:
     def open(self) -> None:
         """Give signs of life from now on."""
         self._beat()
-        if self._place.main:
+        if self._rank.main:
             for name in self._depot.names("beats"):
                 if name.startswith(MAIN) and name != self.name:
                     self._depot.remove(f"beats/{name}")
@@ -130,7 +130,7 @@ class Leases:
         with suppress(S3TError):  # where the store is out of reach, the lease ends by itself
             self.release([*self._mine])
             self._depot.remove(f"beats/{self.name}")
-            if self._place.main and (self._over or not self._ready):
+            if self._rank.main and (self._over or not self._ready):
                 self._depot.tidy(("beats", "claims", ""))
 
     def clear(self) -> None:
@@ -166,7 +166,7 @@ class Leases:
                 return False
             if moving:
                 met, limit = True, time.monotonic() + _PATIENCE * self._lease
-            time.sleep(min(0.2, self.pause) if self._place.beside_main else self.pause)
+            time.sleep(min(0.2, self.pause) if self._rank.beside_main else self.pause)
         raise S3TError(
             f"no sign of the main process, of machine rank 0, at {self._depot.url} for "
             f"{_PATIENCE * self._lease:.0f} s: start it, and give all machines the same output "
@@ -183,7 +183,7 @@ class Leases:
 
     def idle(self) -> int:
         """How many other processes seem to have nothing in hand, as of the last ``away``."""
-        return max(0, self._place.processes - 1 - len({*self._owners.values()}))
+        return max(0, self._rank.processes - 1 - len({*self._owners.values()}))
 
     def take(self, keys: Sequence[NodeKey]) -> list[NodeKey]:
         """Those of the nodes that are now ours."""

@@ -1,11 +1,11 @@
-"""How the processes of a group get their nodes: one walks over the tree, the others follow it.
+"""How the processes of a group get their nodes: the leader schedules, the others follow it.
 
-    leader    take ─► tell unit ─► which of it may I train? ─► train ─► publish ─► done ─► …
-    follower           hear unit ─► which of it may I train? ─► train ─────────────────► hear …
+    leader    unit ─► tell it ─► which of it may I train? ─► train ─► publish ─► next unit …
+    follower          hear it ─► which of it may I train? ─► train ─────────────► hear …
 
-A deletion may reach them at different moments, so what they train is what all of them still may.
+A deletion may reach them at different moments, so they train the nodes that all of them may.
 
-Invariant: every rank of a group trains the same nodes in the same order, or all of them end.
+Invariant: every process of a group trains the same nodes in the same order, or all of them end.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ import torch
 
 from s3t.errors import S3TError
 from s3t.run import RunDir
-from s3t.training.node.process_group import Group
-from s3t.training.prepare.prepare import open_material
-from s3t.training.work.worker_state import Workshop
-from s3t.training.work.workers import OnStep, Source
+from s3t.training.node.process_group import DistributedGroup
+from s3t.training.prepare.inputs import RunInputs
+from s3t.training.prepare.load import load_prepared
+from s3t.training.work.worker_state import WorkerState
+from s3t.training.work.workers import Finished, OnStep
 from s3t.types import NodeKey
 
-__all__ = ["Together", "follow", "with_one_voice"]
+__all__ = ["GroupLeader", "follow", "with_one_voice"]
 
 
-class Together:
-    """The pool of a leader: this process and those that follow it.
+class GroupLeader:
+    """One worker: this process and those that follow it.
 
     Args:
         group: which they are.
@@ -37,61 +38,74 @@ class Together:
 
     size = 1
 
-    def __init__(self, group: Group, device: torch.device) -> None:
+    def __init__(self, group: DistributedGroup, device: torch.device) -> None:
         self._group, self._device = group, device
-        self._workshop: Workshop | None = None
-        self._torn = False
+        self._state: WorkerState | None = None
+        self._unit: tuple[NodeKey, ...] = ()
+        self._broken = False
 
-    def open(self, run: RunDir) -> int:
+    def open(self, run: RunDir, inputs: RunInputs, on_step: OnStep) -> int:
         """Load the run here and in all that follow."""
-        with self._unless_torn():
-            self._group.tell({"run": str(run.root.resolve())})
-            self._workshop = _workshop(run, self._group, self._device)
-            return self._workshop.group_size()
+        self._on_step = on_step
+        with self._broken_by_errors():
+            self._group.tell(("open", str(run.root.resolve())))
+            self._state = _state(run, inputs, self._group, self._device)
+            return self._state.stack_size()
 
-    def train(self, source: Source, on_step: OnStep) -> None:
-        """Train one unit after another."""
-        assert self._workshop is not None
-        while (unit := source.take(0, 1)) is not None:
-            if unit:
-                with self._unless_torn():
-                    self._group.tell({"train": list(unit)})
-                    _train(self._workshop, self._group, unit, on_step)
-                source.done(unit)
-            else:
-                time.sleep(source.pause)
+    def idle(self) -> list[int]:
+        """This group, unless it has a unit."""
+        return [] if self._unit else [0]
+
+    def start(self, worker: int, unit: Sequence[NodeKey]) -> None:
+        """Take a unit, which ``finished`` trains."""
+        self._unit = tuple(unit)
+
+    def finished(self, seconds: float) -> list[Finished]:
+        """Train the unit, all together; without one, wait."""
+        unit, self._unit = self._unit, ()
+        if not unit:
+            time.sleep(seconds)
+            return []
+        assert self._state is not None
+        with self._broken_by_errors():
+            self._group.tell(("train", unit))
+            _train(self._state, self._group, unit, self._on_step)
+        return [Finished(unit)]
 
     def close(self) -> None:
-        """Send the others home, and prove that the base is what it was, bytes and all.
+        """End the others, and prove that the base is what it was, bytes and all.
 
         After an error they end by themselves, since this process does.
         """
-        if self._torn:
+        if self._broken:
             return
-        self._group.tell({})
-        _close(self._workshop, self._group)
+        self._group.tell(("close",))
+        _close(self._state, self._group)
 
     @contextmanager
-    def _unless_torn(self) -> Iterator[None]:
-        self._torn = True
+    def _broken_by_errors(self) -> Iterator[None]:
+        self._broken = True
         yield
-        self._torn = False
+        self._broken = False
 
 
-def follow(group: Group, device: torch.device) -> None:
-    """Train what the leader says, until it has no more."""
-    workshop: Workshop | None = None
-    while word := group.hear():
-        if "run" in word:
-            workshop = _workshop(RunDir.existing(word["run"]), group, device)
-        else:
-            assert workshop is not None
-            _train(workshop, group, word["train"], lambda steps: None)
-    _close(workshop, group)
+def follow(group: DistributedGroup, device: torch.device) -> None:
+    """Train what the leader says, until it closes the group."""
+    state: WorkerState | None = None
+    while True:
+        match group.hear():
+            case ("open", root):
+                run = RunDir.existing(root)
+                state = _state(run, RunInputs.of(run), group, device)
+            case ("train", unit):
+                assert state is not None
+                _train(state, group, unit, lambda steps: None)
+            case _:
+                return _close(state, group)
 
 
 @contextmanager
-def with_one_voice(group: Group) -> Iterator[None]:
+def with_one_voice(group: DistributedGroup) -> Iterator[None]:
     """Leave it to the first process that meets an error to say it; the others end quietly."""
     try:
         yield
@@ -101,20 +115,24 @@ def with_one_voice(group: Group) -> Iterator[None]:
         raise SystemExit(error.exit_code) from None
 
 
-def _workshop(run: RunDir, group: Group, device: torch.device) -> Workshop:
+def _state(
+    run: RunDir, inputs: RunInputs, group: DistributedGroup, device: torch.device
+) -> WorkerState:
     with group.watched():
-        return Workshop(open_material(run, device, group), peers=group)
+        return WorkerState(load_prepared(run, device, inputs, group), process_group=group)
 
 
-def _train(workshop: Workshop, group: Group, unit: Sequence[NodeKey], on_step: OnStep) -> None:
-    may = [{*keys} for keys in group.gathered(workshop.trainable(unit))]
+def _train(
+    state: WorkerState, group: DistributedGroup, unit: Sequence[NodeKey], on_step: OnStep
+) -> None:
+    may = [{*keys} for keys in group.gathered(state.trainable(unit))]
     if keys := [key for key in unit if all(key in each for each in may)]:
         with group.watched():
-            workshop.train(keys, on_step)
+            state.train(keys, on_step)
 
 
-def _close(workshop: Workshop | None, group: Group) -> None:
-    if workshop is not None:
+def _close(state: WorkerState | None, group: DistributedGroup) -> None:
+    if state is not None:
         with group.watched():
-            workshop.material.base.check_frozen(whole=True)
+            state.prepared.base.check_frozen(whole=True)
     group.close()

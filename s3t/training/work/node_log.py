@@ -1,10 +1,10 @@
-"""Tells the ledger of nodes as they come: by the digest of their weights.
+"""Tells the ledger of each node that comes into the store: by the digest of its weights.
 
     store: <key>.safetensors ──key, weights──► ledger: nodes ──at the end──► one digest in the log
 
 Invariant: a key says what a node has seen, not which weights came of it. The ledger says that, from
-the moment at which the node was first seen here; so weights that are put in another's place later
-are found out, even if all digests within the file are made anew.
+the moment at which the node was first seen here. So weights that are replaced later are found out,
+even if all digests within the file are made again.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from s3t.ledger import Witnessed
 from s3t.run import RunDir
 from s3t.types import NodeKey
 
-__all__ = ["Witness"]
+__all__ = ["NodeLog"]
 
 _EVERY = 5.0
-"""Seconds between two announcements: each is a transaction, and a new view for who serves."""
+"""Seconds between two announcements: each is a transaction, and a new view to serve."""
 
 
-class Witness:
+class NodeLog:
     """The main process's memory of which nodes the ledger knows.
 
     Args:
@@ -55,7 +55,7 @@ class Witness:
                 meta = self._run.store.meta(key)
                 found[key] = Witnessed(meta.weights, meta.score, meta.rows)
             except DamagedNodeError:
-                continue  # whoever needs it says so
+                continue  # where the node is needed, that is an error
         with self._run.ledger() as ledger:
             ledger.plans.announce(found)
         self._known.update(found)

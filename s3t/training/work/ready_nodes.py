@@ -3,8 +3,8 @@
     (0) ── 3 ──► (0,1) ── 5 ──► (0,1,2)       a node is worth the longest chain that begins with
      8            5             3             it, so what ends last begins first
 
-Ready is a node that is missing, that no deletion has hit, whose parent is there, and that nobody
-has in hand. A unit is nodes of one stage, to be trained stacked.
+Ready is a node that is missing, that no deletion has hit, whose parent is there, and that no worker
+has. A unit is nodes of one stage, to be trained stacked.
 
 Invariant: a node that a deletion has hit is never handed out.
 """
@@ -16,20 +16,20 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from s3t.plan.trie import Forest, Node
 from s3t.types import NodeKey, Slot
 
-__all__ = ["Board"]
+__all__ = ["ReadyNodes"]
 
 
-class Board:
+class ReadyNodes:
     """The nodes of a forest, as they are trained.
 
     Args:
         forest: all nodes.
         cost: time that a node takes, in any unit.
-        group: nodes of a unit at most.
+        most: nodes of a unit at most.
     """
 
-    def __init__(self, forest: Forest, cost: Callable[[Node], int], group: int) -> None:
-        self.forest, self.group = forest, group
+    def __init__(self, forest: Forest, cost: Callable[[Node], int], most: int) -> None:
+        self.forest, self.most = forest, most
         self.cost = {node.key: cost(node) for node in forest}
         self.chain: dict[NodeKey, int] = {}
         for node in sorted(forest, key=lambda node: -node.stage):
@@ -55,11 +55,11 @@ class Board:
         return came
 
     def hold(self, keys: Iterable[NodeKey]) -> None:
-        """Nodes that a worker of ours has in hand."""
+        """Nodes that a worker of this process has."""
         self._held.update(keys)
 
     def free(self, keys: Iterable[NodeKey]) -> None:
-        """Nodes that it has no more."""
+        """Nodes that it no longer has."""
         self._held.difference_update(keys)
 
     def unit(
@@ -69,8 +69,8 @@ class Board:
 
         Args:
             stage: the stage of its last unit, of which it holds the trunk's output.
-            away: nodes in the hands of others.
-            idle: workers that have nothing to do, this one included.
+            away: nodes that other processes have.
+            idle: workers that have no unit, this one included.
             workers: all workers.
         """
         ready = [node for node in self._left.values() if self._is_ready(node, away)]
@@ -95,7 +95,7 @@ class Board:
     def _stack(self, nodes: Sequence[Node], most: int, fair: float) -> list[NodeKey]:
         """The first nodes, as many as leave all others enough to do."""
         unit, total = [nodes[0].key], self.cost[nodes[0].key]
-        for node in nodes[1 : min(self.group, most)]:
+        for node in nodes[1 : min(self.most, most)]:
             total += self.cost[node.key]
             if total > fair:
                 break

@@ -1,11 +1,12 @@
-"""One process on its way through the nodes of a plan: what is there, what is hit, what to do next.
+"""The loop that trains the nodes of a plan: it pushes ready units to idle workers.
 
     store ─── nodes that are there ─┐
-    ledger ── slots that are hit ───┼─► board ─► units of ready nodes ─► pool ─► store
-    claims ── what others have ─────┘
+    ledger ── slots that are hit ───┼─► ready nodes ─► unit ─► idle worker ─► store
+    claims ── what others have ─────┘                              │
+                    └──────────────── finished, or lost ◄──────────┘
 
 Invariant: a node is handed out only if its key is missing, its parent is there and no deletion has
-hit it; and what the pool says is trained counts when it is in the store.
+hit it. A node counts as trained when it is in the store, whatever a worker says.
 """
 
 from __future__ import annotations
@@ -23,39 +24,48 @@ from s3t.config import Config
 from s3t.errors import S3TError
 from s3t.plan.trie import Node
 from s3t.run import RunDir
-from s3t.training.rank import Place
+from s3t.training.prepare.inputs import RunInputs
+from s3t.training.rank import Rank
 from s3t.training.work.claims import Claims, Leases
-from s3t.training.work.node_log import Witness
-from s3t.training.work.ready_nodes import Board
+from s3t.training.work.node_log import NodeLog
+from s3t.training.work.ready_nodes import ReadyNodes
 from s3t.training.work.worker_state import steps_of
-from s3t.training.work.workers import Pool
+from s3t.training.work.workers import Workers
 from s3t.types import NodeKey, Slot
 
-__all__ = ["Walker", "silent"]
+__all__ = ["Scheduler", "silent"]
 
 _TRIES = 3
 """Times that a node is trained without being there afterwards, before that is an error."""
 
 
-class Walker:
-    """One process's way through the nodes; the source of its pool."""
+class Scheduler:
+    """Trains the nodes of a run's plan with the workers of one process.
+
+    Args:
+        config: with the trackers, and where ``training`` may differ from the run's.
+        accelerator: whose trackers are told of scores.
+        run: a prepared run.
+        rank: which process this is.
+        claims: keep other processes from the nodes that this one trains.
+        workers: what nodes are handed to.
+    """
 
     def __init__(
         self,
         config: Config,
         accelerator: Accelerator,
         run: RunDir,
-        place: Place,
+        rank: Rank,
         claims: Claims,
-        pool: Pool,
+        workers: Workers,
     ) -> None:
         self.config, self.accelerator, self.run = config, accelerator, run
-        self.place, self.claims, self.pool = place, claims, pool
-        self.pause = claims.pause
+        self.rank, self.claims, self.workers = rank, claims, workers
         self.plan = run.trained_plan()
         self.forest = self.plan.forest
-        self.witness = Witness(run) if place.main else None
-        self._board = Board(self.forest, self._cost, 1)
+        self.node_log = NodeLog(run) if rank.main else None
+        self._ready = ReadyNodes(self.forest, self._cost, 1)
         self._there: set[NodeKey] = set()
         self._hits: set[Slot] = set()
         self._told: set[Slot] = set()
@@ -67,75 +77,98 @@ class Walker:
         self._logged = 0
         self._bar: Any = None
 
-    def go(self) -> dict[str, int]:
-        """All of it; returns the counts of the report."""
+    def train(self, inputs: RunInputs) -> dict[str, int]:
+        """Train every node that is missing and alive; returns the counts of the report.
+
+        Args:
+            inputs: what this process has read of the run already.
+        """
         self._look()
-        todo, nodes = [*self._board.left], len(self.forest)
-        skipped = self._dead()
+        todo, nodes = [*self._ready.left], len(self.forest)
+        skipped = sum(node.is_hit(self._hits) for node in self.forest)
         found = nodes - len(todo) - skipped
         if todo:
-            if self.place.main:
-                self.accelerator.init_trackers(self.config.name)
-            self._board.group = self.pool.open(self.run)
-            total = sum(self._steps(self.forest[key]) for key in todo)
-            quiet = silent() or not self.place.speaks
-            with tqdm(total=total, unit="step", disable=quiet, dynamic_ncols=True) as self._bar:
-                self.pool.train(self, self._bar.update)
-            if self.place.main:
-                for tracker in self.accelerator.trackers:  # end_training would part the group too
-                    tracker.finish()
-        if self.witness is not None:
-            self.witness.close(self._there)
-        if self.place.main and isinstance(self.claims, Leases):
+            self._train(todo, inputs)
+        if self.node_log is not None:
+            self.node_log.close(self._there)
+        if self.rank.main and isinstance(self.claims, Leases):
             self.claims.clear()
         came = sum(key in self._there for key in todo)
-        trained = came if self.place.main else len(self._own)
+        trained = came if self.rank.main else len(self._own)
         skipped += len(todo) - came
         return {"nodes": nodes, "trained": trained, "found": found, "skipped": skipped}
 
-    def take(self, worker: int, idle: int) -> list[NodeKey] | None:
-        """A unit for a worker, see ``pool.Source``."""
-        if time.monotonic() - self._looked >= self.pause:
+    def _train(self, todo: Sequence[NodeKey], inputs: RunInputs) -> None:
+        if self.rank.main:
+            self.accelerator.init_trackers(self.config.name)
+        self._ready.most = self.workers.open(self.run, inputs, self._stepped)
+        total = sum(self._steps(self.forest[key]) for key in todo)
+        quiet = silent() or not self.rank.speaks
+        with tqdm(total=total, unit="step", disable=quiet, dynamic_ncols=True) as self._bar:
+            while self._hand_out():
+                for finished in self.workers.finished(self.claims.pause):
+                    if finished.lost:
+                        self._give_back(finished.unit)
+                    else:
+                        self._trained(finished.unit)
+        if self.rank.main:
+            for tracker in self.accelerator.trackers:  # end_training would part the group too
+                tracker.finish()
+
+    def _hand_out(self) -> bool:
+        """Give every idle worker a unit while nodes are ready; False once no node is left."""
+        if time.monotonic() - self._looked >= self.claims.pause:
             self._look()
-        idle += self.claims.idle() * self.pool.size
-        while self._board.left:
-            stage = self._stages.get(worker)
-            workers = self.place.processes * self.pool.size
-            unit = self._board.unit(stage, self._away, idle, workers)
-            if not unit:
-                return []
+        idle = self.workers.idle()
+        while idle and (unit := self._unit(idle[0], len(idle))):
+            self.workers.start(idle.pop(0), unit)
+        return bool(self._ready.left)
+
+    def _unit(self, worker: int, idle: int) -> list[NodeKey]:
+        """A unit for a worker, claimed; empty if no node is ready.
+
+        Args:
+            worker: its number.
+            idle: how many workers of this process have no unit, this one included.
+        """
+        idle += self.claims.idle() * self.workers.size
+        workers = self.rank.processes * self.workers.size
+        while unit := self._ready.unit(self._stages.get(worker), self._away, idle, workers):
             mine = self.claims.take(unit)
             self._away |= {*unit} - {*mine}
             if self.claims.shared:  # another may have finished it since the last look
-                ready = [key for key in mine if not self.run.store.has(key)]
-                self._came([key for key in mine if key not in ready])
-                mine = ready
+                missing = [key for key in mine if not self.run.store.has(key)]
+                self._came([key for key in mine if key not in missing])
+                mine = missing
             if mine:
-                self._board.hold(mine)
+                self._ready.hold(mine)
                 self._stages[worker] = self.forest[mine[0]].stage
                 return mine
-        return None
+        return []
 
-    def done(self, keys: Sequence[NodeKey]) -> None:
-        """A unit is trained, and what lives of it published, see ``pool.Source``."""
-        there = [key for key in keys if self.run.store.has(key)]
+    def _stepped(self, steps: int) -> None:
+        self._bar.update(steps)
+
+    def _trained(self, unit: Sequence[NodeKey]) -> None:
+        """Take note of a unit that is trained, and what lives of it published."""
+        there = [key for key in unit if self.run.store.has(key)]
         self._own.update(there)
-        self._board.free(keys)
+        self._ready.free(unit)
         self._came(there)
-        if len(there) < len(keys):
+        if len(there) < len(unit):
             self._look()  # a deletion has hit the others
-        for key in keys:
+        for key in unit:
             self._tries[key] += 1
-            if key in self._board.left and self._tries[key] >= _TRIES:
+            if key in self._ready.left and self._tries[key] >= _TRIES:
                 raise S3TError(
                     f"node {key} was trained {_TRIES} times and is not in the store: see whether "
                     f"something removes files from {self.run.store.root}"
                 )
 
-    def lost(self, keys: Sequence[NodeKey]) -> None:
-        """Whoever had the unit has died, see ``pool.Source``."""
-        self.claims.release(keys)
-        self._board.free(keys)
+    def _give_back(self, unit: Sequence[NodeKey]) -> None:
+        """Make the nodes of a dead worker ready again."""
+        self.claims.release(unit)
+        self._ready.free(unit)
 
     def _came(self, keys: Sequence[NodeKey]) -> None:
         """Nodes of which we had the claim are there."""
@@ -143,29 +176,26 @@ class Walker:
         self._note(self._there | {*keys})
 
     def _look(self) -> None:
-        """See what is there, what is hit, and what others have in hand."""
+        """See which nodes are there, which are hit, and which other processes train."""
         self._away = {*self.claims.away()}
         self._hits = self.run.hits()
-        if self.place.main and self._hits != self._told:  # in case who deleted could not tell it
+        if self.rank.main and self._hits != self._told:  # in case who deleted could not tell it
             self.run.tell_store()
             self._told = self._hits
         fresh = self.claims.shared or not self._there
-        # what goes away meanwhile is met by who builds upon it, as damage
+        # a node that goes away meanwhile is met as damage where its child is trained
         self._note(self._there | (self.run.store.keys() if fresh else frozenset()))
         self._looked = time.monotonic()
 
     def _note(self, there: set[NodeKey]) -> None:
         self._there = there
-        if self.witness is not None:
-            self.witness.see(there)
-        for key in self._board.mark(there, self._hits):
+        if self.node_log is not None:
+            self.node_log.see(there)
+        for key in self._ready.mark(there, self._hits):
             if self._bar is not None:
                 self._log(key)
                 if key not in self._own:  # what our workers do they tell step by step
                     self._bar.update(self._steps(self.forest[key]))
-
-    def _dead(self) -> int:
-        return sum(node.is_hit(self._hits) for node in self.forest)
 
     def _steps(self, node: Node) -> int:
         return steps_of(node, self.config.stage.step_rows, self.config.stage.epochs)
@@ -181,7 +211,7 @@ class Walker:
 
     def _log(self, key: NodeKey) -> None:
         """Public validation scores to the trackers: nothing of a private sample is in them."""
-        if self.place.main and self.config.training.trackers:
+        if self.rank.main and self.config.training.trackers:
             meta = self.run.store.meta(key)
             values = {"validation": meta.score, "shard": meta.shard, "stage": len(meta.prefix)}
             self.accelerator.log(values, step=self._logged)

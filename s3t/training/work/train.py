@@ -1,19 +1,18 @@
-"""The walk over the tree: every missing node that is alive, handed out as soon as it can be.
+"""The main job: a config's nodes are trained, from the preparation of the run to its report.
 
-    process of rank 0       prepares ─► publishes ─┐
-    other processes         wait ──────────────────┴─► claim ready nodes ─► pool ─► store
-                                                           ▲                          │
-                                                           └── what is there, hit, taken
+    rank 0          lock ─► prepare ─► publish ─┐                  ┌─► take effect ─► score ─► purge
+    other ranks     wait ───────────────────────┴─► Scheduler.train ┴─► report
 
 There are no stages to wait for and no process that leads: all read the store, claim what is ready
 and train it, until nothing is left. Processes may be on other machines, and may die. Where several
-train a node together, the first of each group walks, and the others follow it (``together.py``).
+train a node together, the first of each group schedules, and the others follow it (``group.py``).
 
-A repair is the same walk over a plan of the samples left (``renewal.py``): what survives is there.
+A repair is the same over a plan of the samples left (``replan.py``): what survives is there.
 
-Invariants: a node is trained when its key is missing from the store, so a killed walk goes on
-where it was; a node whose lineage holds a deleted sample is never trained; neither the number of
-machines, processes or workers changes a byte. The ledger learns of every node by its weights.
+Invariants: a node is trained when its key is missing from the store, so a training that was killed
+goes on where it was; a node whose lineage holds a deleted sample is never trained; neither the
+number of machines, processes or workers changes a byte. The ledger learns of every node by its
+weights.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 
 from s3t.config import Config, anchored
-from s3t.data import label_names, load_public
 from s3t.errors import InputError, S3TError
 from s3t.ledger import Gone
 from s3t.model.determinism import one_thread
@@ -38,16 +36,18 @@ from s3t.run import RunDir
 from s3t.run.purge import purge
 from s3t.store.nodes import STALE
 from s3t.system.pinned import call_elsewhere, pin
-from s3t.training.node.process_group import Group
-from s3t.training.prepare.prepare import open_material, prepare
-from s3t.training.prepare.replan import Renewal, renew, take_effect
-from s3t.training.rank import Place, by_itself
+from s3t.training.node.process_group import DistributedGroup
+from s3t.training.prepare.inputs import RunInputs
+from s3t.training.prepare.load import load_prepared
+from s3t.training.prepare.prepare import prepare
+from s3t.training.prepare.replan import Replan, replan_run, take_effect
+from s3t.training.rank import Rank, by_itself
 from s3t.training.work.claims import Alone, Leases
-from s3t.training.work.group import Together, follow, with_one_voice
+from s3t.training.work.group import GroupLeader, follow, with_one_voice
 from s3t.training.work.remote_run import finished, join, joined, publish, refuse_other_store
-from s3t.training.work.scheduler import Walker, silent
-from s3t.training.work.worker_state import Workshop
-from s3t.training.work.workers import Inline, Pool, Workers, worker_count
+from s3t.training.work.scheduler import Scheduler, silent
+from s3t.training.work.worker_state import WorkerState
+from s3t.training.work.workers import Inline, Subprocesses, Workers, worker_count
 from s3t.types import NodeKey
 
 __all__ = ["Report", "train"]
@@ -91,7 +91,7 @@ class Report:
 def train(
     config: Config,
     *,
-    renewal: Renewal | None = None,
+    replan: Replan | None = None,
     without: Gone | None = None,
     in_turn: bool = False,
     public_of: RunDir | None = None,
@@ -103,7 +103,7 @@ def train(
 
     Args:
         config: of a new run, or that of one to go on with.
-        renewal: plan the run anew first, on what is left of its samples.
+        replan: plan the run again first, on what is left of its samples.
         without: samples that a new run must never see, though the data hold them.
         in_turn: whether one process does in turn what ``stage.processes`` would do together:
             slower, and the same bytes.
@@ -111,15 +111,15 @@ def train(
             another environment.
 
     Raises:
-        S3TError: see ``prepare`` and ``renew``; or a stage diverged, or workers died.
+        S3TError: see ``prepare`` and ``replan_run``; or a stage diverged, or workers died.
     """
     if pin(config.training.arithmetic):
-        return _train(config, renewal, without, in_turn, public_of)
+        return _train(config, replan, without, in_turn, public_of)
     found = call_elsewhere(
         config.training.arithmetic,
         train_words,
         config=config.model_dump(mode="json"),
-        renewal=None if renewal is None else asdict(renewal),
+        replan=None if replan is None else asdict(replan),
         without=None if without is None else without.to_dict(),
         in_turn=in_turn,
         public_of=None if public_of is None else str(public_of.root),
@@ -128,12 +128,12 @@ def train(
 
 
 def train_words(
-    config: Any, renewal: Any, without: Any, in_turn: bool, public_of: str | None
+    config: Any, replan: Any, without: Any, in_turn: bool, public_of: str | None
 ) -> dict[str, Any]:
     """``train`` of JSON values, in a process whose arithmetic is pinned."""
     report = _train(
         Config.model_validate(config),
-        None if renewal is None else Renewal(renewal["add"], tuple(renewal["files"])),
+        None if replan is None else Replan(replan["add"], tuple(replan["files"])),
         None if without is None else Gone.of(without),
         in_turn,
         None if public_of is None else RunDir(public_of),
@@ -143,66 +143,84 @@ def train_words(
 
 def _train(
     config: Config,
-    renewal: Renewal | None,
+    replan: Replan | None,
     without: Gone | None,
     in_turn: bool,
     public_of: RunDir | None,
 ) -> Report:
-    started, added = time.monotonic(), 0
-    process, together = Place.found(), 1 if in_turn else config.stage.processes
-    place = _groups(process, together)
+    started, added, inputs = time.monotonic(), 0, None
+    process, size = Rank.found(), 1 if in_turn else config.stage.processes
+    rank = _group_rank(process, size)
     accelerator, device = _accelerator(config, process)
     with ExitStack() as stack:
         stack.enter_context(one_thread(device))
-        group = Group(process, together, device) if together > 1 else None
+        group = DistributedGroup(process, size, device) if size > 1 else None
         if group is not None:
             stack.enter_context(with_one_voice(group))
             if not group.leads:
                 follow(group, device)
-                return Report(str(config.run_dir), 0, 0, 0, 0, 0, 0.0, place.processes, together)
-        if place.main:
-            stack.enter_context(RunDir(config.run_dir).training_lock())
-        stack.callback(_forget_trunk, config, place)
-        claims = _claims(config, place)
-        pool = _pool(config, device, place) if group is None else Together(group, device)
-        stack.callback(pool.close)
-        if claims is not None:
-            stack.callback(claims.close)
-        if place.main:
-            added = _prepared(config, device, claims, renewal, without, public_of)
+                return Report(str(config.run_dir), 0, 0, 0, 0, 0, 0.0, rank.processes, size)
+        claims, workers = _open(stack, config, device, rank, group)
+        if rank.main:
+            added, inputs = _prepare(config, device, claims, replan, without, public_of)
         else:
             assert claims is not None
-            _meet(config, place, claims, renewal is not None)
+            _await_prepared(config, rank, claims, replan is not None)
         run = RunDir.existing(config.run_dir)
         stack.enter_context(run.ledger_open())
-        counts = Walker(config, accelerator, run, place, claims or Alone(), pool).go()
-        if place.main:
+        inputs = inputs or RunInputs.of(run)
+        scheduler = Scheduler(config, accelerator, run, rank, claims or Alone(), workers)
+        counts = scheduler.train(inputs)
+        if rank.main:
             take_effect(run)
-            _score_again(run, device)
-            if renewal is not None:
-                purge(run, locked=True)
+            _score_again(run, device, inputs)
+        if rank.main and replan is not None:
+            purge(run, locked=True)
     return Report(
         run=str(run.root),
         added=added,
         seconds=round(time.monotonic() - started, 3),
-        processes=place.processes,
-        workers=together if group is not None else pool.size,
+        processes=rank.processes,
+        workers=workers.size if group is None else size,
         **counts,
     )
 
 
-def _groups(process: Place, together: int) -> Place:
+def _open(
+    stack: ExitStack,
+    config: Config,
+    device: torch.device,
+    rank: Rank,
+    group: DistributedGroup | None,
+) -> tuple[Leases | None, Workers]:
+    """Lock the run, and start the workers; ``stack`` gives all of it up.
+
+    Returns:
+        what keeps other processes from the same nodes, None if there can be none; and the workers.
+    """
+    if rank.main:
+        stack.enter_context(RunDir(config.run_dir).training_lock())
+    stack.callback(_remove_shared_cache, config, rank)
+    claims = _claims(config, rank)
+    workers = _workers(config, device, rank) if group is None else GroupLeader(group, device)
+    stack.callback(workers.close)
+    if claims is not None:
+        stack.callback(claims.close)
+    return claims, workers
+
+
+def _group_rank(process: Rank, size: int) -> Rank:
     try:
-        return process.in_groups_of(together)
+        return process.in_groups_of(size)
     except InputError as error:
         if process.speaks:
             raise
         raise SystemExit(error.exit_code) from None
 
 
-def _accelerator(config: Config, place: Place) -> tuple[Accelerator, torch.device]:
+def _accelerator(config: Config, rank: Rank) -> tuple[Accelerator, torch.device]:
     """accelerate's trackers, and the device of this process; connected to no other process."""
-    trackers = list(config.training.trackers) if place.main else []
+    trackers = list(config.training.trackers) if rank.main else []
     try:
         with by_itself():
             accelerator = Accelerator(
@@ -213,7 +231,7 @@ def _accelerator(config: Config, place: Place) -> tuple[Accelerator, torch.devic
         raise S3TError(f"accelerate cannot start ({error}): see training.trackers") from None
     device = accelerator.device
     if device.type == "cuda":
-        device = torch.device("cuda", place.local % torch.cuda.device_count())
+        device = torch.device("cuda", rank.local % torch.cuda.device_count())
         torch.cuda.set_device(device)
     if device.type != "cpu" and config.training.arithmetic == "portable":
         raise InputError(
@@ -223,72 +241,74 @@ def _accelerator(config: Config, place: Place) -> tuple[Accelerator, torch.devic
     return accelerator, device
 
 
-def _claims(config: Config, place: Place) -> Leases | None:
-    """Nobody but this process trains the run, unless there are more or a store that others see."""
-    if place.processes == 1 and config.store.url is None:
+def _claims(config: Config, rank: Rank) -> Leases | None:
+    """What keeps other processes from the same nodes; None if no other process can see the run."""
+    if rank.processes == 1 and config.store.url is None:
         return None
     run = RunDir(config.run_dir, anchored(config).store)
-    return Leases(run.work(), place, config.store.lease)
+    return Leases(run.work(), rank, config.store.lease)
 
 
-def _pool(config: Config, device: torch.device, place: Place) -> Pool:
-    size = worker_count(config.training.workers, device, place.here)
-    shared = size > 1 or place.here > 1
+def _workers(config: Config, device: torch.device, rank: Rank) -> Workers:
+    size = worker_count(config.training.workers, device, rank.here)
+    shared = size > 1 or rank.here > 1
     if size == 1:
         return Inline(device, shared)
-    return Workers(size, shared, config.training.arithmetic)
+    return Subprocesses(size, shared, config.training.arithmetic)
 
 
-def _prepared(
+def _prepare(
     config: Config,
     device: torch.device,
     claims: Leases | None,
-    renewal: Renewal | None,
+    replan: Replan | None,
     without: Gone | None,
     public_of: RunDir | None,
-) -> int:
-    """Prepare the run, or plan it anew, as the main process; returns the samples taken in."""
+) -> tuple[int, RunInputs]:
+    """Prepare the run, or plan it again, as the main process.
+
+    Returns:
+        samples taken in, and what was read.
+    """
     added = 0
     refuse_other_store(config)
     if claims is not None:
         claims.open()
     quiet = silent() or config.model.adapt is None
-    run = RunDir(config.run_dir)
-    if renewal is None:
+    if replan is None:
         with tqdm(desc="adapting the base", unit="step", disable=quiet) as bar:
-            on_step = partial(_advance, bar)
-            prepare(config, device, on_step, without, public_of)
+            inputs = prepare(config, device, partial(_advance, bar), without, public_of)
     else:
-        added = renew(run, device, renewal)
+        added, inputs = replan_run(RunDir(config.run_dir), device, replan)
     run = RunDir(config.run_dir)
     run.store.sweep(0 if claims is None else STALE)
     publish(run)
     if claims is not None:
         claims.ready()
-    return added
+    return added, inputs
 
 
-def _meet(config: Config, place: Place, claims: Leases, renewed: bool) -> None:
+def _await_prepared(config: Config, rank: Rank, claims: Leases, replanned: bool) -> None:
     """Wait for the run that the main process prepares, here or on another machine."""
     run = RunDir(config.run_dir)
 
     def needless() -> bool:
         """The run lies here with its ledger, or all of it is trained."""
-        if renewed:
+        if replanned:
             return False
         if run.prepared and not run.joined:
             return run.store.keys().issuperset(_wanted(run))  # else it may be planned again
-        return config.store.url is not None and not place.beside_main and finished(config)
+        return config.store.url is not None and not rank.beside_main and finished(config)
 
-    if not claims.wait_for_main(needless) and not renewed:  # a repair may be through already
-        if place.beside_main:
+    if not claims.wait_for_main(needless) and not replanned:  # a repair may be through already
+        if rank.beside_main:
             raise SystemExit(2)  # it has said why
         raise S3TError(
             "the main process, of machine rank 0, ended before the run was prepared: its message "
             "says why"
         )
     if config.store.url is not None and (run.joined or not run.prepared):
-        if place.speaks:
+        if rank.speaks:
             join(config)
         while not joined(RunDir(config.run_dir)):  # the first process of this machine is at it
             time.sleep(claims.pause)
@@ -301,22 +321,21 @@ def _wanted(run: RunDir) -> list[NodeKey]:
     return [node.key for node in run.trained_plan().forest if not node.is_hit(hits)]
 
 
-def _score_again(run: RunDir, device: torch.device) -> None:
+def _score_again(run: RunDir, device: torch.device, inputs: RunInputs) -> None:
     """Score nodes whose scores are of other public rows than there are now; trains nothing."""
-    config, there = run.config(), run.store.keys()
-    rows = load_public(config, "validation", label_names(config)).digest()
+    there, rows = run.store.keys(), inputs.scored_rows
     with run.ledger() as ledger:
         known, wanted = ledger.plans.nodes(), _wanted(run)
         stale = [key for key in wanted if key in there and key in known and known[key].rows != rows]
         if stale:
-            workshop = Workshop(open_material(run, device))
-            ledger.plans.rescore(workshop.scores(stale), rows)
+            state = WorkerState(load_prepared(run, device, inputs))
+            ledger.plans.rescore(state.scores(stale), rows)
 
 
-def _forget_trunk(config: Config, place: Place) -> None:
+def _remove_shared_cache(config: Config, rank: Rank) -> None:
     """Hidden states of private rows stay no longer than they are needed."""
     run = RunDir(config.run_dir)
-    if place.main or (place.speaks and run.joined):
+    if rank.main or (rank.speaks and run.joined):
         shutil.rmtree(run.trunk_path, ignore_errors=True)
 
 

@@ -1,18 +1,19 @@
-"""A worker: one process, one torch thread, told over its pipes which nodes to train.
+"""A worker process: one torch thread, told over a connection which nodes to train.
 
-    parent ─ stdin ──►  {"run": "RUN", "shared": …}  load it
-                        {"train": [keys]}       nodes of one stage, parents published
-    parent ◄─ stdout ─  {"ready": true}  {"steps": n}  {"done": [keys]}  {"error": …, "kind": …}
+    parent ──► ("open", RUN, shared)     load it                       ──► ("opened", stack size)
+           ──► ("train", keys)           nodes of one stage, whose     ──► ("steps", n) …
+                                         parents are published             ("trained", n)
+                                                             an error: ──► ("error", kind, message)
 
-Invariant: a worker ends when its parent does. It writes progress as it goes, and a pipe that
-nobody reads kills it; the nodes that it has published by then are whole.
+Invariant: a worker ends when its parent does: the connection is closed then, and the next message
+sent or awaited meets that. The nodes that the worker has published by then are whole.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
+from multiprocessing.connection import Connection
 from typing import Any
 
 from s3t.errors import S3TError, unavailable
@@ -21,66 +22,77 @@ from s3t.system.pinned import pin
 __all__ = ["main"]
 
 _TELL_EVERY = 64
-"""Node steps between two progress messages."""
+"""Node steps between two messages about them."""
 
 
-def main() -> None:
-    """Serve the parent until it closes the pipe."""
-    out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints must not mix with the messages
+def main(arithmetic: str, handle: str) -> None:
+    """Serve the parent until it closes the connection.
 
-    def tell(message: dict[str, Any]) -> None:
-        out.write(json.dumps(message) + "\n")
-
-    pin("portable" if sys.argv[1:] == ["portable"] else "native")
+    Args:
+        arithmetic: how to pin it.
+        handle: file descriptor of the connection.
+    """
+    parent: Connection[Any, Any] = Connection(int(handle))
+    pin("portable" if arithmetic == "portable" else "native")
     try:
-        _serve(tell)
+        _serve(parent)
     except BrokenPipeError:
         os._exit(1)
     except S3TError as error:
-        tell({"error": str(error), "kind": type(error).__name__})
+        parent.send(("error", type(error).__name__, str(error)))
     except Exception as error:
         known = unavailable(error) if isinstance(error, OSError) else None
         if known is not None:
-            tell({"error": str(known), "kind": type(known).__name__})
+            parent.send(("error", type(known).__name__, str(known)))
             return
-        tell({"error": f"{type(error).__name__}: {error}", "kind": "S3TError"})
+        parent.send(("error", "S3TError", f"{type(error).__name__}: {error}"))
         raise
 
 
-def _serve(tell: Any) -> None:
+def _serve(parent: Connection[Any, Any]) -> None:
     import torch
 
     from s3t.model.determinism import one_thread
     from s3t.run import RunDir
-    from s3t.training.prepare.prepare import open_material
-    from s3t.training.work.worker_state import Workshop
+    from s3t.training.prepare.load import load_prepared
+    from s3t.training.work.worker_state import WorkerState
 
     device = torch.device("cpu")
     one_thread(device).__enter__()  # for as long as the process lives
-    workshop: Workshop | None = None
-    for line in sys.stdin:
-        message = json.loads(line)
-        if "run" in message:
-            run = RunDir.existing(message["run"])
-            run.ledger_open().__enter__()  # so too
-            material = open_material(run, device)
-            workshop = Workshop(material, message["shared"])
-            tell({"ready": True, "group": workshop.group_size()})
-        else:
-            assert workshop is not None
-            held = 0
+    state: WorkerState | None = None
+    while (message := _received(parent)) is not None:
+        match message:
+            case ("open", root, shared):
+                run = RunDir.existing(root)
+                run.ledger_open().__enter__()  # so too
+                state = WorkerState(load_prepared(run, device), shared)
+                parent.send(("opened", state.stack_size()))
+            case ("train", keys):
+                assert state is not None
+                steps = _Steps(parent)
+                state.train(keys, steps.add)
+                parent.send(("trained", steps.untold))
 
-            def on_step(steps: int) -> None:
-                nonlocal held
-                held += steps
-                if held >= _TELL_EVERY:
-                    tell({"steps": held})
-                    held = 0
 
-            workshop.train(message["train"], on_step)
-            tell({"steps": held, "done": message["train"]})
+def _received(parent: Connection[Any, Any]) -> Any:
+    try:
+        return parent.recv()
+    except (EOFError, OSError):
+        return None
+
+
+class _Steps:
+    """Tells the parent of steps, many at a time."""
+
+    def __init__(self, parent: Connection[Any, Any]) -> None:
+        self._parent, self.untold = parent, 0
+
+    def add(self, steps: int) -> None:
+        self.untold += steps
+        if self.untold >= _TELL_EVERY:
+            self._parent.send(("steps", self.untold))
+            self.untold = 0
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

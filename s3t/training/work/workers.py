@@ -1,25 +1,27 @@
-"""Who trains: this very process, or several workers with one torch thread each.
+"""The workers of a process: this process itself, or several with one torch thread each.
 
-Each takes a unit of nodes from a source whenever it has nothing to do. A worker that dies gives
-its unit back, and the others go on; it is not started again, since what killed it may be that
-there were too many of them.
+    scheduler ── start(worker, unit) ──► worker ── trains, publishes ──► store
+              ◄─ finished: trained, or lost with its worker ─┘
 
-Invariant: which worker trains a node, and with which others, changes no byte of it. So work is
-handed out as it comes, and a pool may have any size.
+A worker that dies gives its unit back, and the others go on. It is not started again: what killed
+it may be that there were too many.
+
+Invariant: which worker trains a node, and with which other nodes, changes no byte of it. So units
+are handed out in any order, and there may be any number of workers.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import queue
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Pipe, wait
 from typing import Any, Protocol
 
 import torch
@@ -27,11 +29,12 @@ import torch
 from s3t.errors import S3TError
 from s3t.run import RunDir
 from s3t.system.pinned import Arithmetic, pinned_environment, rebuilt
-from s3t.training.prepare.prepare import open_material
-from s3t.training.work.worker_state import Workshop
+from s3t.training.prepare.inputs import RunInputs
+from s3t.training.prepare.load import load_prepared
+from s3t.training.work.worker_state import WorkerState
 from s3t.types import NodeKey
 
-__all__ = ["Inline", "Pool", "Source", "Workers", "worker_count"]
+__all__ = ["Finished", "Inline", "OnStep", "Subprocesses", "Workers", "worker_count"]
 
 _log = logging.getLogger(__name__)
 
@@ -50,52 +53,64 @@ _ENVIRONMENT = {
 10 % of a small model's step."""
 
 OnStep = Callable[[int], None]
+"""Told how many node steps were made since it was last told."""
 
 
-class Source(Protocol):
-    """Where a pool's work comes from."""
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A unit that its worker has no longer.
 
-    pause: float
-    """Seconds after which it is worth asking again when there was nothing."""
+    Attributes:
+        unit: keys of the nodes.
+        lost: whether the worker has died, so that they may not be trained.
+    """
 
-    def take(self, worker: int, idle: int) -> Sequence[NodeKey] | None:
-        """Nodes of one stage whose parents are published; empty: none yet; None: no more ever.
+    unit: tuple[NodeKey, ...]
+    lost: bool = False
+
+
+class Workers(Protocol):
+    """What a scheduler hands units of nodes to."""
+
+    size: int
+    """How many there are."""
+
+    def open(self, run: RunDir, inputs: RunInputs, on_step: OnStep) -> int:
+        """Load a prepared run; returns how many nodes are worth stacking in a unit.
 
         Args:
-            worker: who will train them.
-            idle: how many workers of the pool have nothing to do.
+            run: the run.
+            inputs: what this process has read of it already.
+            on_step: told of the steps that are made.
         """
         ...
 
-    def done(self, keys: Sequence[NodeKey]) -> None:
-        """A worker has trained them, and published those that live."""
+    def idle(self) -> list[int]:
+        """Numbers of the workers that have no unit."""
         ...
 
-    def lost(self, keys: Sequence[NodeKey]) -> None:
-        """The worker that had them has died."""
+    def start(self, worker: int, unit: Sequence[NodeKey]) -> None:
+        """Have an idle worker train nodes of one stage, whose parents are published."""
         ...
 
+    def finished(self, seconds: float) -> list[Finished]:
+        """Wait until something happens, and return the units that are finished.
 
-class Pool(Protocol):
-    """Something that trains units of nodes."""
+        Args:
+            seconds: to wait at most, if a worker is idle.
 
-    size: int
-
-    def open(self, run: RunDir) -> int:
-        """Load a prepared run; returns the largest group worth stacking."""
-        ...
-
-    def train(self, source: Source, on_step: OnStep) -> None:
-        """Train what the source gives until it has no more."""
+        Raises:
+            S3TError: what a worker has met; or no worker is left.
+        """
         ...
 
     def close(self) -> None:
-        """Free what the pool holds."""
+        """Free what the workers hold."""
         ...
 
 
 def worker_count(wanted: str | int, device: torch.device, processes: int) -> int:
-    """Workers of this process: as asked, or its share of the machine's cores on a CPU."""
+    """Workers of this process: as asked, or its part of the machine's cores on a CPU."""
     if device.type != "cpu":
         return 1
     if wanted != "auto":
@@ -104,7 +119,7 @@ def worker_count(wanted: str | int, device: torch.device, processes: int) -> int
 
 
 class Inline:
-    """Train in this process.
+    """One worker: this process.
 
     Args:
         device: what to train on.
@@ -115,31 +130,45 @@ class Inline:
 
     def __init__(self, device: torch.device, shared: bool = False) -> None:
         self._device, self._shared = device, shared
-        self._workshop: Workshop | None = None
+        self._state: WorkerState | None = None
+        self._unit: tuple[NodeKey, ...] = ()
 
-    def open(self, run: RunDir) -> int:
+    def open(self, run: RunDir, inputs: RunInputs, on_step: OnStep) -> int:
         """Load the run here."""
-        self._workshop = Workshop(open_material(run, self._device), self._shared)
-        return self._workshop.group_size()
+        self._on_step = on_step
+        self._state = WorkerState(load_prepared(run, self._device, inputs), self._shared)
+        return self._state.stack_size()
 
-    def train(self, source: Source, on_step: OnStep) -> None:
-        """Train one unit after another."""
-        assert self._workshop is not None
-        while (unit := source.take(0, 1)) is not None:
-            if unit:
-                self._workshop.train(unit, on_step)
-                source.done(unit)
-            else:
-                time.sleep(source.pause)
+    def idle(self) -> list[int]:
+        """This process, unless it has a unit."""
+        return [] if self._unit else [0]
+
+    def start(self, worker: int, unit: Sequence[NodeKey]) -> None:
+        """Take a unit, which ``finished`` trains."""
+        self._unit = tuple(unit)
+
+    def finished(self, seconds: float) -> list[Finished]:
+        """Train the unit; without one, wait."""
+        unit, self._unit = self._unit, ()
+        if not unit:
+            time.sleep(seconds)
+            return []
+        assert self._state is not None
+        self._state.train(unit, self._on_step)
+        return [Finished(unit)]
 
     def close(self) -> None:
         """Prove that the base is what it was, bytes and all."""
-        if self._workshop is not None:
-            self._workshop.material.base.check_frozen(whole=True)
+        if self._state is not None:
+            self._state.prepared.base.check_frozen(whole=True)
 
 
-class Workers:
-    """Train in ``size`` processes of one thread each; they load torch while the run is prepared.
+class Subprocesses:
+    """Workers that are processes of one torch thread each.
+
+    They are started at once, and load torch while this process prepares the run. Messages go over
+    ``multiprocessing``'s connections. Its own process starters are not used: they import the
+    caller's main module again, which would train a second time in a script without a main guard.
 
     Args:
         size: how many.
@@ -149,114 +178,109 @@ class Workers:
 
     def __init__(self, size: int, shared: bool = True, arithmetic: Arithmetic = "native") -> None:
         self.size, self._shared = size, shared
-        self._processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "s3t.training.work.worker", arithmetic],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env={**_ENVIRONMENT, **pinned_environment(arithmetic), **_THREADS},
-                text=True,
-            )
-            for _ in range(size)
-        ]
-        self._living = [*range(size)]
-        self._hands: dict[int, Sequence[NodeKey]] = {}
+        self._all = [_Process(number, arithmetic) for number in range(size)]
+        self._living = [*self._all]
         self._deaths: Counter[NodeKey] = Counter()
-        self._inbox: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
-        for number, process in enumerate(self._processes):
-            threading.Thread(target=self._listen, args=(number, process), daemon=True).start()
 
-    def open(self, run: RunDir) -> int:
-        """Have every worker load the run."""
-        for number in self._living:
-            self._send(number, {"run": str(run.root.resolve()), "shared": self._shared})
-        groups: dict[int, int] = {}
-        while not groups.keys() >= {*self._living}:
-            number, message = self._inbox.get()
-            if message is None:
-                self._bury(number)
+    def open(self, run: RunDir, inputs: RunInputs, on_step: OnStep) -> int:
+        """Have every worker load the run; what this process has read of it is freed."""
+        self._on_step = on_step
+        inputs.drop()
+        for process in self._living:
+            process.send("open", str(run.root.resolve()), self._shared)
+        sizes = []
+        for process in [*self._living]:
+            reply = process.receive()
+            if reply is None:
+                self._bury(process)
             else:
-                groups[number] = int(_spoken(message)["group"])
-        return min(groups.values())
+                sizes.append(int(reply[1]))
+        return min(sizes)
 
-    def train(self, source: Source, on_step: OnStep) -> None:
-        """Hand units out as they come, the next one to whoever is free."""
-        while self._hand_out(source):
-            idle = len(self._hands) < len(self._living)
-            try:
-                number, message = self._inbox.get(timeout=source.pause if idle else None)
-            except queue.Empty:
-                continue
+    def idle(self) -> list[int]:
+        """Numbers of the living workers that have no unit."""
+        return [process.number for process in self._living if not process.unit]
+
+    def start(self, worker: int, unit: Sequence[NodeKey]) -> None:
+        """Send a worker its unit."""
+        self._all[worker].unit = tuple(unit)
+        self._all[worker].send("train", tuple(unit))
+
+    def finished(self, seconds: float) -> list[Finished]:
+        """Wait for a message of a worker, or for its death."""
+        by_connection = {process.connection: process for process in self._living}
+        ready = wait([*by_connection], seconds if self.idle() else None)
+        found = []
+        for process in (one for connection, one in by_connection.items() if connection in ready):
+            message = process.receive()
             if message is None:
-                source.lost(self._bury(number))
+                found.append(Finished(self._bury(process), lost=True))
                 continue
-            on_step(int(_spoken(message).get("steps", 0)))
-            if "done" in message:
-                source.done(self._hands.pop(number))
+            what, steps = message
+            self._on_step(steps)
+            if what == "trained":
+                found.append(Finished(process.unit))
+                process.unit = ()
+        return found
 
     def close(self) -> None:
         """End the workers."""
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.wait()
+        for process in self._all:
+            process.child.kill()
+        for process in self._all:
+            process.child.wait()
+            process.connection.close()
 
-    def _hand_out(self, source: Source) -> bool:
-        """Give everyone who is idle a unit, as long as there are some; False if none are left."""
-        idle = [number for number in self._living if number not in self._hands]
-        while idle:
-            unit = source.take(idle[0], len(idle))
-            if unit is None:
-                return False
-            if not unit:
-                break
-            number = idle.pop(0)
-            self._hands[number] = unit
-            self._send(number, {"train": list(unit)})
-        return True
-
-    def _listen(self, number: int, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.endswith("\n"):  # else it died in the middle of a word
-                self._inbox.put((number, json.loads(line)))
-        self._inbox.put((number, None))
-
-    def _send(self, number: int, message: dict[str, Any]) -> None:
-        pipe = self._processes[number].stdin
-        assert pipe is not None
-        try:
-            pipe.write(json.dumps(message) + "\n")
-            pipe.flush()
-        except BrokenPipeError:
-            pass  # it has died, which its other pipe tells
-
-    def _bury(self, number: int) -> Sequence[NodeKey]:
-        """Count a worker as dead; returns what it had in hand.
+    def _bury(self, process: _Process) -> tuple[NodeKey, ...]:
+        """Count a worker as dead; returns its unit.
 
         Raises:
             S3TError: it was the last one, or another has died over the same node.
         """
-        code = self._processes[number].wait()
-        self._living.remove(number)
-        unit = self._hands.pop(number, ())
-        self._deaths.update(unit)
-        what = f"training worker {number} ended with exit code {code}"
-        if not self._living or any(self._deaths[key] >= _DEATHS for key in unit):
+        code = process.child.wait()
+        self._living.remove(process)
+        self._deaths.update(process.unit)
+        what = f"training worker {process.number} ended with exit code {code}"
+        if not self._living or any(self._deaths[key] >= _DEATHS for key in process.unit):
             raise S3TError(
                 f"{what}, and no other can go on in its place: finished nodes are kept, run the "
                 "same command again to go on (with training.workers=1 if memory ran out)"
             )
         _log.warning("%s: the other %d go on", what, len(self._living))
-        return unit
+        return process.unit
 
 
-def _spoken(message: dict[str, Any]) -> dict[str, Any]:
-    """What a worker says, unless it is an error.
+class _Process:
+    """A worker's process, the connection to it, and the unit that it has."""
 
-    Raises:
-        S3TError: of the kind that the worker met.
-    """
-    if "error" in message:
-        raise rebuilt(message["kind"], message["error"])
-    return message
+    def __init__(self, number: int, arithmetic: Arithmetic) -> None:
+        self.number = number
+        self.unit: tuple[NodeKey, ...] = ()
+        self.connection, theirs = Pipe()
+        with theirs:
+            handle = theirs.fileno()
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", "s3t.training.work.worker", arithmetic, str(handle)],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # what a library prints is no output of ours
+                env={**_ENVIRONMENT, **pinned_environment(arithmetic), **_THREADS},
+                pass_fds=(handle,),
+            )
+
+    def send(self, *message: Any) -> None:
+        with suppress(OSError):  # it has died, which the next receive tells
+            self.connection.send(message)
+
+    def receive(self) -> tuple[Any, ...] | None:
+        """The next message; None if the process has died.
+
+        Raises:
+            S3TError: of the kind that the worker has met.
+        """
+        try:
+            message: tuple[Any, ...] = self.connection.recv()
+        except (EOFError, OSError):  # OSError: it has died in the middle of a message
+            return None
+        if message[0] == "error":
+            raise rebuilt(*message[1:])
+        return message

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from harness.damage.kind import Kind, kinds_of
-from harness.damage.victim import HIT, Victim
+from tests.harness.damage.kind import Kind, kinds_of
+from tests.harness.damage.victim import HIT, Victim
 
 __all__ = ["KINDS"]
 

@@ -23,12 +23,12 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from harness.damage.opening import Opening, State
-from harness.damage.victim import HIT, Victim
 from s3t.ledger import Deletion
 from s3t.run import RunDir
 from s3t.run.deletion import delete
 from s3t.run.opened import OpenRun
+from tests.harness.damage.opening import Opening, State
+from tests.harness.damage.victim import HIT, Victim
 
 __all__ = ["AT_REST", "IN_USE", "Flip", "chosen", "flipped", "states_of"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.damage import files, records
+from tests.harness.damage import files, records
 
 __all__ = ["KINDS"]
 

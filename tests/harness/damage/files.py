@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.damage.kind import Kind, kinds_of
-from harness.damage.victim import HIT, Victim
 from s3t.ledger import Witnessed, nodes_digest
 from s3t.plan import make_plan
 from s3t.store import write_durably
 from s3t.types import digest
+from tests.harness.damage.kind import Kind, kinds_of
+from tests.harness.damage.victim import HIT, Victim
 
 __all__ = ["KINDS"]
 

@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from harness.damage.made import seen_by
 from s3t.audit.claim import Claim, Findings, judged
 from s3t.audit.claims.lineage import judge_lineage
 from s3t.audit.claims.log import judge_ledger
@@ -23,6 +22,7 @@ from s3t.audit.claims.served import judge_deleted, judge_served
 from s3t.audit.evidence import RunEvidence
 from s3t.run import RunDir
 from s3t.run.opened import OpenRun
+from tests.harness.damage.made import seen_by
 
 __all__ = ["audited", "in_a_process", "served_dead", "unheld"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.damage.victim import Victim
+from tests.harness.damage.victim import Victim
 
 __all__ = ["Kind", "kinds_of"]
 
