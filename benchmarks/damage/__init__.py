@@ -1,7 +1,7 @@
 """Damage to a run, kind by kind and bit by bit, and processes that are killed while they write.
 
-table (kinds of damage), flips (bits), kills and crashes (writers): what ``tests.harness.damage`` does,
-counted.
+table (kinds of damage), flips (bits), kills and crashes (writers): what
+``tests.harness.damage`` does, counted.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from s3t.types import NodeKey, Slot
 
 __all__ = ["HIT", "Victim", "make_victim"]
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "digits.yaml"
+CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digits.yaml"
 TINY = (
     "model.make.hidden=16",
     "model.make.heads=2",
