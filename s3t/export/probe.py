@@ -27,7 +27,7 @@ from s3t.model.adapters.peft import load_adapter
 from s3t.model.base import Base
 from s3t.model.head import BIAS, WEIGHT, classify, language_logits
 from s3t.model.inputs.encoders import Encoded
-from s3t.run.exports import MANIFEST
+from s3t.run.files.exports import MANIFEST
 
 __all__ = [
     "HEAD",

@@ -17,7 +17,6 @@ Ledger (ledger) ──► registry     samples: written down once, listed ─┐
 
 from __future__ import annotations
 
-from s3t.ledger.counters import SlotPersons
 from s3t.ledger.database.database import Watch, without_password
 from s3t.ledger.deletion import Decide
 from s3t.ledger.evidence import Evidence
@@ -29,10 +28,11 @@ from s3t.ledger.log.chain import Entry as LogEntry
 from s3t.ledger.log.signing import Signer, Verifier
 from s3t.ledger.log.state import Generation
 from s3t.ledger.outbox import Callback, Claim, Outbox, host_claim, job_claim
-from s3t.ledger.purging import Forgotten, Gone
 from s3t.ledger.receipt import Deletion, PrefixChange, Receipt
-from s3t.ledger.registry import SampleEntry
 from s3t.ledger.replicas import Lease, clock
+from s3t.ledger.samples.counters import SlotPersons
+from s3t.ledger.samples.purging import Forgotten, Gone
+from s3t.ledger.samples.registry import SampleEntry
 
 __all__ = [
     "GENESIS",

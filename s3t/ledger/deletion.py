@@ -16,14 +16,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from s3t.errors import InputError, IntegrityError, RequestConflictError, UnknownSampleError
-from s3t.ledger import counters, look_alikes, purging
-from s3t.ledger.counters import chunks, select_in
 from s3t.ledger.database.schema import requests, run, samples
 from s3t.ledger.generations import LedgerState
 from s3t.ledger.log import chain
 from s3t.ledger.log.signing import Signer
-from s3t.ledger.purging import hashed
 from s3t.ledger.receipt import Deletion, Receipt
+from s3t.ledger.samples import counters, look_alikes, purging
+from s3t.ledger.samples.counters import chunks, select_in
+from s3t.ledger.samples.purging import hashed
 from s3t.types import SampleId
 
 __all__ = ["Decide", "Named", "find", "judge", "read", "replay", "stored", "write"]

@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from s3t.ledger.database import schema
 from s3t.ledger.database.database import Database
 from s3t.ledger.log.state import Secrets
-from s3t.ledger.purging import hashed
-from s3t.ledger.registry import ROWS
+from s3t.ledger.samples.purging import hashed
+from s3t.ledger.samples.registry import ROWS
 
 __all__ = ["Evidence"]
 

@@ -18,11 +18,9 @@ import sqlalchemy as sa
 
 from s3t.errors import InputError, IntegrityError, RequestConflictError
 from s3t.ledger import deletion as steps
-from s3t.ledger import generations, purging, registry
-from s3t.ledger.counts import Counts
+from s3t.ledger import generations
 from s3t.ledger.database import schema
 from s3t.ledger.database.database import Database, Watch
-from s3t.ledger.deleted import DeletedSamples
 from s3t.ledger.deletion import Decide
 from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import LedgerState
@@ -32,10 +30,13 @@ from s3t.ledger.log.signing import Signer
 from s3t.ledger.log.state import LogReader, LogState, Secrets
 from s3t.ledger.outbox import Outbox
 from s3t.ledger.planning import Planning
-from s3t.ledger.purging import Gone
 from s3t.ledger.receipt import Deletion, Receipt
-from s3t.ledger.registry import Offered, SampleEntry
 from s3t.ledger.replicas import Replicas
+from s3t.ledger.samples import purging, registry
+from s3t.ledger.samples.counts import Counts
+from s3t.ledger.samples.deleted import DeletedSamples
+from s3t.ledger.samples.purging import Gone
+from s3t.ledger.samples.registry import Offered, SampleEntry
 from s3t.types import Digest, Slot, digest
 
 __all__ = ["Ledger"]

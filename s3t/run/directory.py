@@ -42,8 +42,8 @@ from s3t.config import Config, StoreConfig, load_config
 from s3t.errors import InputError, IntegrityError, S3TError, is_full, unavailable
 from s3t.ledger import Gone, Ledger, Signer
 from s3t.plan import Plan
-from s3t.run.plans import PlanFiles, plan_in
-from s3t.run.published import Notices
+from s3t.run.files.plans import PlanFiles, plan_in
+from s3t.run.files.published import Notices
 from s3t.store import Depot, NodeStore, Sealer, open_depot, open_ring
 from s3t.system import scratch
 from s3t.system.locks import prove_locks

@@ -29,9 +29,9 @@ from s3t.data.files import resolve
 from s3t.errors import InputError, S3TError, UnavailableError
 from s3t.ledger import Gone, Ledger
 from s3t.run import RunDir
-from s3t.run.contents import half_written, strangers, written, written_files
-from s3t.run.exports import Exported, ExportFolder, ExportRecords, export_tag
-from s3t.run.trainers import MAIN, Trainers
+from s3t.run.files.contents import half_written, strangers, written, written_files
+from s3t.run.files.exports import Exported, ExportFolder, ExportRecords, export_tag
+from s3t.run.files.trainers import MAIN, Trainers
 from s3t.store import Removal
 from s3t.system import scratch
 from s3t.system.durable import remove_whole

@@ -25,7 +25,7 @@ from s3t.audit.leakage.scores import answers_of, window_of
 from s3t.config import Config
 from s3t.errors import InputError
 from s3t.ledger import Gone
-from s3t.ledger.purging import hashed
+from s3t.ledger.samples.purging import hashed
 from s3t.model.head import read_public_head
 from s3t.model.inputs.encoders import Encoded
 from s3t.run import RunDir

@@ -18,7 +18,7 @@ from s3t.export import Exporter, ExportOptions, check_folder
 from s3t.export.probe import read_probe
 from s3t.model.inputs.encoders import Encoded
 from s3t.run import RunDir
-from s3t.run.exports import ExportFolder, ExportRecords
+from s3t.run.files.exports import ExportFolder, ExportRecords
 from s3t.service import S3T
 from s3t.training.work.train import train
 from tests.conftest import Run
@@ -292,7 +292,7 @@ def test_killed_anywhere_the_next_export_finishes_it(
 
             return or_die
 
-        import s3t.run.exports as module
+        import s3t.run.files.exports as module
 
         with monkeypatch.context() as patched:
             for name in ("write_durably", "sync_folder", "remove_whole"):
@@ -317,7 +317,7 @@ def test_a_disk_that_is_full(
         raise OSError(28, "No space left on device")
 
     with S3T.load(language_run.root) as service, monkeypatch.context() as patched:
-        patched.setattr("s3t.run.exports.os.rename", full)
+        patched.setattr("s3t.run.files.exports.os.rename", full)
         with pytest.raises(S3TError, match="No space left"):
             service.export(tmp_path / "out")
     with S3T.load(language_run.root) as service:

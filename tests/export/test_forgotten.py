@@ -12,7 +12,7 @@ import pytest
 
 from s3t.audit.audit import audit
 from s3t.run import RunDir
-from s3t.run.exports import ExportFolder
+from s3t.run.files.exports import ExportFolder
 from s3t.run.purge import Store, purge
 from s3t.service import S3T
 from tests.conftest import Run
@@ -111,7 +111,7 @@ def test_purge_says_what_it_cannot_remove(
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patched:
-        patched.setattr("s3t.run.exports.os.rename", refused)
+        patched.setattr("s3t.run.files.exports.os.rename", refused)
         (store,) = exports(language_run)
     assert (store.found, store.purged) == (1, 0)
     assert first in store.note and "Permission denied" in store.note

@@ -531,7 +531,7 @@ def test_what_is_dead_is_unloaded_though_nothing_can_be_written(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("s3t.run.exports.write_durably", full)
+        patched.setattr("s3t.run.files.exports.write_durably", full)
         done = sync.sync()
     assert done.forgotten == (first,) and {*engine.loaded} == {second}
     assert done.exit_code and any("No space left" in one for one in done.problems)

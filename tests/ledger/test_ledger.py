@@ -324,7 +324,7 @@ class TestRegister:
             ledger.register(rows())
 
     def test_listing(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("s3t.ledger.registry.ROWS", 5)
+        monkeypatch.setattr("s3t.ledger.samples.registry.ROWS", 5)
         ledger.delete(Deletion([], ["p0"]), agree)
         listed = list(ledger.samples())
         assert [entry.sample_id for entry in listed] == [sample.id for sample, _ in rows()]

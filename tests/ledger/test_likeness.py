@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from s3t.errors import RequestConflictError, UnknownSampleError
 from s3t.ledger import Deletion, Ledger
-from s3t.ledger.look_alikes import plain
+from s3t.ledger.samples.look_alikes import plain
 from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.training.prepare.replan import Replan

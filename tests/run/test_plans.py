@@ -9,7 +9,8 @@ import pytest
 
 from s3t.errors import IntegrityError
 from s3t.plan import Plan
-from s3t.run import RunDir, plans
+from s3t.run import RunDir
+from s3t.run.files import plans
 from s3t.types import Digest
 
 

@@ -18,8 +18,8 @@ from s3t.config import Config, anchored
 from s3t.data import private_origins
 from s3t.errors import DamagedNodeError, InputError, IntegrityError, S3TError
 from s3t.ledger import Deletion, Gone
-from s3t.ledger.deleted import DeletedSamples
-from s3t.ledger.purging import hashed
+from s3t.ledger.samples.deleted import DeletedSamples
+from s3t.ledger.samples.purging import hashed
 from s3t.run import RunDir
 from s3t.run.purge import _own_files, purge
 from s3t.service import S3T

@@ -21,7 +21,7 @@ from s3t.audit.evidence import RunEvidence
 from s3t.audit.ledger_facts import LedgerFacts
 from s3t.errors import DamagedNodeError, IntegrityError
 from s3t.plan import Plan
-from s3t.run.contents import half_written, strangers
+from s3t.run.files.contents import half_written, strangers
 from s3t.store import MissingKeyError, open_ring
 from s3t.system.scratch import places, sweep
 

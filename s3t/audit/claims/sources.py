@@ -17,7 +17,7 @@ from s3t.audit.claims.clusters import judge_prototypes
 from s3t.audit.evidence import LoadedBase, RunEvidence
 from s3t.config import Config
 from s3t.plan import Plan, Sequences
-from s3t.run.contents import LEAST, written, written_files
+from s3t.run.files.contents import LEAST, written, written_files
 from s3t.types import Digest, digest
 
 __all__ = ["judge_sources"]

@@ -17,7 +17,7 @@ from torch import Tensor
 from s3t.errors import S3TError
 from s3t.export.questions import Expected, Likely, Questions, choose, read_questions
 from s3t.export.sync.engine import EngineAnswer
-from s3t.run.exports import ExportFolder
+from s3t.run.files.exports import ExportFolder
 
 __all__ = ["Probing"]
 

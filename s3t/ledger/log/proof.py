@@ -19,10 +19,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from s3t.errors import IntegrityError
-from s3t.ledger import counters, generations, purging, registry
+from s3t.ledger import generations
 from s3t.ledger.database.schema import forgotten, requests, samples
 from s3t.ledger.log.chain import Entry
 from s3t.ledger.log.state import LogState, Secrets, fold
+from s3t.ledger.samples import counters, purging, registry
 
 __all__ = ["prove"]
 

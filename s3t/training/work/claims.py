@@ -23,7 +23,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from s3t.errors import S3TError
-from s3t.run.trainers import MAIN, Trainers, began_at, host
+from s3t.run.files.trainers import MAIN, Trainers, began_at, host
 from s3t.store import Depot
 from s3t.training.rank import Rank
 from s3t.types import NodeKey

@@ -29,9 +29,9 @@ from s3t.ledger import Deletion, Ledger
 from s3t.model.head import read_public_head
 from s3t.run import RunDir
 from s3t.run.deletion import delete
+from s3t.run.files.plans import plan_in
 from s3t.run.opened import OpenRun
 from s3t.run.overview import survey
-from s3t.run.plans import plan_in
 from s3t.run.status import status
 from s3t.serving.predictor import Predictor
 from s3t.store import tensors_digest

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from s3t.ledger import generations, purging, registry
+from s3t.ledger import generations
 from s3t.ledger.database.database import Database
 from s3t.ledger.log import chain, proof
 from s3t.ledger.log.signing import Signer
 from s3t.ledger.log.state import LogReader
 from s3t.ledger.planning import seal
-from s3t.ledger.purging import Forgotten, Gone
+from s3t.ledger.samples import purging, registry
+from s3t.ledger.samples.purging import Forgotten, Gone
 from s3t.types import NodeKey
 
 __all__ = ["DeletedSamples"]

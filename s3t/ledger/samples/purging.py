@@ -18,9 +18,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from s3t.ledger import look_alikes
-from s3t.ledger.counters import CHUNK, chunks
 from s3t.ledger.database.schema import forgotten, log, requests, samples
+from s3t.ledger.samples import look_alikes
+from s3t.ledger.samples.counters import CHUNK, chunks
 from s3t.types import Digest, Slot, Subject
 
 __all__ = [

@@ -20,10 +20,10 @@ from itertools import islice
 import sqlalchemy as sa
 
 from s3t.errors import InputError, named
-from s3t.ledger import counters, look_alikes
 from s3t.ledger.database import schema
 from s3t.ledger.database.schema import REGISTERED, incoming, run, samples
-from s3t.ledger.purging import Gone
+from s3t.ledger.samples import counters, look_alikes
+from s3t.ledger.samples.purging import Gone
 from s3t.types import Digest, Sample, SampleId, Slot, Subject
 
 __all__ = [

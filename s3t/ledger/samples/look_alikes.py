@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from s3t.ledger.counters import chunks, select_in
 from s3t.ledger.database.schema import lookalikes, samples
+from s3t.ledger.samples.counters import chunks, select_in
 
 __all__ = ["forget", "living", "note", "plain"]
 

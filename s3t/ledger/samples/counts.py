@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 from s3t.errors import IntegrityError
-from s3t.ledger import counters
-from s3t.ledger.counters import SlotPersons
 from s3t.ledger.database.schema import TOOK, requests
 from s3t.ledger.log.state import LogReader
+from s3t.ledger.samples import counters
+from s3t.ledger.samples.counters import SlotPersons
 
 __all__ = ["Counts"]
 
