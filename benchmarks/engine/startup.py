@@ -107,7 +107,7 @@ def _counted() -> Counter[str]:
 
         setattr(owner, name, counted)
 
-    count(loading, "make_model", "models")
+    count(loading, "build_model", "models")
     count(loading, "_pretrained", "models")
     count(Base, "__init__", "bases")
     count(samples, "read_columns", "sources")

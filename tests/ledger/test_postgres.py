@@ -228,7 +228,7 @@ class TestWatch:
             assert watch.wait(5) and time.monotonic() - began < 1
             while watch.wait(0.02):  # what was told more than once
                 pass
-            timer = threading.Timer(0.2, ledger.delete, (["s00009"], []), {"decide": agree})
+            timer = threading.Timer(0.2, ledger.delete, (Deletion(["s00009"]), agree))
             timer.start()
             assert watch.wait(5) and ledger.view() == 4
             timer.join()
@@ -385,7 +385,7 @@ class TestFaults:
             proxy.heal()
             again = ledger.delete(Deletion(["s00000"], request_id="r"), agree)
             assert (again.view, again.deleted) == (1, ("s00000",))
-            assert direct.counts()["deleted"] == 1
+            assert direct.counts.totals()["deleted"] == 1
         proxy.close()
 
     def test_a_server_that_cannot_keep_a_promise_is_refused(self, server: Server) -> None:

@@ -104,8 +104,8 @@ def test_what_a_run_does_not_understand_is_refused(classifier: S3T, tmp_path: Pa
 def test_a_deletion_takes_effect_at_the_next_call(classifier: S3T) -> None:
     pipe, seen = classifier.pipeline(top_k=None), []
     model: Any = pipe.model
-    plain = model.serving.answer
-    model.serving.answer = lambda ask: plain(lambda e, view: (seen.append(view), ask(e, view))[1])
+    plain = model._serving.answer
+    model._serving.answer = lambda ask: plain(lambda e, view: (seen.append(view), ask(e, view))[1])
     before = pipe(TEXTS)
     classifier.deactivate(subjects=["p03"])
     after = pipe(TEXTS)

@@ -58,7 +58,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(owner, name, counted)
 
     count(s3t.model.loading, "_pretrained", lambda *_: "models")
-    count(s3t.model.loading, "make_model", lambda *_: "models")
+    count(s3t.model.loading, "build_model", lambda *_: "models")
     count(Base, "__init__", lambda *_: "bases")
     count(s3t.data.samples, "read_columns", lambda config, source, where: where)
     count(TextEncoder, "encode", lambda self, rows, *_: f"rows {hash(tuple(rows))}")

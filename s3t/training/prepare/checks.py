@@ -33,7 +33,7 @@ from s3t.plan.strategies.registry import sequences_for
 from s3t.run import RunDir
 from s3t.training.prepare.clusters import find_clusters, recipe_digest
 from s3t.training.prepare.inputs import RunInputs
-from s3t.training.prepare.recipe import blocks_of, recipe_of, stage_bytes
+from s3t.training.prepare.recipe import recipe_of, stage_bytes
 from s3t.types import Digest, NodeKey
 
 __all__ = ["CheckedRun", "brief_of", "check_run", "sequences_of", "unencodable"]
@@ -141,7 +141,7 @@ def check_run(
     data = _tried(problems, lambda: inputs.data)
     if data is not None and without is not None:
         inputs.leave_out(without)
-    base = _tried(problems, lambda: _checked_base(inputs))
+    base = _tried(problems, lambda: inputs.base)
     parts, chosen, prototypes = None, None, None
     if data is not None and shape.clusters is None:
         parts = _tried(problems, lambda: _parted(inputs, shape.shards, spare))
@@ -176,12 +176,6 @@ def unencodable(inputs: RunInputs) -> list[str]:
             except DataError as error:
                 problems += [f"{where}: {problem}" for problem in error.problems]
     return problems
-
-
-def _checked_base(inputs: RunInputs) -> Base:
-    base = inputs.base
-    blocks_of(inputs.config, base.depth)
-    return base
 
 
 def _parted(inputs: RunInputs, shards: int, spare: bool) -> Partition:

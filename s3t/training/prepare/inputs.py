@@ -28,6 +28,7 @@ from s3t.run import RunDir
 from s3t.training.node.rows import LabelledSet, encode_rows
 from s3t.training.prepare.adapt import adapt_model
 from s3t.training.prepare.prepared import Prepared
+from s3t.training.prepare.recipe import blocks_of
 from s3t.types import Digest
 
 __all__ = ["RunInputs"]
@@ -73,10 +74,12 @@ class RunInputs:
         """The frozen base.
 
         Raises:
+            ConfigError: it has fewer layers than the config has slices.
             InputError: it cannot be loaded, or not be taken apart.
         """
         if self._base is None:
             loaded = load_model(self.config, self._folder)
+            blocks_of(self.config, int(getattr(loaded.model.config, "num_hidden_layers", 0)))
             self._base, self._encoder = build_base(self.config, loaded), loaded.encoder
         return self._base
 
