@@ -25,7 +25,7 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 def train(command: Command, folder: Path, config: dict[str, Any]) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     done = command("train", "config.yaml", "output=run", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     return folder / "run"
 
 

@@ -155,7 +155,7 @@ def test_two_processes_of_accelerate_repair_to_the_same_bytes(
 ) -> None:
     delete(run, "p03", "p09")
     done = command("repair", run.root, "--num_processes", "2", "--cpu")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     assert from_scratch(run, tmp_path / "scratch").equal
 
 
