@@ -8,8 +8,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +15,19 @@ import pytest
 import yaml
 
 from s3t import S3T
+from tests.support.commands import Run
 
 pytestmark = pytest.mark.heavy
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def train(command: Command, folder: Path, config: dict[str, Any]) -> Path:
+def train(command: Run, folder: Path, config: dict[str, Any]) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     done = command("train", "config.yaml", "output=run", cwd=folder)
     assert done.code == 0, done.err
     return folder / "run"
 
 
-def test_minilm_on_banking77(shared_data: Path, tmp_path: Path, command: Command) -> None:
+def test_minilm_on_banking77(shared_data: Path, tmp_path: Path, command: Run) -> None:
     for part, count in (("train", 200), ("test", 60)):
         with gzip.open(shared_data / f"banking77/{part}.csv.gz", "rt", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["category"] in KEPT][:count]
@@ -54,19 +52,19 @@ def test_minilm_on_banking77(shared_data: Path, tmp_path: Path, command: Command
             "stage": {"epochs": 2, "learning_rate": 5e-3, "schedule": "linear"},
         },
     )
-    found = json.loads(command("evaluate", "run", "--json", cwd=tmp_path).stdout)
+    found = json.loads(command("evaluate", "run", "--json", cwd=tmp_path).out)
     assert found["accuracy"] > 0.8  # two intents, half and half
     done = command(
         "deactivate", "run", "--ids", "train-0", "--ids", "train-7", "--json", cwd=tmp_path
     )
-    receipt = json.loads(done.stdout)
+    receipt = json.loads(done.out)
     assert len(receipt["deleted"]) == 2 and receipt["nodes_dead"]
-    after = json.loads(command("evaluate", "run", "--json", cwd=tmp_path).stdout)
+    after = json.loads(command("evaluate", "run", "--json", cwd=tmp_path).out)
     assert after["view"] == 1 and after["accuracy"] > 0.6
     assert run.joinpath("nodes").is_dir()
 
 
-def test_stories260k_on_tofu(shared_data: Path, tmp_path: Path, command: Command) -> None:
+def test_stories260k_on_tofu(shared_data: Path, tmp_path: Path, command: Run) -> None:
     with gzip.open(shared_data / "tofu/full.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file][:400]
     for name, part in (("private", rows[:320]), ("public", rows[320:])):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,9 @@ from s3t.run.repair import reason, repair_apart
 from s3t.service import S3T
 from s3t.training.retrain import from_scratch
 from tests.conftest import Run
+from tests.support.commands import Run
 from tests.support.small_runs import nodes, start
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
 QUESTIONS = [{"text": "person 4 says 5"}]
 
 
@@ -151,7 +149,7 @@ def test_from_the_command_line(run: RunDir, s3t: Run, tmp_path: Path) -> None:
 
 @pytest.mark.heavy
 def test_two_processes_of_accelerate_repair_to_the_same_bytes(
-    run: RunDir, command: Command, tmp_path: Path
+    run: RunDir, command: Run, tmp_path: Path
 ) -> None:
     delete(run, "p03", "p09")
     done = command("repair", run.root, "--num_processes", "2", "--cpu")
