@@ -16,7 +16,6 @@ from s3t.run.opened import OpenRun
 from s3t.run.repair import reason, repair_apart
 from s3t.service import S3T
 from s3t.training.retrain import from_scratch
-from tests.conftest import Run
 from tests.support.commands import Run
 from tests.support.small_runs import nodes, start
 
