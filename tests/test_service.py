@@ -226,13 +226,16 @@ def test_an_answer_that_saw_nothing_deleted_may_be_of_the_old_view(
 def test_another_one_deletes_while_an_answer_is_computed(
     service: S3T, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, digits_run: Path
 ) -> None:
-    """As another process would: it does not know of our answer, so we look again."""
+    """As another process would: it waits for our answer, which is computed again."""
     blocked = Blocked(monkeypatch)
     asked = Background(lambda: service.predict(images))
     assert blocked.inside.wait(PATIENCE)
     with S3T.load(digits_run) as other:
-        other.deactivate([one_of_each(digits_run)[2, 1][0]])
-    blocked.go_on.set()
+        deleting = Background(lambda: other.deactivate([one_of_each(digits_run)[2, 1][0]]))
+        wait_for(lambda: other.status().view == 1)
+        assert deleting.thread.is_alive(), "an answer on the view before is under way"
+        blocked.go_on.set()
+        assert deleting.done().effective_at is not None
     answer = asked.done()
     assert answer[0].view == 1
     with S3T.load(digits_run) as fresh:
