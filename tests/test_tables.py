@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 
+from s3t.cli import tables
 from s3t.config import AggregationConfig, SequencesConfig, SourceConfig
 from s3t.config.section import Section
 from s3t.data.sources import FORMATS
 from s3t.plan.strategies.registry import STRATEGIES
 from s3t.serving.ensemble.members import METHODS, WEIGHTS, aggregate
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
@@ -33,3 +38,9 @@ def test_a_table_has_the_names_of_the_config(
 def test_an_unknown_method_is_no_mean() -> None:
     with pytest.raises(KeyError, match="median"):
         aggregate(torch.zeros(2, 3, 4), torch.ones(2) / 2, "median")
+
+
+def test_every_kind_of_entry_of_the_log_has_a_line() -> None:
+    sources = [path.read_text() for path in (ROOT / "s3t" / "ledger").rglob("*.py")]
+    kinds = {kind for text in sources for kind in re.findall(r'append\(\w+, "(\w+)"', text)}
+    assert kinds == set(tables._ENTRIES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
@@ -266,24 +266,26 @@ def _changes(receipt: Receipt, word: str) -> Iterator[str]:
             yield f"shard {change.shard}: served {before}, {word} {after}"
 
 
+_ENTRIES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "samples": lambda body: f"{body['registered']} registered",
+    "plan": lambda body: (
+        f"generation {body['generation']}, of the samples left at view {body['view']}"
+    ),
+    "force": lambda body: f"generation {body['generation']} in force from view {body['view']}",
+    "nodes": lambda body: f"{body['nodes']} nodes trained, digest {body['digest'][:12]}…",
+    "announced": lambda body: f"{body['nodes']} nodes new or scored again, view {body['view']}",
+    "deletion": lambda body: (
+        f"request {shown(body['request_id'])}: {len(body['deleted'])} samples, view {body['view']}"
+    ),
+    "effective": lambda body: f"request {shown(body['request_id'])}",
+    "purge": lambda body: f"{len(body['nodes'])} nodes, {body['rows']} rows, view {body['view']}",
+}
+"""Kind of an entry of the log → what it says, in a line."""
+
+
 def log_line(entry: Any) -> str:
     """One entry of the log."""
-    body = entry.body
-    told = {
-        "samples": lambda: f"{body['registered']} registered",
-        "plan": lambda: (
-            f"generation {body['generation']}, of the samples left at view {body['view']}"
-        ),
-        "force": lambda: f"generation {body['generation']} in force from view {body['view']}",
-        "nodes": lambda: f"{body['nodes']} nodes trained, digest {body['digest'][:12]}…",
-        "deletion": lambda: (
-            f"request {shown(body['request_id'])}: {len(body['deleted'])} samples, "
-            f"view {body['view']}"
-        ),
-        "effective": lambda: f"request {shown(body['request_id'])}",
-        "purge": lambda: f"{len(body['nodes'])} nodes, {body['rows']} rows, view {body['view']}",
-    }[entry.kind]()
-    return f"{entry.number:5d}  {entry.at}  {entry.kind:9s}  {told}"
+    return f"{entry.number:5d}  {entry.at}  {entry.kind:9s}  {_ENTRIES[entry.kind](entry.body)}"
 
 
 def purge_lines(found: Any) -> Iterator[str]:

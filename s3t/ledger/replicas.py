@@ -1,4 +1,4 @@
-"""Who answers: the replicas of a run, and which view each has left all older ones for.
+"""Who answers: the replicas of a run, and the oldest view from which each still answers.
 
     replica   join ─► beat, beat, … ─► left(view) ─► … ─► leave
     deletion  commit (accepted) ─► no replica behind its view ─► effective

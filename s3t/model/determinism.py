@@ -2,7 +2,8 @@
 
     product of a row       has the same bytes in products of 8 rows and more (MKL is pinned, see
                            ``s3t.system.pinned``); fewer rows are filled up with zeros
-    element-wise function  a tail that fills no vector is rounded otherwise, so there is none
+    element-wise function  numbers that do not fill a vector register are rounded otherwise, so
+                           widths at which some are left over are computed row by row
     rows in a pass         passed together only where each has the bytes that it has alone
     random numbers         numpy's Philox, the same on every processor
 

@@ -4,9 +4,9 @@
     follower   told of a change ─► take the view up ─► answers on older ones end ─► say so
     settler    tell the store ─► write down which deletions are effective
 
-Invariant: ``holds`` is True only while no deletion can have been called effective without this
-process having left the view that it hit (``s3t.ledger.replicas`` says why). While the ledger cannot
-be reached the lease runs on. Once it has run out, ``holds`` is False until there is a new one.
+Invariant: while ``holds`` is True, every deletion that is told to be effective hit a view from
+which this process no longer answers (``s3t.ledger.replicas`` says why). While the ledger cannot be
+reached the lease runs on. Once it has run out, ``holds`` is False until there is a new one.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ and by switches, and a switch is not always seen. So the training code takes a s
 the recipe, in the first two stages, and the digest of all that it computed is part of the
 environment.
 
-Invariant: what changes a bit of training changes the environment. A needless other one costs
-nothing but a name; a missed one would give other bytes under one key.
+Invariant: what changes a bit of training changes the environment. To tell two
+environments apart without need costs nothing but a name; to take two for one would give other bytes
+under one key.
 """
 
 from __future__ import annotations

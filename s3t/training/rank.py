@@ -7,7 +7,8 @@
 A process needs none of the others to train: it reads from the store what there is and what it may
 take. So no process group is opened between them, and no process that dies can break or hold up
 another; of ``accelerate launch`` this needs the environment alone. Where ``stage.processes`` train
-a node together (``process_group``), a rank is a group's, and its first process schedules for all.
+a node together (``process_group``), one rank stands for each group of processes, and the first of
+them schedules for the group.
 
 Invariant: exactly one process of rank 0 prepares the run, and exactly one of each machine speaks.
 """

@@ -3,8 +3,9 @@
     data ─► rows of deleted samples left out ─► retrain: lineage of a node, in another store
                                             └─► from_scratch: a new run in another folder
 
-A node belongs to the environment in which it was trained. Here those of this process's are trained
-again; what they grew on that is of another is taken from the run's own file.
+A node belongs to the environment in which it was trained. Nodes of this
+process's environment are trained again. An ancestor of theirs that was trained in another one is
+read from the run's own file.
 
 Invariant: nothing of the run is written to, and no row of a deleted sample is in memory when the
 training starts; equal bytes therefore show that the surviving node has never depended on one.

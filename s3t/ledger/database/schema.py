@@ -11,14 +11,14 @@
                follows from it alone (``log/state``), so no index is on it
     nodes      digest of the weights of every node, as first seen by who trained them, with its
                score and the digest of the public rows that it was scored on
-    replicas   who answers, and which view they have all left older ones for
+    replicas   who answers, and a view before which none answers any more
     jobs       large deletions: the ids that they name until they are done, and not a moment longer
     callbacks  URLs that are still to be told of a deletion, in the order in which they are told
     claims     which process works at which of them, and its signs of life
     run        ``view``, the ``secret`` of the hashes, digest of the samples
 
-Invariant: there is one schema. A ledger of another is refused; tables that are read by their key
-are kept by it, so that there is no index of keys that could be stale.
+Invariant: there is one schema. A ledger of another is refused; a table that is read by its
+key has no rowid (SQLite), so its rows lie in the order of the key, and no index can disagree.
 """
 
 from __future__ import annotations

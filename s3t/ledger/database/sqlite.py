@@ -10,9 +10,9 @@ committed pages (https://www.sqlite.org/wal.html#walresetbug). Here that never h
 version: SQLite starts no checkpoint by itself (``wal_autocheckpoint = 0``), and ours hold the lock
 file that every writer holds. The last connection that closes makes one too, when no other is there.
 
-A write-ahead log of which a bit has changed ends there for SQLite, without a word: deletions would
-be undone. So the last entry that a writer was through with is told in the lock file too, synced
-before it is acknowledged, and a log that lacks it is refused.
+SQLite reads a write-ahead log up to the first frame whose checksum is wrong, and reports nothing: a
+changed bit would undo the deletions behind it. So the last entry that a writer was through with is
+told in the lock file too, synced before it is acknowledged, and a log that lacks it is refused.
 
 Invariant: a writer takes the lock at its start; write-ahead log, synchronous FULL. The file that
 was opened is the file at its path, looked at before and after everything that is done.

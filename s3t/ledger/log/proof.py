@@ -129,7 +129,11 @@ def _requests(connection: sa.Connection, made: dict[int, tuple[Any, ...]]) -> li
 
 
 def _nodes(connection: sa.Connection, state: LogState, trained: bool) -> list[str]:
-    """Nodes against the one digest over them, unless some came since (``trained``, or more)."""
+    """Nodes against the digest over all of them that the log holds.
+
+    They are not compared if nodes came since: a plan was made after the digest (``trained``), or
+    there are more than it was computed over.
+    """
     if state.sealed is None or trained:
         return []
     seen, sealed = generations.witnessed(connection), state.sealed

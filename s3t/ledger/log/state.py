@@ -6,8 +6,8 @@ What may be served follows from this alone. There is no table of hits beside it 
 log, so a page that a database loses, or a row that someone edits, breaks the chain or contradicts
 the view counter; it never changes in silence what is served.
 
-Invariant: an entry that a process has read stays the same for it. A ledger in which it is missing
-or another one was replaced, or is an older copy.
+Invariant: an entry that a process has read never changes for it. If the entry is missing or
+differs, the ledger was replaced or is an older copy, and is refused.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ class LogReader:
         return behind or self._database.read(_HEAD) != known.digest
 
     def connection(self) -> AbstractContextManager[sa.Connection]:
-        """A transaction that reads tables alone, whatever the log says."""
+        """A transaction for tables that need no look at the log."""
         return self._database.transaction()
 
     def tell(self, connection: sa.Connection) -> None:

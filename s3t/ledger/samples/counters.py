@@ -3,8 +3,8 @@
     registration, migration ──count──► slots, copies ◄──take── every deletion, in its transaction
 
 Invariant: the counters are at every moment what a recount of all samples, purged ones included,
-would give, so none is needed: a deletion costs what it names, and the state of a run what
-it has slots.
+would give. So a deletion takes time that grows with the samples that it names, and the state of a
+run time that grows with its slots, not with its samples.
 """
 
 from __future__ import annotations

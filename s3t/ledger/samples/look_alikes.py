@@ -1,7 +1,7 @@
 """Names that look alike: the same but for case, blanks, and how letters are written in Unicode.
 
-    register, add ─► names that are not their own plain form ─► lookalikes
-    a request     ─► plain forms of what it names ─► others with these forms ─► how many live
+    register, add ─► names that normalising changes ─► lookalikes
+    a request     ─► its names, normalised ─► other names of the same form ─► how many live
 
 Invariant: ids and subjects are compared byte for byte, and none is deleted for looking like
 another; so a request is told how many samples it may have meant too. A purge removes the names.

@@ -145,8 +145,11 @@ class SetTree:
         self._coverage.reset(mask for mask in prefixes if mask)
 
     def _reach(self, left: float) -> dict[int, list[int]]:
-        """From the size of the deepest set within ``left`` to the sets where its chain may
-        start."""
+        """Where a chain of sets may start, by the size of the deepest set that can be paid for.
+
+        Args:
+            left: what is left of the budget.
+        """
         reach: dict[int, list[int]] = {}
         deepest = []
         for size in range(len(self._costs) + 1):

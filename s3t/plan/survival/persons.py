@@ -9,8 +9,8 @@ system with the last shard.
 
 Invariant: draws are exact. The first hits of the living first slices are drawn. The number of
 requests by then is the number of those hits plus a binomial number of all other persons, whose
-times do not depend on them: n − 1 since the first hit of a living slice, n since the start in other
-slots.
+times do not depend on them. In a living first slice these are the n − 1 persons left, counted from
+its first hit; in every other slot all n, counted from the start.
 """
 
 from __future__ import annotations

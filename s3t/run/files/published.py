@@ -8,9 +8,10 @@ Each deletion is an object of its own that never changes and follows from the le
 several processes may tell at the same time, and none can take back what another has told.
 
 Invariants: what is read is what was told, proved by a digest, and no deletion before the last one
-is missing. Each names its entry in the log, which commits to all before it; so where the last one
-told is in the ledger, the others are. A store belongs to the ledger that claimed it: another one,
-or one that does not hold what was told from here, is refused before it puts anything there.
+is missing. Each names its entry in the log, which commits to all entries before it; so a ledger
+that holds the entry of the last deletion told holds those of all. A store belongs to the ledger
+that claimed it: another one, or one that does not hold what was told from here, is refused before
+it puts anything there.
 """
 
 from __future__ import annotations

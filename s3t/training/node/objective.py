@@ -6,8 +6,8 @@ A lane is one of the G nodes that are stacked in a step.
                               ─► classes: the lanes' heads          ─► cross entropy of a row
                               ─► language: the base's frozen head   ─► that of each next token
 
-Invariant: a lane's loss is a mean over its own rows (or tokens) of the whole step, so the other
-lanes of the group and the passes that the step is cut into do not change what it is.
+Invariant: a lane's loss is a mean over its own rows (or tokens) of the whole step, so it
+depends neither on the other lanes nor on how many passes the step is divided into.
 """
 
 from __future__ import annotations
