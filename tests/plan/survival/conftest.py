@@ -1,44 +1,17 @@
-"""What simulations are compared with: every course that the requests can take, and its chance."""
+"""What survival is compared with."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from itertools import product
+from collections.abc import Callable
 
 import pytest
 
 from s3t.plan.survival.stream import Stream
-
-Courses = Iterator[tuple[float, tuple[int, ...]]]
-
-
-def _courses(stream: Stream, horizon: int) -> Courses:
-    weights = stream.weights.ravel().tolist()
-    if stream.samples is None:
-        for slots in product(range(len(weights)), repeat=horizon):
-            chance = 1.0
-            for slot in slots:
-                chance *= weights[slot]
-            yield chance, slots
-        return
-    left = Counter({slot: int(size) for slot, size in enumerate(weights)})
-
-    def going_on(chance: float, slots: tuple[int, ...]) -> Courses:
-        if len(slots) == min(horizon, stream.samples or 0):
-            yield chance, slots
-            return
-        total = left.total()
-        for slot, count in list(left.items()):
-            if count:
-                left[slot] -= 1
-                yield from going_on(chance * count / total, (*slots, slot))
-                left[slot] += 1
-
-    yield from going_on(1.0, ())
+from tests.harness.courses import Courses
+from tests.harness.courses import courses as all_courses
 
 
 @pytest.fixture(scope="session")
 def courses() -> Callable[[Stream, int], Courses]:
-    """``courses(stream, horizon)``: chance and slots hit, for every course of so many requests."""
-    return _courses
+    """``courses(stream, horizon)``, see ``tests.harness.courses``."""
+    return all_courses
