@@ -149,16 +149,17 @@ def _quantized(config: Config) -> dict[str, Any]:
     """Options with which transformers loads a base in 8 or 4 bits. It is quantized on the CPU, even
     if it moves to a GPU later, so that its bytes are the same on all machines."""
     dtype = getattr(torch, config.model.dtype)
-    bits: dict[str, Any] = {"load_in_8bit": True}
-    if config.model.quantization == "4bit":
-        bits = {
+    bits: dict[str | None, dict[str, Any]] = {
+        "8bit": {"load_in_8bit": True},
+        "4bit": {
             "load_in_4bit": True,
             "bnb_4bit_quant_type": "nf4",
             "bnb_4bit_use_double_quant": False,
             "bnb_4bit_compute_dtype": dtype,
-        }
-    kind: Any = BitsAndBytesConfig
-    return {"quantization_config": kind(**bits), "dtype": dtype, "device_map": {"": "cpu"}}
+        },
+    }
+    options: Any = BitsAndBytesConfig(**bits[config.model.quantization])
+    return {"quantization_config": options, "dtype": dtype, "device_map": {"": "cpu"}}
 
 
 def _encoder(

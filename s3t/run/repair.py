@@ -46,6 +46,7 @@ def reason(opened: OpenRun, now: datetime | None = None) -> str | None:
         if age < timedelta(days=policy.every_days):
             return None
         return f"the last plan is {age / timedelta(days=1):.1f} days old"
+    assert policy.when == "forecast", policy.when
     found = run_forecast(opened, now=now)
     ahead: Outlook | None = getattr(found, policy.event)
     event = policy.event.replace("_", " ")
