@@ -12,10 +12,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from s3t.run import RunDir
 from s3t.run.deletion import delete
 from s3t.run.opened import OpenRun
 from s3t.serving.predictor import Prediction, Predictor
+from tests.support.waiting import until
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 60.0
@@ -663,11 +664,7 @@ def test_another_ones_deletion_frees_memory_at_the_next_answer(
     assert model is not None and not set(dead) & model._tensors.keys()
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 30) -> None:
-    limit = time.monotonic() + seconds
-    while not what() and time.monotonic() < limit:
-        time.sleep(0.01)
-    assert what()
+wait_for = partial(until, seconds=30)
 
 
 def test_one_that_is_asked_nothing_follows_what_others_delete_and_purge(

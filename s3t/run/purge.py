@@ -138,14 +138,14 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
             run.notices().tell(ledger, anew=True)
             _wait_for_trainers(run, alone, locked)
         view = ledger.view()  # what dies after this look is left to the next purge
-        doomed = _dead(run, ledger)
+        doomed, gone = _dead(run, ledger), ledger.deleted.all()
         exports = ExportRecords(run.root).all()
         left, nodes_store = _nodes(run, doomed, dry_run)
         stores = [nodes_store]
         stores += [_exported(run, one, ledger, doomed, dry_run) for one in exports]
         stores += _plans(run, dry_run)
         stores += _caches(run, alone, dry_run)
-        stores += [_scratch(run, dry_run), *_left_alone(run, ledger, ledger.deleted.all())]
+        stores += [_scratch(run, dry_run), *_left_alone(run, ledger, gone)]
         stores.append(_jobs(ledger, dry_run))
         rows, kept = ledger.deleted.unpurged(view), ""
         nodes = sorted((doomed.there | (set(ledger.plans.nodes()) & doomed.keys)) - left)
@@ -171,7 +171,7 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
             dry_run=dry_run,
             nodes=tuple(sorted(doomed.there - left)),
             stores=tuple(stores),
-            own_files=tuple(_own_files(run.config(), ledger.deleted.all())),
+            own_files=tuple(_own_files(run.config(), gone)),
             out_of_reach=(
                 *_OUT_OF_REACH,
                 *((_OF_ENGINES,) if exports else ()),

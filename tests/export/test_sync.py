@@ -27,6 +27,7 @@ from s3t.service import S3T
 from tests.conftest import Run
 from tests.support.deletions import emptied, shortened
 from tests.support.stand_in import StandIn
+from tests.support.waiting import until
 
 LOAD = {"vllm": "/v1/load_lora_adapter", "sglang": "/load_lora_adapter"}
 UNLOAD = {"vllm": "/v1/unload_lora_adapter", "sglang": "/unload_lora_adapter"}
@@ -269,7 +270,7 @@ def test_forgotten_is_what_neither_runs_nor_waits(
     shortened(service, 0)
     under_way(engine, first, 2, 5)
     thread, told = in_background(sync)
-    _until(lambda: first not in engine.loaded)
+    until(lambda: first not in engine.loaded)
     time.sleep(0.5)
     assert not told and {*engine.loaded} == {second}, "nothing is loaded before it is over"
     engine.queued.clear()
@@ -366,14 +367,14 @@ def test_one_that_never_answers_holds_no_other(service: S3T, engine: StandIn, ou
         else None
     )
     thread, told = in_background(sync)
-    _until(lambda: told)
+    until(lambda: bool(told))
     assert told[0].name == second and told[0].seconds < 1.5
     thread.join(30)
     let_go.set()
     done = told[-1]
     assert (done.forgotten, done.exit_code) == ((second,), 5) and first in done.problems[0]
     assert len(done.loaded) == 2, "what lives is loaded"
-    _until(lambda: first not in engine.loaded)
+    until(lambda: first not in engine.loaded)
     assert sync.sync().exit_code == 0
 
 
@@ -400,7 +401,7 @@ def test_a_deletion_comes_before_what_the_engine_is_asked(
     thread, told = in_background(sync)
     time.sleep(0.3)
     shortened(service, 0)
-    _until(lambda: first not in vllm.loaded)
+    until(lambda: first not in vllm.loaded)
     slow.set()
     thread.join(20)
     assert (told[0].name, told[-1].exit_code) == (first, 0)
@@ -490,7 +491,7 @@ def test_a_load_under_way_is_waited_for_by_what_ends_with_it(
     thread, told = in_background(kept(service, engine, out))
     assert reading.wait(20)
     (name,) = {name for _, route, name in engine.calls if route == LOAD[engine.target]}
-    _until(lambda: not engine.loaded)
+    until(lambda: not engine.loaded)
     shortened(service, 0)
     shortened(service, 1)
     threading.Timer(0.5, go_on.set).start()
@@ -511,9 +512,9 @@ def test_a_deletion_does_not_wait_for_an_adapter_that_is_loaded(
         let_go.wait(20) and None if route == LOAD["vllm"] and body["lora_name"] == second else None
     )
     thread, told = in_background(sync)
-    _until(lambda: ("POST", LOAD["vllm"], second) in vllm.calls[-3:])
+    until(lambda: ("POST", LOAD["vllm"], second) in vllm.calls[-3:])
     shortened(service, 0)
-    _until(lambda: any(isinstance(one, EndedAdapter) for one in told))
+    until(lambda: any(isinstance(one, EndedAdapter) for one in told))
     assert told[0].name == first and not let_go.is_set()
     let_go.set()
     thread.join(20)
@@ -771,10 +772,10 @@ def test_watching_follows_the_ledger(
     thread = threading.Thread(target=follow)
     thread.start()
     try:
-        _until(lambda: any(isinstance(one, Watching) for one in told))
+        until(lambda: any(isinstance(one, Watching) for one in told))
         dead = next(iter(vllm.loaded))
         shortened(service, 0)
-        _until(lambda: dead not in vllm.loaded and len(vllm.loaded) == 2)
+        until(lambda: dead not in vllm.loaded and len(vllm.loaded) == 2)
     finally:
         ended.set()
         shortened(service, 1)  # so that it looks once more
@@ -784,10 +785,3 @@ def test_watching_follows_the_ledger(
     assert len(served[2]) == 1, "told before anything was loaded"
     assert all(one.exit_code == 0 for one in told if isinstance(one, Sync))
     assert (told[1].view, told[1].every, told[2].name) == (told[0].view, 30.0, dead)
-
-
-def _until(true: Any) -> None:
-    limit = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < limit, "it takes too long"
-        time.sleep(0.01)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from s3t.ledger.log import chain
 from s3t.ledger.replicas import Lease, Observer, Replica
 from s3t.run import RunDir
 from s3t.service import S3T
+from tests.support.waiting import until
 
 LEASE = 60.0
 """So long that no test waits for its end, or loses it on a busy machine."""
@@ -83,11 +85,7 @@ def cut_off(service: S3T, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]
     return back
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 10) -> None:
-    limit = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < limit, "it takes too long"
-        time.sleep(0.01)
+wait_for = partial(until, seconds=10)
 
 
 def test_a_replica_has_a_seat_until_it_closes(join: Join, service: S3T) -> None:
