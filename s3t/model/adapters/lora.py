@@ -88,7 +88,8 @@ class Bank:
         scale: alpha / rank.
         dropout: probability with which an adapter's input is dropped, in training.
         generators: one source of dropout per lane; empty outside training.
-        merged: (layer, path) → base weight and adapter in one, [G, inputs, outputs].
+        merged: (layer, path) → base weight and adapter in one, [G, inputs, outputs]; a pair of the
+            same place is added to it.
         part: which rows of each lane's batch these are, for random numbers that are drawn by row.
         recompute: whether a layer keeps only its input, and is run again in the backward pass.
         inference: layer → the whole layer with these adapters, for answers to few rows, of hidden
@@ -170,8 +171,9 @@ class StackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         bank = _IN_FORCE.bank
         if bank is not None and (merged := bank.merged.get(self.place)) is not None:
-            return self._merged(x, merged, bank.lanes)
-        out: Tensor = self.inner(x)
+            out = self._merged(x, merged, bank.lanes)
+        else:
+            out = self.inner(x)
         pair = bank.pairs.get(self.place) if bank is not None else None
         if bank is None or pair is None:
             return out
