@@ -90,7 +90,7 @@ class LoraConfig(Section):
         16.0, description="the product of an adapter is multiplied by alpha / rank"
     )
     targets: Literal["auto"] | tuple[str, ...] = Field(
-        "auto", description="names of the adapted maps; auto: query and value projections"
+        "auto", description="names of the adapted maps; auto: all linear maps of the layers"
     )
     dropout: Fraction = Field(0.0, description="share of an adapter's inputs that is dropped")
 
