@@ -129,7 +129,7 @@ def digits_training(once: Once) -> tuple[Path, Said]:
     """A tiny digits run, trained by ``s3t train --json`` without ``output``, and what that said."""
 
     def fill(folder: Path) -> None:
-        done = process("train", ROOT / "configs/digits.yaml", *TINY, "--json", cwd=folder)
+        done = here("train", ROOT / "configs/digits.yaml", *TINY, "--json", cwd=folder)
         assert done.code == 0, done.err
         (folder / "said.json").write_text(json.dumps([done.code, done.out, done.err]))
 
