@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from s3t.errors import InputError, UnavailableError
-from s3t.export import questions
 from s3t.export.sync import (
     EndedAdapter,
     EngineClient,
@@ -48,7 +47,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "_PAUSE", 0.01)
     monkeypatch.setattr(ending, "_PAUSE", 0.02)
     monkeypatch.setattr(ending, "_LONGEST", 0.1)
-    monkeypatch.setattr(questions, "_ROWS", 4)
 
 
 @pytest.fixture(params=["vllm", pytest.param("sglang", marks=pytest.mark.heavy)])
