@@ -273,9 +273,12 @@ def _kept(run: RunDir, ledger: Ledger) -> tuple[frozenset[NodeKey], frozenset[No
     """Keys of the nodes that live, and of all in these plans."""
     kept: set[NodeKey] = set()
     known: set[NodeKey] = set()
-    serving = run.plans.find(lambda: ledger.plans.in_force().plan), ledger.plans.in_force()
-    training = run.plans.find(lambda: ledger.plans.newest().plan), ledger.plans.newest()
-    for plan, state in (serving, training):
+    plan, state = run.plans.find(lambda: ledger.plans.in_force().plan), ledger.plans.in_force()
+    found, newest = [(plan, state)], ledger.plans.newest()
+    if (newest.plan, newest.hits) != (plan.digest, state.hits):  # a repair is under way
+        newer = run.plans.find(lambda: ledger.plans.newest().plan)
+        found.append((newer, ledger.plans.newest()))
+    for plan, state in found:
         hits = set(state.hits)
         for node in plan.forest:
             known.add(node.key)
