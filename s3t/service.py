@@ -406,10 +406,14 @@ class S3T:
     def evaluate(self) -> Evaluation:
         """Accuracy, or perplexity for a language model, on the public test data.
 
+        Waits until weights of the view in force are fitted, if they are to be.
+
         Raises:
             ExhaustedError, IntegrityError: as ``predict``.
         """
-        return self.serving.answer(self.serving.model().evaluation)
+        model = self.serving.model()
+        self.serving.settle_weights()
+        return self.serving.answer(model.evaluation)
 
 
 def pipeline(run: str | Path, **options: Any) -> Pipeline:

@@ -40,6 +40,8 @@ from s3t.types import Draw, NodeKey
 if TYPE_CHECKING:
     from s3t.plan import Plan
     from s3t.serving.ensemble.ensemble import Ensemble
+    from s3t.serving.ensemble.mixture import Mixture
+    from s3t.serving.fitting import WeightFitter, WeightState
     from s3t.serving.generation.completion import Completion
     from s3t.serving.predictor import Predictor
     from s3t.store import Stamp
@@ -69,6 +71,7 @@ class Serving:
         self._has_served = False
         self._catching: threading.Thread | None = None
         self._behind = False
+        self._fitter: WeightFitter | None = None
         self.lease: ReplicaLease | None = None
 
     def model(self) -> Predictor:
@@ -86,6 +89,7 @@ class Serving:
                 opened = self._opened
                 opened.prove_ledger()
                 self._model = Predictor(opened.run, opened.config, opened.plan)
+                self._fitter = self._fitter_of(self._model)
             return self._model
 
     # ── as a replica ─────────────────────────────────────────────────────────────────────────
@@ -120,6 +124,8 @@ class Serving:
             self.lease.close()
         if self._catching is not None:
             self._catching.join()
+        if self._fitter is not None:
+            self._fitter.wait()
 
     @property
     def lease_left(self) -> float | None:
@@ -251,6 +257,60 @@ class Serving:
                 self._model.keep_only(lambda _: False)
             self._swap(self._model, again)
 
+    # ── weights ──────────────────────────────────────────────────────────────────────────────────
+
+    def settle_weights(self) -> None:
+        """Put the ledger's view in force, and wait until it has its fitted weights, if it is to
+        have any, or until they were given up. Answers do not wait for that.
+
+        Raises:
+            S3TError: no view can be put in force.
+        """
+        self._views.unpin(self._pin(self.model()))
+        if self._fitter is not None:
+            self._fitter.wait()
+
+    @property
+    def weights(self) -> WeightState | None:
+        """How fitted weights are in this process; None if none are to be fitted, or nothing has
+        been answered yet."""
+        return None if self._fitter is None else self._fitter.state(self._views.current)
+
+    def _fitter_of(self, model: Predictor) -> WeightFitter | None:
+        """What fits the weights of views; None if the config asks for others."""
+        if self._opened.config.aggregation.weights != "public":
+            return None
+        from s3t.serving.fitting import WeightFitter
+        from s3t.serving.weights import PublicWeights, no_evidence
+
+        store = self._opened.run.store
+        public = PublicWeights(self._opened, model, getattr(store, "evidence", no_evidence))
+
+        def put(served: ServingView, mixture: Mixture) -> None:
+            with self._lock:
+                self._put_weighted(model, served, mixture)
+
+        return WeightFitter(
+            lambda served: public.of(served.view, served.nodes, served.mixture),
+            lambda served: self._views.current is served,
+            put,
+        )
+
+    def _put_weighted(self, model: Predictor, served: ServingView, mixture: Mixture) -> None:
+        """Put a view in force again with its weights, unless another one is. Needs ``_lock``."""
+        if self._views.current is not served or served.mixture == mixture:
+            return
+        uniform = served.uniform or served.ensemble
+        assert uniform is not None  # else nothing was fitted
+        new = replace(
+            served,
+            ensemble=model.weighted(uniform, mixture),
+            mixture=mixture,
+            uniform=uniform,
+            readers=0,
+        )
+        self._views.put(new, self._opened.is_alive)
+
     # ── answers ──────────────────────────────────────────────────────────────────────────────
 
     def answer(self, compute: Callable[[Ensemble, int], Result]) -> Result:
@@ -379,12 +439,14 @@ class Serving:
         if current is not None and current.view == view and not again:
             return
         if current is not None and current.nodes == nodes and not again:
-            ensemble, files = current.ensemble, current.files
+            new = replace(current, view=view, readers=0)  # its weights are of the same nodes
         else:
             known = {} if current is None or again else current.files
-            nodes, ensemble, files = self._build(model, nodes, plan, known)
-        self._views.put(ServingView(view, nodes, ensemble, files), self._opened.is_alive)
+            new = ServingView(view, *self._build(model, nodes, plan, known))
+        self._views.put(new, self._opened.is_alive)
         self._has_served = True
+        if self._fitter is not None and any(new.nodes):
+            self._fitter.begin(new)
         model.keep_only(self._opened.is_alive)
         if left := self._opened.forget_copies():
             _log.error("copies of dead nodes cannot be removed: %s", ", ".join(left))

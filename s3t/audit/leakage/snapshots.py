@@ -32,6 +32,7 @@ from s3t.plan.schedule import Schedule
 from s3t.plan.trie import Node
 from s3t.run import RunDir
 from s3t.serving.ensemble.ensemble import Ensemble, Member
+from s3t.serving.ensemble.members import base_member
 from s3t.store import write_durably
 from s3t.store.content import tensors_of
 from s3t.training.prepare.adapt import public_head
@@ -185,7 +186,7 @@ def _serving(
     members = [_member(run, plan, node, config) for node in prefixes if node is not None]
     if not members and config.aggregation.on_exhausted == "base":
         head = read_public_head(evidence.run.head_path, plan.base) if plan.recipe["labels"] else {}
-        members = [Member(0, base.depth, head, 1)]
+        members = [base_member(base.depth, head)]
     return _ensemble(evidence, base, members) if members else None
 
 
