@@ -18,7 +18,6 @@ import sqlalchemy as sa
 from s3t.ledger.database import schema
 from s3t.ledger.database.database import Database
 from s3t.ledger.log.state import LogReader
-from s3t.types import Digest
 
 __all__ = ["RecordedWeights", "forget_weights"]
 
@@ -33,17 +32,19 @@ class RecordedWeights:
         self._reader, self._database = reader, database
 
     def read(self) -> dict[str, Any] | None:
-        """What is recorded: ``of`` (digest of what it was fitted on), ``view``, and the values that
-        were given; None if nothing is, or it cannot be understood."""
+        """What is recorded: ``of`` (what it was fitted on), ``view``, and the ``values`` that were
+        given; None if nothing is, or it cannot be understood."""
         with self._database.transaction() as connection:
             return _read(connection)
 
-    def record(self, view: int, of: Digest, values: dict[str, Any]) -> dict[str, Any] | None:
+    def record(
+        self, view: int, of: dict[str, Any], values: dict[str, Any]
+    ) -> dict[str, Any] | None:
         """Record values; the first ones of what they were fitted on win.
 
         Args:
             view: at which they were fitted.
-            of: digest of what they were fitted on.
+            of: what they were fitted on, as JSON values: ``nodes`` by key, and the rest.
             values: JSON values.
 
         Returns:
@@ -70,6 +71,7 @@ def _read(connection: sa.Connection) -> dict[str, Any] | None:
         found = json.loads(schema.value(connection, _KEY) or "null")
     except ValueError:
         return None
-    if not isinstance(found, dict) or not isinstance(found.get("values"), dict):
+    if not isinstance(found, dict) or not isinstance(found.get("view"), int):
         return None
-    return found if {"of", "view"} <= found.keys() else None
+    parts = found.get("of"), found.get("values")
+    return found if all(isinstance(part, dict) for part in parts) else None

@@ -276,6 +276,11 @@ class Serving:
         been answered yet."""
         return None if self._fitter is None else self._fitter.state(self._views.current)
 
+    def fitted(self, view: int) -> Mixture | None:
+        """The fitted weights of the view in force, if it is this one and has them."""
+        current = self._views.current
+        return current.mixture if current is not None and current.view == view else None
+
     def _fitter_of(self, model: Predictor) -> WeightFitter | None:
         """What fits the weights of views; None if the config asks for others."""
         if self._opened.config.aggregation.weights != "public":

@@ -67,16 +67,27 @@ class Evaluation:
         value: the figure.
         samples: test rows.
         view: the view that answered.
+        base: the same figure of the base alone; None without a head that could answer.
+        validation: fitted weights of the shards that serve, in their order, and of the base, with
+            the likelihood of the public validation rows; None while weights are not fitted.
     """
 
     metric: str
     value: float
     samples: int
     view: int
+    base: float | None = None
+    validation: Mixture | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, the figure under its own name."""
-        return {self.metric: self.value, "samples": self.samples, "view": self.view}
+        return {
+            self.metric: self.value,
+            "samples": self.samples,
+            "view": self.view,
+            "base": self.base,
+            "validation": None if self.validation is None else self.validation.to_dict(),
+        }
 
 
 class Predictor:
@@ -109,6 +120,7 @@ class Predictor:
         if torch.cuda.is_available():
             self._base.to(torch.device("cuda"))
         self._alone: Member | None = None
+        self._base_value: float | None = None
         if head is not None:
             held = {name: tensor.to(self._base.device) for name, tensor in head.items()}
             self._alone = base_member(self._base.depth, held)
@@ -351,6 +363,14 @@ class Predictor:
         assert isinstance(self._encoder, TextEncoder)
         # tried before a view is pinned: a deletion does not wait for it
         return TextGenerator(self._encoder, find_kv_steps(self._base))
+
+    def base_value(self) -> float | None:
+        """The metric of the base alone on the public test rows; None without a head."""
+        if self._alone is None:
+            return None
+        if self._base_value is None:
+            self._base_value = self.evaluation(self.base_ensemble(), 0).value
+        return self._base_value
 
     def evaluation(self, ensemble: Ensemble, view: int) -> Evaluation:
         """The metric on the public test rows."""

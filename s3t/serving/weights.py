@@ -25,7 +25,7 @@ from s3t.errors import S3TError
 from s3t.plan.trie import Node
 from s3t.serving.ensemble.mixture import DIGITS, Mixture, fit
 from s3t.training.node.rows import LabelledSet, encode_rows
-from s3t.types import Digest, NodeKey, digest
+from s3t.types import Digest, NodeKey
 
 if TYPE_CHECKING:
     from s3t.run.opened import OpenRun
@@ -80,14 +80,15 @@ class PublicWeights:
         keys = [node.key for node in nodes if node is not None]
         rows, encoded = self._public()
         method = self._opened.config.aggregation.method
-        of = digest([list(keys), rows, method, self._model.has_head])
+        based = self._model.has_head
+        of = {"nodes": keys, "rows": rows, "method": method, "base": based}
         recorded = self._opened.ledger.weights.read()
         if recorded is None or recorded["of"] != of:
             found = known or self._fitted(keys, rows, encoded, method)
             recorded = self._opened.ledger.weights.record(view, of, found.to_dict())
         if recorded is None:
             return None
-        return mixture_of(recorded["values"], len(keys), self._model.has_head)
+        return mixture_of(recorded["values"], len(keys), based)
 
     def _fitted(
         self, keys: Sequence[NodeKey], rows: Digest, encoded: LabelledSet, method: str

@@ -15,7 +15,20 @@ export function figuresOf({ status, picture, forecast }) {
       `${whole(status.deleted)} of ${whole(status.samples)} deleted`),
     figure("Blocks alive", whole(nodes("serving", "alive")), `of ${whole(picture.nodes.length)}`,
       `${serving} of ${count(picture.serving.length, "shard")} serving, ${whole(nodes("missing"))} missing`),
+    ...weighted(status.weights),
   ];
+}
+
+/* How answers do on the public validation rows, beside the base alone; nothing unless fitted. */
+function weighted(weights) {
+  if (!weights?.fitted) return [];
+  const whatOf = weights.accuracy === null
+    ? ["Perplexity, validation", (value) => short(Math.exp(-value)), "log_likelihood"]
+    : ["Accuracy, validation", (value) => `${short(100 * value)} %`, "accuracy"];
+  const [title, told, name] = whatOf;
+  const base = weights[`base_${name}`];
+  return [figure(title, told(weights[name]), "",
+    base === null ? "the base cannot answer alone" : `the base alone ${told(base)}, weight ${weights.base}`)];
 }
 
 function until(outlook, exhausted) {
