@@ -261,14 +261,15 @@ class Serving:
     # ── weights ──────────────────────────────────────────────────────────────────────────────────
 
     def settle_weights(self) -> None:
-        """Put the ledger's view in force, and wait until it has its fitted weights, if it is to
-        have any, or until they were given up. Answers do not wait for that.
+        """If weights are to be fitted, put the ledger's view in force, and wait until it has them,
+        or until they were given up. Answers do not wait for that.
 
         Raises:
             S3TError: no view can be put in force.
         """
-        self._views.unpin(self._pin(self.model()))
+        model = self.model()
         if self._fitter is not None:
+            self._views.unpin(self._pin(model))
             self._fitter.wait()
 
     @property

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from s3t.run.opened import OpenRun
     from s3t.serving.predictor import Predictor
 
-__all__ = ["NoWeights", "PublicWeights", "mixture_of", "no_evidence"]
+__all__ = ["NoWeights", "PublicWeights", "keys_of", "mixture_of", "no_evidence", "recorded_mixture"]
 
 NodeEvidence = Callable[[NodeKey, Digest], Tensor | None]
 """From a node's key and the digest of the public rows to its log probabilities of them: of all
@@ -77,7 +77,7 @@ class PublicWeights:
             NoWeights: they are in doubt.
             S3TError: the ledger or the public data cannot be read.
         """
-        keys = [node.key for node in nodes if node is not None]
+        keys = keys_of(nodes)
         rows, encoded = self._public()
         method = self._opened.config.aggregation.method
         based = self._model.has_head
@@ -98,8 +98,8 @@ class PublicWeights:
             said = self._evidence(key, rows)
             if said is None:
                 raise NoWeights(
-                    f"node {key} has no log probabilities of the public validation rows as they "
-                    "are now: s3t train computes them"
+                    "a node has no log probabilities of the public validation rows as they are "
+                    "now: s3t train computes them"
                 )
             found.append(said)
         if any(one.shape != found[0].shape for one in found):
@@ -125,6 +125,30 @@ class PublicWeights:
                     )
             self._rows = rows.digest(), encode_rows(self._model.encoder, rows)
         return self._rows
+
+
+def keys_of(nodes: Sequence[Node | None]) -> list[NodeKey]:
+    """Keys of the nodes that serve, by shard."""
+    return [node.key for node in nodes if node is not None]
+
+
+def recorded_mixture(opened: OpenRun, keys: Sequence[NodeKey], based: bool) -> Mixture | None:
+    """The weights that are recorded for nodes, whatever the public rows are now; None without.
+
+    Args:
+        opened: the run.
+        keys: what serves, by shard.
+        based: whether the base may have a weight.
+    """
+    if opened.config.aggregation.weights != "public":
+        return None
+    found = opened.ledger.weights.read()
+    if found is None or found["of"].get("nodes") != list(keys):
+        return None
+    try:
+        return mixture_of(found["values"], len(keys), based)
+    except NoWeights:
+        return None
 
 
 def mixture_of(values: Any, members: int, based: bool) -> Mixture:

@@ -415,7 +415,10 @@ def test_weights_need_a_method_that_is_a_mean_of_answers(
 
 @pytest.fixture
 def texts(language_run: RunDir, monkeypatch: pytest.MonkeyPatch) -> RunDir:
-    """A language model's run, with its evidence."""
+    """A language model's run with public weights, and its evidence."""
+    text = language_run.config_path.read_text()
+    assert "  weights: uniform\n" in text
+    language_run.config_path.write_text(text.replace("weights: uniform", "weights: public"))
     opened = OpenRun(language_run)
     keep(monkeypatch, *evidence_of(opened))
     opened.close()

@@ -120,7 +120,7 @@ def reference(evidence: RunEvidence, suspected: SuspectedRows) -> Ensemble | Non
             head = public_head(evidence.config, base, suspected.adapt, suspected.classes)
         else:
             return None
-    return _ensemble(evidence, base, [Member(0, base.depth, head, 1)])
+    return _ensemble(evidence, base, [base_member(base.depth, head)])
 
 
 def _trained(evidence: RunEvidence, config: Config, gone: Gone | None) -> ScratchRun:

@@ -40,7 +40,7 @@ _CONVERGED = 1e-5
 _SLACK = 1e-6
 """Nats a term that rounding may cost against the base."""
 _STEP, _FEW = 8, 2**14
-"""Of more terms than ``_FEW`` the first half of the rounds sees one in ``_STEP``."""
+"""Of more terms than ``_FEW`` three quarters of the rounds see one in ``_STEP``, for a start."""
 _BLOCK = 2**15
 """Terms of one product: as many as stay in the processor's cache."""
 _LARGEST = 2.0
@@ -138,8 +138,9 @@ def _maximised(terms: Tensor) -> list[float]:
     weights = torch.full((count,), 1 / count, dtype=torch.float64)
     if size <= _FEW:
         return _climbed(chances, weights, ROUNDS).tolist()
-    weights = _climbed(chances[:, ::_STEP].contiguous(), weights, ROUNDS // 2)
-    return _climbed(chances, weights, ROUNDS - ROUNDS // 2).tolist()
+    last = ROUNDS // 4
+    weights = _climbed(chances[:, ::_STEP].contiguous(), weights, ROUNDS - last)
+    return _climbed(chances, weights, last).tolist()
 
 
 def _climbed(chances: Tensor, weights: Tensor, rounds: int) -> Tensor:
@@ -233,8 +234,8 @@ def _scored(one: Mixture, parts: Tensor, labels: Tensor | None) -> Mixture:
 def _pooled(method: str, weights: Tensor, parts: Tensor) -> Tensor:
     """Log probabilities of the answer, [n, C] or [n]; of tokens under ``mean-logits`` a bound from
     below, since what the pool gives all tokens together is at most 1."""
-    beside = weights.view((-1,) + (1,) * (parts.ndim - 1))
     if method == "mean-probabilities":
-        return (parts + beside.log()).logsumexp(dim=0)
-    pooled = (parts * beside).sum(dim=0)
+        peak = parts.amax(dim=0)
+        return torch.tensordot(weights, (parts - peak).exp(), 1).log() + peak
+    pooled = torch.tensordot(weights, parts, 1)
     return pooled.log_softmax(dim=1) if parts.ndim == 3 else pooled

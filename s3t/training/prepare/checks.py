@@ -59,7 +59,7 @@ class CheckedRun:
         partition: the private samples in their slices.
         sequences: of slices, for every shard.
         prototypes: of the clusters, if shards are clusters.
-        notes: sentences on what the config did not ask for and gets.
+        notes: sentences on what the config does not get.
     """
 
     inputs: RunInputs
@@ -177,14 +177,16 @@ def settle_weights(inputs: RunInputs) -> tuple[str, ...]:
     fitted: on rows that the base and its head have learnt they would say nothing of the shards.
 
     Returns:
-        a sentence on what was done, if anything.
+        a sentence on what the config does not get, if anything.
 
     Raises:
         ConfigError: the config asks for public weights itself.
     """
     how, adapt, validation = inputs.config.aggregation, inputs.data.adapt, inputs.data.validation
-    if how.weights != "public" or adapt is None:
+    if how.weights != "public" or (adapt is None and inputs.config.task == "causal-lm"):
         return ()
+    if adapt is None:
+        return ("the base gets no weight, and is no floor: its head needs data.public.adapt",)
     count = overlap(validation, adapt)
     if not count:
         return ()
