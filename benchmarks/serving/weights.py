@@ -2,8 +2,8 @@
 
     python -m benchmarks.serving.weights [--output DIR] [--quick]
 
-16 shards and the base, on 100,000 terms: tokens of a language model, or rows of a classifier times
-its classes. Members differ in skill, and the base is worse than most. What is timed is ``fit``, from
+16 shards and the base, on 100,000 terms: tokens of a language model, or rows of a classifier by
+classes. Members differ in skill, and the base is worse than most. What is timed is ``fit``, from
 log probabilities in memory to rounded weights with their floor checked: the processor's time, so
 that other work on the machine counts less.
 """

@@ -236,6 +236,7 @@ def _pooled(method: str, weights: Tensor, parts: Tensor) -> Tensor:
     below, since what the pool gives all tokens together is at most 1."""
     if method == "mean-probabilities":
         peak = parts.amax(dim=0)
-        return torch.tensordot(weights, (parts - peak).exp(), 1).log() + peak
-    pooled = torch.tensordot(weights, parts, 1)
+        mixed: Tensor = torch.tensordot(weights, (parts - peak).exp(), 1).log() + peak
+        return mixed
+    pooled: Tensor = torch.tensordot(weights, parts, 1)
     return pooled.log_softmax(dim=1) if parts.ndim == 3 else pooled
