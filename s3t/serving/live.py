@@ -288,10 +288,9 @@ class Serving:
         if self._opened.config.aggregation.weights != "public":
             return None
         from s3t.serving.fitting import WeightFitter
-        from s3t.serving.weights import PublicWeights, no_evidence
+        from s3t.serving.weights import PublicWeights
 
-        store = self._opened.run.store
-        public = PublicWeights(self._opened, model, getattr(store, "evidence", no_evidence))
+        public = PublicWeights(self._opened, model)
 
         def put(served: ServingView, mixture: Mixture) -> None:
             with self._lock:

@@ -13,7 +13,7 @@ with uniform weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,22 +24,14 @@ from s3t.data.rows import overlap
 from s3t.errors import S3TError
 from s3t.plan.trie import Node
 from s3t.serving.ensemble.mixture import DIGITS, Mixture, fit
-from s3t.training.node.rows import LabelledSet, encode_rows
+from s3t.training.node.rows import LabelledSet, encode_rows, evidence_rows
 from s3t.types import Digest, NodeKey
 
 if TYPE_CHECKING:
     from s3t.run.opened import OpenRun
     from s3t.serving.predictor import Predictor
 
-__all__ = ["NoWeights", "PublicWeights", "keys_of", "mixture_of", "no_evidence", "recorded_mixture"]
-
-NodeEvidence = Callable[[NodeKey, Digest], Tensor | None]
-"""From a node's key and the digest of the public rows to its log probabilities of them: of all
-classes, float32 [n, C], or of the scored tokens, [tokens]; None if there are none of these rows."""
-
-
-def no_evidence(key: NodeKey, rows: Digest) -> None:
-    """Of a store whose nodes keep none."""
+__all__ = ["NoWeights", "PublicWeights", "keys_of", "mixture_of", "recorded_mixture"]
 
 
 class NoWeights(S3TError):
@@ -52,11 +44,10 @@ class PublicWeights:
     Args:
         opened: the run.
         model: its base, labels and public head.
-        evidence: reads that of a node.
     """
 
-    def __init__(self, opened: OpenRun, model: Predictor, evidence: NodeEvidence) -> None:
-        self._opened, self._model, self._evidence = opened, model, evidence
+    def __init__(self, opened: OpenRun, model: Predictor) -> None:
+        self._opened, self._model = opened, model
         self._rows: tuple[Digest, LabelledSet] | None = None
         self._base: Tensor | None = None
 
@@ -95,7 +86,7 @@ class PublicWeights:
     ) -> Mixture:
         found = []
         for key in keys:
-            said = self._evidence(key, rows)
+            said = self._opened.run.store.evidence(key, rows)
             if said is None:
                 raise NoWeights(
                     "a node has no log probabilities of the public validation rows as they are "
@@ -112,7 +103,8 @@ class PublicWeights:
         return fit(torch.stack(found).cpu(), base, encoded.labels, method)
 
     def _public(self) -> tuple[Digest, LabelledSet]:
-        """The public validation rows, with their digest; read until they could be used once."""
+        """The digest of the public validation rows, and those that evidence is of; read until they
+        could be used once."""
         if self._rows is None:
             config, labels = self._opened.config, self._opened.labels
             rows = load_public(config, "validation", labels)
@@ -123,7 +115,8 @@ class PublicWeights:
                         f"{count} of {len(rows)} rows of data.public.validation are in .adapt too, "
                         "so weights cannot be fitted on them: divide the public rows"
                     )
-            self._rows = rows.digest(), encode_rows(self._model.encoder, rows)
+            encoded = encode_rows(self._model.encoder, rows)
+            self._rows = rows.digest(), encoded.take(evidence_rows(encoded, len(labels)))
         return self._rows
 
 

@@ -19,7 +19,8 @@ Evidence = dict[NodeKey, Tensor]
 
 
 def evidence_of(opened: OpenRun) -> tuple[Digest, Evidence]:
-    """The digest of a run's validation rows, and what each of its nodes says of them."""
+    """The digest of a run's validation rows, and what each of its nodes says of them; computed by
+    the ensemble, as nothing that trains does."""
     model = Predictor(opened.run, opened.config, opened.plan)
     rows = load_public(opened.config, "validation", opened.labels)
     encoded, found = encode_rows(model.encoder, rows), Evidence()
@@ -54,4 +55,4 @@ def keep(
         read(key)
         return evidence.get(key) if asked == rows else None
 
-    patch.setattr(NodeStore, "evidence", kept, raising=False)
+    patch.setattr(NodeStore, "evidence", kept)
