@@ -420,7 +420,9 @@ class S3T:
         self.serving.settle_weights()
         found = self.serving.answer(model.evaluation)
         fitted = self.serving.fitted(found.view)
-        return replace(found, base=model.base_value(), validation=fitted)
+        found = replace(found, base=model.base_value(), validation=fitted)
+        self.serving.record_evaluation(found)
+        return found
 
 
 def pipeline(run: str | Path, **options: Any) -> Pipeline:

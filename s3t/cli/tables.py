@@ -149,6 +149,10 @@ def status_lines(found: Any) -> Iterator[str]:
             f"({shard.nodes_alive} nodes alive, {shard.nodes_dead} dead{missing})"
         )
     yield "● serves   · intact, does not serve   × holds a deleted sample"
+    if found.evaluation is not None:
+        one = found.evaluation
+        base = "" if one.base is None else f" (base {one.base:.4f})"
+        yield f"{one.metric} {one.value:.4f}{base} on {one.samples:,} public test rows"
     if found.weights is not None:
         yield weight_line(asdict(found.weights))
     for one in found.environments:

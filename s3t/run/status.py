@@ -7,13 +7,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from s3t.ledger.served import EVALUATION, WEIGHTS
 from s3t.plan import environment_name
 from s3t.plan.trie import Node
 from s3t.run.deletion import prefix_of
 from s3t.run.opened import OpenRun
 from s3t.types import Digest, NodeKey
 
-__all__ = ["EnvironmentStatus", "ShardStatus", "Status", "WeightStatus", "status"]
+__all__ = [
+    "EnvironmentStatus",
+    "EvaluationStatus",
+    "ShardStatus",
+    "Status",
+    "WeightStatus",
+    "status",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,23 @@ class WeightStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluationStatus:
+    """How what serves did on the public test rows, when ``s3t evaluate`` last looked.
+
+    Attributes:
+        metric: ``accuracy`` or ``perplexity``.
+        value: the figure.
+        base: that of the base alone; None without a head.
+        samples: test rows.
+    """
+
+    metric: str
+    value: float
+    base: float | None
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The state of a run at one view.
 
@@ -91,6 +116,7 @@ class Status:
         untold: why the store at ``store.url`` could not be told of every deletion when that was
             last tried; None if it was, or if there is none.
         weights: those that are fitted on public data; None where the config asks for others.
+        evaluation: of what serves; None until it is evaluated.
         (the others: as in the run's plan and ledger)
     """
 
@@ -107,6 +133,7 @@ class Status:
     callbacks: int
     untold: str | None = None
     weights: WeightStatus | None = None
+    evaluation: EvaluationStatus | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -131,6 +158,7 @@ def status(opened: OpenRun) -> Status:
             **opened.ledger.outbox.counts(),
             untold=opened.notifier.reason,
             weights=_weights(opened, prefixes),
+            evaluation=_evaluation(opened, prefixes),
         )
 
 
@@ -138,18 +166,34 @@ def _weights(opened: OpenRun, prefixes: Sequence[Node | None]) -> WeightStatus |
     """The recorded weights of what serves."""
     if opened.config.aggregation.weights != "public":
         return None
-    found = opened.ledger.weights.read()
-    serving = [node.key for node in prefixes if node is not None]
-    if found is None or found["of"].get("nodes") != serving:
+    values = _recorded(opened, prefixes, WEIGHTS)
+    if values is None:
         return WeightStatus(False)
     try:
-        values = dict(found["values"])
         del values["method"]
         each = iter(values.pop("members"))
         shards = tuple(None if node is None else next(each) for node in prefixes)
         return WeightStatus(True, shards, **values)
     except (KeyError, StopIteration, TypeError):  # they are not served with either
         return WeightStatus(False)
+
+
+def _evaluation(opened: OpenRun, prefixes: Sequence[Node | None]) -> EvaluationStatus | None:
+    """The recorded evaluation of what serves."""
+    values = _recorded(opened, prefixes, EVALUATION)
+    try:
+        return None if values is None else EvaluationStatus(**values)
+    except TypeError:
+        return None
+
+
+def _recorded(opened: OpenRun, prefixes: Sequence[Node | None], key: str) -> dict[str, Any] | None:
+    """The values of a record, if it is of exactly the nodes that serve."""
+    found = opened.ledger.served.read(key)
+    serving = [node.key for node in prefixes if node is not None]
+    if found is None or found["of"].get("nodes") != serving:
+        return None
+    return dict(found["values"])
 
 
 def _environments(opened: OpenRun) -> tuple[EnvironmentStatus, ...]:

@@ -26,6 +26,7 @@ from s3t.errors import (
     S3TError,
 )
 from s3t.ledger import Deletion, Receipt
+from s3t.ledger.served import EVALUATION
 from s3t.plan.blocks import serving_nodes
 from s3t.plan.trie import Node
 from s3t.run import prove_locks
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from s3t.serving.ensemble.mixture import Mixture
     from s3t.serving.fitting import WeightFitter, WeightState
     from s3t.serving.generation.completion import Completion
-    from s3t.serving.predictor import Predictor
+    from s3t.serving.predictor import Evaluation, Predictor
     from s3t.store import Stamp
 
 __all__ = ["Serving"]
@@ -282,6 +283,20 @@ class Serving:
         """The fitted weights of the view in force, if it is this one and has them."""
         current = self._views.current
         return current.mixture if current is not None and current.view == view else None
+
+    def record_evaluation(self, found: Evaluation) -> None:
+        """Have status tell an evaluation of the view in force, until the next deletion."""
+        current = self._views.current
+        if current is None or current.view != found.view:
+            return
+        nodes = [node.key for node in current.nodes if node is not None]
+        fitted = None if found.validation is None else found.validation.to_dict()
+        values = {name: getattr(found, name) for name in ("metric", "value", "base", "samples")}
+        try:
+            of = {"nodes": nodes, "weights": fitted}
+            self._opened.ledger.served.record(found.view, of, values, EVALUATION)
+        except S3TError as error:
+            _log.warning("the evaluation is not recorded: %s", error)
 
     def _fitter_of(self, model: Predictor) -> WeightFitter | None:
         """What fits the weights of views; None if the config asks for others."""

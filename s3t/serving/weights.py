@@ -73,10 +73,10 @@ class PublicWeights:
         method = self._opened.config.aggregation.method
         based = self._model.has_head
         of = {"nodes": keys, "rows": rows, "method": method, "base": based}
-        recorded = self._opened.ledger.weights.read()
+        recorded = self._opened.ledger.served.read()
         if recorded is None or recorded["of"] != of:
             found = known or self._fitted(keys, rows, encoded, method)
-            recorded = self._opened.ledger.weights.record(view, of, found.to_dict())
+            recorded = self._opened.ledger.served.record(view, of, found.to_dict())
         if recorded is None:
             return None
         return mixture_of(recorded["values"], len(keys), based)
@@ -135,7 +135,7 @@ def recorded_mixture(opened: OpenRun, keys: Sequence[NodeKey], based: bool) -> M
     """
     if opened.config.aggregation.weights != "public":
         return None
-    found = opened.ledger.weights.read()
+    found = opened.ledger.served.read()
     if found is None or found["of"].get("nodes") != list(keys):
         return None
     try:

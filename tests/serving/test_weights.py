@@ -14,8 +14,10 @@ import torch
 from s3t.config import Config, load_config
 from s3t.data import load_public
 from s3t.errors import ConfigError
+from s3t.ledger.served import EVALUATION
 from s3t.run import RunDir
 from s3t.run.opened import OpenRun
+from s3t.run.status import EvaluationStatus, WeightStatus
 from s3t.service import S3T
 from s3t.serving import weights as fitting
 from s3t.serving.ensemble.mixture import Mixture
@@ -149,8 +151,6 @@ def test_a_view_serves_uniform_weights_until_the_fit_is_there(run: RunDir, held:
 
 
 def fitting_status(fitted: bool) -> Any:
-    from s3t.run.status import WeightStatus
-
     return WeightStatus(fitted)
 
 
@@ -162,13 +162,13 @@ def test_a_deletion_does_not_wait_for_the_fit_and_drops_it(run: RunDir, held: He
         receipt = service.deactivate(subjects=["p03"])  # while the fit is held up
         assert receipt.effective_at is not None and receipt.seconds < 20
         assert service.predict(ROWS)[0].view == receipt.view
-        assert service.ledger.weights.read() is None
+        assert service.ledger.served.read() is None
         dead = set(before) - set(serving_keys(service))
         assert dead, "the deletion has hit what serves"
         held.read.clear()
         held.open()
         weights_of(service)
-        recorded = service.ledger.weights.read()
+        recorded = service.ledger.served.read()
         assert recorded is not None and recorded["view"] == receipt.view
         assert recorded["of"]["nodes"] == serving_keys(service)
         # the fit of before reads on to its end; the next one reads what serves now
@@ -187,12 +187,12 @@ def test_the_first_to_record_wins_and_others_take_it_up(run: RunDir, evidence: E
 def test_a_record_of_other_nodes_is_not_used(run: RunDir, evidence: Evidence) -> None:
     with S3T.load(run.root) as service:
         found = weights_of(service)
-        recorded = service.ledger.weights.read()
+        recorded = service.ledger.served.read()
     assert recorded is not None
     other = found.to_dict() | {"members": [0.9, 0.1], "base": 0.0, "method": "mean-probabilities"}
     for change in ({"nodes": ["a", "b"]}, {"rows": "other"}, {"method": "other"}, {"base": False}):
         with S3T.load(run.root) as service:
-            service.ledger.weights.record(0, recorded["of"] | change, other)
+            service.ledger.served.record(0, recorded["of"] | change, other)
             assert weights_of(service) == found
 
 
@@ -200,11 +200,11 @@ def test_a_record_that_cannot_be_understood_is_not_used(run: RunDir, evidence: E
     with S3T.load(run.root) as service:
         uniform = chances(service)
         weights_of(service)
-        recorded = service.ledger.weights.read()
+        recorded = service.ledger.served.read()
         assert recorded is not None
     with S3T.load(run.root) as service:
-        service.ledger.weights.record(0, {"nodes": []}, {})  # takes the place of the first
-        service.ledger.weights.record(0, recorded["of"], recorded["values"] | {"base": 7.0})
+        service.ledger.served.record(0, {"nodes": []}, {})  # takes the place of the first
+        service.ledger.served.record(0, recorded["of"], recorded["values"] | {"base": 7.0})
         service.serving.settle_weights()
         state = service.serving.weights
         assert state is not None and state.fitted is None and state.failures == 1
@@ -228,11 +228,11 @@ def test_a_fit_that_a_deletion_overtakes_is_not_recorded(
 
         monkeypatch.setattr(fitting, "fit", overtaken)
         service.serving.settle_weights()
-        assert service.ledger.weights.read() is None
+        assert service.ledger.served.read() is None
         state = service.serving.weights
         assert state is not None and state.fitted is None and state.reason is None
         found = weights_of(service)  # takes the deletion's view up
-        recorded = other.ledger.weights.read()
+        recorded = other.ledger.served.read()
         assert recorded is not None and recorded["of"]["nodes"] == serving_keys(other)
         assert weights_of(other) == found
 
@@ -241,14 +241,14 @@ def test_a_deletion_takes_the_record_in_its_transaction(run: RunDir, evidence: E
     with S3T.load(run.root) as service:
         weights_of(service)
     with S3T.load(run.root) as other:  # a command, which loads no model
-        assert other.ledger.weights.read() is not None
+        assert other.ledger.served.read() is not None
         assert other.deactivate(subjects=["p03"], dry_run=True).view == 1
-        assert other.ledger.weights.read() is not None
+        assert other.ledger.served.read() is not None
         other.deactivate(subjects=["p03"])
-        assert other.ledger.weights.read() is None
+        assert other.ledger.served.read() is None
         assert other.status().weights == fitting_status(False)
         other.purge()
-        assert other.ledger.weights.read() is None
+        assert other.ledger.served.read() is None
 
 
 def test_weights_of_the_same_nodes_outlive_a_view(run: RunDir, evidence: Evidence) -> None:
@@ -262,7 +262,7 @@ def test_weights_of_the_same_nodes_outlive_a_view(run: RunDir, evidence: Evidenc
         harmless = next(one for one in asked if not one.nodes_dead)  # its slot was hit before
         service.deactivate(harmless.deleted)
         assert serving_keys(service) == served
-        assert weights_of(service) == found and service.ledger.weights.read() is not None
+        assert weights_of(service) == found and service.ledger.served.read() is not None
 
 
 def test_missing_evidence_leaves_weights_uniform_and_is_told(
@@ -307,6 +307,12 @@ def test_evaluate_tells_base_and_validation(run: RunDir, evidence: Evidence) -> 
         told = service.status().weights
         base = service.serving.model().base_ensemble()
         again = service.serving.model().evaluation(base, 0)
+        assert service.status().evaluation == EvaluationStatus(
+            "accuracy", found["accuracy"], again.value, found["samples"]
+        )
+        service.deactivate(subjects=["p03"])
+        assert service.status().evaluation is None
+        assert service.ledger.served.read(EVALUATION) is None
     assert found["base"] == again.value and 0 <= found["accuracy"] <= 1
     assert found["validation"] == fitted.to_dict()
     validation = found["validation"]
@@ -324,7 +330,7 @@ def test_an_exhausted_run_has_no_weights(run: RunDir, evidence: Evidence) -> Non
         assert service.status().exhausted
         found = service.evaluate()
         assert found.validation is None and found.base == found.value
-        assert service.ledger.weights.read() is None
+        assert service.ledger.served.read() is None
 
 
 def test_a_base_without_a_head_gets_no_weight(
@@ -374,7 +380,7 @@ def test_replicas_serve_the_same_weights(replicated: RunDir) -> None:
         assert receipt.effective_at is not None
         found = weights_of(one)
         assert weights_of(two) == found and torch.equal(chances(one), chances(two))
-        recorded = two.ledger.weights.read()
+        recorded = two.ledger.served.read()
         assert recorded is not None and recorded["of"]["nodes"] == serving_keys(two)
 
 

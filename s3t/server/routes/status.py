@@ -67,6 +67,15 @@ class WeightStatus(BaseModel):
     failures: int = Field(description="fits that this process gave up")
 
 
+class EvaluationStatus(BaseModel):
+    """How what serves did on the public test rows, when it was last evaluated."""
+
+    metric: str = Field(description="accuracy or perplexity")
+    value: float
+    base: float | None = Field(description="the same of the base alone; null without a head")
+    samples: int = Field(description="test rows")
+
+
 class Status(BaseModel):
     """The state of the run at one view."""
 
@@ -86,6 +95,9 @@ class Status(BaseModel):
     )
     weights: WeightStatus | None = Field(
         None, description="null unless aggregation.weights is public"
+    )
+    evaluation: EvaluationStatus | None = Field(
+        None, description="null until s3t evaluate has looked at what serves"
     )
 
 
