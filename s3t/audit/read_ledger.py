@@ -57,7 +57,9 @@ def _read(ledger: Ledger, faults: list[str], evidence: Evidence) -> LedgerFacts:
         requests={row.request_id: row for row in evidence.requests()},
         slots={(row.shard, row.slice): _counters(row) for row in evidence.slots()},
         nodes={
-            NodeKey(row.key): Witnessed(Digest(row.weights), row.score, Digest(row.rows))
+            NodeKey(row.key): Witnessed(
+                Digest(row.weights), row.score, Digest(row.rows), row.evidence
+            )
             for row in evidence.nodes()
         },
         jobs=evidence.jobs(),

@@ -287,7 +287,7 @@ def _kept(run: RunDir, ledger: Ledger) -> tuple[frozenset[NodeKey], frozenset[No
 def _dead(run: RunDir, ledger: Ledger) -> _Doomed:
     """All nodes but those that are kept."""
     kept, planned = _kept(run, ledger)
-    there = run.store.keys() | run.store.copies() | (run.store.versions() or frozenset())
+    there = run.store.traces()
     known = planned | set(ledger.plans.nodes()) | there
     return _Doomed(frozenset(known - kept), frozenset(there - kept), kept)
 

@@ -323,14 +323,19 @@ def _wanted(run: RunDir) -> list[NodeKey]:
 
 
 def _score_again(run: RunDir, device: torch.device, inputs: RunInputs) -> None:
-    """Score nodes whose scores are of other public rows than there are now; trains nothing."""
-    there, rows = run.store.keys(), inputs.scored_rows
+    """Score nodes whose scores are of other public rows than there are now, or whose evidence is
+    not there; trains nothing."""
+    there, rows = run.store.keys() & {*_wanted(run)}, inputs.scored_rows
     with run.ledger() as ledger:
-        known, wanted = ledger.plans.nodes(), _wanted(run)
-        stale = [key for key in wanted if key in there and key in known and known[key].rows != rows]
+        known, said = ledger.plans.nodes(), run.store.evidence_keys()
+        stale = [
+            key
+            for key in sorted(there & known.keys())
+            if known[key].rows != rows or key not in said or known[key].evidence is None
+        ]
         if stale:
             state = WorkerState(load_prepared(run, device, inputs))
-            ledger.plans.rescore(state.scores(stale), rows)
+            ledger.plans.rescore(state.score_again(stale))
 
 
 def _remove_shared_cache(config: Config, rank: Rank) -> None:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from s3t.errors import S3TError
+from s3t.ledger import Witnessed
 from s3t.model.adapters.lineage import composed
 from s3t.plan.blocks import serving_nodes
 from s3t.plan.trie import Node
-from s3t.store import NodeMeta
+from s3t.store import Evidence, NodeMeta
 from s3t.training.node.assignment import (
     Assignment,
     CacheSettings,
@@ -124,14 +125,21 @@ class WorkerState:
                 if self._leads:
                     self._publish(trained)
 
-    def scores(self, keys: Sequence[NodeKey]) -> dict[NodeKey, float]:
-        """Scores of nodes that are in the store, on the validation rows as they are now."""
-        found = {}
+    def score_again(self, keys: Sequence[NodeKey]) -> dict[NodeKey, Witnessed]:
+        """Score nodes that are in the store on the validation rows as they are now, and publish
+        their evidence of these; returns what the ledger is to hold of them."""
+        found, prepared = {}, self.prepared
         for key in keys:
-            node = self.prepared.plan.forest[key]
+            node = prepared.plan.forest[key]
+            meta, tensors = prepared.store.read(key)
             block = self.blocks[node.stage - 1]
-            tensors = self.prepared.store.read(key)[1]
-            (found[key],) = self.trainer.scores(block, [self._assignment(node)], [tensors])
+            (scored,) = self.trainer.scored(block, [self._assignment(node)], [tensors])
+            said = Evidence(key, prepared.scored_rows, prepared.environment, scored.said)
+            prepared.store.write_evidence(said)
+            if self._is_hit(node):  # since; and a purge may have gone by between the two looks
+                prepared.store.remove([key])
+                continue
+            found[key] = Witnessed(meta.weights, scored.score, said.rows, said.digest)
         return found
 
     def trainable(self, keys: Sequence[NodeKey]) -> list[NodeKey]:
@@ -169,7 +177,7 @@ class WorkerState:
             score=trained.score,
             rows=prepared.scored_rows,
         )
-        prepared.store.write(meta, trained.tensors)
+        prepared.store.write(meta, trained.tensors, trained.said)
         if self._is_hit(node):  # since; and a purge may have gone by between the two looks
             prepared.store.remove([node.key])
 

@@ -71,7 +71,7 @@ def _weights_made_anew(victim: Victim) -> str:
     victim.remake(key, lambda tensors: {name: t + 0.01 for name, t in tensors.items()})
     weights = victim.run.store.meta(key).weights
     victim.sql("UPDATE nodes SET weights = ? WHERE key = ?", weights, key)
-    rows = victim.sql("SELECT key, weights, score, rows FROM nodes")
+    rows = victim.sql("SELECT key, weights, score, rows, evidence FROM nodes")
     told = {key: Witnessed(*known) for key, *known in rows}
     number = victim.sql("SELECT MAX(number) FROM log WHERE kind = 'nodes'")[0][0]
     victim.rewrite(number, lambda body: body.update(digest=nodes_digest(told)))
