@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -256,7 +257,11 @@ class S3T:
         """
         if self.serving.lease is None and self._opened.notifier.tell() is None:
             self.serving.settle_pending()
-        return status(self._opened)
+        found, own = status(self._opened), self.serving.weights
+        if found.weights is None or own is None:
+            return found
+        told = replace(found.weights, reason=own.reason, failures=own.failures)
+        return replace(found, weights=told)
 
     def picture(self) -> dict[str, Any]:
         """Shards × slices and the state of every node, as JSON values; see ``overview``."""
@@ -404,12 +409,20 @@ class S3T:
         return pipeline_of(self.serving, self.config, self._opened.labels, **options)
 
     def evaluate(self) -> Evaluation:
-        """Accuracy, or perplexity for a language model, on the public test data.
+        """Accuracy, or perplexity for a language model, on the public test data; the base's too.
+
+        Waits until weights of the view in force are fitted, if they are to be.
 
         Raises:
             ExhaustedError, IntegrityError: as ``predict``.
         """
-        return self.serving.answer(self.serving.model().evaluation)
+        model = self.serving.model()
+        self.serving.settle_weights()
+        found = self.serving.answer(model.evaluation)
+        fitted = self.serving.fitted(found.view)
+        found = replace(found, base=model.base_value(), validation=fitted)
+        self.serving.record_evaluation(found)
+        return found
 
 
 def pipeline(run: str | Path, **options: Any) -> Pipeline:

@@ -83,6 +83,7 @@ TINY = (
     "stage.epochs=1",
     "training.workers=1",
     "aggregation.on_exhausted=base",  # so that there is a public head; copies raise by default
+    "aggregation.weights=data",  # which change with nothing but the view
 )
 """Overrides that make of configs/digits.yaml a run of seconds."""
 
@@ -165,6 +166,7 @@ model:
   make: {{hidden: 16, layers: 2, heads: 2, init_scale: 5}}
 partition: {{shards: 2, slices: 2, salt: text, subject: who}}
 stage: {{epochs: 1, learning_rate: 3e-2}}
+aggregation: {{weights: uniform}}
 training: {{workers: 1}}
 """,
         encoding="utf-8",

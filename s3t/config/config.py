@@ -274,6 +274,11 @@ class Config(Section):
             found.append("model.adapt.rotations and .shift need task image-classification")
         if self.task == "causal-lm" and self.aggregation.method == "vote":
             found.append("aggregation.method 'vote' does not fit task causal-lm")
+        if self.task != "causal-lm" and self.aggregation.tokens != "none":
+            found.append(
+                f"aggregation.tokens {self.aggregation.tokens!r} does not fit task {self.task!r}: "
+                "it is of causal-lm"
+            )
         if (
             self.aggregation.on_exhausted == "base"
             and self.task != "causal-lm"

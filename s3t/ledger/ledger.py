@@ -37,6 +37,7 @@ from s3t.ledger.samples.counts import Counts
 from s3t.ledger.samples.deleted import DeletedSamples
 from s3t.ledger.samples.purging import Gone
 from s3t.ledger.samples.registry import Offered, SampleEntry
+from s3t.ledger.served import ServedRecords
 from s3t.types import Digest, Slot, digest
 
 __all__ = ["Ledger"]
@@ -55,6 +56,7 @@ class Ledger:
         counts: what is left, and when deletions were made.
         deleted: the deleted samples, as keyed hashes; a purge of their rows.
         outbox: large deletions that were accepted and are not done, and callbacks.
+        served: fitted weights and the last evaluation of what serves.
     """
 
     def __init__(self, database: Database, signer: Callable[[], Signer | None] = _UNSIGNED) -> None:
@@ -69,6 +71,7 @@ class Ledger:
         self.plans = Planning(self._reader, database, self._signer)
         self.replicas = Replicas(database, self._signer)
         self.outbox = Outbox(database)
+        self.served = ServedRecords(self._reader, database)
         self.counts = Counts(self._reader, database.name)
         self.deleted = DeletedSamples(self._reader, database, self._signer)
 

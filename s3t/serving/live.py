@@ -26,6 +26,7 @@ from s3t.errors import (
     S3TError,
 )
 from s3t.ledger import Deletion, Receipt
+from s3t.ledger.served import EVALUATION
 from s3t.plan.blocks import serving_nodes
 from s3t.plan.trie import Node
 from s3t.run import prove_locks
@@ -41,8 +42,10 @@ from s3t.types import Draw, NodeKey
 if TYPE_CHECKING:
     from s3t.plan import Plan
     from s3t.serving.ensemble.ensemble import Ensemble
+    from s3t.serving.ensemble.mixture import Mixture
+    from s3t.serving.fitting import WeightFitter, WeightState
     from s3t.serving.generation.completion import Completion
-    from s3t.serving.predictor import Predictor
+    from s3t.serving.predictor import Evaluation, Predictor
     from s3t.store import Stamp
 
 __all__ = ["Serving"]
@@ -70,6 +73,7 @@ class Serving:
         self._has_served = False
         self._catching: threading.Thread | None = None
         self._behind = False
+        self._fitter: WeightFitter | None = None
         self.lease: ReplicaLease | None = None
 
     def model(self) -> Predictor:
@@ -87,6 +91,7 @@ class Serving:
                 opened = self._opened
                 opened.prove_ledger()
                 self._model = Predictor(opened.run, opened.config, opened.plan)
+                self._fitter = self._fitter_of(self._model)
             return self._model
 
     # ── as a replica ─────────────────────────────────────────────────────────────────────────
@@ -121,6 +126,8 @@ class Serving:
             self.lease.close()
         if self._catching is not None:
             self._catching.join()
+        if self._fitter is not None:
+            self._fitter.wait()
 
     @property
     def lease_left(self) -> float | None:
@@ -252,6 +259,79 @@ class Serving:
                 self._model.keep_only(lambda _: False)
             self._swap(self._model, again)
 
+    # ── weights ──────────────────────────────────────────────────────────────────────────────────
+
+    def settle_weights(self) -> None:
+        """If weights are to be fitted, put the ledger's view in force, and wait until it has them,
+        or until they were given up. Answers do not wait for that.
+
+        Raises:
+            S3TError: no view can be put in force.
+        """
+        model = self.model()
+        if self._fitter is not None:
+            self._views.unpin(self._pin(model))
+            self._fitter.wait()
+
+    @property
+    def weights(self) -> WeightState | None:
+        """How fitted weights are in this process; None if none are to be fitted, or nothing has
+        been answered yet."""
+        return None if self._fitter is None else self._fitter.state(self._views.current)
+
+    def fitted(self, view: int) -> Mixture | None:
+        """The fitted weights of the view in force, if it is this one and has them."""
+        current = self._views.current
+        return current.mixture if current is not None and current.view == view else None
+
+    def record_evaluation(self, found: Evaluation) -> None:
+        """Have status tell an evaluation of the view in force, until the next deletion."""
+        current = self._views.current
+        if current is None or current.view != found.view:
+            return
+        nodes = [node.key for node in current.nodes if node is not None]
+        fitted = None if found.validation is None else found.validation.to_dict()
+        values = {name: getattr(found, name) for name in ("metric", "value", "base", "samples")}
+        try:
+            of = {"nodes": nodes, "weights": fitted}
+            self._opened.ledger.served.record(found.view, of, values, EVALUATION)
+        except S3TError as error:
+            _log.warning("the evaluation is not recorded: %s", error)
+
+    def _fitter_of(self, model: Predictor) -> WeightFitter | None:
+        """What fits the weights of views; None if the config asks for others."""
+        if self._opened.config.aggregation.weights != "public":
+            return None
+        from s3t.serving.fitting import WeightFitter
+        from s3t.serving.weights import PublicWeights
+
+        public = PublicWeights(self._opened, model)
+
+        def put(served: ServingView, mixture: Mixture) -> None:
+            with self._lock:
+                self._put_weighted(model, served, mixture)
+
+        return WeightFitter(
+            lambda served: public.of(served.view, served.nodes, served.mixture),
+            lambda served: self._views.current is served,
+            put,
+        )
+
+    def _put_weighted(self, model: Predictor, served: ServingView, mixture: Mixture) -> None:
+        """Put a view in force again with its weights, unless another one is. Needs ``_lock``."""
+        if self._views.current is not served or served.mixture == mixture:
+            return
+        uniform = served.uniform or served.ensemble
+        assert uniform is not None  # else nothing was fitted
+        new = replace(
+            served,
+            ensemble=model.weighted(uniform, mixture),
+            mixture=mixture,
+            uniform=uniform,
+            readers=0,
+        )
+        self._views.put(new, self._opened.is_alive)
+
     # ── answers ──────────────────────────────────────────────────────────────────────────────
 
     def answer(self, compute: Callable[[Ensemble, int], Result]) -> Result:
@@ -380,12 +460,14 @@ class Serving:
         if current is not None and current.view == view and not again:
             return
         if current is not None and current.nodes == nodes and not again:
-            ensemble, files = current.ensemble, current.files
+            new = replace(current, view=view, readers=0)  # its weights are of the same nodes
         else:
             known = {} if current is None or again else current.files
-            nodes, ensemble, files = self._build(model, nodes, plan, known)
-        self._views.put(ServingView(view, nodes, ensemble, files), self._opened.is_alive)
+            new = ServingView(view, *self._build(model, nodes, plan, known))
+        self._views.put(new, self._opened.is_alive)
         self._has_served = True
+        if self._fitter is not None and any(new.nodes):
+            self._fitter.begin(new)
         model.keep_only(self._opened.is_alive)
         if left := self._opened.forget_copies():
             _log.error("copies of dead nodes cannot be removed: %s", ", ".join(left))

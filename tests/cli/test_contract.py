@@ -135,8 +135,10 @@ def test_nodes_lie_under_their_keys(digits_training: Training, s3t: Run) -> None
 
 def test_evaluate(heavy: Mapping[str, Any]) -> None:
     found = document(heavy["evaluate"])
-    assert set(found) == {"accuracy", "samples", "view"}
-    assert 0 <= found["accuracy"] <= 1 and (found["samples"], found["view"]) == (400, 0)
+    assert set(found) == {"accuracy", "samples", "view", "base", "validation"}
+    assert found["validation"] is None, "weights are by data"
+    assert 0 <= found["base"] <= 1 and 0 <= found["accuracy"] <= 1
+    assert (found["samples"], found["view"]) == (400, 0)
 
 
 def test_predict(heavy: Mapping[str, Any]) -> None:
@@ -346,7 +348,8 @@ def test_config_keys_by_their_names(s3t: Run) -> None:
 
 def test_perplexity_of_a_language_model(text_run: Path, s3t: Run) -> None:
     found = document(s3t("evaluate", text_run, "--json"))
-    assert set(found) == {"perplexity", "samples", "view"} and found["perplexity"] > 1
+    assert set(found) == {"perplexity", "samples", "view", "base", "validation"}
+    assert found["perplexity"] > 1 and found["base"] > 1 and found["validation"] is None
 
 
 def test_completions_of_a_language_model(text_run: Path, tmp_path: Path, s3t: Run) -> None:

@@ -267,7 +267,7 @@ class Postgres:
         return S3TError(f"{self.name}: {said}; nothing was changed")
 
     def compact(self) -> bool:
-        """Write the tables that name samples again, unless no row has left them since.
+        """Write the tables that name samples or hold weights again, unless no row has left them.
 
         Nothing less removes their bytes: a plain VACUUM gives the space of rows free, and leaves
         what is in it until it is used again. Deletions wait meanwhile.
@@ -277,7 +277,7 @@ class Postgres:
             driver = connection.driver_connection
             assert isinstance(driver, psycopg.Connection)
             gone, known = driver.execute(_GONE_ROWS).fetchall()[0]
-            stale = [] if known == str(gone) else ["samples"]
+            stale = [] if known == str(gone) else ["samples", "run"]
             stale += ["jobs"] if driver.execute(_JOBS_SIZE).fetchall()[0][0] else []
             if stale:
                 _wait_for_older(driver)

@@ -16,7 +16,8 @@
     jobs       large deletions: the ids that they name until they are done, and not a moment longer
     callbacks  URLs that are still to be told of a deletion, in the order in which they are told
     claims     which process works at which of them, and its signs of life
-    run        ``view``, the ``secret`` of the hashes, digest of the samples
+    run        ``view``, the ``secret`` of the hashes, digest of the samples; until the next
+               deletion the fitted ``weights`` and the ``evaluation`` of what serves
 
 Invariant: there is one schema. A ledger of another is refused; a table that is read by its
 key has no rowid (SQLite), so its rows lie in the order of the key, and no index can disagree.

@@ -49,6 +49,33 @@ class EnvironmentStatus(BaseModel):
     nodes: int
 
 
+class WeightStatus(BaseModel):
+    """What shards and base count for in an answer, fitted on public validation rows."""
+
+    fitted: bool = Field(description="false: uniform weights serve")
+    shards: list[float | None] | None = Field(description="by shard; null if it serves nothing")
+    base: float | None
+    coefficient: float | None = Field(
+        description="c, if the answer is base + c · mean of the shards' differences to it"
+    )
+    terms: int | None = Field(description="validation rows, or tokens of a language model")
+    log_likelihood: float | None = Field(description="of these, nats each")
+    base_log_likelihood: float | None = Field(description="the same of the base alone")
+    accuracy: float | None = Field(description="on these rows")
+    base_accuracy: float | None
+    reason: str | None = Field(description="why this process gave its last fit up")
+    failures: int = Field(description="fits that this process gave up")
+
+
+class EvaluationStatus(BaseModel):
+    """How what serves did on the public test rows, when it was last evaluated."""
+
+    metric: str = Field(description="accuracy or perplexity")
+    value: float
+    base: float | None = Field(description="the same of the base alone; null without a head")
+    samples: int = Field(description="test rows")
+
+
 class Status(BaseModel):
     """The state of the run at one view."""
 
@@ -65,6 +92,12 @@ class Status(BaseModel):
     callbacks: int = Field(description="URLs that are still to be told of a deletion")
     untold: str | None = Field(
         None, description="why the store does not know of every deletion yet; null if it does"
+    )
+    weights: WeightStatus | None = Field(
+        None, description="null unless aggregation.weights is public"
+    )
+    evaluation: EvaluationStatus | None = Field(
+        None, description="null until s3t evaluate has looked at what serves"
     )
 
 

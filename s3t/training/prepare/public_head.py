@@ -25,7 +25,10 @@ __all__ = ["head_digest", "keep_head", "needs_head", "public_head_of", "starting
 
 def needs_head(config: Config) -> bool:
     """Whether a classifier's run keeps a public head."""
-    return config.stage.head == "public" or config.aggregation.on_exhausted == "base"
+    how, adapt = config.aggregation, config.data.public.adapt
+    if config.stage.head == "public" or how.on_exhausted == "base":
+        return True
+    return how.weights == "public" and adapt is not None  # the base is weighed beside the shards
 
 
 def keep_head(run: RunDir, inputs: RunInputs, public_of: RunDir | None) -> None:

@@ -118,7 +118,8 @@ def train(
     found = call_elsewhere(
         config.training.arithmetic,
         train_words,
-        config=config.model_dump(mode="json"),
+        # what is unset stays so: a default may give way where what is asked for is refused
+        config=config.model_dump(mode="json", exclude_unset=True),
         replan=None if replan is None else asdict(replan),
         without=None if without is None else without.to_dict(),
         in_turn=in_turn,
