@@ -47,7 +47,7 @@ from s3t.training.work.group import GroupLeader, follow, with_one_voice
 from s3t.training.work.remote_run import finished, join, joined, publish, refuse_other_store
 from s3t.training.work.scheduler import Scheduler, silent
 from s3t.training.work.worker_state import WorkerState
-from s3t.training.work.workers import Inline, Subprocesses, Workers, worker_count
+from s3t.training.work.workers import Inline, SingleProcess, Subprocesses, Workers, worker_count
 from s3t.types import NodeKey
 
 __all__ = ["Report", "train"]
@@ -202,7 +202,7 @@ def _open(
         stack.enter_context(RunDir(config.run_dir).training_lock())
     stack.callback(_remove_shared_cache, config, rank)
     claims = _claims(config, rank)
-    workers = _workers(config, device, rank) if group is None else GroupLeader(group, device)
+    workers = _workers(config, device, rank, group)
     stack.callback(workers.close)
     if claims is not None:
         stack.callback(claims.close)
@@ -249,11 +249,15 @@ def _claims(config: Config, rank: Rank) -> Leases | None:
     return Leases(run.work(), rank, config.store.lease)
 
 
-def _workers(config: Config, device: torch.device, rank: Rank) -> Workers:
+def _workers(
+    config: Config, device: torch.device, rank: Rank, group: DistributedGroup | None
+) -> Workers:
+    if group is not None:
+        return Inline(GroupLeader(group, device))
     size = worker_count(config.training.workers, device, rank.here)
     shared = size > 1 or rank.here > 1
     if size == 1:
-        return Inline(device, shared)
+        return Inline(SingleProcess(device, shared))
     return Subprocesses(size, shared, config.training.arithmetic)
 
 
