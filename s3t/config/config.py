@@ -204,11 +204,6 @@ class Config(Section):
                 return []
             return ["prompt is given, and nothing is prompted: set stage.adapter=prompt"]
         found = []
-        if self.stage.isolation == "snapshot":
-            found.append(
-                "stage.adapter=prompt does not fit stage.isolation=snapshot: each stage trains "
-                "prompts of its own, and those before them stand still"
-            )
         if self.aggregation.method == "mean-adapters":
             found.append(
                 "aggregation.method 'mean-adapters' does not fit stage.adapter=prompt: prompts of "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,10 +19,24 @@ __all__ = [
 class StageConfig(Section):
     """The recipe of a stage, the same for all stages."""
 
-    isolation: Literal["layers", "snapshot"] = Field(
-        "layers",
-        description="layers: S3T, stage i trains block i from the top; snapshot: SISA with LoRA, "
-        "each node holds the whole adapter and continues its parent's",
+    isolation: Literal["nested", "residual", "layers", "snapshot"] = Field(
+        "nested",
+        description="what stage i trains. nested: block i from the top and all layers above it, "
+        "which go on from the parent's; residual: a new adapter beside the frozen ones of the "
+        "stages before; layers: block i alone, as in the S3T paper; snapshot: all layers, which "
+        "go on from the parent's, as SISA does with LoRA",
+    )
+    first_block: Positive | None = Field(
+        None,
+        description="layers of block 1, at the top; null: blocks of about the same size",
+    )
+    span: Literal["all", "up"] = Field(
+        "all", description="residual: a stage adapts all layers, or those from its block up"
+    )
+    orthogonality: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="residual: weight of O-LoRA's penalty, the squared products of a stage's A "
+        "with those of the stages before",
     )
     adapter: Literal["lora", "prompt"] = Field(
         "lora", description="what is trained beside the head: LoRA blocks or soft prompts"
@@ -54,6 +69,38 @@ class StageConfig(Section):
     head: Literal["fresh", "public"] = Field(
         "fresh", description="stage 1 starts from a random head, or from one of public data"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_prompts(cls, values: Any) -> Any:
+        """Prompts of a stage stand beside those before it, so they are isolated as layers are."""
+        if isinstance(values, Mapping) and values.get("adapter") == "prompt":
+            return {"isolation": "layers", **values}
+        return values
+
+    @model_validator(mode="after")
+    def _fits_isolation(self) -> StageConfig:
+        blocks = self.isolation in ("nested", "layers") or self.span == "up"
+        if self.adapter == "prompt" and self.isolation != "layers":
+            raise ValueError(
+                f"adapter 'prompt' does not fit isolation={self.isolation}: each stage trains "
+                "prompts of its own, and those before them stand still; leave isolation out"
+            )
+        if self.first_block is not None and (self.adapter == "prompt" or not blocks):
+            raise ValueError(
+                f"first_block {self.first_block} is given, and isolation '{self.isolation}' has no "
+                "blocks here: leave it out"
+            )
+        for name, value, none in (
+            ("span", self.span, "all"),
+            ("orthogonality", self.orthogonality, 0.0),
+        ):
+            if value != none and self.isolation != "residual":
+                raise ValueError(
+                    f"{name} {value} is given, and isolation '{self.isolation}' has no use for it: "
+                    "set isolation to residual, or leave it out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> StageConfig:

@@ -76,9 +76,9 @@ class Assembly:
         return adapters, merge
 
     def _of_shard(self, member: Member, node: Node, plan: Plan) -> Adapter:
-        lora = self._config.lora
         keys = [one.key for one in plan.forest.lineage(node.key)]
-        return self._adapter(AdapterSource(member, lora.rank, lora.scale, keys, node.prefix), plan)
+        scale = self._config.lora.scale
+        return self._adapter(AdapterSource(member, member.rank, scale, keys, node.prefix), plan)
 
     def _adapter(self, source: AdapterSource, plan: Plan) -> Adapter:
         digits = max(3, len(str(plan.shards - 1)))

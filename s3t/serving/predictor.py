@@ -24,11 +24,13 @@ from s3t.data import load_public
 from s3t.data.files import one_line
 from s3t.data.rows import LabelledRows
 from s3t.errors import DataError, InputError, IntegrityError
+from s3t.model.adapters.lineage import composed
 from s3t.model.base import Base
 from s3t.model.head import read_public_head
 from s3t.model.inputs.encoders import Encoded, ImageEncoder, TextEncoder
 from s3t.model.loading import build_base, load_model
 from s3t.plan import Plan
+from s3t.plan.blocks import serving_nodes
 from s3t.plan.trie import Node
 from s3t.run import RunDir
 from s3t.serving.checks import check_draw, check_text, image_array, text_pair
@@ -106,6 +108,7 @@ class Predictor:
             self._base.to(torch.device("cuda"))
         self._blocks = [tuple(block) for block in plan.recipe["blocks"]]
         self._tensors: dict[NodeKey, dict[str, Tensor]] = {}
+        self._added: dict[NodeKey, dict[str, Tensor]] = {}
         self._latest: weakref.ref[Ensemble] | None = None
         self._lock = threading.Lock()
 
@@ -157,14 +160,15 @@ class Predictor:
         """Drop the tensors of nodes that are no longer alive."""
         with self._lock:
             self._tensors = {key: value for key, value in self._tensors.items() if alive(key)}
+            self._added = {key: value for key, value in self._added.items() if alive(key)}
 
     def _member(self, node: Node, plan: Plan) -> Member:
-        lineage = plan.forest.lineage(node.key)
-        if self._config.stage.isolation == "snapshot":
-            lineage = lineage[-1:]
-        tensors: dict[str, Tensor] = {}
-        for ancestor in lineage:  # later stages over earlier ones: the head is the node's own
-            tensors.update(self._read(ancestor.key))
+        isolation = self._config.stage.isolation
+        serving = serving_nodes(isolation, plan.forest.lineage(node.key))
+        tensors = composed(isolation, [self._read(one.key) for one in serving])
+        if isolation == "residual":  # sums are made once, so that the next view finds the same
+            with self._lock:
+                tensors = self._added.setdefault(node.key, tensors)
         seen = sum(plan.sizes[node.shard][part] for part in node.prefix)
         return Member(node.shard, self._blocks[node.stage - 1][0], tensors, seen)
 

@@ -27,9 +27,11 @@ from torch import Tensor
 
 from s3t.config import Config
 from s3t.errors import InputError
+from s3t.model.adapters.lineage import composed
 from s3t.model.base import Base
 from s3t.model.determinism import draws, processor_flags
 from s3t.model.inputs.encoders import Encoded
+from s3t.plan.blocks import serving_nodes
 from s3t.store import tensors_digest
 from s3t.system.pinned import arithmetic_here, switches
 from s3t.training.node.assignment import CacheSettings, StageRows, StageSettings
@@ -128,11 +130,12 @@ def _step(config: Config, base: Base, classes: int) -> dict[str, Tensor]:
     )
     base.passed_together.clear()  # what is tried here no other process of a group has tried
     found = {"sums": torch.tensor(_odd_numbers(drawn))}
-    above: dict[str, Tensor] = {}
+    nodes: list[dict[str, Tensor]] = []
     for number, block in enumerate(blocks_of(config, base.depth)[:2]):
-        tensors = trainer.step_of(block, f"probe of stage {number}", torch.arange(rows), above)
+        before = composed(stage.isolation, serving_nodes(stage.isolation, nodes))
+        tensors = trainer.step_of(block, f"probe of stage {number}", torch.arange(rows), before)
         found |= {f"{number}.{name}": tensor for name, tensor in tensors.items()}
-        above |= tensors
+        nodes.append({name: one for name, one in tensors.items() if name != "gradient"})
     base.passed_together.clear()
     return found
 

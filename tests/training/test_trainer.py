@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from s3t.errors import IntegrityError, S3TError
+from s3t.model.adapters.lora import StackedLinear, merge
 from s3t.model.adapters.peft import from_peft, to_peft
 from s3t.model.determinism import rounds_alike
 from s3t.training.node.assignment import Assignment, TrainedNode
@@ -60,17 +62,72 @@ def same(one: TrainedNode, other: TrainedNode) -> bool:
     )
 
 
-@pytest.mark.parametrize("block", [(1, 2), (0, 3)], ids=["layers", "snapshot"])
+STAGES = {
+    "layers": ((1, 2), 2),
+    "nested": ((1, 3), 2),
+    "snapshot": ((0, 3), 0),
+    "residual": ((0, 3), 0),
+}
+"""Of each isolation the layers that stage 2 trains, and from which up it inherits adapters."""
+
+
+@pytest.mark.parametrize("isolation", STAGES)
 @pytest.mark.parametrize(("family", "language_model"), CASES)
-def test_a_group_changes_no_byte(family: str, language_model: bool, block: tuple[int, int]) -> None:
-    trainer = tiny_trainer(family, language_model=language_model, **ROUGH)
-    lowest = 2 if block == (1, 2) else 0  # a snapshot inherits the whole adapter
+def test_a_group_changes_no_byte(family: str, language_model: bool, isolation: str) -> None:
+    rough = ROUGH | ({"orthogonality": 0.1} if isolation == "residual" else {})
+    trainer = tiny_trainer(family, language_model=language_model, isolation=isolation, **rough)
+    block, lowest = STAGES[isolation]
     group = tiny_group(trainer, lowest, SIZES)
     alone = {a.key: trainer.train(block, [a])[0] for a in group}
     for size in range(2, len(group) + 1):
         for members in (group[:size], group[::-1][:size]):
             for trained in trainer.train(block, members):
                 assert same(trained, alone[trained.key]), f"in a group of {size}"
+
+
+@pytest.mark.parametrize("merges", [True, False], ids=["merged", "beside"])
+@pytest.mark.parametrize(("family", "language_model"), CASES)
+def test_a_residual_stage_trains_beside_what_stands_still(
+    family: str, language_model: bool, merges: bool
+) -> None:
+    """The new adapter learns what it would learn over a base with the old one merged in."""
+    trainer = tiny_trainer(family, language_model=language_model, isolation="residual")
+    trainer.base.merges = merges
+    (one,) = tiny_group(trainer, 0, (16,))
+    (found,) = trainer.train((0, 3), [one])
+    fresh = {name: tensor for name, tensor in one.inherited.items() if name.startswith("head")}
+    over = tiny_trainer(family, language_model=language_model, isolation="residual")
+    with torch.no_grad():
+        for target in over.base.targets:
+            module = over.base.layers[target.layer].get_submodule(target.path)
+            assert isinstance(module, StackedLinear)
+            pair = one.inherited[target.a][None], one.inherited[target.b][None]
+            merged = merge(over.base.layers, target, *pair, over.lora.scale)[0]
+            weight = module.inner.weight
+            assert isinstance(weight, torch.Tensor)
+            weight.copy_(merged if isinstance(module.inner, Conv1D) else merged.t())
+    over.base.weights.accept()
+    over.base.run_plainly()
+    (expected,) = over.train((0, 3), [replace(one, inherited=fresh)])
+    assert found.tensors.keys() == expected.tensors.keys()
+    for name, tensor in expected.tensors.items():
+        torch.testing.assert_close(found.tensors[name], tensor, atol=2e-3, rtol=0)
+
+
+def test_the_penalty_turns_a_stage_away_from_those_before() -> None:
+    products = []
+    for weight in (0.0, 1.0):
+        trainer = tiny_trainer("vit", isolation="residual", orthogonality=weight)
+        (one,) = tiny_group(trainer, 0, (40,))
+        (found,) = trainer.train((0, 3), [one])
+        products.append(
+            sum(
+                float((found.tensors[name] @ one.inherited[name].t()).square().sum())
+                for name in found.tensors
+                if name.endswith("lora_A")
+            )
+        )
+    assert products[1] < 0.9 * products[0]
 
 
 @pytest.mark.parametrize(("family", "language_model"), CASES)

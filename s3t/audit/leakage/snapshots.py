@@ -24,9 +24,11 @@ from s3t.config import Config, StoreConfig, dump_config
 from s3t.config.operation import ReceiptsConfig, RepairConfig
 from s3t.errors import InputError, IntegrityError
 from s3t.ledger import Gone
+from s3t.model.adapters.lineage import composed
 from s3t.model.base import Base
 from s3t.model.head import read_public_head
 from s3t.plan import Plan
+from s3t.plan.blocks import serving_nodes
 from s3t.plan.schedule import Schedule
 from s3t.plan.trie import Node
 from s3t.run import RunDir
@@ -190,12 +192,9 @@ def _serving(
 
 def _member(run: RunDir, plan: Plan, node: Node, config: Config) -> Member:
     """One shard's prefix, read from node files that prove their keys."""
-    lineage = plan.forest.lineage(node.key)
-    if config.stage.isolation == "snapshot":
-        lineage = lineage[-1:]
-    tensors: dict[str, Tensor] = {}
-    for ancestor in lineage:  # later stages over earlier ones: the head is the node's own
-        tensors.update(tensors_of(run.store.content(ancestor.key)))
+    isolation = config.stage.isolation
+    serving = serving_nodes(isolation, plan.forest.lineage(node.key))
+    tensors = composed(isolation, [tensors_of(run.store.content(one.key)) for one in serving])
     seen = sum(plan.sizes[node.shard][part] for part in node.prefix)
     return Member(node.shard, plan.recipe["blocks"][node.stage - 1][0], tensors, seen)
 

@@ -90,8 +90,8 @@ class LinearPass:
         else:
             start = into if bias is None else into + bias
         if bank is not None and merged is not None:
-            return _stacked(x, merged, start, bank.lanes)
-        if (lanes := self._short(x)) is not None:
+            out = _stacked(x, merged, start, bank.lanes)
+        elif (lanes := self._short(x)) is not None:
             out = _stacked(x, linear.transposed.unsqueeze(0), start, lanes)
         elif start is None:
             out = torch.mm(x, linear.transposed)
@@ -120,10 +120,10 @@ class LinearPass:
             needed: whether the input's is; else an empty tensor is returned.
         """
         bank = self._bank
-        if bank is not None and (merged := bank.merged.get(linear.place)) is not None:
-            return _stacked(gradient, merged.transpose(1, 2), into, bank.lanes, own=True)
         if not needed:
             out = gradient.new_empty(0)
+        elif bank is not None and (merged := bank.merged.get(linear.place)) is not None:
+            out = _stacked(gradient, merged.transpose(1, 2), into, bank.lanes, own=True)
         elif (lanes := self._short(gradient)) is not None:
             out = _stacked(gradient, linear.weight.unsqueeze(0), into, lanes)
         elif into is None:

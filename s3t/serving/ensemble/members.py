@@ -36,6 +36,13 @@ class Member:
     tensors: Mapping[str, Tensor]
     samples: int
 
+    @property
+    def rank(self) -> int:
+        """Of its adapters; 0 without any."""
+        return max(
+            (len(t) for name, t in self.tensors.items() if name.endswith("lora_A")), default=0
+        )
+
 
 def averaged(
     members: Sequence[Member], weights: Sequence[float], targets: Sequence[LoraTarget]

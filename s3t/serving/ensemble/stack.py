@@ -25,7 +25,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from s3t.model.adapters.lora import Bank, LoraTarget, merge
 from s3t.model.base import Base
@@ -126,8 +126,11 @@ class _Map:
     ) -> None:
         self._base, self._target, self._scale = base, target, scale
         self._sources = tuple(sources)
-        self.a = torch.stack([a for a, _ in sources]).to(base.device)
-        self.b = torch.stack([b for _, b in sources]).to(base.device)
+        rank = max(len(a) for a, _ in sources)  # members of fewer residual stages have a lower one
+        pad = nn.functional.pad
+        self.a = torch.stack([pad(a, (0, 0, 0, rank - len(a))) for a, _ in sources])
+        self.b = torch.stack([pad(b, (0, rank - b.shape[1])) for _, b in sources])
+        self.a, self.b = self.a.to(base.device), self.b.to(base.device)
         numbers = self.a.shape[1] * (target.inputs + target.outputs)
         small = target.inputs * target.outputs <= max(_MERGED_NUMBERS, 4 * numbers)
         self.merges = base.merges and small

@@ -22,8 +22,8 @@ class Assignment:
     Attributes:
         key: its key.
         rows: numbers of its rows in the private set, sorted, int64.
-        inherited: tensors of its lineage: the adapters above the block and the parent's head,
-            or (snapshot) the parent's whole adapter and head. Empty at stage 1.
+        inherited: what the prefix before it serves (``lineage.composed``): adapters, and the head
+            from which it goes on. Empty at stage 1, or the public head alone.
     """
 
     key: NodeKey

@@ -1,6 +1,6 @@
 """The tensors of stacked nodes: what each starts from, and the adapters of all in one bank.
 
-    a node's lineage ─► frozen adapters of the layers above ─┐
+    a node's lineage ─► frozen adapters, if there are any ───┐
     a node's key ─────► block, head, prompt at first ────────┴─► Bank of G lanes
 
 Invariant: what a lane starts from depends on its node alone, and a seed belongs to the node's key.
@@ -43,9 +43,19 @@ class LaneTensors:
     def __init__(self, base: Base, settings: StageSettings, classes: int) -> None:
         self.base, self.settings, self.classes = base, settings, classes
         self.lora, self.prompt = settings.lora, settings.prompt
+        self._adds = settings.stage.isolation == "residual"
 
     def _block_targets(self, block: tuple[int, int]) -> list[LoraTarget]:
         return [t for t in self.base.targets if block[0] <= t.layer < block[1]]
+
+    def _frozen_targets(
+        self, block: tuple[int, int], ranked: Sequence[Assignment]
+    ) -> list[LoraTarget]:
+        """Maps with an adapter of the stages before that is not trained on: those above the block,
+        and of residual stages all."""
+        if self._adds:
+            return [t for t in self.base.targets if t.a in ranked[0].inherited]
+        return [t for t in self.base.targets if t.layer >= block[1]]
 
     def initial(self, block: tuple[int, int], assignment: Assignment) -> dict[str, Tensor]:
         """Weights before the stage: inherited where the lineage holds them, else from the key.
@@ -55,12 +65,13 @@ class LaneTensors:
         """
         drawn = draws(node_seed(assignment.key, "init"))
         inherited, rank = assignment.inherited, self.lora.rank
+        adapters = {} if self._adds else inherited
         tensors: dict[str, Tensor] = {}
         for target in self._block_targets(block):
             bound = 1 / math.sqrt(target.inputs)
             uniform = torch.from_numpy(drawn.random((rank, target.inputs), dtype=np.float32))
-            tensors[target.a] = inherited.get(target.a, (2 * uniform - 1) * bound)
-            tensors[target.b] = inherited.get(target.b, torch.zeros(target.outputs, rank))
+            tensors[target.a] = adapters.get(target.a, (2 * uniform - 1) * bound)
+            tensors[target.b] = adapters.get(target.b, torch.zeros(target.outputs, rank))
         if self.prompt is not None:
             shape = (self.prompt.tokens, self.base.hidden_size)
             tensors |= fresh_prompt(inherited, shape, self.prompt.init_scale, drawn)
@@ -80,15 +91,13 @@ class LaneTensors:
         return tensors
 
     def upper(self, block: tuple[int, int], ranked: Sequence[Assignment]) -> Bank:
-        """The frozen adapters above the block, merged into private weights where that is small.
+        """The frozen adapters of a stage, merged into private weights where that is small.
 
         Of prompts those of the stages before.
         """
         device, scale = self.base.device, self.lora.scale
         pairs, merged = {}, {}
-        for target in self.base.targets:
-            if target.layer < block[1]:
-                continue
+        for target in self._frozen_targets(block, ranked):
             a = torch.stack([one.inherited[target.a] for one in ranked]).to(device)
             b = torch.stack([one.inherited[target.b] for one in ranked]).to(device)
             if self.base.merges and target.inputs * target.outputs <= _MERGED_NUMBERS:
@@ -108,10 +117,12 @@ class LaneTensors:
         part: BatchPart | None = None,
     ) -> Bank:
         """The adapters of a stage: the block's, which are trained, beside the frozen ones."""
-        trained = {
-            (target.layer, target.path): (leaves[target.a], leaves[target.b])
-            for target in self._block_targets(block)
-        }
+        trained = {}
+        for target in self._block_targets(block):
+            a, b = leaves[target.a], leaves[target.b]
+            if (frozen := upper.pairs.get((target.layer, target.path))) is not None:
+                a, b = torch.cat([frozen[0], a], dim=1), torch.cat([frozen[1], b], dim=2)
+            trained[target.layer, target.path] = a, b
         return Bank(
             upper.lanes,
             {**upper.pairs, **trained},
@@ -123,6 +134,15 @@ class LaneTensors:
             recompute=self.settings.recompute,
             prompts=beside(upper.prompts, leaves),
         )
+
+    def earlier(self, ranked: Sequence[Assignment]) -> dict[str, Tensor]:
+        """A of the stages before, [G, k · r, inputs] by name, if their products are penalised."""
+        if not self.settings.stage.orthogonality:
+            return {}
+        return {
+            target.a: torch.stack([one.inherited[target.a] for one in ranked]).to(self.base.device)
+            for target in self._frozen_targets((0, 0), ranked)
+        }
 
     def generators(self, ranked: Sequence[Assignment]) -> list[torch.Generator]:
         """Of each node's dropout; none without dropout."""

@@ -1,10 +1,10 @@
-"""One stage of several nodes at once: the block is trained, everything else stands still.
+"""One stage of several nodes at once: a block of layers is trained, everything else stands still.
 
     trunk cache ─► block lo…hi−1 (LoRA of each lane, trained) ─► layers above (LoRA of each
     (frozen, no LoRA)                    lane's parents, frozen) ─► head of each lane (trained)
 
-With ``isolation: layers`` the block is one of L; with ``snapshot`` it is all layers, and a node
-starts from its parent's adapter.
+With ``isolation: nested`` the block reaches to the top, and its upper layers start from the
+parent's adapter; with ``residual`` all adapters of the stages before stand frozen beside it.
 
 Invariants: a node's bytes depend on its key alone (E2), not on its group; every trained tensor has
 changed and no frozen one (E9), checked here after each stage; a weight that is not finite is an
@@ -271,6 +271,7 @@ class StageSteps:
             initial, recipe, trainer.base.device, trainer.process_group
         )
         self._upper = trainer.tensors.upper(block, ranked)
+        self._earlier = trainer.tensors.earlier(ranked)
         prompts = beside(self._upper.prompts, self.optimizer.leaves)
         self._prompts = 0 if prompts is None else prompts.shape[1]
         self._chosen: tuple[int, list[tuple[Tensor, Tensor]]] = -1, []
@@ -282,6 +283,7 @@ class StageSteps:
         if going < len(self.optimizer):
             self.optimizer.keep(going)
             self._upper = self._upper.first(going)
+            self._earlier = {name: a[:going] for name, a in self._earlier.items()}
         return going
 
     def passes(self, step: int, part: BatchPart) -> Iterator[Pass]:
@@ -296,8 +298,8 @@ class StageSteps:
 
     def shape(self, taken: Pass) -> Hashable:
         """All that the shapes of a pass's products depend on; they are alike in all layers."""
-        frozen = bool(self._upper.pairs or self._upper.merged)
-        return (frozen, self._prompts, *taken.shape)
+        ranks = {a.shape[1] for a, _ in self._upper.pairs.values()}
+        return (bool(self._upper.merged), max(ranks, default=0), self._prompts, *taken.shape)
 
     def gradients(self, number: int, part: BatchPart, taken: Pass) -> dict[str, Tensor]:
         """Gradients of the pass's nodes, [G, …] of each leaf: those that each has alone."""
@@ -335,8 +337,26 @@ class StageSteps:
         generators = [drawn[lane] for lane in lanes] if drawn else ()
         bank = self._trainer.tensors.bank(self._block, leaves, upper, generators, part)
         loss = self._trainer.on_private.loss(self._block[0], bank, leaves, taken)
+        if self._earlier:
+            loss = loss + self._penalty(lanes, leaves)
         gradients = torch.autograd.grad(loss, tuple(leaves.values()))
         return dict(zip(leaves, gradients, strict=True))
+
+    def _penalty(self, lanes: list[int], leaves: Mapping[str, Tensor]) -> Tensor:
+        """A pass's part of the squared products of A with those of the stages before, summed over
+        maps and lanes (O-LoRA, arXiv 2310.14152, equation 7)."""
+        recipe = self._trainer.recipe
+        passes = recipe.gradient_accumulation * recipe.processes  # a lane has so many in a step
+        products = (
+            torch.bmm(leaves[name], before[lanes].transpose(1, 2)).square().sum()
+            for name, before in self._earlier.items()
+            if name in leaves
+        )
+        return (
+            recipe.orthogonality
+            / passes
+            * sum(products, torch.zeros(()).to(self._trainer.base.device))
+        )
 
 
 def _diverged(key: NodeKey, what: str) -> S3TError:

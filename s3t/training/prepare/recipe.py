@@ -22,17 +22,21 @@ ENGINE = 3
 
 
 def blocks_of(config: Config, depth: int) -> tuple[tuple[int, int], ...]:
-    """Layers (lo, hi) that stage 1, 2, … L trains: all for snapshots, none for prompts.
+    """Layers (lo, hi) that stage 1, 2, … L trains; none for prompts.
+
+    ``layers`` trains a block; ``nested``, and ``residual`` that spans "up", train a block and all
+    layers above it; ``snapshot`` and ``residual`` train all.
 
     Raises:
-        ConfigError: more slices than layers.
+        ConfigError: more slices than layers, or too many of them in block 1.
     """
-    slices = config.partition.slices
-    if config.stage.adapter == "prompt":
+    slices, stage = config.partition.slices, config.stage
+    if stage.adapter == "prompt":
         return ((0, 0),) * slices
-    if config.stage.isolation == "snapshot":
+    if stage.isolation == "snapshot" or (stage.isolation == "residual" and stage.span == "all"):
         return ((0, depth),) * slices
-    return block_layers(depth, slices)
+    blocks = block_layers(depth, slices, stage.first_block)
+    return blocks if stage.isolation == "layers" else tuple((lo, depth) for lo, _ in blocks)
 
 
 def recipe_of(

@@ -201,13 +201,9 @@ class Scheduler:
         return steps_of(node, self.config.stage.step_rows, self.config.stage.epochs)
 
     def _cost(self, node: Node) -> int:
-        """Time of a node in steps of one block: a stage passes through all blocks from its own.
-
-        Prompts pass through all layers at each stage, as snapshots do.
-        """
-        stage = self.config.stage
-        layers = stage.isolation == "layers" and stage.adapter == "lora"
-        return self._steps(node) * (node.stage if layers else 1)
+        """Time of a node in steps of one layer: a stage passes through all from its lowest."""
+        blocks = self.plan.recipe["blocks"]  # of prompts none: they pass through all layers
+        return self._steps(node) * max(1, int(blocks[0][1] - blocks[node.stage - 1][0]))
 
     def _log(self, key: NodeKey) -> None:
         """Public validation scores to the trackers: nothing of a private sample is in them."""

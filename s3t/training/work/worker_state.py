@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from s3t.errors import S3TError
+from s3t.model.adapters.lineage import composed
+from s3t.plan.blocks import serving_nodes
 from s3t.plan.trie import Node
 from s3t.store import NodeMeta
 from s3t.training.node.assignment import (
@@ -144,14 +146,11 @@ class WorkerState:
         return Assignment(node.key, rows.sort().values, self._inherited(node))
 
     def _inherited(self, node: Node) -> dict[str, Tensor]:
-        """Tensors of the lineage, later stages over earlier ones, so the head is the parent's."""
-        lineage = self.prepared.plan.forest.lineage(node.key)[:-1]
-        if self.prepared.config.stage.isolation == "snapshot":
-            lineage = lineage[-1:]
-        tensors: dict[str, Tensor] = dict(self.prepared.head)
-        for ancestor in lineage:
-            tensors.update(self.prepared.store.read(ancestor.key)[1])
-        return tensors
+        """What the prefix before the node serves; at stage 1 the public head, if there is one."""
+        prepared, isolation = self.prepared, self.prepared.config.stage.isolation
+        before = serving_nodes(isolation, prepared.plan.forest.lineage(node.key)[:-1])
+        nodes = [prepared.store.read(ancestor.key)[1] for ancestor in before]
+        return {**prepared.head, **composed(isolation, nodes)}
 
     def _publish(self, trained: TrainedNode) -> None:
         prepared = self.prepared
