@@ -384,7 +384,7 @@ class TestStreams:
     def test_a_deletion_does_not_wait_for_whole_texts(
         self, texts: S3T, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A text on a view that is hit is begun anew at its next token."""
+        """A text on a view that is hit is begun again at its next token."""
         from s3t.serving.generation.completion import TextGenerator
 
         seen, original = [], TextGenerator._next

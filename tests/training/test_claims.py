@@ -99,7 +99,7 @@ def test_a_dead_process_of_the_same_launch_is_known_at_once(depot: Depot) -> Non
     assert sign["process"] == os.getpid()
     # a process of the same number, but another
     depot.put(f"beats/{two.name}", json.dumps(sign | {"began": "1"}).encode())
-    one._others.look(anew=True)
+    one._others.look(again=True)
     assert one.away() == frozenset() and one.take([A]) == [A]
     one.close()
 

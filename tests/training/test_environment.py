@@ -320,7 +320,7 @@ def test_a_node_over_a_parent_of_another_environment_is_compared_and_judged(
 
 
 def _rewrite(run: RunDir, key: Any) -> None:
-    """Other weights in a node's file, all digests in it made anew."""
+    """Other weights in a node's file, all digests in it made again."""
     meta, tensors = run.store.read(key)
     run.store.write(meta, {name: tensor + 0.5 for name, tensor in tensors.items()})
 
