@@ -24,10 +24,10 @@ from typing import Any
 from s3t.errors import InputError, S3TError, UnavailableError
 from s3t.ledger import Gone, Ledger
 from s3t.run import RunDir
-from s3t.run.dead_nodes import DeadNodes, dead_nodes, is_dead
 from s3t.run.files.contents import half_written, strangers, written_files
 from s3t.run.files.exports import Exported, ExportFolder, ExportRecords, export_tag
 from s3t.run.files.trainers import MAIN, Trainers
+from s3t.run.kept_nodes import RemovableNodes, is_dead, removable_nodes
 from s3t.run.leftovers import files_naming, own_files
 from s3t.store import Removal
 from s3t.system import scratch
@@ -135,7 +135,7 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
             run.notices().tell(ledger, again=True)
             _wait_for_trainers(run, alone, locked)
         view = ledger.view()  # what dies after this look is left to the next purge
-        dead, gone = dead_nodes(run, ledger), ledger.deleted.all()
+        dead, gone = removable_nodes(run, ledger), ledger.deleted.all()
         exports = ExportRecords(run.root).all()
         left, nodes_store = _nodes(run, dead, dry_run)
         stores = [
@@ -243,7 +243,7 @@ def _wait_for_trainers(run: RunDir, alone: bool, locked: bool) -> None:
             work.remove(f"beats/{name}")
 
 
-def _nodes(run: RunDir, dead: DeadNodes, dry_run: bool) -> tuple[frozenset[NodeKey], Store]:
+def _nodes(run: RunDir, dead: RemovableNodes, dry_run: bool) -> tuple[frozenset[NodeKey], Store]:
     """Remove dead nodes; returns those of which the store holds older versions all the same."""
     store, left = run.store, frozenset[NodeKey]()
     where = str(store.root) if store.depot is None else f"{store.depot.url} and {store.root}"
@@ -285,7 +285,7 @@ def _lingering(removal: Removal) -> Iterator[str]:
 
 
 def _exported(
-    run: RunDir, exported: Exported, ledger: Ledger, dead: DeadNodes, dry_run: bool
+    run: RunDir, exported: Exported, ledger: Ledger, dead: RemovableNodes, dry_run: bool
 ) -> Store:
     """Adapters that hold dead nodes, in one folder that the run has exported to."""
     known = dict(exported.adapters)

@@ -407,14 +407,14 @@ def test_a_deletion_meanwhile_is_left_to_the_next_purge(
     from s3t.run import purge as purging
 
     delete(run, "p03", request_id="before")
-    dead = purging.dead_nodes
+    dead = purging.removable_nodes
 
     def and_then(*arguments: Any) -> Any:
         found = dead(*arguments)
         delete(run, "p04", request_id="meanwhile")
         return found
 
-    monkeypatch.setattr(purging, "dead_nodes", and_then)
+    monkeypatch.setattr(purging, "removable_nodes", and_then)
     purge(run)
     monkeypatch.undo()
     with run.ledger() as ledger:

@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from s3t.audit.claim import Findings
 from s3t.audit.claims.clusters import judge_prototypes
 from s3t.audit.evidence import LoadedBase, RunEvidence
+from s3t.audit.findings import Findings
 from s3t.config import Config
 from s3t.plan import Plan, Sequences
 from s3t.run.files.contents import LEAST, written, written_files

@@ -22,7 +22,7 @@ from typing import IO
 from s3t.errors import IntegrityError, S3TError, UnavailableError, unavailable
 from s3t.ledger.database import backend
 
-__all__ = ["Identity", "LockFile", "identity"]
+__all__ = ["FileIdentity", "LockFile", "identity"]
 
 _TURN_SECONDS = 0.002
 """How often a writer looks whether the one before it is done."""
@@ -31,7 +31,7 @@ _LAST = b"%020d %s\n"
 _TOLD = re.compile(rb"(\d{20}) ([0-9a-f]{64})\n")
 """The lock file: number and digest of an entry, of one length, so that it is written over whole."""
 
-Identity = tuple[int, int]
+FileIdentity = tuple[int, int]
 """Device and inode."""
 
 
@@ -163,7 +163,7 @@ class LockFile:
             ) from None
 
 
-def identity(path: Path) -> Identity | None:
+def identity(path: Path) -> FileIdentity | None:
     """Device and inode of a file; None if there is none."""
     try:
         found = os.stat(path)

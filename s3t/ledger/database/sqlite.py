@@ -32,7 +32,7 @@ from sqlalchemy.pool import QueuePool
 from s3t.errors import InputError, IntegrityError, S3TError, UnavailableError
 from s3t.ledger.database import backend
 from s3t.ledger.database.backend import ACCESS, TransactionMode, Watch
-from s3t.ledger.database.lock_file import Identity, LockFile, identity
+from s3t.ledger.database.lock_file import FileIdentity, LockFile, identity
 from s3t.system.replaced import replaced
 
 __all__ = ["SQLite"]
@@ -74,8 +74,8 @@ class SQLite:
         self._path = path.absolute()
         self._lock_file = LockFile(self._path.with_name(f"{self._path.name}-lock"), str(path))
         self._uri = f"{self._path.as_uri()}?mode={mode}"
-        self._opened: Identity | None = None
-        self._log: Identity | None = None
+        self._opened: FileIdentity | None = None
+        self._log: FileIdentity | None = None
         self._anchor: sqlite3.Connection | None = None  # while it is open, the log stays
         self.name, self.run = str(path), str(path.parent)
         self.engine = sa.create_engine(
@@ -247,7 +247,7 @@ class SQLite:
             connection.invalidate()
             connection.close()
 
-    def _replaced(self, path: Path, found: Identity | None) -> UnavailableError:
+    def _replaced(self, path: Path, found: FileIdentity | None) -> UnavailableError:
         so = (
             "so what is deleted since cannot be known, and what this process would write no other "
             "would read"

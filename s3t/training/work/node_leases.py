@@ -3,11 +3,11 @@
     work/beats/<process>     changes every few seconds while the process lives
     work/claims/<key>        names the process that has taken the node
 
-Claims are made where there is none, or where its process has given no sign of life for a lease.
-Only changes count, by one's own clock, so machines need not agree on the time.
+A node is taken if no process has it, or if its process has given no sign of life for a lease. Only
+changes count, by one's own clock, so machines need not agree on the time.
 
-Invariant: a claim is never needed for a right result, since a node trained twice is the same file
-twice. So nothing here is exact: what goes wrong costs time.
+Invariant: a node lease is never needed for a right result, since a node trained twice gives
+the same file twice. So nothing here is exact: what goes wrong costs time.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from s3t.store import Depot
 from s3t.training.rank import Rank
 from s3t.types import NodeKey
 
-__all__ = ["Alone", "Claims", "Leases"]
+__all__ = ["Alone", "DepotLeases", "NodeLeases"]
 
 _PATIENCE = 15
 """Leases that the other processes wait for a sign of the main one before there is any."""
 
 
-class Claims(Protocol):
+class NodeLeases(Protocol):
     """Keeps processes from training the same node at the same time."""
 
     pause: float
@@ -82,8 +82,8 @@ class Alone:
         """No process waits for them."""
 
 
-class Leases:
-    """Claims in a depot.
+class DepotLeases:
+    """Node leases in a depot.
 
     Args:
         depot: where all processes see them.
@@ -192,7 +192,7 @@ class Leases:
         return taken
 
     def release(self, keys: Sequence[NodeKey]) -> None:
-        """Give nodes up, but not for another: who was paused for a lease has lost its claims."""
+        """Give nodes up, but not for another: a process paused for a lease has lost its own."""
         for key in keys:
             if self._owner(key, again=True) == self.name:
                 self._depot.remove(f"claims/{key}")

@@ -14,11 +14,11 @@ from s3t.ledger import Ledger
 from s3t.run import RunDir
 from s3t.types import NodeKey
 
-__all__ = ["DeadNodes", "dead_nodes", "is_dead", "kept_nodes"]
+__all__ = ["RemovableNodes", "is_dead", "kept_nodes", "removable_nodes"]
 
 
 @dataclass(frozen=True, slots=True)
-class DeadNodes:
+class RemovableNodes:
     """Keys of dead nodes.
 
     Attributes:
@@ -69,9 +69,9 @@ def _kept(run: RunDir, ledger: Ledger) -> tuple[frozenset[NodeKey], frozenset[No
     return frozenset(kept), frozenset(known)
 
 
-def dead_nodes(run: RunDir, ledger: Ledger) -> DeadNodes:
+def removable_nodes(run: RunDir, ledger: Ledger) -> RemovableNodes:
     """All nodes that the run knows, planned or stored, but those that are kept."""
     kept, planned = _kept(run, ledger)
     there = run.store.keys() | run.store.copies() | (run.store.versions() or frozenset())
     known = planned | set(ledger.plans.nodes()) | there
-    return DeadNodes(frozenset(known - kept), frozenset(there - kept), kept)
+    return RemovableNodes(frozenset(known - kept), frozenset(there - kept), kept)
