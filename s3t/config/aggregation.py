@@ -29,3 +29,8 @@ class AggregationConfig(Section):
     on_exhausted: Literal["raise", "base"] = Field(
         "raise", description="when no shard is left: refuse, or answer with the base alone"
     )
+
+    @property
+    def falls_back(self) -> bool:
+        """Whether the base answers when no shard is left."""
+        return {"raise": False, "base": True}[self.on_exhausted]

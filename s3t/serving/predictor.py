@@ -100,7 +100,7 @@ class Predictor:
         self._labels: tuple[str, ...] = tuple(plan.recipe["labels"])
         self._prototypes = prototypes_of(run, config, self._base)
         self._check_recipe()
-        falls_back = config.aggregation.on_exhausted == "base"
+        falls_back = config.aggregation.falls_back
         self._fallback: dict[str, Tensor] = {}
         if falls_back and self._labels:
             self._fallback = read_public_head(run.head_path, plan.base)
@@ -127,7 +127,7 @@ class Predictor:
             DamagedNodeError: a block of a lineage.
         """
         members = [self._member(node, plan) for node in nodes if node is not None]
-        if not members and self._config.aggregation.on_exhausted == "base":
+        if not members and self._config.aggregation.falls_back:
             members = [Member(0, self._base.depth, self._fallback, 1)]
         if not members:
             return None
