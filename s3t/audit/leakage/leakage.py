@@ -57,7 +57,6 @@ def leakage(
     run: RunDir,
     *,
     samples: int | None = None,
-    seed: int = 0,
     on_step: Callable[[str], None] = lambda sentence: None,
 ) -> Leakage:
     """Attack a run with the samples that were deleted from it.
@@ -69,7 +68,6 @@ def leakage(
         run: a prepared run from which something was deleted. Rows of deleted samples must still be
             in the user's own data.
         samples: number of deleted samples to attack with, drawn at random; default: all.
-        seed: seed of the draws.
         on_step: called before each step with a sentence that says what is done.
 
     Raises:
@@ -81,7 +79,7 @@ def leakage(
         raise InputError(f"samples {samples}: leakage is measured on at least 2")
     evidence = RunEvidence(run)
     gone = _deleted(evidence)
-    suspected = find_suspected_rows(evidence, gone, samples, seed)
+    suspected = find_suspected_rows(evidence, gone, samples, seed=0)
     if torch.cuda.is_available():
         evidence.loaded.base.to(torch.device("cuda"))
     on_step("asking what the run serves now")
