@@ -66,3 +66,8 @@ class AggregationConfig(Section):
                 "mean-probabilities"
             )
         return self
+
+    @property
+    def falls_back(self) -> bool:
+        """Whether the base answers when no shard is left."""
+        return {"raise": False, "base": True}[self.on_exhausted]

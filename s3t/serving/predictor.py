@@ -146,7 +146,7 @@ class Predictor:
             DamagedNodeError: a block of a lineage.
         """
         members = [self._member(node, plan) for node in nodes if node is not None]
-        if not members and self._config.aggregation.on_exhausted == "base":
+        if not members and self._config.aggregation.falls_back:
             assert self._alone is not None  # it was loaded for this
             members = [self._alone]
         if not members:

@@ -14,10 +14,10 @@ import fcntl
 from contextlib import suppress
 from pathlib import Path
 
-from s3t.audit.claim import Findings
 from s3t.audit.claims.dead_nodes import PURGE, DeadNodes
 from s3t.audit.claims.exports import judge_exports
 from s3t.audit.evidence import RunEvidence
+from s3t.audit.findings import Findings
 from s3t.audit.ledger_facts import LedgerFacts
 from s3t.errors import DamagedNodeError, IntegrityError
 from s3t.plan import Plan

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from s3t.audit.claim import Findings
 from s3t.audit.evidence import RunEvidence
+from s3t.audit.findings import Findings
 from s3t.audit.ledger_facts import LedgerFacts
 from s3t.errors import DamagedNodeError
 from s3t.ledger.served import RECORDS, record_of

@@ -13,9 +13,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 
-from s3t.audit.claim import Findings
 from s3t.audit.claims.node_files import HEAD, NodeFacts
 from s3t.audit.evidence import RunEvidence
+from s3t.audit.findings import Findings
 from s3t.errors import DamagedNodeError, InputError, S3TError
 from s3t.plan import Plan
 from s3t.plan.trie import Node

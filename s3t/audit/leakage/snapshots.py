@@ -185,7 +185,7 @@ def _serving(
     prefixes = Schedule(plan.forest, plan.shards, scores.keys(), scores, hits).prefixes
     config, base = evidence.config, evidence.loaded.base
     members = [_member(run, plan, node, config) for node in prefixes if node is not None]
-    if not members and config.aggregation.on_exhausted == "base":
+    if not members and config.aggregation.falls_back:
         head = read_public_head(evidence.run.head_path, plan.base) if plan.recipe["labels"] else {}
         members = [base_member(base.depth, head)]
     return _ensemble(evidence, base, members) if members else None

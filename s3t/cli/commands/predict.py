@@ -50,7 +50,7 @@ def predict(
     config = load_config(RunDir.existing(run).config_path)
     with quiet(), S3T.load(run) as service:
         service.serving.settle_weights()
-        if config.task == "causal-lm":
+        if config.generates:
             answers = _completions(service, rows, max_new_tokens, temperature, seed)
         else:
             answers = [asdict(prediction) for prediction in service.predict(rows)]

@@ -60,7 +60,7 @@ function figure(title, value, unit, note) {
 export function forecastOf({ status, forecast }) {
   if (!forecast) return make("p", { class: "note" }, "No forecast yet.");
   if (forecast.exhausted) {
-    return make("p", {}, "Exhausted: no shard serves any more. s3t repair trains it anew.");
+    return make("p", {}, "Exhausted: no shard serves any more. s3t repair trains it again.");
   }
   const seen = forecast.observed;
   const notes = [

@@ -70,7 +70,7 @@ class StageTrainer:
         self.process_group = process_group or InTurn(self.recipe.processes)
         self.stacking = Stacking(base, self.process_group)
         self.tensors = LaneTensors(base, settings, rows.classes)
-        if self.recipe.parallel == "fsdp":
+        if self.recipe.sharded:
             base.run_plainly()
         cache, group = cache or CacheSettings(), self.process_group
         trunk = TrunkCache(base, rows.private.rows, cache.cap_bytes, cache.shared, group)

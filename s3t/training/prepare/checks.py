@@ -118,7 +118,7 @@ class CheckedRun:
             base=base.fingerprint,
             recipe=recipe_of(config, base, self.encoder, labels, head, prototypes),
             epochs=config.stage.epochs,
-            cumulative=config.stage.slices == "cumulative",
+            cumulative=config.stage.cumulative,
             stage_bytes=stage_bytes(config, base, self.classes),
             leave_out_empty=True,  # where the partition has let them pass
             environment=environment,
@@ -269,7 +269,7 @@ def brief_of(config: Config, stage_bytes: Sequence[int], shards: int) -> Brief:
     """
     shape, asked = config.partition, config.sequences
     stages = range(1, shape.slices + 1)
-    slices = [stage if config.stage.slices == "cumulative" else 1 for stage in stages]
+    slices = [stage if config.stage.cumulative else 1 for stage in stages]
     per_slice = (asked.samples or 0) / (shards * shape.slices) * config.stage.epochs
     costs = {
         "sequences": None,

@@ -85,7 +85,7 @@ def prepare(
         )
     write_durably(run.config_path, dump_config(config).encode())
     _freeze_base(run, config, checked, on_step)
-    if config.stage.parallel != "fsdp":  # which is for bases that no single device may hold
+    if not config.stage.sharded:  # which is for bases that no single device may hold
         checked.base.to(device)
     if checked.prototypes is not None:
         write_prototypes(run.prototypes_path, checked.prototypes, checked.base.fingerprint)
@@ -200,7 +200,7 @@ def _check_same(run: RunDir, config: Config) -> None:
     before = anchored(run.config()).model_dump(mode="json", exclude=_FREE)
     now = config.model_dump(mode="json", exclude=_FREE)
     changed = _differences("", before, now)
-    if config.task != "causal-lm" and needs_head(config) and not run.head_path.is_file():
+    if not config.generates and needs_head(config) and not run.head_path.is_file():
         changed.append("it was trained without a public head, which this config needs")
     if changed:
         raise InputError(

@@ -7,6 +7,7 @@ killed by the time it is finished is thrown away, not published.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -48,11 +49,19 @@ def steps_of(node: Node, step_rows: int, epochs: int) -> int:
 def _cache(prepared: Prepared, shared: bool) -> CacheSettings:
     """Where hidden states are kept: on disk if other processes of this machine want them too."""
     training, sealed = prepared.config.training, prepared.config.store.encrypt
-    if training.trunk_cache == "off":
-        return CacheSettings(0)
+    match training.trunk_cache:
+        case "off":
+            return CacheSettings(0)
+        case "memory":
+            on_disk = False
+        case "disk":
+            on_disk = True
+        case "auto":
+            on_disk = shared and not sealed  # in a sealed run no private row lies on disk in plain
+        case other:
+            assert_never(other)
     cap = training.trunk_cache_mb * 2**20
-    # of a sealed run nothing of a private row lies on disk in plain
-    if training.trunk_cache == "disk" or (training.trunk_cache == "auto" and shared and not sealed):
+    if on_disk:
         contents = [sample.content for sample in prepared.samples]
         here = digest([prepared.plan.base, prepared.environment])
         return CacheSettings(cap, SharedCache(prepared.run.trunk_path, here, contents))
@@ -79,7 +88,7 @@ class WorkerState:
             StageSettings(
                 config.stage,
                 config.lora,
-                config.prompt if config.stage.adapter == "prompt" else None,
+                config.prompt if config.stage.prompts else None,
                 config.training.gradient_checkpointing,
             ),
             StageRows(prepared.private, prepared.validation, prepared.classes),
@@ -148,7 +157,7 @@ class WorkerState:
 
     def _assignment(self, node: Node) -> Assignment:
         prepared = self.prepared
-        cumulative = prepared.config.stage.slices == "cumulative"
+        cumulative = prepared.config.stage.cumulative
         parts = node.prefix if cumulative else node.prefix[-1:]
         rows = torch.cat([prepared.members[node.shard][part] for part in parts])
         return Assignment(node.key, rows.sort().values, self._inherited(node))

@@ -60,7 +60,7 @@ def _(victim: Victim) -> str:
     return key
 
 
-@kind("a node's weights changed, all digests in its file made anew", "E2")
+@kind("a node's weights changed, all digests in its file made again", "E2")
 def _(victim: Victim) -> str:
     key = victim.living[0]
     victim.remake(key, lambda tensors: {name: t + 0.01 for name, t in tensors.items()})
@@ -84,7 +84,7 @@ def _seal_again(victim: Victim) -> None:
     victim.rewrite(number, lambda body: body.update(digest=nodes_digest(told)))
 
 
-@kind("a node's weights changed, all digests, the ledger and the log made anew", "E2",
+@kind("a node's weights changed, all digests, the ledger and the log made again", "E2",
       asks=lambda victim: {"retrain": "all"})  # fmt: skip
 def _(victim: Victim) -> str:
     return _weights_made_anew(victim)
@@ -159,7 +159,7 @@ def _head_swapped(victim: Victim) -> str:
     return other
 
 
-@kind("a head swapped, all digests in its file made anew", "E4", "E2")
+@kind("a head swapped, all digests in its file made again", "E4", "E2")
 def _(victim: Victim) -> str:
     return _head_swapped(victim)
 
@@ -172,7 +172,7 @@ def _(victim: Victim) -> str:
     return other
 
 
-@kind("an adapter set back to where training begins, digests made anew", "E9", "E2")
+@kind("an adapter set back to where training begins, digests made again", "E9", "E2")
 def _(victim: Victim) -> str:
     key = victim.living[0]
     victim.remake(
@@ -185,7 +185,7 @@ def _(victim: Victim) -> str:
     return key
 
 
-@kind("an adapter moved to a layer outside the block, digests made anew", "E9", "E2")
+@kind("an adapter moved to a layer outside the block, digests made again", "E9", "E2")
 def _(victim: Victim) -> str:
     key = victim.living[0]
 
@@ -208,7 +208,7 @@ def _(victim: Victim) -> str:
     return path.name
 
 
-@kind("a plan edited, its digest made anew", "E1")
+@kind("a plan edited, its digest made again", "E1")
 def _(victim: Victim) -> str:
     path = victim.run.plan_path
     body = json.loads(path.read_text(encoding="utf-8"))
@@ -218,13 +218,13 @@ def _(victim: Victim) -> str:
     return path.name
 
 
-@kind("a plan edited, its digest and all keys made anew", "E1")
+@kind("a plan edited, its digest and all keys made again", "E1")
 def _(victim: Victim) -> str:
     write_durably(victim.run.plan_path, _other_plan(victim).to_json().encode())
     return "plan.json is another plan"
 
 
-@kind("a plan edited, its digest, all keys, the ledger and the log made anew", "E1", "E5")
+@kind("a plan edited, its digest, all keys, the ledger and the log made again", "E1", "E5")
 def _(victim: Victim) -> str:
     plan = _other_plan(victim)
     write_durably(victim.run.plan_path, plan.to_json().encode())
@@ -294,7 +294,7 @@ def _(victim: Victim) -> str:
     return "base_head.safetensors"
 
 
-@kind("the public head swapped, its proof made anew", "E5")
+@kind("the public head swapped, its proof made again", "E5")
 def _(victim: Victim) -> str:
     from s3t.model.head import read_public_head, write_public_head
 
