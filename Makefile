@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCHMARKS := engine deletion_budget exactness damage leakage forgetting serving real_data \
-    generation export_equality language banking lmeraser
+    generation export_equality language banking lmeraser utility
 TESTERS ?= 2
 
 .DEFAULT_GOAL := help

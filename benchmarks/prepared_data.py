@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ROOT", "json_rows", "prepare", "shared_data", "write_rows"]
+__all__ = ["ROOT", "json_rows", "prepare", "shared_data", "thinned", "write_rows"]
 
 ROOT = Path(__file__).resolve().parent.parent
 INTENT_PARTS = {"adapt": 15, "validation": 5, "test": 20}
@@ -65,6 +65,19 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.write_text("".join(lines), encoding="utf-8")
     return {"format": "json", "files": str(path)}
+
+
+def thinned(path: Path, every: int, folder: Path) -> Path:
+    """A csv file below ``folder`` with every k-th row of another, packed or not.
+
+    banking77's rows are sorted by intent, so all intents stay.
+    """
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))[::every]
+    found = folder / f"{path.name.partition('.')[0]}-{every}.csv"
+    _write_csv(found, rows)
+    return found
 
 
 def _intents(source: Path) -> dict[str, list[Row]]:
