@@ -5,7 +5,7 @@ PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || ech
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCHMARKS := engine deletion_budget exactness damage leakage forgetting serving real_data \
+BENCHMARKS := engine deletion_budget exactness damage leakage forgetting serving \
     generation export_equality language banking lmeraser utility
 TESTERS ?= 2
 

@@ -10,6 +10,7 @@ A point is measured as a user would: the run is opened with ``S3T.load``, ``deac
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 import time
@@ -70,7 +71,7 @@ class _Seed:
 
     def path(self, name: str, words: Sequence[str]) -> Path:
         """Where runs or figures that follow from these overrides are kept."""
-        slug = name.replace(",", "").replace(" ", "-")
+        slug = re.sub(r"\W+", "-", name.replace("'", ""))
         return self.folder / f"{slug}-{digest([*self.words, *words])[:8]}"
 
 
