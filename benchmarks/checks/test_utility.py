@@ -22,13 +22,23 @@ def _point(value: float) -> dict[str, Any]:
 
 def _seed(lora: float, nested: list[float], cpu: float) -> dict[str, Any]:
     training = {"seconds": 1.0, "nodes": 1, "bytes": 10**6}
+    ways = {"weights": "uniform", "trained_as": NESTED}
     points = {str(at): _point(value) for at, value in zip((0, 1, 3, 7), nested, strict=True)}
     return {
         "base": _point(0.8),
         "sides": {
-            LORA: {"training": {**training, "cpu_seconds": 2.0}, "points": {"0": _point(lora)}},
-            NESTED: {"training": {**training, "cpu_seconds": cpu}, "points": points},
-            "other": {"refused": "no such key"},
+            LORA: {
+                **ways,
+                "trained_as": LORA,
+                "training": {**training, "cpu_seconds": 2.0},
+                "points": {"0": _point(lora)},
+            },
+            NESTED: {
+                **ways,
+                "training": {**training, "cpu_seconds": cpu},
+                "points": points,
+            },
+            "other": {**ways, "refused": "no such key"},
         },
     }
 
@@ -74,7 +84,7 @@ def test_nothing_is_trained_or_measured_twice(
 
     first = measured()
     assert list(first["sides"][NESTED]["points"]) == ["0", "1", "2"]
-    assert "aggregation.weights" in first["sides"]["unknown"]["refused"]
+    assert "stage.isolation" in first["sides"]["unknown"]["refused"]
     (kept,) = (tmp_path / "digits" / "seed-0").glob(f"{NESTED}-*.json")
     before, trained = kept.read_bytes(), []
     monkeypatch.setattr(measuring, "train", lambda *a, **k: trained.append(a))
@@ -86,9 +96,9 @@ def test_nothing_is_trained_or_measured_twice(
 
 
 def _two(task: Any) -> list[Side]:
-    tree, uniform = ("sequences={strategy: cyclic, budget: 1}",), ("aggregation.weights=uniform",)
+    tree = ("sequences={strategy: cyclic, budget: 1}",)
     return [
-        Side(LORA, (*tree, "partition.shards=1", "partition.slices=1"), uniform),
-        Side(NESTED, (*tree, "partition.slices=2", "stage.isolation=nested"), uniform),
-        Side("unknown", tree, ("aggregation.weights=none",)),
+        Side(LORA, "uniform", (*tree, "partition.shards=1", "partition.slices=1")),
+        Side(NESTED, "uniform", (*tree, "partition.slices=2", "stage.isolation=nested")),
+        Side("unknown", "uniform", (*tree, "stage.isolation=none")),
     ]

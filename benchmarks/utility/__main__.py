@@ -19,6 +19,7 @@ from pathlib import Path
 
 import benchmarks.utility
 from benchmarks.reports import Report
+from benchmarks.utility.found import Found
 from benchmarks.utility.measuring import measure
 from benchmarks.utility.picture import draw
 from benchmarks.utility.tables import tables
@@ -63,8 +64,9 @@ def _run(task: Task, seeds: int, options: argparse.Namespace) -> None:
     }
     shown = tables(result)
     print(f"\n{shown}\n", flush=True)
-    rows = len(result["seeds"][0]["base"])
-    report.finish(result, lambda figure: draw(figure, result), size=(13, 4.8 * rows))
+    found = Found(result)
+    size = (6.5 * len(found.weights), 4.8 * len(found.tests))
+    report.finish(result, lambda figure: draw(figure, result), size)
     (options.out / f"{task.name}.md").write_text(shown + "\n", encoding="utf-8")
 
 

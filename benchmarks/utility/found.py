@@ -22,6 +22,7 @@ class Found:
         points: numbers of deletions, ascending from 0.
         tests: names of the test rows; the first is what the task is judged on.
         there: names of the sides that ran at every seed.
+        weights: what shaped their answers, each once.
         refused: of the others, why not.
         accuracy: whether more is better; else the metric is a perplexity.
     """
@@ -39,6 +40,14 @@ class Found:
             if "refused" in side
         }
         self.there = [name for name in each[0] if name not in self.refused]
+        self._sides: Mapping[str, Mapping[str, str]] = each[0]
+        self.weights = list(dict.fromkeys(self._sides[name]["weights"] for name in self.there))
+
+    def served_with(self, weights: str) -> dict[str, str]:
+        """The sides whose answers were weighted so, and how each was trained."""
+        sides = self._sides
+        named = {name: sides[name]["trained_as"] for name in self.there}
+        return {name: how for name, how in named.items() if sides[name]["weights"] == weights}
 
     def at(self, side: str, point: int | str, test: str | None = None) -> list[float]:
         """The metric of a side after so many deletions, by seed; empty if it was not measured."""

@@ -94,8 +94,8 @@ def measure(
         say: told of each step that takes time.
 
     Returns:
-        by side: ``refused`` with the reason, or ``training`` and ``points``; and ``base``, by test
-        the figure of the base alone.
+        ``sides`` by name, each with ``refused``, the reason, or with ``training`` and ``points``;
+        ``base``, the figure of the base alone by test rows; and ``deleted``, in this order.
     """
     given = task.prepared(output / task.name / "data", seed, quick)
     fixed = (f"seed={seed}", f"partition.salt={task.name}-{seed}", "aggregation.on_exhausted=base")
@@ -116,17 +116,17 @@ def measure(
 
 def _side(at: _Seed, side: Side, base: tuple[str, ...], deleted: Sequence[str]) -> dict[str, Any]:
     """One side, trained and deleted from; or why it is refused."""
-    words = (*side.training, *base)
+    words, name = (*side.training, *base), {"trained_as": side.trained_as, "weights": side.weights}
     path = at.path(side.trained_as, side.training)
     try:
         config = at.config(words, path)
         at.config((*words, *side.serving), path)
         training = _trained(config, path)
     except ConfigError as error:
-        return {"refused": "; ".join(error.problems)}
+        return {**name, "refused": "; ".join(error.problems)}
     kept = _Kept(at.path(side.name, (*side.training, *side.serving)).with_suffix(".json"))
     _delete(at, side, words, path, deleted, kept)
-    return {"training": training, "points": kept.points}
+    return {**name, "training": training, "points": kept.points}
 
 
 # ── training ─────────────────────────────────────────────────────────────────────────────────

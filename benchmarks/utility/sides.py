@@ -6,15 +6,20 @@ with the same training are trained once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from benchmarks.utility.tasks import Task
 
-__all__ = ["LORA", "NESTED", "PUBLIC", "SISA", "TODAY", "Side", "sides"]
+__all__ = ["LORA", "NESTED", "SISA", "TODAY", "WEIGHTS", "Side", "sides"]
 
 LORA, SISA, TODAY, NESTED = "one LoRA", "SISA", "today's defaults", "nested"
-PUBLIC = ", public weights"
-"""What the name of a side ends with whose weights are fitted on public rows."""
+WEIGHTS: Mapping[str, tuple[str, ...]] = {
+    "uniform": ("aggregation.weights=uniform",),
+    "public": ("aggregation.weights=public",),
+    "entropy": ("aggregation.weights=public", "aggregation.tokens=entropy"),
+}
+"""What shapes the answers. The last one is for language models alone."""
 
 
 @dataclass(frozen=True)
@@ -22,24 +27,24 @@ class Side:
     """One row of the table.
 
     Attributes:
-        name: as the table shows it.
-        training: overrides that shape its nodes.
-        serving: overrides that shape its answers.
+        trained_as: name of the training.
+        weights: name of what shapes the answers.
+        training: overrides that shape the nodes.
     """
 
-    name: str
+    trained_as: str
+    weights: str
     training: tuple[str, ...]
-    serving: tuple[str, ...]
 
     @property
-    def public(self) -> bool:
-        """Whether its weights are fitted on public rows."""
-        return self.name.endswith(PUBLIC)
+    def name(self) -> str:
+        """As the table shows it."""
+        return self.trained_as + ("" if self.weights == "uniform" else f", {self.weights} weights")
 
     @property
-    def trained_as(self) -> str:
-        """Name of the training, which several sides may share."""
-        return self.name.removesuffix(PUBLIC)
+    def serving(self) -> tuple[str, ...]:
+        """Overrides that shape the answers."""
+        return WEIGHTS[self.weights]
 
 
 def sides(task: Task) -> list[Side]:
@@ -60,10 +65,10 @@ def sides(task: Task) -> list[Side]:
         "residual": (whole, tree, "stage.isolation=residual"),
         "residual, current": (whole, tree, "stage.isolation=residual", "stage.slices=current"),
     }
-    uniform, public = ("aggregation.weights=uniform",), ("aggregation.weights=public",)
+    ways = [weights for weights in WEIGHTS if task.metric == "perplexity" or weights != "entropy"]
     return [
-        *(Side(name, words, uniform) for name, words in (published | weighted).items()),
-        *(Side(name + PUBLIC, words, public) for name, words in weighted.items()),
+        *(Side(name, ways[0], words) for name, words in published.items()),
+        *(Side(name, way, words) for way in ways for name, words in weighted.items()),
     ]
 
 

@@ -26,7 +26,7 @@ def tables(result: Mapping[str, Any]) -> str:
     parts.append(_goals(found, GOALS[result["task"]]))
     if found.refused:
         reasons = [f"- {name}: {reason}" for name, reason in found.refused.items()]
-        parts.append("\n".join(["Not there yet, refused by the config:", *reasons]))
+        parts.append("\n".join(["Not there yet, refused:", *reasons]))
     return "\n\n".join(parts)
 
 
