@@ -7,8 +7,8 @@ Sides train on the same base, partition, seeds and batches, from one config. Wha
 output folder is not done again: a training goes on where it was killed, and a point that was
 measured stays.
 
-Invariant: a figure belongs to the digest of all overrides that its side was trained with, so other
-overrides never find it.
+Invariant: a figure belongs to the digest of engine number and overrides of its side, so
+others never find it. After a change of what serves, give another output folder.
 """
 
 import os

@@ -32,6 +32,7 @@ from s3t.errors import ConfigError
 from s3t.model.determinism import one_thread
 from s3t.run import RunDir
 from s3t.training.prepare.prepare import prepare
+from s3t.training.prepare.recipe import ENGINE
 from s3t.training.prepare.replan import Replan
 from s3t.training.work.train import train
 from s3t.types import digest
@@ -72,7 +73,7 @@ class _Seed:
     def path(self, name: str, words: Sequence[str]) -> Path:
         """Where runs or figures that follow from these overrides are kept."""
         slug = re.sub(r"\W+", "-", name.replace("'", ""))
-        return self.folder / f"{slug}-{digest([*self.words, *words])[:8]}"
+        return self.folder / f"{slug}-{digest([ENGINE, *self.words, *words])[:8]}"
 
 
 def measure(
@@ -105,23 +106,24 @@ def measure(
     first, *others = sides(task)
     say(f"seed {seed}, {first.name}")
     lora = RunDir(at.path(LORA, first.training))
-    _trained(at.config(first.training, lora.root), lora.root)
+    _trained(at.config(first.training, lora.root), None)
     deleted = given.deleted or task.drawn(lora, seed, max(points))
-    found = {first.name: _side(at, first, (), deleted)}
+    found = {first.name: _side(at, first, None, deleted)}
     for side in others:
         say(f"seed {seed}, {side.name}")
-        found[side.name] = _side(at, side, on_base_of(lora), deleted)
+        found[side.name] = _side(at, side, lora, deleted)
     return {"base": _base(at, lora), "deleted": list(deleted), "sides": found}
 
 
-def _side(at: _Seed, side: Side, base: tuple[str, ...], deleted: Sequence[str]) -> dict[str, Any]:
-    """One side, trained and deleted from; or why it is refused."""
-    words, name = (*side.training, *base), {"trained_as": side.trained_as, "weights": side.weights}
+def _side(at: _Seed, side: Side, first: RunDir | None, deleted: Sequence[str]) -> dict[str, Any]:
+    """One side, trained and deleted from; or why it is refused. Base and head are the first's."""
+    words = (*side.training, *(() if first is None else on_base_of(first)))
+    name = {"trained_as": side.trained_as, "weights": side.weights}
     path = at.path(side.trained_as, side.training)
     try:
         config = at.config(words, path)
         at.config((*words, *side.serving), path)
-        training = _trained(config, path)
+        training = _trained(config, first)
     except ConfigError as error:
         return {**name, "refused": "; ".join(error.problems)}
     kept = _Kept(at.path(side.name, (*side.training, *side.serving)).with_suffix(".json"))
@@ -132,18 +134,22 @@ def _side(at: _Seed, side: Side, base: tuple[str, ...], deleted: Sequence[str]) 
 # ── training ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _trained(config: Config, path: Path) -> dict[str, Any]:
+def _trained(config: Config, public_of: RunDir | None) -> dict[str, Any]:
     """Train what is missing of a run; returns what it took, and what it weighs.
 
     The base and the public head are made before the clock starts. Seconds are None if a training
     was killed and went on later.
+
+    Args:
+        config: says where.
+        public_of: a run on the same base whose public head is taken; None to make it.
     """
-    report = path / "training.json"
+    run = RunDir(config.run_dir)
+    report = run.root / "training.json"
     if report.is_file():
         return dict(json.loads(report.read_text(encoding="utf-8")))
     with one_thread(_CPU):
-        prepare(config, _CPU)
-    run = RunDir(path)
+        prepare(config, _CPU, public_of=public_of)
     begun = bool(run.store.keys())
     load, started, cpu = load_average(), time.perf_counter(), time.process_time()
     train(config)

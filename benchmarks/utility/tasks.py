@@ -119,11 +119,12 @@ def _banking(shared: Path, folder: Path, seed: int, quick: bool) -> Prepared:
     data = folder / "banking77"
     private = thinned(shared / "banking77" / "train.csv.gz", 20 if quick else 5, data)
     test = thinned(data / "test.csv", 8 if quick else 2, data)
+    validation = thinned(data / "validation.csv", 8 if quick else 1, data)
     return Prepared(
         (
             f"data.private.files={private}",
             f"data.public.adapt.files={data / 'adapt.csv'}",
-            f"data.public.validation.files={data / 'validation.csv'}",
+            f"data.public.validation.files={validation}",
             f"data.public.test.files={test}",
             f"model.base={shared / 'minilm'}",
         )
