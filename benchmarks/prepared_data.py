@@ -4,7 +4,7 @@
 
     banking77        test.csv.gz, 40 rows an intent ─► adapt 15 │ validation 5 │ test 20
     tinyshakespeare  input.txt.gz ─► {speaker, text} ─► keyed hash of the speaker ─► private │
-                                                                         validation │ test
+                                                                 adapt │ validation │ test
     tofu             full.jsonl.gz ─► {id, author, question, answer}: private; holdout10.jsonl.gz
                      ─► its first 100 rows: validation │ test
 
@@ -28,7 +28,7 @@ __all__ = ["ROOT", "json_rows", "prepare", "shared_data", "thinned", "write_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 INTENT_PARTS = {"adapt": 15, "validation": 5, "test": 20}
-PUBLIC_SHARES = {"validation": 3, "test": 10}
+PUBLIC_SHARES = {"validation": 3, "test": 10, "adapt": 5}
 """Speakers in a hundred."""
 
 HELD_OUT = 100
@@ -48,7 +48,7 @@ def prepare(shared: Path, target: Path) -> None:
     if not (target / "banking77" / "test.csv").exists():
         for name, rows in _intents(shared / "banking77" / "test.csv.gz").items():
             _write_csv(target / "banking77" / f"{name}.csv", rows)
-    if not (target / "tinyshakespeare" / "test.jsonl").exists():
+    if not (target / "tinyshakespeare" / "adapt.jsonl").exists():
         for name, rows in _speeches(shared / "tinyshakespeare" / "input.txt.gz").items():
             write_rows(target / "tinyshakespeare" / f"{name}.jsonl", rows)
     if not (target / "tofu" / "test.jsonl").exists():
@@ -95,7 +95,7 @@ def _intents(source: Path) -> dict[str, list[Row]]:
 
 
 def _speeches(source: Path) -> dict[str, list[Row]]:
-    parts: dict[str, list[Row]] = {"private": [], "validation": [], "test": []}
+    parts: dict[str, list[Row]] = {name: [] for name in ("private", *PUBLIC_SHARES)}
     with gzip.open(source, "rt", encoding="utf-8") as stream:
         blocks = stream.read().split("\n\n")
     for block in blocks:

@@ -360,10 +360,17 @@ def replace_by_another(path: Path) -> None:
     shutil.copyfile(other, path)
 
 
-@pytest.mark.parametrize("whose", ["the node", "its first ancestor"])
 @pytest.mark.parametrize(
-    "damage",
-    [flip_tensors, flip_header, cut_short, replace_by_another, lambda p: p.write_bytes(b"")],
+    ("damage", "whose"),
+    [
+        (flip_tensors, "the node"),
+        (cut_short, "the node"),
+        *(
+            (damage, whose)
+            for damage in (flip_header, replace_by_another, lambda p: p.write_bytes(b""))
+            for whose in ("the node", "its first ancestor")
+        ),
+    ],
 )
 def test_a_damaged_node_that_should_serve_is_an_error(
     digits_run: Path, images: list[np.ndarray], damage: Flip, whose: str
@@ -379,6 +386,20 @@ def test_a_damaged_node_that_should_serve_is_an_error(
             with pytest.raises(DamagedNodeError, match="run s3t train again") as caught:
                 ask()
             assert caught.value.key == hurt.key
+
+
+def test_a_nested_prefix_serves_its_last_node_alone(
+    digits_run: Path, images: list[np.ndarray]
+) -> None:
+    with closing(OpenRun(RunDir.existing(digits_run))) as forgetting:
+        ends = [node for node in forgetting.catch_up()[1] if node is not None]
+        before = [one for node in ends for one in forgetting.plan.forest.lineage(node.key)[:-1]]
+    with S3T.load(digits_run) as service:
+        expected = service.predict(images)
+    for node in before:
+        flip_tensors(node_file(digits_run, node.key))
+    with S3T.load(digits_run) as service:
+        assert service.predict(images) == expected
 
 
 def test_damage_that_does_not_serve_is_no_error(digits_run: Path, images: list[np.ndarray]) -> None:
@@ -404,7 +425,7 @@ def test_a_damaged_fallback_does_not_fail_a_deletion(
     forest = RunDir.existing(digits_run).plan().forest
     serving = service.status().shards[1].node
     assert serving is not None
-    in_memory = {node.key for node in forest.lineage(serving)}
+    in_memory = {serving}
     for part in range(4):  # a slice whose loss leads to a node that is not in memory yet
         name = one_of_each(digits_run)[1, part][0]
         planned = service.deactivate([name], dry_run=True).prefixes[1].after
@@ -598,7 +619,7 @@ def test_tensors_of_dead_nodes_leave_memory(
     held = {
         key: [weakref.ref(t) for t in tensors.values()] for key, tensors in model._tensors.items()
     }
-    assert len(held) == 16  # four shards with prefixes of four
+    assert len(held) == 4, "one of each shard: a nested prefix serves its last node alone"
     for slot in ((0, 0), (2, 3)):
         dead = set(service.deactivate([one_of_each(digits_run)[slot][0]]).nodes_dead)
         assert dead & held.keys()
@@ -752,14 +773,13 @@ def plain_models(service: S3T) -> list[Any]:
         if node is None:
             continue
         model = AutoModelForCausalLM.from_pretrained(run.base_path).eval()
-        for ancestor in service._opened.plan.forest.lineage(node.key):
-            tensors = load_file(node_file(run.root, ancestor.key))
-            assert service.serving._model is not None
-            for target in service.serving._model._base.targets:
-                if target.a in tensors:
-                    weight = model.transformer.h[target.layer].get_submodule(target.path).weight
-                    low = tensors[target.a].T @ tensors[target.b].T  # a Conv1D is [in, out]
-                    weight.data += lora.alpha / lora.rank * low
+        tensors = load_file(node_file(run.root, node.key))  # nested: it holds all that serves
+        assert service.serving._model is not None
+        for target in service.serving._model._base.targets:
+            if target.a in tensors:
+                weight = model.transformer.h[target.layer].get_submodule(target.path).weight
+                low = tensors[target.a].T @ tensors[target.b].T  # a Conv1D is [in, out]
+                weight.data += lora.alpha / lora.rank * low
         models.append(model)
     return models
 

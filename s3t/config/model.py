@@ -43,8 +43,13 @@ class MakeConfig(Section):
 
 
 class AdaptConfig(Section):
-    """Training of the whole base on the public ``adapt`` data, before any private sample."""
+    """Training of the base on the public ``adapt`` data, before any private sample."""
 
+    rank: Positive | None = Field(
+        None,
+        description="train LoRA of this rank on all linear maps, and merge it into the base; "
+        "null: train all weights",
+    )
     steps: Positive = Field(300, description="steps of the optimizer")
     batch_size: Positive = Field(64, description="rows of a step")
     learning_rate: Annotated[float, Field(gt=0)] = Field(1.5e-3, description="peak learning rate")
@@ -90,7 +95,7 @@ class LoraConfig(Section):
         16.0, description="the product of an adapter is multiplied by alpha / rank"
     )
     targets: Literal["auto"] | tuple[str, ...] = Field(
-        "auto", description="names of the adapted maps; auto: query and value projections"
+        "auto", description="names of the adapted maps; auto: all linear maps of the layers"
     )
     dropout: Fraction = Field(0.0, description="share of an adapter's inputs that is dropped")
 

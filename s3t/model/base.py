@@ -53,7 +53,7 @@ class Base:
         language_model: whether rows are answered by the base's own language-model head.
         pooling: ``first``, ``mean`` or ``last`` token as the features of a row, or ``auto``.
         length: tokens per text; None for images.
-        targets: last names of the linear maps to adapt, () for none; None for query and value.
+        targets: last names of the linear maps to adapt, () for none; None for all.
 
     Attributes:
         model: the transformers model, gates in place of its layers.

@@ -1,4 +1,4 @@
-"""Divides the layers of the base into blocks; block 1 is at the top.
+"""The blocks of layers that stages train, block 1 at the top; and which nodes serve together.
 
     N = 8, L = 3:   layers 7 6 5 │ 4 3 2 │ 1 0
                       block 1      block 2  block 3
@@ -10,9 +10,14 @@ others to be divided so.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 from s3t.errors import ConfigError
 
-__all__ = ["block_layers"]
+__all__ = ["block_layers", "serving_nodes"]
+
+_Node = TypeVar("_Node")
 
 
 def block_layers(
@@ -48,6 +53,11 @@ def block_layers(
         )
     lowest = depth - first_block
     return ((lowest, depth), *(_divided(lowest, slices - 1) if slices > 1 else ()))
+
+
+def serving_nodes(isolation: str, lineage: Sequence[_Node]) -> Sequence[_Node]:
+    """Those of a lineage's nodes whose tensors its last prefix serves, in the order of stages."""
+    return lineage[-1:] if isolation in ("nested", "snapshot") else lineage
 
 
 def _divided(hi: int, blocks: int) -> tuple[tuple[int, int], ...]:

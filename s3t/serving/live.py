@@ -26,6 +26,7 @@ from s3t.errors import (
     S3TError,
 )
 from s3t.ledger import Deletion, Receipt
+from s3t.plan.blocks import serving_nodes
 from s3t.plan.trie import Node
 from s3t.run import prove_locks
 from s3t.run.deletion import delete
@@ -401,13 +402,19 @@ class Serving:
         A damaged block is an error when a run is first served; later, when a deletion must not
         fail for it, the shard falls back to a shorter prefix.
         """
+        isolation = self._opened.config.stage.isolation
         if not self._has_served:
             self._opened.prove()
         while True:
             try:
                 if all(node is None for node in nodes):
                     self._opened.prove_exhausted()
-                keys = [one.key for last in nodes if last for one in plan.forest.lineage(last.key)]
+                keys = [
+                    one.key
+                    for last in nodes
+                    if last is not None
+                    for one in serving_nodes(isolation, plan.forest.lineage(last.key))
+                ]
                 files = self._opened.run.store.stamps(keys)
                 files.update((key, known[key]) for key in files if key in known)
                 return nodes, model.ensemble(nodes, plan), files

@@ -24,12 +24,13 @@ from s3t.data import load_public
 from s3t.data.files import one_line
 from s3t.data.rows import LabelledRows
 from s3t.errors import DataError, InputError, IntegrityError
-from s3t.model.adapters.lineage import composed, serving_nodes
+from s3t.model.adapters.lineage import composed
 from s3t.model.base import Base
 from s3t.model.head import read_public_head
 from s3t.model.inputs.encoders import Encoded, ImageEncoder, TextEncoder
 from s3t.model.loading import build_base, load_model
 from s3t.plan import Plan
+from s3t.plan.blocks import serving_nodes
 from s3t.plan.trie import Node
 from s3t.run import RunDir
 from s3t.serving.checks import check_draw, check_text, image_array, text_pair

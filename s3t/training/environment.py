@@ -27,10 +27,11 @@ from torch import Tensor
 
 from s3t.config import Config
 from s3t.errors import InputError
-from s3t.model.adapters.lineage import composed, serving_nodes
+from s3t.model.adapters.lineage import composed
 from s3t.model.base import Base
 from s3t.model.determinism import draws, processor_flags
 from s3t.model.inputs.encoders import Encoded
+from s3t.plan.blocks import serving_nodes
 from s3t.store import tensors_digest
 from s3t.system.pinned import arithmetic_here, switches
 from s3t.training.node.assignment import CacheSettings, StageRows, StageSettings

@@ -130,7 +130,20 @@ def test_what_a_wrong_value_leaves_open_is_not_judged() -> None:
         ("training.trackers=wandb", "training.trackers: expected a list (got 'wandb')"),
         ("training.workers=0", "training.workers: Input should be 'auto', or Input should be gr"),
         ("lora.targets=3", "lora.targets: Input should be 'auto', or expected a list (got 3)"),
-        ("stage.isolation=none", "stage.isolation: Input should be 'layers' or 'snapshot'"),
+        (
+            "stage.isolation=none",
+            "stage.isolation: Input should be 'nested', 'residual', ",
+        ),
+        ("stage.span=up", "span up is given, and isolation 'nested' has no use for it"),
+        ("stage.orthogonality=0.5", "orthogonality 0.5 is given, and isolation 'nested' has no"),
+        (
+            "stage.isolation=snapshot stage.first_block=2",
+            "first_block 2 is given, and isolation 'snapshot' has no blocks here",
+        ),
+        (
+            "stage.adapter=prompt stage.isolation=snapshot",
+            "adapter 'prompt' does not fit isolation=snapshot",
+        ),
         (
             "partition.salt=",
             "partition.salt: expected text, in quotes where YAML reads it as true or false, null "

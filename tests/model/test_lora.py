@@ -172,7 +172,9 @@ class Layer(nn.Module):
 
 def test_targets_are_found_by_last_name_and_by_path() -> None:
     layers = [Layer(), Layer()]
-    both = find_targets(layers, None)
+    every = find_targets(layers, None)
+    assert [t.path for t in every[:4]] == ["attention.query", "attention.value", "query", "conv"]
+    both = find_targets(layers, ["query", "value"])
     assert [t.path for t in both] == ["attention.query", "attention.value", "query"] * 2
     assert [t.layer for t in both] == [0, 0, 0, 1, 1, 1]
     assert [(t.inputs, t.outputs) for t in both[:3]] == [(4, 6), (4, 8), (4, 4)]
@@ -182,7 +184,15 @@ def test_targets_are_found_by_last_name_and_by_path() -> None:
     with pytest.raises(LookupError, match="valu"):
         find_targets(layers, ["valu"])
     with pytest.raises(LookupError, match="auto"):
-        find_targets([nn.ModuleDict({"dense": nn.Linear(2, 2)})], None)
+        find_targets([nn.ModuleDict({"norm": nn.LayerNorm(2)})], None)
+    other = nn.ModuleDict({"dense": nn.Linear(2, 2)})  # layers need not be alike
+    assert [(t.layer, t.path) for t in find_targets([layers[0].attention, other], None)] == [
+        (0, "query"),
+        (0, "value"),
+        (1, "dense"),
+    ]
+    with pytest.raises(LookupError, match=r"\['conv'\]: layer 1 has \['dense'\]"):
+        find_targets([layers[0], other], ["conv"])
 
 
 def test_wrapping_replaces_exactly_the_targets() -> None:

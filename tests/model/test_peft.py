@@ -48,7 +48,8 @@ def test_a_prefix_is_the_same_model_in_peft(family: str, lowest: int) -> None:
         with adapted(bank_of(base.targets, tensors, ALPHA / RANK)):
             hidden = base.run(base.start(rows), 0, base.depth, base.attention(rows.mask))
         found = base.finish(hidden)
-    assert torch.allclose(found[real(rows)], expected[real(rows)], rtol=0, atol=1e-5)
+    # all maps of all layers are adapted, each rounded in another order than peft's
+    assert torch.allclose(found[real(rows)], expected[real(rows)], rtol=0, atol=2e-5)
     assert float((plain - expected).abs().max()) > 1e-2, "the adapter does something"
 
 

@@ -12,6 +12,7 @@ import transformers as hf
 from s3t.config import Config, load_config
 from s3t.errors import ConfigError, InputError, IntegrityError
 from s3t.model import loading
+from s3t.model.adapters.lora import StackedLinear
 from s3t.model.base import Base
 from s3t.model.built import byte_tokenizer
 from s3t.model.loading import build_base, load_model
@@ -113,7 +114,9 @@ def test_a_gradient_goes_through_the_weights_that_are_computed_with(
     folders: dict[str, str],
 ) -> None:
     base = built("llama", folders["llama"], "4bit")
-    linear = base.layers[0].get_submodule("self_attn.k_proj")
+    wrapped = base.layers[0].get_submodule("self_attn.k_proj")
+    assert isinstance(wrapped, StackedLinear)
+    linear = wrapped.inner
     assert isinstance(linear, QuantizedLinear)
     x = torch.randn(3, 5, 64, requires_grad=True)
     weight = linear.dequantized(torch.float32)

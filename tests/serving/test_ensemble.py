@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from s3t.model.adapters.peft import to_peft
 from s3t.model.base import Base
@@ -304,11 +305,11 @@ def merged_by_hand(base: Base, members: list[Member], shares: Tensor, model: Any
         if isinstance(module, torch.nn.ModuleList) and len(module) == DEPTH
     )
     for target in base.targets:
-        weight = layers[target.layer].get_submodule(target.path).weight
+        module = layers[target.layer].get_submodule(target.path)
         for member, share in zip(members, shares, strict=True):
             if target.a in member.tensors:
                 added = SCALE * share * member.tensors[target.b] @ member.tensors[target.a]
-                weight.data += added if weight.shape == added.shape else added.T
+                module.weight.data += added.T if isinstance(module, Conv1D) else added
     return model
 
 

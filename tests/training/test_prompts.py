@@ -293,7 +293,6 @@ PROMPTS: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"stage": {"adapter": "prompt", "isolation": "snapshot"}}, "isolation=snapshot"),
         (
             {"stage": {"adapter": "prompt"}, "aggregation": {"method": "mean-adapters"}},
             "'mean-adapters' does not fit stage.adapter=prompt",

@@ -13,8 +13,11 @@ import torch
 
 from s3t.config import Config
 from s3t.errors import ConfigError, DamagedNodeError, DataError, InputError, S3TError
+from s3t.model.adapters.peft import to_peft
+from s3t.model.loading import load_model
 from s3t.run import RunDir
 from s3t.service import S3T
+from s3t.serving.predictor import Predictor
 from s3t.training.prepare.checks import check_run
 from s3t.training.prepare.load import load_prepared
 from s3t.training.prepare.preview import preview
@@ -53,7 +56,7 @@ def test_every_node_of_the_plan_is_trained_and_proved(make: Make) -> None:
         meta, tensors = run.store.read(node.key)
         assert (meta.parent, meta.shard, meta.prefix) == (node.parent, node.shard, node.prefix)
         layers = {name.split(".")[1] for name in tensors if name.startswith("layers.")}
-        assert layers == {"001" if node.stage == 1 else "000"}, "block 1 is the top one"
+        assert layers == ({"001"} if node.stage == 1 else {"000", "001"}), "block 1 is the top one"
         assert {"head.weight", "head.bias"} <= tensors.keys(), "E4: the head is part of the node"
     stored = stamps(config)
     again = train(config)
@@ -90,6 +93,58 @@ def test_snapshots_carry_whole_adapters(make: Make) -> None:
     parent = run.store.read(child.parent)[1]
     assert inherited.keys() == parent.keys()
     assert all(torch.equal(inherited[name], parent[name]) for name in parent)
+
+
+FIRST: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-2}
+
+
+@pytest.mark.parametrize(
+    ("stage", "layers", "ranks"),
+    [
+        ({"isolation": "layers"}, {"000"}, {2}),
+        ({"isolation": "nested"}, {"000", "001"}, {2}),
+        ({"isolation": "residual"}, {"000", "001"}, {2, 4}),
+        ({"isolation": "residual", "span": "up"}, {"000", "001"}, {2, 4}),
+        ({"isolation": "residual", "slices": "current"}, {"000", "001"}, {2, 4}),
+    ],
+)
+def test_a_prefix_serves_what_the_next_stage_begins_with(
+    make: Make, stage: dict[str, Any], layers: set[str], ranks: set[int]
+) -> None:
+    """From the files alone: which of them serve, how they add up, and what peft makes of that."""
+    config = make(stage=FIRST | stage)
+    train(config)
+    run, isolation = RunDir(config.run_dir), stage["isolation"]
+    child = next(node for node in run.plan().forest.nodes if node.stage == 2)
+    own, parents = (run.store.read(key)[1] for key in (child.key, child.parent))
+    assert {name.split(".")[1] for name in own if name.startswith("layers.")} == layers
+    if isolation == "layers":
+        expected = parents | own
+    elif isolation == "nested":
+        expected = own
+    else:
+        expected = {**own}
+        for name in own:
+            half = parents.get(name, torch.zeros_like(own[name]))
+            if name.endswith("lora_A"):
+                expected[name] = torch.cat([half, own[name]])
+            elif name.endswith("lora_B"):
+                expected[name] = torch.cat([half, own[name]], dim=1)
+    predictor = Predictor(run, config, run.plan())
+    (member,) = predictor.members([child], run.plan())
+    assert member.tensors.keys() == expected.keys()
+    assert all(torch.equal(member.tensors[name], expected[name]) for name in expected)
+    assert member.rank == max(ranks)
+    one = predictor.ensemble([child], run.plan())
+    assert one is not None
+    rows = predictor.encode(["person 1 says 8", "person 2 says 9"])
+    untouched = load_model(config).model
+    alpha = config.lora.scale * member.rank
+    adapted = to_peft(untouched, predictor.base.targets, expected, member.rank, alpha)
+    with torch.no_grad():
+        hidden = adapted(input_ids=rows.values, attention_mask=rows.mask).last_hidden_state[:, 0]
+    logits = hidden @ expected["head.weight"].t() + expected["head.bias"]
+    torch.testing.assert_close(one.probabilities(rows), logits.softmax(1), atol=1e-5, rtol=0)
 
 
 def test_snapshots_may_have_more_slices_than_layers(make: Make) -> None:

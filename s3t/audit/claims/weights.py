@@ -11,7 +11,7 @@ Invariant: names of tensors are parsed, and layers compared as integers.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from s3t.audit.claim import Findings
 from s3t.audit.claims.node_files import HEAD, NodeFacts
@@ -198,12 +198,21 @@ def _odd_adapters(
             yield f"adapts layer {layer}, outside its block of layers {lo} to {hi - 1}"
         if shapes is not None and shapes.get(name) != shape:
             yield f"has {name!r} of shape {list(shape)}, where the base takes {shapes.get(name)}"
-    lacking = {(n, p, m) for n in range(lo, hi) for p in paths for m in "AB"} - there
-    for layer, path, matrix in sorted(lacking):
+    for layer, path, matrix in sorted(_trained(shapes, lo, hi, paths) - there):
         yield f"lacks matrix {matrix} of {path} in layer {layer}"
     for name in facts.zero:
         if name.endswith("lora_B"):
             yield f"has {name!r} at zero, where training begins: it was never trained"
+
+
+def _trained(
+    shapes: Mapping[str, tuple[int, ...]] | None, lo: int, hi: int, paths: Collection[str]
+) -> set[tuple[int, str, str]]:
+    """Layer, map and matrix of all that a stage trains; by the recipe if the base is not there."""
+    if shapes is None:
+        return {(layer, path, half) for layer in range(lo, hi) for path in paths for half in "AB"}
+    parts = (_ADAPTER.fullmatch(name) for name in shapes)
+    return {(int(p[1]), p[2], p[3]) for p in parts if p is not None and lo <= int(p[1]) < hi}
 
 
 def _hidden(evidence: RunEvidence) -> int | None:

@@ -24,10 +24,11 @@ from s3t.config import Config, StoreConfig, dump_config
 from s3t.config.operation import ReceiptsConfig, RepairConfig
 from s3t.errors import InputError, IntegrityError
 from s3t.ledger import Gone
-from s3t.model.adapters.lineage import composed, serving_nodes
+from s3t.model.adapters.lineage import composed
 from s3t.model.base import Base
 from s3t.model.head import read_public_head
 from s3t.plan import Plan
+from s3t.plan.blocks import serving_nodes
 from s3t.plan.schedule import Schedule
 from s3t.plan.trie import Node
 from s3t.run import RunDir

@@ -12,23 +12,15 @@ starts from is what the prefix before it serves.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["composed", "serving_nodes"]
-
-_Node = TypeVar("_Node")
-
-
-def serving_nodes(isolation: str, lineage: Sequence[_Node]) -> Sequence[_Node]:
-    """Those of a lineage's nodes whose tensors its last prefix serves, in the order of stages."""
-    return lineage[-1:] if isolation in ("nested", "snapshot") else lineage
+__all__ = ["composed"]
 
 
 def composed(isolation: str, nodes: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors that ``serving_nodes`` serve together.
+    """The tensors that a lineage's serving nodes serve together (``plan/blocks.py``).
 
     Args:
         isolation: a value of ``stage.isolation``.

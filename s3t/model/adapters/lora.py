@@ -39,18 +39,6 @@ __all__ = [
     "wrap_targets",
 ]
 
-_DEFAULT_MAPS = (
-    ("q_proj", "v_proj"),
-    ("query", "value"),
-    ("q_lin", "v_lin"),
-    ("c_attn",),
-    ("query_key_value",),
-    ("Wqkv",),
-    ("qkv_proj",),
-)
-"""What ``lora.targets: auto`` adapts: the first row whose names all stand in a layer. Query and
-value, under the names that families give them; one map where a family has joined them."""
-
 
 @dataclass(frozen=True, slots=True, order=True)
 class LoraTarget:
@@ -202,27 +190,28 @@ def find_targets(layers: Sequence[nn.Module], names: Sequence[str] | None) -> li
 
     Args:
         layers: the transformer's layers, bottom first.
-        names: last parts of module paths, such as ``q_proj``; None for query and value.
+        names: last parts of module paths, such as ``q_proj``; None for all linear maps.
 
     Raises:
-        LookupError: with the names that are no linear map of the layers.
+        LookupError: with the names that are no linear map of a layer.
     """
-    linear = {
-        path: module
-        for path, module in layers[0].named_modules()
-        if isinstance(module, nn.Linear | Conv1D | QuantizedLinear)
-    }
-    ends = {path.rsplit(".", 1)[-1] for path in linear}
-    if names is None:
-        names = next((choice for choice in _DEFAULT_MAPS if set(choice) <= ends), ())
-    missing = [name for name in names if name not in ends and name not in linear]
-    if missing or not names:
-        raise LookupError(f"{missing or 'auto'}: the layers have {sorted(ends)}")
-    chosen = [path for path in linear if path in names or path.rsplit(".", 1)[-1] in names]
     targets = []
     for number, layer in enumerate(layers):
-        for path in chosen:
-            targets.append(_target(number, path, layer.get_submodule(path)))
+        linear = {
+            path: module
+            for path, module in layer.named_modules()
+            if isinstance(module, nn.Linear | Conv1D | QuantizedLinear)
+        }
+        ends = {path.rsplit(".", 1)[-1] for path in linear}
+        wanted = ends if names is None else names
+        missing = [name for name in wanted if name not in ends and name not in linear]
+        if missing or not wanted:
+            raise LookupError(f"{missing or 'auto'}: layer {number} has {sorted(ends)}")
+        targets += [
+            _target(number, path, module)
+            for path, module in linear.items()
+            if path in wanted or path.rsplit(".", 1)[-1] in wanted
+        ]
     return targets
 
 

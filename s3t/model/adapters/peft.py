@@ -34,7 +34,9 @@ __all__ = [
     "adapter_files",
     "from_peft",
     "load_adapter",
+    "merge_into_base",
     "to_peft",
+    "trainable",
 ]
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -123,6 +125,33 @@ def to_peft(
             b.copy_(tensors[target.b])
     adapted.eval()
     return adapted
+
+
+def trainable(model: PreTrainedModel, rank: int) -> PeftModel:
+    """Put fresh LoRA on all linear maps of a model's layers, in place, to be trained.
+
+    Args:
+        model: transformers' own, untouched. Called as before, it answers with the adapters.
+        rank: of each; alpha is twice as much. A is drawn from torch's generator, B is zero.
+    """
+    path, layers = _layers(model)
+    maps = [
+        f"{path}.{number}.{name}"
+        for number, layer in enumerate(layers)
+        for name, module in layer.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    ]
+    turned = any(isinstance(module, Conv1D) for module in layers.modules())
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=maps, fan_in_fan_out=turned, bias="none"
+    )
+    adapted: PeftModel = get_peft_model(model, config)
+    return adapted
+
+
+def merge_into_base(adapted: PeftModel) -> None:
+    """Add the adapters to the weights of the model that they lie on, which is whole again."""
+    adapted.merge_and_unload()  # peft forwards it to its tuner
 
 
 def from_peft(model: PeftModel, targets: Sequence[LoraTarget]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from s3t.config import AdaptConfig, Config
+from s3t.model.adapters.peft import merge_into_base, trainable
 from s3t.model.base import Base
 from s3t.model.head import BIAS, WEIGHT
 from s3t.model.inputs.encoders import Encoded
@@ -34,7 +35,7 @@ def adapt_model(
     classes: int,
     on_step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train the whole base on the public ``adapt`` rows, in place.
+    """Train the base on the public ``adapt`` rows, in place: all weights, or LoRA that is merged.
 
     AdamW, one-cycle learning rate, gradients clipped at 1. Classification uses a head that is
     thrown away, images on the first token or on the mean of all if the config pools so, texts on
@@ -53,8 +54,12 @@ def adapt_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         head = nn.Linear(model.config.hidden_size, max(1, classes * turns))
-        model.train().requires_grad_(True)
+        model.requires_grad_(adapt.rank is None)
+        tuned = None if adapt.rank is None else trainable(model, adapt.rank)
+        model.train()
         _descend(config, adapt, model, head, public, on_step)
+        if tuned is not None:
+            merge_into_base(tuned)
     model.zero_grad(set_to_none=True)
     model.eval().requires_grad_(False)
 
@@ -97,7 +102,7 @@ def _descend(
     on_step: Callable[[], None],
 ) -> None:
     generator = torch.Generator().manual_seed(config.seed)
-    parameters = [*model.parameters(), *head.parameters()]
+    parameters = [*filter(lambda one: one.requires_grad, model.parameters()), *head.parameters()]
     # fused, since the other ways take roots that MKL's vector functions round by the processor
     optimizer = torch.optim.AdamW(parameters, lr=adapt.learning_rate, weight_decay=0.01, fused=True)
     cycle = torch.optim.lr_scheduler.OneCycleLR(

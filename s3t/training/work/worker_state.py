@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from s3t.errors import S3TError
-from s3t.model.adapters.lineage import composed, serving_nodes
+from s3t.model.adapters.lineage import composed
+from s3t.plan.blocks import serving_nodes
 from s3t.plan.trie import Node
 from s3t.store import NodeMeta
 from s3t.training.node.assignment import (
