@@ -101,6 +101,11 @@ _BANKING = (
     Goal("every point ≥ base", _over_base, 0.0, least=True, scale=100),
     _COST,
 )
+_SHAKESPEARE = (
+    Goal("start ≤ 1.02 × one LoRA", _of_lora(_start), 1.02),
+    Goal("end ≤ 1.15 × one LoRA", _of_lora(_last), 1.15),
+    _COST,
+)
 GOALS: Mapping[str, tuple[Goal, ...]] = {
     "digits": (
         Goal("start ≥ 94.5", _start, 0.945, least=True, scale=100),
@@ -108,11 +113,8 @@ GOALS: Mapping[str, tuple[Goal, ...]] = {
         Goal("every point ≥ base − error", _over_base_within_error, 0.0, least=True, scale=100),
         _COST,
     ),
-    "shakespeare": (
-        Goal("start ≤ 1.02 × one LoRA", _of_lora(_start), 1.02),
-        Goal("end ≤ 1.15 × one LoRA", _of_lora(_last), 1.15),
-        _COST,
-    ),
+    "shakespeare": _SHAKESPEARE,
+    "shakespeare-public-start": _SHAKESPEARE,
     "tofu": (
         Goal("start ≤ 1.1 × one LoRA", _of_lora(_start), 1.1),
         Goal("end ≤ 11", _last, 11.0),

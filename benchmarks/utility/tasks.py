@@ -106,6 +106,7 @@ def _shakespeare(shared: Path, folder: Path, seed: int, quick: bool) -> Prepared
         (
             f"data.private.files={data / 'private.jsonl'}",
             f"data.private.split={some}",
+            f"data.public.adapt.files={data / 'adapt.jsonl'}",
             f"data.public.validation.files={data / 'validation.jsonl'}",
             f"data.public.test.files={data / 'test.jsonl'}",
             f"model.base={shared / 'stories260k'}",
@@ -220,7 +221,7 @@ _BANKING = Task(
 _SHAKESPEARE = Task(
     name="shakespeare",
     config="tinyshakespeare",
-    words=("stage.group_by_length=true",),
+    words=("stage.group_by_length=true", "model.adapt=null"),
     all_maps=_LLAMA,
     query_value=("q_proj", "v_proj"),
     tree="{strategy: tree, budget: 5}",
@@ -260,6 +261,11 @@ TASKS: Mapping[str, Task] = {
     for task in (
         _DIGITS,
         _SHAKESPEARE,
+        replace(
+            _SHAKESPEARE,
+            name="shakespeare-public-start",
+            words=("stage.group_by_length=true",),
+        ),
         _TOFU_TASK,
         _BANKING,
         replace(_BANKING, name="banking77-public-head", words=("stage.head=public",)),
