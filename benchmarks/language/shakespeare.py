@@ -87,6 +87,7 @@ def _config(shared: Path, output: Path, method: str, quick: bool) -> Config:
     overrides = [
         f"output={output / 'runs' / method}",
         f"data.private.files={data / 'private.jsonl'}",
+        f"data.public.adapt.files={data / 'adapt.jsonl'}",
         f"data.public.validation.files={data / 'validation.jsonl'}",
         f"data.public.test.files={data / 'test.jsonl'}",
         f"data.private.split={some}",
