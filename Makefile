@@ -5,8 +5,8 @@ PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || ech
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCHMARKS := engine deletion_budget exactness damage leakage forgetting serving real_data \
-    generation export_equality language banking lmeraser
+BENCHMARKS := engine deletion_budget exactness damage leakage forgetting serving \
+    generation export_equality language banking lmeraser utility
 TESTERS ?= 2
 
 .DEFAULT_GOAL := help

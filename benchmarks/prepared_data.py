@@ -1,5 +1,7 @@
 """The data sets of ../shared/data, read, and as the configs read them: written once to runs/data.
 
+    python -m benchmarks.prepared_data
+
     banking77        test.csv.gz, 40 rows an intent ─► adapt 15 │ validation 5 │ test 20
     tinyshakespeare  input.txt.gz ─► {speaker, text} ─► keyed hash of the speaker ─► private │
                                                                  adapt │ validation │ test
@@ -16,12 +18,13 @@ import gzip
 import hmac
 import json
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ROOT", "json_rows", "prepare", "shared_data", "write_rows"]
+__all__ = ["ROOT", "json_rows", "prepare", "shared_data", "thinned", "write_rows"]
 
 ROOT = Path(__file__).resolve().parent.parent
 INTENT_PARTS = {"adapt": 15, "validation": 5, "test": 20}
@@ -65,6 +68,19 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.write_text("".join(lines), encoding="utf-8")
     return {"format": "json", "files": str(path)}
+
+
+def thinned(path: Path, every: int, folder: Path) -> Path:
+    """A csv file below ``folder`` with every k-th row of another, packed or not.
+
+    banking77's rows are sorted by intent, so all intents stay.
+    """
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))[::every]
+    found = folder / f"{path.name.partition('.')[0]}-{every}.csv"
+    _write_csv(found, rows)
+    return found
 
 
 def _intents(source: Path) -> dict[str, list[Row]]:
@@ -120,3 +136,18 @@ def _write_csv(path: Path, rows: Iterable[Row]) -> None:
         writer = csv.DictWriter(stream, ["text", "category"])
         writer.writeheader()
         writer.writerows(rows)
+
+
+def main() -> int:
+    """Write what the shipped configs read below runs/data; returns the exit code."""
+    shared = shared_data()
+    if shared is None:
+        print("prepared_data: there is no ../shared/data (set S3T_SHARED_DATA to its place)")
+        return 1
+    prepare(shared, ROOT / "runs" / "data")
+    print(f"prepared what the configs read below {ROOT / 'runs' / 'data'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -28,7 +28,7 @@ FOREIGN = {
     *("--num_processes", "--num_machines", "--machine_rank", "--cpu"),  # accelerate launch
     *("--enable-lora", "--max-lora-rank", "--lora-target-modules", "--enable-metrics"),  # engines
     "--disable-log-stats",
-    *("--quick", "--only", "--prepare"),  # benchmarks
+    *("--quick", "--only"),  # benchmarks
 }
 """Options of other programs that the documents name."""
 

@@ -6,8 +6,6 @@ config ─► method: a run, timed ─► Answers ─┬─► accuracy of each 
 
 from __future__ import annotations
 
-import csv
-import gzip
 import sys
 import time
 from collections.abc import Mapping
@@ -19,7 +17,7 @@ from benchmarks.adoption import trained
 from benchmarks.banking.answers import Answers
 from benchmarks.banking.showing import draw, show
 from benchmarks.deletion_budget.along import requests, served
-from benchmarks.prepared_data import ROOT, prepare, shared_data
+from benchmarks.prepared_data import ROOT, prepare, shared_data, thinned
 from benchmarks.reports import Report
 from s3t import load_config
 
@@ -117,9 +115,9 @@ def _words(shared: Path, output: Path, scale: Scale) -> list[str]:
     data = output / "data"
     prepare(shared, data)
     public = data / "banking77"
-    private = _thinned(shared / "banking77" / "train.csv.gz", scale.every, public)
-    test = _thinned(public / "test.csv", scale.tests, public)
-    choices = _thinned(public / "validation.csv", scale.choices, public)
+    private = thinned(shared / "banking77" / "train.csv.gz", scale.every, public)
+    test = thinned(public / "test.csv", scale.tests, public)
+    choices = thinned(public / "validation.csv", scale.choices, public)
     return [
         f"data.private.files={private}",
         f"data.public.adapt.files={public / 'adapt.csv'}",
@@ -128,19 +126,6 @@ def _words(shared: Path, output: Path, scale: Scale) -> list[str]:
         f"model.base={shared / 'minilm'}",
         f"stage.epochs={scale.epochs}",
     ]
-
-
-def _thinned(path: Path, every: int, folder: Path) -> Path:
-    """A file with every k-th row of another, whose rows are sorted by intent."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))[::every]
-    found = folder / f"{path.name.partition('.')[0]}-{every}.csv"
-    with found.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return found
 
 
 def _measured(words: list[str], scale: Scale) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from benchmarks.environment import median, table
 from benchmarks.language import OUTPUT
 from benchmarks.language.model import Model
 from benchmarks.prepared_data import ROOT, prepare, shared_data
-from benchmarks.real_data import METHODS
 from benchmarks.reports import Report, main
 from s3t import S3T
 from s3t.config import Config, load_config
@@ -33,6 +32,16 @@ from s3t.training.work.train import train
 
 __all__ = ["run"]
 
+METHODS: Mapping[str, tuple[str, ...]] = {
+    "s3t": (),
+    "sisa": ("stage.isolation=snapshot", "sequences={strategy: cyclic, budget: 1}"),
+    "full": (
+        "stage.isolation=snapshot",
+        "sequences={strategy: cyclic, budget: 1}",
+        "partition.shards=1",
+        "partition.slices=1",
+    ),
+}
 _LABELS = {"s3t": "S3T", "sisa": "SISA, one sequence", "full": "one LoRA"}
 
 
@@ -78,6 +87,7 @@ def _config(shared: Path, output: Path, method: str, quick: bool) -> Config:
     overrides = [
         f"output={output / 'runs' / method}",
         f"data.private.files={data / 'private.jsonl'}",
+        f"data.public.adapt.files={data / 'adapt.jsonl'}",
         f"data.public.validation.files={data / 'validation.jsonl'}",
         f"data.public.test.files={data / 'test.jsonl'}",
         f"data.private.split={some}",
