@@ -83,7 +83,7 @@ def test_what_is_dead_is_gone_and_told(run: RunDir) -> None:
     found = purge(run)
     assert set(found.nodes) == dead
     assert all(store.found == store.purged for store in found.stores)
-    assert run.store.keys() == living(run)
+    assert run.store.keys() == run.store.traces() == living(run)
     assert not (run.root / "trunk").exists() and not list(run.root.glob(".*.tmp"))
     assert [rows for _, rows in found.own_files] == [3] and "private.csv" in found.own_files[0][0]
     with run.ledger() as ledger:

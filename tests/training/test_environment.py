@@ -482,6 +482,10 @@ def test_other_validation_rows_mean_scoring_again_not_training(make: Make, tmp_p
         second = ledger.plans.nodes()
     assert {one.rows for one in first.values()}.isdisjoint(one.rows for one in second.values())
     assert [one.weights for one in first.values()] == [one.weights for one in second.values()]
+    for key, told in second.items():
+        said = run.store.evidence(key, told.rows)
+        assert said is not None and run.store.read_evidence(key).digest == told.evidence
+        assert told.evidence != first[key].evidence, "made again with the score"
     assert audit(run.root, retrain="all", from_scratch=True).holds
     with S3T.load(run.root) as model:
         for shard in model.status().shards:

@@ -78,8 +78,8 @@ class Victim:
 
     @property
     def dead(self) -> list[Path]:
-        """Files of dead nodes, as they were before the purge."""
-        return sorted((self.aside / "nodes").iterdir())
+        """Files of dead nodes, as they were before the purge; the evidence of each beside it."""
+        return sorted((self.aside / "nodes").glob("*.safetensors"))
 
     @property
     def public_key(self) -> Path:
@@ -98,6 +98,10 @@ class Victim:
     def file(self, key: NodeKey) -> Path:
         """A node's file."""
         return self.run.store.path(key)
+
+    def evidence(self, key: NodeKey) -> Path:
+        """The file of a node's evidence."""
+        return self.file(key).with_suffix(".evidence")
 
     def flip(self, path: Path, at: int) -> None:
         """Flip a bit of a file."""
