@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from s3t.audit.audit import audit
+from s3t.audit.claim import Claim
 from s3t.config import Config, load_config
 from s3t.data import load_public
 from s3t.errors import ConfigError
@@ -26,7 +29,7 @@ from s3t.training.node.rows import encode_rows
 from s3t.training.prepare.preview import preview
 from s3t.training.work.train import train
 from s3t.types import Digest, Draw, NodeKey
-from tests.conftest import Once
+from tests.conftest import Once, Run, write_lines
 from tests.support.evidence import Evidence, evidence_of, keep
 from tests.support.small_runs import person_rows, small_configs, write_csv
 
@@ -471,3 +474,49 @@ def test_tokens_are_weighed_by_entropy_on_top(texts: RunDir) -> None:
         assert weights_of(service) == found, "the weights below are the same"
         after = service.evaluate()
         assert 1 < after.value < 1000 and after.value != before.value
+
+
+def test_what_lies_beside_the_nodes_is_what_members_say(
+    weighed_training: Path, said: tuple[Digest, Evidence]
+) -> None:
+    store, (rows, evidence) = RunDir(weighed_training).store, said
+    assert evidence
+    for key, expected in evidence.items():
+        found = store.evidence(key, rows)
+        assert found is not None and torch.allclose(found, expected, atol=1e-4)
+
+
+def test_commands_wait_for_the_fit_and_tell_it(run: RunDir, tmp_path: Path, s3t: Run) -> None:
+    found = json.loads(s3t("evaluate", run.root, "--json").out)
+    validation = found["validation"]
+    assert validation["log_likelihood"] >= validation["base_log_likelihood"] - 1e-6
+    assert "weights: shards 0." in s3t("evaluate", run.root).out
+    told = s3t("status", run.root).out
+    assert f"accuracy {found['accuracy']:.4f} (base {found['base']:.4f})" in told
+    assert "weights: shards 0." in told
+    write_lines(tmp_path / "rows.jsonl", [{"text": row} for row in ROWS])
+    s3t("predict", run.root, "--input", tmp_path / "rows.jsonl", "--output", tmp_path / "out.jsonl")
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    with S3T.load(run.root) as service:
+        weights_of(service)
+        expected = [one.probabilities for one in service.predict(ROWS)]
+    assert [json.loads(line)["probabilities"] for line in lines] == expected
+
+
+def test_an_audit_finds_records_of_dead_nodes(run: RunDir, evidence: Evidence) -> None:
+    with S3T.load(run.root) as service:
+        service.evaluate()
+        assert evidence_claim(run).status == "holds"
+        recorded = service.ledger.served.read()
+        assert recorded is not None
+        receipt = service.deactivate(subjects=["p03"])
+        service.serving.settle_weights()
+        assert evidence_claim(run).status == "holds"
+        assert set(receipt.nodes_dead) & set(recorded["of"]["nodes"])
+        service.ledger.served.record(receipt.view, recorded["of"], recorded["values"])
+    found = evidence_claim(run)
+    assert found.status == "broken" and "came of nodes that are dead" in str(found.problems)
+
+
+def evidence_claim(run: RunDir) -> Claim:
+    return next(one for one in audit(run.root).claims if one.name == "E6")

@@ -23,6 +23,7 @@ from s3t.model.prototypes import Prototypes, clusters_of, pooled
 from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.serving.ensemble.ensemble import Ensemble, Member
+from s3t.serving.ensemble.members import base_member
 from s3t.training.node.assignment import (
     Assignment,
     CacheSettings,
@@ -238,6 +239,19 @@ def test_an_ensemble_is_the_mean_of_its_members(family: str, pooling: str, count
     with torch.no_grad():
         mean = torch.stack([alone(base, member, rows) for member in members]).mean(dim=0)
     assert torch.allclose(ensemble.probabilities(rows), mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["vit", "bert"])
+def test_the_base_is_one_more_member_without_prompts(family: str) -> None:
+    base, rows = tiny_base(family, targets=()), tiny_rows(family, 7)
+    members = members_of(base, (2, 1))
+    own = base_member(base.depth, random_head(base.hidden_size, 9))
+    plain = Ensemble(base, members, 1.0, "mean-probabilities", "uniform")
+    found = plain.weighted("mean-probabilities", [0.5, 0.2, 0.3], own).probabilities(rows)
+    by_base = Ensemble(base, [own], 1.0, "mean-probabilities", "uniform").probabilities(rows)
+    with torch.no_grad():
+        first, second = (alone(base, member, rows) for member in members)
+    assert torch.allclose(found, 0.5 * first + 0.2 * second + 0.3 * by_base, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
