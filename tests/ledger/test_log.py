@@ -104,8 +104,7 @@ def test_the_receipt_of_a_request(run: RunDir) -> None:
     assert (told["digest"], told["previous"]) == (entry.digest, entry.previous)
 
 
-@pytest.mark.parametrize("key", ["effective_at", "purged_at", "signer", "signature"])
-def test_a_kept_receipt_of_another_moment_is_found(run: RunDir, tmp_path: Path, key: str) -> None:
+def test_a_kept_receipt_of_another_moment_is_found(run: RunDir, tmp_path: Path) -> None:
     with S3T.load(run.root) as service:
         service.deactivate(subjects=["p03"], request_id="one")
         service.purge()
@@ -113,9 +112,10 @@ def test_a_kept_receipt_of_another_moment_is_found(run: RunDir, tmp_path: Path, 
     kept = tmp_path / "kept.json"
     kept.write_text(json.dumps({**told, "purged_at": None}))
     assert audit(run.root, receipts=[kept])["ledger"].status == "holds"
-    kept.write_text(json.dumps({**told, key: "2000-01-01T00:00:00.000+00:00"}))
-    claim = audit(run.root, receipts=[kept])["ledger"]
-    assert claim.status == "broken" and f"says {key} 2000" in claim.problems[0]
+    for key in ("effective_at", "purged_at", "signer", "signature"):
+        kept.write_text(json.dumps({**told, key: "2000-01-01T00:00:00.000+00:00"}))
+        claim = audit(run.root, receipts=[kept])["ledger"]
+        assert claim.status == "broken" and f"says {key} 2000" in claim.problems[0], key
 
 
 def test_a_request_told_again_takes_effect_once(run: RunDir) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -18,11 +19,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from s3t.errors import InputError, UnknownSampleError
 from s3t.ledger import Deletion, Ledger, LedgerState, Receipt
+from s3t.ledger.samples import registry
 from s3t.types import Digest, Sample, SampleId, Slot, Subject
 
 Rows = list[tuple[Sample, Slot]]
@@ -102,7 +104,6 @@ def stories(draw: st.DrawFn) -> tuple[Rows, list[tuple[list[str], list[str], boo
     return draw(st.permutations(samples)), draw(st.lists(request, max_size=5))
 
 
-@settings(max_examples=60, deadline=None)
 @given(stories())
 def test_counters_are_what_a_recount_gives(story: tuple[Rows, Any]) -> None:
     samples, requests = story
@@ -208,12 +209,17 @@ die()
 """
 
 
-@pytest.fixture
-def many(tmp_path: Path) -> Path:
-    path = tmp_path / "ledger.db"
+@pytest.fixture(scope="module")
+def twelve_thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scale") / "ledger.db"
     with Ledger.open(path, create=True) as ledger:
         ledger.register(rows(12_000))
     return path
+
+
+@pytest.fixture
+def many(twelve_thousand: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(twelve_thousand.parent, tmp_path / "many")) / "ledger.db"
 
 
 @pytest.mark.parametrize("moment", ["marked", "acknowledged"])
@@ -248,10 +254,13 @@ def test_ten_thousand_are_one_commit(many: Path) -> None:
 # ── registration ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_memory_of_registering_does_not_grow(tmp_path: Path) -> None:
+def test_memory_of_registering_does_not_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Python's; SQLite's is bounded by its page cache."""
+    monkeypatch.setattr(registry, "ROWS", 500)
     peaks = []
-    for number, count in enumerate((1_000, 21_000, 63_000)):  # the first one imports and compiles
+    for number, count in enumerate((100, 1_500, 6_000)):  # the first one imports and compiles
         with Ledger.open(tmp_path / f"{number}.db", create=True) as ledger:
             tracemalloc.start()
             ledger.register(rows(count))
@@ -278,15 +287,18 @@ def test_nobody_waits_for_a_proof(tmp_path: Path) -> None:
         assert ledger.counts.totals() == {"samples": 300, "deleted": 1}
 
 
-def test_an_id_that_comes_again_much_later_changes_nothing(tmp_path: Path) -> None:
+def test_an_id_that_comes_again_much_later_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "ROWS", 100)  # so that it comes two batches later
     path = tmp_path / "ledger.db"
     with Ledger.open(path, create=True) as ledger:
         before = dump(path)
         again, _ = next(rows(1))
         with pytest.raises(InputError, match=f"same id: '{again.id}'"):
-            ledger.register([*rows(25_000), next(rows(1))])
+            ledger.register([*rows(250), next(rows(1))])
         assert dump(path) == before
-        ledger.register(rows(25_000))
+        ledger.register(rows(250))
         with pytest.raises(InputError, match=f"same id: '{again.id}'"):
-            ledger.register([*rows(25_000), next(rows(1))])
-        ledger.register(rows(25_000))
+            ledger.register([*rows(250), next(rows(1))])
+        ledger.register(rows(250))

@@ -46,10 +46,10 @@ def register_again(ledger: Ledger) -> None:
     ledger.register(offered())
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ledger: s00 deleted and purged, then s01 and all of p2 (s06, s07, s08) deleted."""
-    path = tmp_path / "ledger.db"
+    path = tmp_path_factory.mktemp("truth") / "ledger.db"
     with Ledger.open(path, create=True) as ledger:
         ledger.register(offered())
         ledger.plans.put_in_force(ledger.plans.propose(Digest("a plan"), 0))
@@ -57,6 +57,14 @@ def path(tmp_path: Path) -> Path:
         ledger.deleted.purge(1, [], {})
         ledger.delete(Deletion(["s01"], ["p2"], request_id="second"), agree)
     return path
+
+
+@pytest.fixture
+def path(written: Path, tmp_path: Path) -> Path:
+    """A copy of that ledger."""
+    for file in written.parent.iterdir():
+        shutil.copy(file, tmp_path)
+    return tmp_path / written.name
 
 
 def by_hand(path: Path, *statements: str) -> None:

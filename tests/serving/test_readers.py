@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -22,67 +23,63 @@ from s3t.run import RunDir
 from s3t.run.purge import purge
 from s3t.service import S3T
 from s3t.serving.generation.completion import Completion, TextGenerator
+from s3t.serving.predictor import Predictor
 from s3t.serving.readers import Readers
 from tests.conftest import Run
-from tests.support.small_runs import start, wait_until
+from tests.support.waiting import until
 
 ROWS = ["person 3 says 24", "person 5 says 40"]
 PATIENCE = 60.0
 
-_READER = """
-import sys
-from s3t.serving.predictor import Predictor
-from s3t.service import S3T
 
-run, what = sys.argv[1:]
-plain = Predictor.predictions
+def _read(run: Path, what: str, pipe: Connection) -> None:
+    """What a reader's process does."""
+    plain = Predictor.predictions
 
-def slowly(model, ensemble, rows, view):
-    print("computes on", view, flush=True)
-    if view == 0:
-        sys.stdin.readline()
-    return plain(model, ensemble, rows, view)
+    def slowly(model: Predictor, ensemble: Any, rows: Any, view: int) -> Any:
+        pipe.send(f"computes on {view}")
+        if view == 0:
+            pipe.recv()
+        return plain(model, ensemble, rows, view)
 
-model = S3T.load(run)
-if what == "hold":
-    view = model.predict(["person 3 says 24"])[0].view
-    with model.serving.hold(view) as good:
-        print("holds", good, flush=True)
-        sys.stdin.readline()
-else:
-    Predictor.predictions = slowly
-    found = model.predict(["person 3 says 24"])
-    print("answered", found[0].view, flush=True)
-"""
+    model = S3T.load(run)
+    if what == "hold":
+        view = model.predict(ROWS)[0].view
+        with model.serving.hold(view) as good:
+            pipe.send(f"holds {good}")
+            pipe.recv()
+    else:
+        Predictor.predictions = slowly  # type: ignore[method-assign]
+        pipe.send(f"answered {model.predict(ROWS)[0].view}")
 
 
 class Reader:
     """A process that computes an answer, or holds one while it is sent, until it is told to go on;
-    at view 0 alone."""
+    at view 0 alone. It is forked, since torch would take seconds to import."""
 
     def __init__(self, run: Path, what: str) -> None:
-        words = [sys.executable, "-c", _READER, str(run), what]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True)
+        context = multiprocessing.get_context("fork")
+        self._pipe, there = context.Pipe()
+        self.process = context.Process(target=_read, args=(run, what, there), daemon=True)
+        self.process.start()
 
     def line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        assert self._pipe.poll(PATIENCE), "the reader says nothing"
+        return str(self._pipe.recv())
 
     def go_on(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("go on\n")
-        self.process.stdin.flush()
+        self._pipe.send("go on")
 
 
 @contextmanager
 def reading(run: Path, what: str = "answer") -> Iterator[Reader]:
+    """Begin this before the run is loaded here: a fork leaves threads and locks behind."""
     reader = Reader(run, what)
     try:
         yield reader
     finally:
         reader.process.kill()
-        reader.process.communicate()
+        reader.process.join()
 
 
 @pytest.fixture
@@ -95,60 +92,66 @@ def service(small_run: RunDir) -> Iterator[S3T]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["answer", pytest.param("hold", marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("what", ["answer", "hold"])
 def test_the_command_line_waits_for_an_answer_of_another_process(
-    small_run: RunDir, what: str
+    small_run: RunDir, what: str, s3t: Run
 ) -> None:
     root = small_run.root
-    with reading(root, what) as reader, small_run.ledger() as ledger:
+    with (
+        reading(root, what) as reader,
+        small_run.ledger() as ledger,
+        ThreadPoolExecutor(1) as threads,
+    ):
         assert reader.line() == ("computes on 0" if what == "answer" else "holds True")
-        command = start("deactivate", str(root), "--subjects", "p03", "--json")
-        wait_until(lambda: ledger.view() == 1, command)
-        time.sleep(0.3)
-        assert command.poll() is None, "it has returned while the other process is at work"
+        command = threads.submit(s3t, "deactivate", root, "--subjects", "p03", "--json")
+        until(lambda: ledger.view() == 1)
+        time.sleep(0.2)
+        assert not command.done(), "it has returned while the other process is at work"
         assert ledger.receipts(1)[0].effective_at is None, "told too early"
         reader.go_on()
-        out, err = command.communicate(timeout=PATIENCE)
-        assert command.returncode == 0, err
+        said = command.result(PATIENCE)
+        assert said.code == 0, said.err
         if what == "answer":  # that of view 0 was thrown away
             assert [reader.line(), reader.line()] == ["computes on 1", "answered 1"]
-    receipt = json.loads(out)
-    assert receipt["effective_at"] > receipt["accepted_at"] and receipt["seconds"] > 0.3
+    receipt = json.loads(said.out)
+    assert receipt["effective_at"] > receipt["accepted_at"] and receipt["seconds"] > 0.2
 
 
 @pytest.mark.slow
-def test_a_reader_that_is_killed_holds_nothing_up(service: S3T) -> None:
-    with reading(service.root) as reader:
+def test_a_reader_that_is_killed_holds_nothing_up(small_run: RunDir) -> None:
+    with reading(small_run.root) as reader, S3T.load(small_run.root) as service:
         assert reader.line() == "computes on 0"
-        thread = threading.Timer(0.5, lambda: reader.process.send_signal(signal.SIGKILL))
+        thread = threading.Timer(0.3, reader.process.kill)
         thread.start()
         receipt = service.deactivate(subjects=["p03"])
-        assert receipt.effective_at is not None and 0.3 < receipt.seconds < 5
+        assert receipt.effective_at is not None and 0.1 < receipt.seconds < 5
         thread.join()
 
 
 @pytest.mark.slow
 def test_a_reader_that_hangs_leaves_a_deletion_durable_and_not_yet_effective(
-    small_run: RunDir, command: Run
+    small_run: RunDir, s3t: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = small_run.config_path
     text = config.read_text(encoding="utf-8")
     assert "  timeout: 30.0\n" in text
-    config.write_text(text.replace("  timeout: 30.0\n", "  timeout: 0.5\n"), encoding="utf-8")
-    with S3T.load(small_run.root) as service, reading(small_run.root) as reader:
+    config.write_text(text.replace("  timeout: 30.0\n", "  timeout: 0.2\n"), encoding="utf-8")
+    with reading(small_run.root) as reader, S3T.load(small_run.root) as service:
         assert reader.line() == "computes on 0"
-        reader.process.send_signal(signal.SIGSTOP)
+        assert reader.process.pid is not None
+        os.kill(reader.process.pid, signal.SIGSTOP)
         receipt = service.deactivate(subjects=["p03"], request_id="one")
         assert receipt.effective_at is None and receipt.accepted_at is not None
-        assert 0.5 <= receipt.seconds < 5
+        assert 0.2 <= receipt.seconds < 5
         assert service.receipt("one").effective_at is None
         assert service.deactivate(subjects=["p03"], request_id="one").effective_at is None
-        told = command("deactivate", small_run.root, "--subjects", "p05")
-        assert told.code == 0 and "not yet effective" in told.out + told.err
-        assert "fuser" in told.err
+        caplog.clear()
+        told = s3t("deactivate", small_run.root, "--subjects", "p05")
+        assert told.code == 0 and "not yet effective" in told.out
+        assert "fuser" in caplog.text
         reader.process.kill()
-        reader.process.wait()
-        shown = command("receipt", small_run.root, "one", "--json")
+        reader.process.join()
+        shown = s3t("receipt", small_run.root, "one", "--json")
         assert json.loads(shown.out)["effective_at"] is not None
         with small_run.ledger() as ledger:
             assert ledger.replicas.pending() == [], "that look has settled the other one too"
@@ -170,7 +173,7 @@ def test_two_services_of_one_process_wait_for_each_other(service: S3T) -> None:
         with other.serving.hold(view) as good:
             assert good
             thread.start()
-            assert not done.wait(0.3)
+            assert not done.wait(0.2)
             assert service.ledger.receipts()[0].effective_at is None, "told too early"
             assert service.deactivate(subjects=["p05"], dry_run=True).view == view + 2
         assert done.wait(PATIENCE)
@@ -191,7 +194,8 @@ def test_several_deletions_wait_for_one_answer(service: S3T) -> None:
             assert good
             for thread in threads:
                 thread.start()
-            time.sleep(0.3)
+            until(lambda: other.ledger.view() == view + 3)
+            time.sleep(0.1)
             assert found == []
         for thread in threads:
             thread.join(PATIENCE)

@@ -29,8 +29,12 @@ from tests.support.waiting import until
 LEASE = 60.0
 """So long that no test waits for its end, or loses it on a busy machine."""
 
-SHORT = 1.5
+SHORT = 1.0
 """Of a test that waits for its end."""
+
+SERVER_IS_HEAVY = pytest.mark.parametrize(
+    "either_run", ["sqlite", pytest.param("postgresql", marks=pytest.mark.heavy)], indirect=True
+)
 
 ROWS = ["person 3 says 24", "person 5 says 40"]
 
@@ -118,6 +122,7 @@ def test_once_a_deletion_is_acknowledged_every_replica_has_left_the_old_view(
         assert [one.predict(ROWS)[0].view for one in replicas] == [number, number]
 
 
+@SERVER_IS_HEAVY
 def test_a_replica_deletes_and_waits_for_the_others(join: Join) -> None:
     one, two = join("one"), join("two")
     receipt = one.deactivate(subjects=["p03"])
@@ -148,6 +153,7 @@ def test_a_deletion_waits_for_what_is_being_sent(join: Join, service: S3T) -> No
         assert good
 
 
+@SERVER_IS_HEAVY
 def test_hold_without_a_lease(service: S3T) -> None:
     view = service.predict(ROWS)[0].view
     with service.serving.hold(view) as good:
@@ -158,6 +164,7 @@ def test_hold_without_a_lease(service: S3T) -> None:
         assert not good
 
 
+@SERVER_IS_HEAVY
 def test_a_replica_that_is_cut_off_stops_and_comes_back(
     join: Join, service: S3T, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +187,7 @@ def test_a_replica_that_is_cut_off_stops_and_comes_back(
     assert [one.view for one in service.ledger.replicas.all()] == [receipt.view]
 
 
+@SERVER_IS_HEAVY
 def test_cut_off_it_deletes_nothing(
     join: Join, service: S3T, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +199,7 @@ def test_cut_off_it_deletes_nothing(
     assert service.status().deleted == 0
 
 
+@SERVER_IS_HEAVY
 def test_a_deletion_that_cannot_be_seen_to_be_effective_is_settled_later(
     join: Join, service: S3T, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +216,7 @@ def test_a_deletion_that_cannot_be_seen_to_be_effective_is_settled_later(
     wait_for(lambda: service.receipt("one").effective_at is not None)
 
 
+@SERVER_IS_HEAVY
 def test_a_replica_that_cannot_build_the_new_view_holds_up_no_deletion(
     join: Join, service: S3T, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +236,7 @@ def test_a_replica_that_cannot_build_the_new_view_holds_up_no_deletion(
     assert replica.predict(ROWS)[0].view == receipt.view
 
 
+@SERVER_IS_HEAVY
 def test_a_replica_that_fails_in_an_unforeseen_way_drops_the_old_view_and_goes_on_following(
     join: Join, service: S3T, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -245,7 +256,8 @@ def test_a_replica_that_fails_in_an_unforeseen_way_drops_the_old_view_and_goes_o
     assert "RuntimeError" in caplog.text and "s030" not in caplog.text
 
 
-@pytest.mark.parametrize("name", ["beat", "left"])
+@pytest.mark.parametrize("name", ["beat", pytest.param("left", marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("either_run", ["sqlite"], indirect=True)
 def test_what_keeps_a_seat_survives_what_nobody_foresaw(
     join: Join, service: S3T, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -262,6 +274,7 @@ def test_what_keeps_a_seat_survives_what_nobody_foresaw(
     assert service.deactivate(subjects=["p04"]).effective_at is not None
 
 
+@SERVER_IS_HEAVY
 def test_a_ledger_that_has_gone_back_is_not_served(run: RunDir, join: Join) -> None:
     replica = join()
     with S3T.load(run.root) as looking:
@@ -280,6 +293,9 @@ def test_a_ledger_that_has_gone_back_is_not_served(run: RunDir, join: Join) -> N
             replica.predict(ROWS)
 
 
+@pytest.mark.parametrize(
+    "either_run", [pytest.param("sqlite", marks=pytest.mark.heavy), "postgresql"], indirect=True
+)
 def test_answers_under_way_on_all_replicas_while_persons_are_forgotten(join: Join) -> None:
     """The check of the load test, in small: what began after an acknowledgement has its view."""
     replicas, stop = [join("one"), join("two")], threading.Event()
@@ -478,11 +494,14 @@ STEPS = (
 )
 
 
+@pytest.mark.parametrize(
+    "seeds", [range(4), pytest.param(range(4, 16), marks=pytest.mark.heavy)], ids=len
+)
 def test_no_order_of_steps_and_no_clock_breaks_the_promise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: range
 ) -> None:
     effective = 0
-    for seed in range(16):
+    for seed in seeds:
         chance = random.Random(seed)
         play = Play(tmp_path / f"{seed}.db", monkeypatch)
         done = []
@@ -499,4 +518,4 @@ def test_no_order_of_steps_and_no_clock_breaks_the_promise(
             assert play.is_kept(), f"seed {seed}: {' '.join(done[-30:])}"
         effective += play.effective > 0
         play.ledger.close()
-    assert effective == 16, "deletions do get through"
+    assert effective == len(seeds), "deletions do get through"

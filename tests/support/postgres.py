@@ -1,8 +1,10 @@
-"""A real PostgreSQL for tests: one schema a test, or a server of a test's own."""
+"""A real PostgreSQL for tests: one schema a test, or a server that a test may kill."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,10 +19,22 @@ def postgres() -> Iterator[Server]:
     yield from _served()
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    """A server of a test's own, to kill."""
+@pytest.fixture(scope="session")
+def second_server() -> Iterator[Server]:
+    """Beside the server for the session: the one that ``server`` gives to each test in turn."""
     yield from _served()
+
+
+@pytest.fixture
+def server(second_server: Server) -> Iterator[Server]:
+    """A server to kill, to stop, and to start with other settings."""
+    settings = dict(second_server.settings)
+    if not second_server.alive():
+        second_server.start()
+    yield second_server
+    if second_server.settings != settings:
+        second_server.stop()
+        second_server.settings = settings
 
 
 @pytest.fixture
@@ -32,7 +46,7 @@ def database_url(postgres: Server) -> str:
 def _served() -> Iterator[Server]:
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 's3t[postgres]'")
     try:
-        made = Server.find()
+        made = Server.find(_memory())
     except LookupError as error:
         pytest.skip(str(error))
     if made is None:
@@ -42,3 +56,9 @@ def _served() -> Iterator[Server]:
         yield made
     finally:
         made.remove()
+
+
+def _memory() -> Path | None:
+    """Where the folders of tests are, if that is in memory: no other need be open to a server."""
+    root = os.environ.get("PYTEST_DEBUG_TEMPROOT", "")
+    return Path(root) if root.startswith("/dev/shm") else None

@@ -17,6 +17,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -155,11 +157,14 @@ class Postgres:
             "WHERE table_schema = current_schema() AND data_type = 'text' "
             "ORDER BY table_name, column_name"
         ).all()
-        for table, column, collation in found:
-            alter = f'ALTER TABLE "{table}" ALTER COLUMN "{column}"'
-            if collation != "C":
-                connection.exec_driver_sql(f'{alter} TYPE TEXT COLLATE "C"')
-            connection.exec_driver_sql(f"{alter} SET STATISTICS 0")
+        for table, columns in groupby(found, itemgetter(0)):
+            changes = []  # in one statement, since each writes a table and its indexes again
+            for _, column, collation in columns:
+                alter = f'ALTER COLUMN "{column}"'
+                if collation != "C":
+                    changes.append(f'{alter} TYPE TEXT COLLATE "C"')
+                changes.append(f"{alter} SET STATISTICS 0")
+            connection.exec_driver_sql(f'ALTER TABLE "{table}" {", ".join(changes)}')
 
     def close(self) -> None:
         """Nothing."""
