@@ -77,7 +77,7 @@ class RunDir:
         self._store = None if kept is None else self._opened(kept)
         self._ours: str | None = None
         self._notices: Notices | None = None
-        self._named: tuple[tuple[int, int], str] | None = None
+        self._read: tuple[tuple[int, int, int], Config] | None = None
         self._open: Ledger | None = None
 
     @classmethod
@@ -137,8 +137,15 @@ class RunDir:
         )
 
     def config(self) -> Config:
-        """The resolved config."""
-        return load_config(self.config_path)
+        """The resolved config, read again when its file has changed."""
+        try:
+            status = self.config_path.stat()
+        except OSError:
+            return load_config(self.config_path)  # says what is wrong
+        stamp = status.st_ino, status.st_mtime_ns, status.st_size
+        if self._read is None or self._read[0] != stamp:
+            self._read = stamp, load_config(self.config_path)
+        return self._read[1]
 
     def here(self) -> Config:
         """The resolved config, with this directory as its output: a run may have been moved."""
@@ -161,20 +168,14 @@ class RunDir:
     @property
     def ledger_at(self) -> str:
         """Path of the ledger, or URL of its database, which may hold a password."""
-        try:
-            status = self.config_path.stat()
-        except OSError:
+        if not self.config_path.exists():
             return str(self.ledger_path)
-        stamp = status.st_ino, status.st_mtime_ns
-        if self._named is None or self._named[0] != stamp:
-            try:
-                url = self.config().ledger
-            except S3TError:
-                if not self.ledger_path.is_file():
-                    raise
-                url = None  # the config is damaged, and here is the ledger
-            self._named = stamp, url or str(self.ledger_path)
-        return self._named[1]
+        try:
+            return self.config().ledger or str(self.ledger_path)
+        except S3TError:
+            if not self.ledger_path.is_file():
+                raise
+            return str(self.ledger_path)  # the config is damaged, and here is the ledger
 
     def ledger(self, *, create: bool = False) -> Ledger:
         """The ledger; the caller closes it.

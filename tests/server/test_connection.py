@@ -21,7 +21,8 @@ from tests.support.fake import Gate, Model, config
 from tests.support.waiting import until
 
 BODY = b'{"rows": ["a"]}'
-SECONDS = 0.5
+SECONDS = 0.2
+"""How long an impatient service waits for the rest of a request, and for the next one."""
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def model(tmp_path: Path) -> Model:
 
 
 @contextmanager
-def listening(model: Model, **serve: object) -> Iterator[int]:
+def listening(model: Model, seconds: float = 10.0, **serve: object) -> Iterator[int]:
     """The app on a port, by uvicorn in a thread."""
     values = config(**serve)
     app = create_app(model, values, insecure=True)
@@ -40,7 +41,7 @@ def listening(model: Model, **serve: object) -> Iterator[int]:
         values.trusted_proxies,
         app.state.service.metrics,
     )
-    line = connection_class(SECONDS, SECONDS, room)
+    line = connection_class(seconds, seconds, room)
     settings = uvicorn.Config(
         app, http=line, access_log=False, log_config=None, port=0, lifespan="on"
     )
@@ -59,6 +60,12 @@ def listening(model: Model, **serve: object) -> Iterator[int]:
 @pytest.fixture
 def port(model: Model) -> Iterator[int]:
     with listening(model) as port:
+        yield port
+
+
+@pytest.fixture
+def impatient(model: Model) -> Iterator[int]:
+    with listening(model, SECONDS) as port:
         yield port
 
 
@@ -127,9 +134,9 @@ def test_requests_sent_at_once_are_answered_in_turn(port: int) -> None:
     ids=["address", "head", "body", "chunks"],
 )
 def test_a_request_that_does_not_arrive_is_not_waited_for(
-    port: int, model: Model, part: bytes, sent: bytes
+    impatient: int, model: Model, part: bytes, sent: bytes
 ) -> None:
-    with call(port) as channel:
+    with call(impatient) as channel:
         started = time.monotonic()
         channel.sendall(sent)
         answer = everything(channel)
@@ -139,13 +146,13 @@ def test_a_request_that_does_not_arrive_is_not_waited_for(
     assert not model.passes
 
 
-def test_a_connection_without_a_question_is_closed_without_an_answer(port: int) -> None:
-    with call(port) as channel:
+def test_a_connection_without_a_question_is_closed_without_an_answer(impatient: int) -> None:
+    with call(impatient) as channel:
         assert everything(channel) == b""
 
 
-def test_a_body_that_comes_byte_by_byte_is_not_waited_for_either(port: int) -> None:
-    with call(port) as channel:
+def test_a_body_that_comes_byte_by_byte_is_not_waited_for_either(impatient: int) -> None:
+    with call(impatient) as channel:
         channel.sendall(question(b" " * 1000 + BODY)[:-1000])
         with pytest.raises(OSError):
             for _ in range(100):
@@ -162,8 +169,8 @@ def test_a_body_that_comes_byte_by_byte_is_not_waited_for_either(port: int) -> N
     ],
     ids=["address", "header", "headers"],
 )
-def test_a_head_that_does_not_end_is_refused(port: int, head: bytes) -> None:
-    with call(port) as channel:
+def test_a_head_that_does_not_end_is_refused(impatient: int, head: bytes) -> None:
+    with call(impatient) as channel:
         try:
             channel.sendall(head + b"\r\n")
             answer = everything(channel)
@@ -185,9 +192,9 @@ def test_rows_of_a_client_that_hangs_up_are_not_computed(model: Model) -> None:
         until(gate.reached.is_set)
         left = call(port)
         left.sendall(question(b'{"rows": ["left"]}'))
-        time.sleep(0.2)
+        time.sleep(0.1)
         left.close()
-        time.sleep(0.2)
+        time.sleep(0.1)
         gate.open()
         assert first.recv(65536).startswith(b"HTTP/1.1 200")
         with call(port) as other:
@@ -243,7 +250,7 @@ def test_cutting_twice_is_harmless() -> None:
 
 def test_a_request_cut_short_is_not_answered_in_the_place_of_the_one_before(model: Model) -> None:
     model.before = gate = Gate()
-    with listening(model) as port, call(port) as channel:
+    with listening(model, SECONDS) as port, call(port) as channel:
         channel.sendall(question() + b"GET /healthz HT")
         try:
             found = everything(channel)
@@ -253,8 +260,8 @@ def test_a_request_cut_short_is_not_answered_in_the_place_of_the_one_before(mode
     assert b"slow_request" not in found
 
 
-def test_a_second_request_that_does_not_arrive_is_told(port: int) -> None:
-    with call(port) as channel:
+def test_a_second_request_that_does_not_arrive_is_told(impatient: int) -> None:
+    with call(impatient) as channel:
         channel.sendall(question())
         assert channel.recv(65536).startswith(b"HTTP/1.1 200")
         channel.sendall(b"GET /healthz HT")

@@ -72,6 +72,11 @@ def deletions(model: S3T) -> list[dict[str, Any]]:
     return [one for one in model.ledger.recent(1000) if one.kind == "deletion"]
 
 
+@pytest.mark.parametrize(
+    "either_run",
+    ["sqlite", pytest.param("postgresql", marks=pytest.mark.heavy)],
+    indirect=True,
+)
 def test_any_replica_answers_for_what_another_has_accepted(replicas: tuple[Path, Path]) -> None:
     with (
         asked(replicas[0], model=Stuck, job_samples=5) as a,

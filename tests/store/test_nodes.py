@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def test_bytes_depend_neither_on_the_order_nor_on_the_memory_of_tensors(
     assert other.path(META.key).read_bytes() == written.path(META.key).read_bytes()
 
 
-@pytest.mark.parametrize("seed", ["1", "4711"])
+@pytest.mark.parametrize("seed", [pytest.param("1", marks=pytest.mark.heavy), "4711"])
 def test_bytes_do_not_depend_on_the_process(written: NodeStore, tmp_path: Path, seed: str) -> None:
     code = (
         "import sys; from pathlib import Path\n"
@@ -170,24 +171,21 @@ def test_sweep_removes_half_written_files_alone(written: NodeStore) -> None:
 
 
 def test_a_reader_sees_the_old_or_the_new_file_and_never_half(written: NodeStore) -> None:
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from tests.support.small_nodes import META, TENSORS\n"
-        "from s3t.store import NodeStore\nstore = NodeStore(Path(sys.argv[1]))\n"
-        "while True: store.write(META, TENSORS)"
-    )
-    writer = subprocess.Popen(
-        [sys.executable, "-c", code, str(written.root)], cwd=Path(__file__).resolve().parents[2]
-    )
+    def write() -> None:
+        while True:
+            written.write(META, TENSORS)
+
+    writer = get_context("fork").Process(target=write, daemon=True)
+    writer.start()
     first = written.path(META.key).stat().st_ino
     reads = 0
     try:
-        while writer.poll() is None and reads < 50:
+        while writer.is_alive() and reads < 50:
             written.read(META.key)
             reads += written.path(META.key).stat().st_ino != first
     finally:
         writer.kill()  # as hard as kill -9
-        writer.wait()
+        writer.join()
     assert reads == 50
     written.read(META.key)
 
