@@ -113,7 +113,13 @@ def witness(connection: sa.Connection, seen: Mapping[NodeKey, Witnessed]) -> int
 
 
 def rescore(connection: sa.Connection, scores: Mapping[NodeKey, float], rows: Digest) -> None:
-    """Give nodes the scores that they have on other public rows."""
+    """Replace the scores of nodes, which were computed on other validation rows than before.
+
+    Args:
+        connection: in a transaction.
+        scores: by node.
+        rows: digest of the rows that they were computed on.
+    """
     statement = sa.update(nodes).where(nodes.c.key == sa.bindparam("node"))
     values = [{"node": key, "score": score, "rows": rows} for key, score in scores.items()]
     if values:

@@ -64,7 +64,7 @@ class FileCheck:
 
     @contextmanager
     def logged(self) -> Iterator[None]:
-        """Log why the run cannot be looked at, once while it is so."""
+        """Log an error that the block raises, though not the same one twice, and pass it on."""
         try:
             yield
         except S3TError as error:

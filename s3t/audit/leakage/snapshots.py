@@ -66,11 +66,11 @@ def after(evidence: RunEvidence) -> Ensemble | None:
 
 
 def before(evidence: RunEvidence, folder: Path) -> ScratchRun:
-    """The ensemble that the run would serve if nothing had been deleted.
+    """The ensemble that the run would serve if nothing had been deleted, trained again for it.
 
     Args:
         evidence: the run.
-        folder: an empty folder, for a run on all the data.
+        folder: an empty folder, in which a run on all the data is trained.
     """
     config = _apart(evidence, folder)
     write_durably(folder / "config.yaml", dump_config(config).encode())  # begins a run of ours

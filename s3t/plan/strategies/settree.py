@@ -52,7 +52,8 @@ class Step:
 
 
 class SetTree:
-    """A growing tree of slice sets; each set in it is the prefix of exactly one node."""
+    """A tree of prefixes that grows by chains. No two nodes have the same set of slices, whatever
+    their order."""
 
     def __init__(self, law: Floats, utility: Sequence[float], costs: Sequence[float]) -> None:
         """Start with an empty tree.
