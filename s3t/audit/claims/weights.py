@@ -63,8 +63,7 @@ def judge_weights(evidence: RunEvidence, found: Findings) -> None:
             count += 1
     found.each(wrong, "nodes")
     found.checked(f"{count} of {len(living)} living nodes have the weights that training gave")
-    with found.part():
-        _scored(evidence, found)
+    found.parts(_scored, of=evidence)
 
 
 def _scored(evidence: RunEvidence, found: Findings) -> None:
