@@ -26,11 +26,7 @@ _LOOK_SECONDS = 0.05
 
 
 class FileCheck:
-    """Looks at the files of one run, at most a few times a second.
-
-    Args:
-        opened: the run.
-    """
+    """Looks at the files of one run, at most a few times a second."""
 
     def __init__(self, opened: OpenRun) -> None:
         self._opened = opened

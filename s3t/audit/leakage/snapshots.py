@@ -80,13 +80,7 @@ def before(evidence: RunEvidence, folder: Path) -> ScratchRun:
 
 
 def control(evidence: RunEvidence, gone: Gone, folder: Path) -> ScratchRun:
-    """The ensemble of a run that has never seen the deleted samples.
-
-    Args:
-        evidence: the run.
-        gone: its deleted samples.
-        folder: an empty folder.
-    """
+    """The ensemble of a run that has never seen the deleted samples."""
     return _trained(evidence, _apart(evidence, folder), gone)
 
 

@@ -51,11 +51,7 @@ class RepairState:
 
 
 class Maintenance:
-    """Repairs, purges and reloads a model: one repair at a time, and one purge or reload.
-
-    Args:
-        model: what is repaired.
-    """
+    """Repairs, purges and reloads a model: one repair at a time, and one purge or reload."""
 
     def __init__(self, model: S3T) -> None:
         self._model = model
