@@ -407,10 +407,6 @@ def pipeline(run: str | Path, **options: Any) -> Pipeline:
 
     Deletions by other processes take effect at its next call as well.
 
-    Args:
-        run: a run directory.
-        options: of the pipeline.
-
     Raises:
         InputError, IntegrityError: as ``S3T.load`` and ``S3T.pipeline``.
     """

@@ -705,7 +705,8 @@ def test_one_that_is_asked_nothing_follows_what_others_delete_and_purge(
         dead = other.deactivate([one_of_each(digits_run)[0, 0][0]]).nodes_dead
         other.purge()
         service.status()  # as /metrics do: the schedule is ahead of what serves
-        assert service.serving.readiness() is None and set(dead) & model._tensors.keys()
+        assert set(dead) & model._tensors.keys(), "until it is asked whether it can answer"
+        assert service.serving.readiness() is None
         wait_for(lambda: not set(dead) & model._tensors.keys())
         wait_for(lambda: service.serving.readiness() is None)
         with monkeypatch.context() as patched:

@@ -238,7 +238,7 @@ def short(key: str) -> str:
 
 
 def _plan_named(name: Digest | None, paths: tuple[Path, ...]) -> Plan:
-    """The plan of this digest in one of the files; the first one's, for an older s3t's ledger."""
+    """The plan of this digest in one of the files; the first one's, if it names none."""
     reasons = []
     for path in paths:
         if not path.is_file():

@@ -15,13 +15,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from s3t.errors import S3TError
 
-__all__ = ["Audit", "Claim", "ClaimStatus", "Findings", "judged"]
+__all__ = ["RESTORE", "Audit", "Claim", "ClaimStatus", "Findings", "judged"]
 
+Part = TypeVar("Part")
 ClaimStatus = Literal["holds", "broken", "pending", "not tried"]
+
+RESTORE = "restore the ledger from a copy"
 
 MOST_NAMED = 20
 """So many problems of one kind are named; the rest are counted."""
@@ -133,6 +136,12 @@ class Findings:
                 f"not judged, since what is there cannot be understood ({type(error).__name__}: "
                 f"{error}): restore it from a copy, or report this"
             )
+
+    def parts(self, *judges: Callable[[Part, Findings], None], of: Part) -> None:
+        """Judge parts of a claim, one after the other, each as ``part`` does."""
+        for judge in judges:
+            with self.part():
+                judge(of, self)
 
     def claim(self, name: str, title: str = "") -> Claim:
         """The claim, with the status that follows from all that was noted."""

@@ -178,6 +178,11 @@ class LedgerFacts:
         return last if last is not None and last.in_force is None else None
 
     @property
+    def plans_in_use(self) -> set[Digest]:
+        """Digests of the plan in force and of the pending one."""
+        return {row.digest for row in (self.pending, self.plan) if row is not None}
+
+    @property
     def sealed(self) -> LogRow | None:
         """The last entry of the log that holds a digest over all nodes."""
         return next((one for one in reversed(self.log) if one.kind == "nodes"), None)

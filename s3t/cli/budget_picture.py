@@ -22,10 +22,6 @@ FORMATS = ("png", "svg", "pdf")
 def picture_of(budget: Budget, form: str) -> bytes:
     """The picture as the content of a file.
 
-    Args:
-        budget: the planner's answer.
-        form: one of ``FORMATS``.
-
     Raises:
         InputError: another form, or matplotlib is not installed.
     """

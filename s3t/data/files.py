@@ -104,10 +104,6 @@ def _open(file: str) -> IO[str]:
 def csv_rows(files: Sequence[str], delimiter: str = ",") -> list[Row]:
     """Rows of csv files with the same columns (gz, bz2, xz too), every cell as text.
 
-    Args:
-        files: paths, read in this order.
-        delimiter: the character between two cells.
-
     Raises:
         DataError: a file that cannot be read, columns that differ from those of the first file
             (an absent one would pass for empty cells), or lines with too many or too few cells.

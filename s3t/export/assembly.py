@@ -43,12 +43,6 @@ class Assembly:
     ) -> tuple[list[Adapter], Merge | None]:
         """The adapters of a view, by shard, or the merged one and what it loses.
 
-        Args:
-            nodes: what each shard serves, of ``plan``.
-            plan: the one in force.
-            view: of the ledger.
-            options: what is asked for.
-
         Raises:
             InputError: the engine cannot serve them, or the merged one loses too much.
             DamagedNodeError: a node that should serve.

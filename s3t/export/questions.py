@@ -65,11 +65,11 @@ class Likely:
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """What the run answers under an adapter, and under its base.
+    """The likeliest next tokens that the run gives at each position of some texts.
 
     Attributes:
-        rows: token ids; [rows, places].
-        own, base: under the adapter, and without one.
+        rows: token ids of the texts; [rows, places].
+        own, base: next tokens with the adapter, and of the base alone; [rows, places, k].
     """
 
     rows: Tensor

@@ -38,15 +38,15 @@ class Evidence:
         self._connection, self.secrets, self._database = connection, secrets, database
 
     def samples(self) -> Iterator[Row]:
-        """Samples by id, in pages."""
+        """All samples that have rows, by id; read a page at a time."""
         return self._paged(sa.select(schema.samples).order_by(schema.samples.c.sample_id))
 
     def forgotten(self) -> Iterator[Row]:
-        """What stays of purged samples, in pages."""
+        """The keyed hashes that stay of purged samples; read a page at a time."""
         return self._paged(sa.select(schema.forgotten).order_by(schema.forgotten.c.sample))
 
     def log(self) -> Iterator[Row]:
-        """The log by number, in pages."""
+        """All entries of the log, in order; read a page at a time."""
         return self._paged(sa.select(schema.log).order_by(schema.log.c.number))
 
     def requests(self) -> Iterator[Row]:

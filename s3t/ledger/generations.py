@@ -115,7 +115,12 @@ def witness(connection: sa.Connection, seen: Mapping[NodeKey, Witnessed]) -> int
 
 
 def rescore(connection: sa.Connection, seen: Mapping[NodeKey, Witnessed]) -> None:
-    """Give nodes the scores and the evidence that they have of other public rows."""
+    """Replace the scores and the evidence of nodes, computed on other validation rows than before.
+
+    Args:
+        connection: in a transaction.
+        seen: by node.
+    """
     statement = sa.update(nodes).where(nodes.c.key == sa.bindparam("node"))
     values = [
         {"node": key, "score": one.score, "rows": one.rows, "evidence": one.evidence}

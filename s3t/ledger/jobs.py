@@ -56,10 +56,6 @@ class Job:
 def refuse_other(connection: sa.Connection, deletion: Deletion) -> None:
     """Refuse a deletion whose request id stands for a waiting job of other names.
 
-    Args:
-        connection: in the transaction of the deletion.
-        deletion: with a request id.
-
     Raises:
         RequestConflictError: the id stands for another one.
         IntegrityError: the job's row is damaged.

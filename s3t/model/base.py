@@ -169,7 +169,8 @@ class Base:
         return self.model
 
     def run_plainly(self) -> None:
-        """Run every layer by its own code, and keep no copy of a weight, from now on."""
+        """From now on run every layer by transformers' own code, not by the ``fused`` one, and drop
+        the copies of weights that the latter keeps."""
         self.fused = FusedLayers([None] * self.depth)
         self.merges = False
 

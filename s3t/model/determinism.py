@@ -65,9 +65,6 @@ def one_thread(device: torch.device) -> Iterator[None]:
     On a CPU bytes depend on the number of threads, so there is one. Where arithmetic is portable
     oneDNN is off as well, because it generates kernels for the processor that it finds. On a GPU
     bytes depend on the order of sums, so only kernels with one order are used.
-
-    Args:
-        device: of what is computed.
     """
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     fitted: Any = torch.backends.mkldnn.enabled  # a bool that torch's stubs call otherwise

@@ -22,9 +22,6 @@ __all__ = ["FrozenWeights"]
 class FrozenWeights:
     """All parameters and buffers of a model.
 
-    Args:
-        model: with its layers still in place.
-
     Attributes:
         tensors: by name.
         digest: SHA-256 of them all.

@@ -141,11 +141,6 @@ def find_prototypes(config: Config, base: Base, public: Encoded) -> Prototypes:
     Of more than 2,048 public rows those count whose digests, under the run's seed, are the
     smallest. Copies count once, and the order of the rows does not count.
 
-    Args:
-        config: ``partition.clusters`` says how.
-        base: the frozen base.
-        public: rows of ``data.public.adapt``.
-
     Raises:
         InputError: the base does not have the layer.
         DataError: fewer different public rows than clusters.

@@ -21,7 +21,7 @@ _Node = TypeVar("_Node")
 
 
 def block_layers(
-    depth: int, slices: int, first_block: int | None = None
+    depth: int, slices: int, first_block: int | None = None, empty: bool = False
 ) -> tuple[tuple[int, int], ...]:
     """The layers lo … hi − 1 of each block, as L pairs (lo, hi), block 1 first.
 
@@ -29,26 +29,27 @@ def block_layers(
         depth: number of layers N of the base.
         slices: number of blocks L.
         first_block: layers of block 1; None for about as many as the others have.
+        empty: whether the lowest blocks may be empty (0, 0), where stages train the layers above
+            theirs too.
 
     Raises:
-        ConfigError: a block without a layer.
+        ConfigError: a block without a layer, or more layers in block 1 than there are.
     """
-    if slices > depth:
+    if slices > depth and not empty:
         raise ConfigError(
             [
                 f"partition.slices {slices} is over the {depth} layers of the base: each slice "
-                f"needs a block of its own; use at most {depth} slices, or stage.isolation=snapshot"
+                f"needs a block of its own; use at most {depth} slices, or stage.isolation=nested"
             ]
         )
     if first_block is None:
         return _divided(depth, slices)
-    most = depth - slices + 1
+    most = depth if empty else depth - slices + 1
     if first_block > most:
         raise ConfigError(
             [
-                f"stage.first_block {first_block} leaves too few of the {depth} layers of the base "
-                f"for the other {slices - 1} slices, each of which needs a block: use at most "
-                f"{most}"
+                f"stage.first_block {first_block} is too many of the {depth} layers of the base "
+                f"for {slices} slices: use at most {most}"
             ]
         )
     lowest = depth - first_block

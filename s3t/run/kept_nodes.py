@@ -19,12 +19,12 @@ __all__ = ["RemovableNodes", "is_dead", "kept_nodes", "removable_nodes"]
 
 @dataclass(frozen=True, slots=True)
 class RemovableNodes:
-    """Keys of dead nodes.
+    """Nodes that a purge removes, by their keys, beside those that stay.
 
     Attributes:
-        keys: of all that must not be readable any more.
-        there: of those that lie in the store or beside it.
-        kept: of the nodes that live.
+        keys: all dead nodes that the run has ever planned, announced or stored.
+        there: those of them that have a file, copy or older version in the store.
+        kept: nodes that live.
     """
 
     keys: frozenset[NodeKey]

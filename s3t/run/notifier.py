@@ -25,10 +25,6 @@ _PATIENCE = 10.0
 class StoreNotifier:
     """Tells one run's store. Safe to share between threads.
 
-    Args:
-        run: whose store it is.
-        ledger: of the run, open.
-
     Attributes:
         reason: why the store was not told when that was last tried; None if it was, or if there is
             no store.

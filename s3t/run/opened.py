@@ -31,9 +31,6 @@ __all__ = ["OpenRun"]
 class OpenRun:
     """The ledger and the schedule of a run, kept in step. Safe to share between threads.
 
-    Args:
-        run: a prepared run.
-
     Attributes:
         plan: the plan in force.
         schedule: what lives and what each shard serves, at the view of ``known``.

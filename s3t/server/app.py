@@ -50,9 +50,6 @@ def create_app(model: S3T, config: ServeConfig, *, insecure: bool = False) -> Fa
         model: loaded, and joined as a replica; the caller closes it.
         config: limits and timeouts.
         insecure: requests need no token; the caller makes sure that the address is a loopback one.
-
-    Raises:
-        InputError: the run's folder holds jobs of an older s3t.
     """
     service = Service(model, config, insecure)
     app = FastAPI(

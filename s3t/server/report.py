@@ -134,11 +134,7 @@ def _receipts(model: Reported) -> list[dict[str, Any]]:
 
 
 def report(data: Mapping[str, Any]) -> bytes:
-    """The page as one HTML file that needs no server and no network, in UTF-8.
-
-    Args:
-        data: returned by ``snapshot``.
-    """
+    """The page as one HTML file that needs no server and no network, in UTF-8."""
     page = page_files()
     style, script = page["style.css"].text, _bundle("page")
     icon = b64encode(page["icon.svg"].content).decode()

@@ -54,9 +54,6 @@ class Service:
         lookups: threads for routes that only read.
         probes: a thread for the ledger read of ``/metrics``.
         draining: the process is about to end and accepts no new work.
-
-    Raises:
-        InputError: the run's folder holds jobs of an older s3t.
     """
 
     def __init__(self, model: S3T, config: ServeConfig, insecure: bool = False) -> None:

@@ -19,9 +19,6 @@ _log = logging.getLogger(__name__)
 class BackgroundRefresh:
     """Refreshes in a thread of its own.
 
-    Args:
-        refresh: puts the ledger's view in force.
-
     Attributes:
         failed: whether the last refresh has failed.
     """

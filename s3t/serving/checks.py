@@ -49,10 +49,6 @@ def text_pair(row: Any, number: int, first: str, second: str) -> Pair:
 def check_text(value: Any, name: str) -> None:
     """Refuse what the training data could not hold either: empty text, or no valid Unicode.
 
-    Args:
-        value: of a row.
-        name: of the row, for the message.
-
     Raises:
         InputError: it is no such text.
     """

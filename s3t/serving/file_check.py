@@ -26,11 +26,7 @@ _LOOK_SECONDS = 0.05
 
 
 class FileCheck:
-    """Looks at the files of one run, at most a few times a second.
-
-    Args:
-        opened: the run.
-    """
+    """Looks at the files of one run, at most a few times a second."""
 
     def __init__(self, opened: OpenRun) -> None:
         self._opened = opened
@@ -64,7 +60,7 @@ class FileCheck:
 
     @contextmanager
     def logged(self) -> Iterator[None]:
-        """Log why the run cannot be looked at, once while it is so."""
+        """Log an error that the block raises, though not the same one twice, and pass it on."""
         try:
             yield
         except S3TError as error:

@@ -125,8 +125,7 @@ class Serving:
 
     @property
     def lease_left(self) -> float | None:
-        """Seconds for which this replica may answer without hearing of the ledger; None if it looks
-        at it for each answer."""
+        """Seconds for which this replica may answer without the ledger; None without a lease."""
         return None if self.lease is None else self.lease.left
 
     def readiness(self) -> str | None:
@@ -301,11 +300,7 @@ class Serving:
         return self._answered(lambda ensemble, pinned: compute(ensemble, pinned.view))
 
     def completions(self, prompts: Sequence[Sequence[int]], draw: Draw) -> list[Completion]:
-        """Continue token ids on one view; begun again if a deletion hits that view meanwhile.
-
-        Raises:
-            ExhaustedError, IntegrityError, UnavailableError: as ``answer``.
-        """
+        """Continue token ids on one view; begun again if it is hit. Raises as ``answer``."""
         generator = self.model().text_generator
         return self._answered(
             lambda ensemble, pinned: generator.completions(
@@ -338,8 +333,8 @@ class Serving:
     def hold(self, view: int) -> Iterator[bool]:
         """To be held while an answer of ``view`` is sent: deletions wait until it is left.
 
-        Never waits itself. False, if something that served at that view has died, or the lease has
-        run out: then the answer must not be sent, but asked for again.
+        False, without waiting, if something that served at that view has died, or the lease has run
+        out: then the answer must be asked for again.
 
         Raises:
             UnavailableError: the ledger cannot be looked at.
@@ -432,8 +427,8 @@ class Serving:
     ) -> tuple[tuple[Node | None, ...], Ensemble | None, dict[NodeKey, Stamp | None]]:
         """The ensemble of the nodes, and the stamps of their files.
 
-        A damaged block is an error when a run is first served; later, when a deletion must not
-        fail for it, the shard falls back to a shorter prefix.
+        A damaged block is an error when a run is first served; later its shard falls back to a
+        shorter prefix, so that no deletion fails for it.
         """
         isolation = self._opened.config.stage.isolation
         if not self._has_served:

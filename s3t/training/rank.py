@@ -93,7 +93,7 @@ class Rank:
 
     @property
     def speaks(self) -> bool:
-        """Whether this process says what all of its machine have to say."""
+        """Whether this process prints the messages for all processes of its machine."""
         return self.local == 0
 
     @property

@@ -183,8 +183,13 @@ CONFIGS: dict[str, tuple[Callable[[], Any], Sequence[str], Sequence[str]]] = {
     ),
     "more slices than layers": (
         table,
-        ["partition.slices=3"],
-        ["partition.slices 3 is over the 2 layers of the base", "stage.isolation=snapshot"],
+        ["partition.slices=3", "stage.isolation=layers"],
+        ["partition.slices 3 is over the 2 layers of the base", "stage.isolation=nested"],
+    ),
+    "too many layers in block 1": (
+        table,
+        ["stage.first_block=3"],
+        ["stage.first_block 3 is too many of the 2 layers of the base for 2 slices: use at most 2"],
     ),
     "unknown base": (
         table,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from s3t.errors import IntegrityError, RequestConflictError
-from s3t.ledger import Claim, Deletion, Ledger, LedgerState, Outbox, Receipt, job_claim
+from s3t.ledger import Deletion, Holder, Ledger, LedgerState, Outbox, Receipt, job_claim
 from s3t.ledger.log import chain
 from s3t.types import Digest, Sample, SampleId, Subject
 from tests.support.postgres import Server
@@ -144,7 +144,7 @@ def test_of_many_one_gets_a_claim(outbox: Outbox) -> None:
     for one in threads:
         one.join()
     (holder,) = got
-    assert outbox.claim("job r1") == Claim(holder, 0)
+    assert outbox.claim("job r1") == Holder(holder, 0)
     assert outbox.take("job r1", holder), "its own it may take again"
     assert not outbox.take("job r1", "other") and not outbox.beat("job r1", "other")
     outbox.release("job r1", "other")

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from s3t import S3T
-from s3t.errors import InputError, UnavailableError
+from s3t.errors import UnavailableError
 from s3t.ledger import Signer
 from s3t.run import RunDir
 from tests.support.asked import Asked, asked
@@ -393,12 +393,6 @@ def test_a_ledger_that_takes_no_more_accepts_nothing(
             refused(site, 503, "unavailable", sample_ids=MANY, subject_request_id="large")
         assert site.ask("GET", "/v1/deletions/large", "delete").status_code == 404
         assert site.delete(sample_ids=MANY, subject_request_id="large").status_code == 202
-
-
-def test_a_folder_of_jobs_of_an_older_s3t_is_refused(small_run: RunDir) -> None:
-    (small_run.root / "jobs" / "deletions").mkdir(parents=True)
-    with pytest.raises(InputError, match="remove it"), asked(small_run.root):
-        pass
 
 
 # ── replicas, load ───────────────────────────────────────────────────────────────────────────

@@ -185,7 +185,7 @@ def test_two_processes_of_accelerate_change_no_byte(make: Make, tmp_path: Path) 
 @pytest.mark.heavy
 def test_a_problem_under_accelerate_is_said_once_and_ends_all(make: Make, tmp_path: Path) -> None:
     shape = {"shards": 2, "slices": 3, "subject": "who"}
-    config = make("one", partition=shape)
+    config = make("one", partition=shape, stage={"isolation": "layers"})
     process = start("train", saved(config, tmp_path), "--num_processes", "2")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2, err
@@ -515,7 +515,8 @@ def test_a_changed_base_is_refused(make: Make) -> None:
 def test_problems_are_reported_together_before_anything_is_written(
     make: Make, tmp_path: Path
 ) -> None:
-    config = make(partition={"shards": 30, "slices": 3, "salt": "walk", "subject": "who"})
+    shape = {"shards": 30, "slices": 3, "salt": "walk", "subject": "who"}
+    config = make(partition=shape, stage={"isolation": "layers"})
     with pytest.raises(ConfigError) as caught:
         train(config)
     problems = "\n".join(caught.value.problems)

@@ -17,14 +17,13 @@ from hashlib import sha256
 from typing import Any
 
 from s3t.audit.evidence import RunEvidence, short
-from s3t.audit.findings import Findings
+from s3t.audit.findings import RESTORE, Findings
 from s3t.audit.ledger_facts import LedgerFacts, LogRow
 from s3t.ledger import GENESIS, Verifier, link
 from s3t.ledger.log.chain import canonical
 
 __all__ = ["judge_ledger"]
 
-_RESTORE = "restore the ledger from a copy"
 _FINISH = "a training was not finished; run s3t train CONFIG or s3t repair RUN again"
 
 _ADDED = {
@@ -79,15 +78,15 @@ def _chain(log: Sequence[LogRow], found: Findings) -> None:
         name = f"entry {entry.number} of the log ({entry.kind})"
         if entry.number != number + 1:
             gap = f"{number + 1} to {entry.number - 1}" if entry.number > number + 2 else number + 1
-            found.broken(f"entry {gap} of the log is missing: {_RESTORE}")
+            found.broken(f"entry {gap} of the log is missing: {RESTORE}")
         elif entry.previous != previous:
-            found.broken(f"{name} does not follow from the one before it: {_RESTORE}")
+            found.broken(f"{name} does not follow from the one before it: {RESTORE}")
         computed = link(entry.number, entry.kind, entry.at, entry.text, entry.previous)
         if computed != entry.digest:
-            found.broken(f"{name} was changed after it was written: {_RESTORE}")
+            found.broken(f"{name} was changed after it was written: {RESTORE}")
         previous, number = entry.digest, entry.number
     if not log:
-        found.broken(f"the log is empty: {_RESTORE}")
+        found.broken(f"the log is empty: {RESTORE}")
     head = f", the last {short(log[-1].digest)}" if log else ""
     found.checked(f"{len(log)} entries, each with the digest of the one before{head}")
 
@@ -100,7 +99,7 @@ def _acknowledged(ledger: LedgerFacts, found: Findings) -> None:
     if not any((entry.number, entry.digest) == (number, digest) for entry in ledger.log):
         found.broken(
             f"entry {number} of the log was acknowledged and is not there, so deletions were lost: "
-            f"{_RESTORE}"
+            f"{RESTORE}"
         )
 
 
@@ -123,13 +122,13 @@ def _signatures(log: Sequence[LogRow], verifiers: Sequence[Verifier], found: Fin
         name = f"entry {entry.number} of the log ({entry.kind})"
         place = places.get(entry.signer or "")
         if entry.signature is None:
-            wrong.append(f"{name} is not signed, though earlier ones are: {_RESTORE}")
+            wrong.append(f"{name} is not signed, though earlier ones are: {RESTORE}")
         elif place is None:
             wrong.append(f"{name} is signed by another key, {short(entry.signer or '')}")
         elif place < latest:
-            wrong.append(f"{name} is signed by a key that had been replaced by then: {_RESTORE}")
+            wrong.append(f"{name} is signed by a key that had been replaced by then: {RESTORE}")
         elif not verifiers[place].holds(entry.digest, entry.signature):
-            wrong.append(f"{name} has a signature that is not of its digest: {_RESTORE}")
+            wrong.append(f"{name} has a signature that is not of its digest: {RESTORE}")
         else:
             latest = place
     found.each(wrong, "entries")
@@ -149,12 +148,12 @@ def _kept(log: Sequence[LogRow], name: str, receipt: Any, found: Findings) -> No
     if there is None:
         found.broken(
             f"receipt {name} is entry {number}, which the log no longer has: it was cut off; "
-            f"{_RESTORE}"
+            f"{RESTORE}"
         )
     elif there.digest != digest:
         found.broken(
             f"receipt {name} is entry {number}, in whose place the log has another: it was "
-            f"written again; {_RESTORE}"
+            f"written again; {RESTORE}"
         )
     else:
         wrong = _later(log, receipt, there)
@@ -185,7 +184,7 @@ def _later(log: Sequence[LogRow], receipt: Any, there: LogRow) -> list[str]:
 
 def _database(ledger: LedgerFacts, found: Findings) -> None:
     """Judge what the database finds wrong with its own pages and indexes."""
-    found.each([f"{ledger.database} finds: {one}: {_RESTORE}" for one in ledger.faults], "faults")
+    found.each([f"{ledger.database} finds: {one}: {RESTORE}" for one in ledger.faults], "faults")
     found.checked(ledger.database)
 
 
@@ -198,14 +197,14 @@ def _commitments(ledger: LedgerFacts, found: Findings) -> None:
         found.broken(
             f"the key of the hashes of {' and '.join(wrong)} is not the one that entry "
             f"{first.number} of the log commits to, so a deleted sample may be taken for a new "
-            f"one: {_RESTORE}"
+            f"one: {RESTORE}"
         )
     tells = [entry for entry in ledger.log if "forgotten" in entry.body]
     empty = sha256().hexdigest()
     if tells and (ledger.purged_digest or empty) != tells[-1].body["forgotten"]:
         found.broken(
             f"the hashes of purged samples are not those that entry {tells[-1].number} of the log "
-            f"commits to: {_RESTORE}"
+            f"commits to: {RESTORE}"
         )
     found.checked("secrets and purged hashes as the log commits to them")
 
@@ -217,13 +216,13 @@ def _samples(ledger: LedgerFacts, found: Findings) -> None:
     if told != there:
         found.broken(
             f"the log tells of {told} samples, and the ledger has {there} with those purged: rows "
-            f"were removed or put in; {_RESTORE}"
+            f"were removed or put in; {RESTORE}"
         )
     last = next((entry for entry in reversed(ledger.log) if "all" in entry.body), None)
     if last is not None and ledger.samples_digest != last.body["all"]:
         found.broken(
             f"the rows of samples are not those that entry {last.number} of the log commits to: "
-            f"{_RESTORE}"
+            f"{RESTORE}"
         )
     found.checked(f"{there} samples as registered, {ledger.purged} of them purged")
 
@@ -242,7 +241,7 @@ def _nodes(ledger: LedgerFacts, found: Findings) -> None:
         else:
             found.broken(
                 f"{told}, and the table nodes has {count} that are not those: rows were removed or "
-                f"changed; {_RESTORE}"
+                f"changed; {RESTORE}"
             )
 
 
@@ -260,7 +259,7 @@ def _view(ledger: LedgerFacts, found: Findings) -> None:
         if view <= highest:
             found.broken(
                 f"entry {entry.number} of the log ({entry.kind}) made view {view} after view "
-                f"{highest}: {_RESTORE}"
+                f"{highest}: {RESTORE}"
             )
         highest = max(highest, view)
     rows = (slot.last_hit for slot in ledger.recounted.values())
@@ -268,5 +267,5 @@ def _view(ledger: LedgerFacts, found: Findings) -> None:
     if ledger.view != last:
         found.broken(
             f"the view counter says {ledger.view}, and the last view that anything made is {last}: "
-            f"processes that have the run open may miss deletions; {_RESTORE}"
+            f"processes that have the run open may miss deletions; {RESTORE}"
         )

@@ -16,15 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from s3t.audit.evidence import RunEvidence
-from s3t.audit.findings import Findings
+from s3t.audit.findings import RESTORE, Findings
 from s3t.audit.ledger_facts import LedgerFacts, LogRow
 from s3t.plan import Plan, expected_deletions
 from s3t.plan.schedule import Schedule
 from s3t.types import Slot
 
 __all__ = ["judge_receipts"]
-
-_RESTORE = "restore the ledger from a copy"
 
 
 def judge_receipts(evidence: RunEvidence, found: Findings) -> None:
@@ -57,26 +55,26 @@ def _requests(ledger: LedgerFacts, entries: list[LogRow], found: Findings) -> No
         body, row = entry.body, by_number.pop(entry.number, None)
         name = f"request {body['request_id']!r} (entry {entry.number} of the log)"
         if row is None:
-            wrong.append(f"{name} is not in the table requests: {_RESTORE}")
+            wrong.append(f"{name} is not in the table requests: {RESTORE}")
         elif (row.request_id, row.view, row.created_at) != (
             body["request_id"],
             body["view"],
             entry.at,
         ):
-            wrong.append(f"{name} is another one in the table requests: {_RESTORE}")
+            wrong.append(f"{name} is another one in the table requests: {RESTORE}")
         elif row.effective != effective.get(entry.number):
             wrong.append(
                 f"{name} took effect as entry {row.effective} of the log tells by the table "
-                f"requests, and the log tells it in entry {effective.get(entry.number)}: {_RESTORE}"
+                f"requests, and the log tells it in entry {effective.get(entry.number)}: {RESTORE}"
             )
         elif body["created_at"] != entry.at:
-            wrong.append(f"{name} says another moment than the log: {_RESTORE}")
+            wrong.append(f"{name} says another moment than the log: {RESTORE}")
         elif bool(row.persons) != bool(body["deleted"]):
             wrong.append(f"{name} deleted {len(body['deleted'])} samples of {row.persons} persons")
     for number, row in sorted(by_number.items()):
         wrong.append(
             f"request {row.request_id!r} has no receipt, entry {number} of the log is none: "
-            f"{_RESTORE}"
+            f"{RESTORE}"
         )
     found.each(wrong, "requests")
 
@@ -87,7 +85,7 @@ def _samples(ledger: LedgerFacts, entries: list[LogRow], found: Findings) -> Non
     found.each(
         [
             f"a sample of shard {shard} slice {part} stands as not deleted, and entry "
-            f"{number_of[name]} of the log deletes it (keyed hash {name}): {_RESTORE}, and serve "
+            f"{number_of[name]} of the log deletes it (keyed hash {name}): {RESTORE}, and serve "
             "nothing of it until then"
             for name, (shard, part) in ledger.restored
         ],
@@ -96,7 +94,7 @@ def _samples(ledger: LedgerFacts, entries: list[LogRow], found: Findings) -> Non
     found.each(
         [
             f"a sample of shard {shard} slice {part} is marked as deleted at view {view}, and no "
-            f"receipt of that view names it: {_RESTORE}"
+            f"receipt of that view names it: {RESTORE}"
             for (shard, part), view in ledger.unreceipted
         ],
         "samples",
@@ -109,11 +107,11 @@ def _samples(ledger: LedgerFacts, entries: list[LogRow], found: Findings) -> Non
             wrong.append(
                 f"entry {entry.number} of the log deleted {len(names)} samples, and the ledger "
                 f"has {told} deleted at view {entry.body['view']}: rows were removed or put in; "
-                f"{_RESTORE}"
+                f"{RESTORE}"
             )
     views = {entry.body["view"] for entry in entries if entry.body["deleted"]}
     wrong += [
-        f"{count} samples are deleted at view {view}, of which the log has no receipt: {_RESTORE}"
+        f"{count} samples are deleted at view {view}, of which the log has no receipt: {RESTORE}"
         for view, count in sorted(ledger.confirmed.items())
         if view not in views
     ]
@@ -143,7 +141,7 @@ class _Replay:
             elif entry.kind == "deletion" and entry.body.get("generation") == self._generation:
                 count += 1
                 name = f"receipt {entry.body['request_id']!r} (entry {entry.number} of the log)"
-                wrong += [f"{name} {problem}: {_RESTORE}" for problem in self._receipt(entry)]
+                wrong += [f"{name} {problem}: {RESTORE}" for problem in self._receipt(entry)]
             before = entry.kind
         found.each(wrong, "problems of receipts")
         return count

@@ -18,7 +18,6 @@ from s3t.audit.claims.dead_nodes import PURGE, DeadNodes
 from s3t.audit.claims.exports import judge_exports
 from s3t.audit.evidence import RunEvidence
 from s3t.audit.findings import Findings
-from s3t.audit.ledger_facts import LedgerFacts
 from s3t.errors import DamagedNodeError, IntegrityError
 from s3t.plan import Plan
 from s3t.run.files.contents import half_written, strangers
@@ -30,22 +29,8 @@ __all__ = ["judge_remains"]
 
 def judge_remains(evidence: RunEvidence, found: Findings) -> None:
     """Judge E7."""
-    with found.part():
-        _nodes(evidence, found)
-    with found.part():
-        _store(evidence, found)
-    with found.part():
-        _copies(evidence, found)
-    with found.part():
-        judge_exports(evidence, found)
-    with found.part():
-        _data_keys(evidence, found)
-    with found.part():
-        _rows(evidence.ledger, found)
-    with found.part():
-        _jobs(evidence.ledger, found)
-    with found.part():
-        _leftovers(evidence, found)
+    found.parts(_nodes, _store, _copies, judge_exports, _data_keys, of=evidence)
+    found.parts(_rows, _jobs, _leftovers, of=evidence)
 
 
 def _nodes(evidence: RunEvidence, found: Findings) -> None:
@@ -87,10 +72,7 @@ def _store(evidence: RunEvidence, found: Findings) -> None:
             f"{store.depot.url} was not told of the deletions at views {sorted(untold)}, so who "
             "trains there may still build on them: run s3t status RUN, which tells it"
         )
-    plans = {
-        row.digest for row in (evidence.ledger.pending, evidence.ledger.plan) if row is not None
-    }
-    if old := evidence.run.plans.superseded(plans):
+    if old := evidence.run.plans.superseded(evidence.ledger.plans_in_use):
         found.pending(
             f"{store.depot.url} keeps {len(old)} plans that were replaced, with digests of deleted "
             f"samples in them: {PURGE}"
@@ -152,8 +134,9 @@ def _data_keys(evidence: RunEvidence, found: Findings) -> None:
     found.checked(f"{len(gone)} data keys of purged nodes destroyed")
 
 
-def _rows(ledger: LedgerFacts, found: Findings) -> None:
+def _rows(evidence: RunEvidence, found: Findings) -> None:
     """Judge that a purge has replaced the rows of deleted samples by hashes."""
+    ledger = evidence.ledger
     purges = [int(entry.body["view"]) for entry in ledger.of_kind("purge")]
     last = max(purges, default=-1)
     count = 0
@@ -193,8 +176,7 @@ def _leftovers(evidence: RunEvidence, found: Findings) -> None:
         found.broken(f"{path} is no part of a run, and may hold anything: move it away")
     for stray in store.strays():
         found.broken(f"{stray} lies among the nodes and is none: move it away")
-    with found.part():
-        _next_plans(evidence, found)
+    found.parts(_next_plans, of=evidence)
     found.checked(
         "a training is under way, so what it has in hand is left out"
         if training
@@ -202,17 +184,17 @@ def _leftovers(evidence: RunEvidence, found: Findings) -> None:
     )
 
 
-def _jobs(ledger: LedgerFacts, found: Findings) -> None:
+def _jobs(evidence: RunEvidence, found: Findings) -> None:
     """Judge that accepted deletions name samples only until they are done."""
     waiting = 0
-    for row in ledger.jobs:
+    for row in evidence.ledger.jobs:
         names = f"the deletion {row.request_id!r}, accepted at {row.received},"
         if row.cancelled is not None:
             if (row.sample_ids, row.subjects) != ("[]", "[]"):
                 found.broken(f"{names} was cancelled, and still names samples: restore the ledger")
             continue
         waiting += 1
-        done = row.request_id in ledger.requests
+        done = row.request_id in evidence.ledger.requests
         found.pending(
             f"{names} {'is done and' if done else 'is not done, and'} names samples in the ledger: "
             f"{'s3t purge RUN takes them away' if done else 's3t serve RUN does it'}"
@@ -221,9 +203,7 @@ def _jobs(ledger: LedgerFacts, found: Findings) -> None:
 
 
 def _next_plans(evidence: RunEvidence, found: Findings) -> None:
-    known = {
-        row.digest for row in (evidence.ledger.pending, evidence.ledger.plan) if row is not None
-    }
+    known = evidence.ledger.plans_in_use
     for path in evidence.run.plans.others():
         try:
             digest = Plan.from_json(path.read_text(encoding="utf-8")).digest

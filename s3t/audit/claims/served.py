@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from s3t.audit.evidence import RunEvidence
-from s3t.audit.findings import Findings
+from s3t.audit.findings import RESTORE, Findings
 from s3t.audit.ledger_facts import LedgerFacts
 from s3t.errors import DamagedNodeError
 from s3t.ledger.served import RECORDS, record_of
@@ -23,20 +23,11 @@ from s3t.types import NodeKey, Slot
 
 __all__ = ["judge_deleted", "judge_served"]
 
-_RESTORE = "restore the ledger from a copy"
-
 
 def judge_deleted(evidence: RunEvidence, found: Findings) -> None:
     """Judge E6: no shard serves a node that has seen a deleted sample."""
-    ledger = evidence.ledger
-    with found.part():
-        _hits(ledger, found)
-    with found.part():
-        _counters(ledger, found)
-    with found.part():
-        _served(evidence, found)
-    with found.part():
-        _recorded(evidence, found)
+    found.parts(_hits, _counters, of=evidence.ledger)
+    found.parts(_served, _recorded, of=evidence)
 
 
 def judge_served(evidence: RunEvidence, found: Findings) -> None:
@@ -81,13 +72,13 @@ def _hits(ledger: LedgerFacts, found: Findings) -> None:
         if stated is None:
             found.broken(
                 f"{name} holds a sample that view {there} deleted, and no receipt names the slice, "
-                f"so what has learnt it would be served: {_RESTORE}"
+                f"so what has learnt it would be served: {RESTORE}"
             )
         elif there is None:
-            found.broken(f"a receipt names {name}, which holds no deleted sample: {_RESTORE}")
+            found.broken(f"a receipt names {name}, which holds no deleted sample: {RESTORE}")
         elif there != stated:
             found.broken(
-                f"{name} was hit last by view {there}, and the receipts say {stated}: {_RESTORE}"
+                f"{name} was hit last by view {there}, and the receipts say {stated}: {RESTORE}"
             )
     found.checked(f"{len(recounted)} slices hit, as the rows of deleted samples say")
 
@@ -104,12 +95,12 @@ def _counters(ledger: LedgerFacts, found: Findings) -> None:
             found.broken(
                 f"slice {slot[1]} of shard {slot[0]} counts {counted} samples and persons, "
                 f"registered and left, and the table slots says {stated}: rows were removed "
-                f"or changed; {_RESTORE}"
+                f"or changed; {RESTORE}"
             )
     if ledger.wrong_copies:
         found.broken(
             f"{len(ledger.wrong_copies)} contents have other copies left than the table copies "
-            f"says: {_RESTORE}"
+            f"says: {RESTORE}"
         )
     left = sum(counts.left for counts in ledger.recounted.values())
     found.checked(f"counters of {len(ledger.slots)} slices, {left} samples left")
@@ -128,7 +119,7 @@ def _served(evidence: RunEvidence, found: Findings) -> None:
             if (shard, part) in dead:
                 found.broken(
                     f"shard {shard} serves {_arrows(node)}, and view {dead[shard, part]} deleted a "
-                    f"sample of slice {part}: stop what serves the run; {_RESTORE}"
+                    f"sample of slice {part}: stop what serves the run; {RESTORE}"
                 )
     found.checked(f"shards serve {', '.join(shown) or 'nothing'}")
 

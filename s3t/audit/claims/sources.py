@@ -38,8 +38,7 @@ def judge_sources(evidence: RunEvidence, found: Findings, head_too: bool) -> Non
     """
     with found.part():
         _recipe(evidence, found, head_too)
-    with found.part():
-        _names(evidence, found)
+    found.parts(_names, of=evidence)
 
 
 def _recipe(evidence: RunEvidence, found: Findings, head_too: bool) -> None:

@@ -63,10 +63,7 @@ def judge_weights(evidence: RunEvidence, found: Findings) -> None:
             count += 1
     found.each(wrong, "nodes")
     found.checked(f"{count} of {len(living)} living nodes have the weights that training gave")
-    with found.part():
-        _said(evidence, found)
-    with found.part():
-        _scored(evidence, found)
+    found.parts(_said, _scored, of=evidence)
 
 
 def _said(evidence: RunEvidence, found: Findings) -> None:

@@ -29,7 +29,7 @@ from s3t.audit.leakage.report import CHANCE, Leakage, ModelLeakage, Moment, Snap
 from s3t.audit.leakage.rows import SuspectedRows, find_suspected_rows
 from s3t.audit.leakage.scores import Answers, answers_of, contrasted, window_of
 from s3t.audit.leakage.snapshots import ScratchRun
-from s3t.errors import InputError, S3TError
+from s3t.errors import S3TError
 from s3t.ledger import Gone, Ledger
 from s3t.run import RunDir
 from s3t.serving.ensemble.ensemble import Ensemble
@@ -75,13 +75,9 @@ def leakage(
         IntegrityError: a part of the run is damaged.
         S3TError: the ledger changed meanwhile, or the temporary folder cannot be removed.
     """
-    if samples is not None and samples < 2:
-        raise InputError(f"samples {samples}: leakage is measured on at least 2")
     evidence = RunEvidence(run)
     gone = _deleted(evidence)
     suspected = find_suspected_rows(evidence, gone, samples, seed=0)
-    if torch.cuda.is_available():
-        evidence.loaded.base.to(torch.device("cuda"))
     on_step("asking what the run serves now")
     attacker = _Attacker(evidence, suspected)
     serving = snapshots.after(evidence)
@@ -146,6 +142,8 @@ class _Attacker:
 
     def __init__(self, evidence: RunEvidence, suspected: SuspectedRows) -> None:
         self._suspected = suspected
+        if torch.cuda.is_available():
+            evidence.loaded.base.to(torch.device("cuda"))
         self.window = window_of(suspected.strangers)
         self._knows: _Asked | None = None
         known = snapshots.reference(evidence, suspected)

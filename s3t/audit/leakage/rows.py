@@ -81,6 +81,8 @@ def find_suspected_rows(
     Raises:
         InputError: no deletions, or too few rows of them, or of the public test data, are left.
     """
+    if samples is not None and samples < _LEAST:
+        raise InputError(f"samples {samples}: leakage is measured on at least {_LEAST}")
     if not len(gone):
         raise InputError(
             f"nothing was deleted from {evidence.run.root}, so there is nothing that could leak: "

@@ -67,11 +67,11 @@ def after(evidence: RunEvidence) -> Ensemble | None:
 
 
 def before(evidence: RunEvidence, folder: Path) -> ScratchRun:
-    """The ensemble that the run would serve if nothing had been deleted.
+    """The ensemble that the run would serve if nothing had been deleted, trained again for it.
 
     Args:
         evidence: the run.
-        folder: an empty folder, for a run on all the data.
+        folder: an empty folder, in which a run on all the data is trained.
     """
     config = _apart(evidence, folder)
     write_durably(folder / "config.yaml", dump_config(config).encode())  # begins a run of ours
@@ -81,13 +81,7 @@ def before(evidence: RunEvidence, folder: Path) -> ScratchRun:
 
 
 def control(evidence: RunEvidence, gone: Gone, folder: Path) -> ScratchRun:
-    """The ensemble of a run that has never seen the deleted samples.
-
-    Args:
-        evidence: the run.
-        gone: its deleted samples.
-        folder: an empty folder.
-    """
+    """The ensemble of a run that has never seen the deleted samples."""
     return _trained(evidence, _apart(evidence, folder), gone)
 
 

@@ -32,11 +32,7 @@ _LEAST = 1e-3
 
 
 class Probing:
-    """Probes the adapters of a folder in one engine.
-
-    Args:
-        folder: where they lie.
-    """
+    """Probes the adapters of a folder in one engine."""
 
     def __init__(self, folder: ExportFolder) -> None:
         self._folder = folder

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -211,12 +211,9 @@ class Database:
         if reader is None:
             reader = self._local.reader = self._engine.raw_connection()
         try:
-            cursor = reader.cursor()
-            try:
+            with closing(reader.cursor()) as cursor:
                 cursor.execute(query)
                 return str(cursor.fetchall()[0][0])
-            finally:
-                cursor.close()
         except BaseException:
             self._local.reader = None
             reader.invalidate()

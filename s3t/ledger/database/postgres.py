@@ -129,10 +129,7 @@ class Postgres:
         While a second connection is in a transaction, the first must be where it was, and the
         second elsewhere. Other clients of the pooler may hide that, so it is tried several times.
         """
-        pooled = [self.engine.raw_connection() for _ in range(2)]
-        try:
-            first, second = (one.driver_connection for one in pooled)
-            assert isinstance(first, psycopg.Connection) and isinstance(second, psycopg.Connection)
+        with self._taken() as first, self._taken() as second:
             for _ in range(_TRIES):
                 own = _session(first)
                 second.execute("BEGIN")
@@ -142,10 +139,6 @@ class Postgres:
                 finally:
                     second.execute("ROLLBACK")
             return True
-        finally:
-            for one in pooled:
-                one.invalidate()
-                one.close()
 
     def made(self, connection: sa.Connection) -> None:
         """Order texts by their bytes, as everything else does, and gather no statistics of ids.
@@ -252,45 +245,40 @@ class Postgres:
 
     def compact(self) -> bool:
         """See ``compacted``."""
-        connection = self.engine.raw_connection()
-        try:
-            driver = connection.driver_connection
-            assert isinstance(driver, psycopg.Connection)
+        with self._taken() as driver:
             return compacted(driver)
-        finally:
-            connection.invalidate()  # its settings are not what others expect
-            connection.close()
 
     @contextmanager
     def watch(self) -> Iterator[Watch]:
         """Listens on a connection of its own."""
-        pooled = self.engine.raw_connection()
-        try:
-            driver = pooled.driver_connection
-            assert isinstance(driver, psycopg.Connection)
+        with self._taken() as driver:
             driver.execute(f"LISTEN {self._channel}")
             with _ChannelWatch(self, driver) as watch:
                 yield watch
-        finally:
-            pooled.invalidate()  # it listens, so no other user may have it
-            pooled.close()
 
     @contextmanager
     def training(self) -> Iterator[bool]:
         """Holds a lock on a connection of its own, which the server ends with it."""
-        pooled = self.engine.raw_connection()
-        try:
-            driver = pooled.driver_connection
-            assert isinstance(driver, psycopg.Connection)
+        with self._taken() as driver:
             took = f"SELECT pg_try_advisory_lock(hashtext('training'), hashtext('{self._channel}'))"
             yield bool(driver.execute(took.encode()).fetchall()[0][0])
-        finally:
-            pooled.invalidate()
-            pooled.close()
 
     def tell(self, connection: sa.Connection) -> None:
         """Notify all who listen, at the commit."""
         connection.exec_driver_sql(f"NOTIFY {self._channel}")
+
+    @contextmanager
+    def _taken(self) -> Iterator[psycopg.Connection[Any]]:
+        """A connection that no other user gets afterwards: it may listen, or have settings of its
+        own."""
+        pooled = self.engine.raw_connection()
+        try:
+            driver = pooled.driver_connection
+            assert isinstance(driver, psycopg.Connection)
+            yield driver
+        finally:
+            pooled.invalidate()
+            pooled.close()
 
     def _begin(self, connection: sa.Connection) -> None:
         access: TransactionMode = connection.get_execution_options().get(ACCESS, TransactionMode())

@@ -22,7 +22,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +89,8 @@ class SQLite:
 
     def settle(self) -> None:
         """Write-ahead log: readers never wait for a writer. It stays with the file."""
-        with self._lock_file.alone():
-            connection = self.engine.raw_connection()
-            try:
-                connection.cursor().execute("PRAGMA journal_mode = WAL")
-            finally:
-                connection.close()
+        with self._lock_file.alone(), closing(self.engine.raw_connection()) as connection:
+            connection.cursor().execute("PRAGMA journal_mode = WAL")
         self._anchor = self._connect()
         self._anchor.execute("SELECT COUNT(*) FROM sqlite_schema").fetchall()  # opens the log
         self._log = identity(self._log_path)
@@ -141,13 +137,10 @@ class SQLite:
 
     def faults(self) -> list[str]:
         """``PRAGMA integrity_check``: every page, and every row against every index."""
-        connection = self.engine.raw_connection()
-        try:
+        with closing(self.engine.raw_connection()) as connection:
             cursor = connection.cursor()
             cursor.execute("PRAGMA integrity_check(3)")
             found = [str(row[0]) for row in cursor.fetchall()]
-        finally:
-            connection.close()
         return [] if found == ["ok"] else found
 
     def lost(self, error: Exception) -> bool:
@@ -201,11 +194,8 @@ class SQLite:
     @contextmanager
     def watch(self) -> Iterator[Watch]:
         """Looks at the file's counter of changes, on a connection that never writes."""
-        connection = self._connect()
-        try:
+        with closing(self._connect()) as connection:
             yield _FileWatch(self, connection)
-        finally:
-            connection.close()
 
     @contextmanager
     def training(self) -> Iterator[bool]:
@@ -221,14 +211,11 @@ class SQLite:
 
     def _last_entry(self) -> tuple[int, str] | None:
         """Number and digest of the last entry of our log."""
-        connection = self.engine.raw_connection()
-        try:
+        with closing(self.engine.raw_connection()) as connection:
             cursor = connection.cursor()
             cursor.execute("SELECT number, digest FROM log ORDER BY number DESC LIMIT 1")
             last: tuple[int, str] | None = cursor.fetchone()
             return last
-        finally:
-            connection.close()
 
     def _checkpoint_if_long(self) -> None:
         with suppress(OSError):

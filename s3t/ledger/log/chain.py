@@ -129,7 +129,7 @@ def read(connection: sa.Connection, number: int) -> LogEntry:
 
 
 def now() -> str:
-    """This moment as entries tell it, ISO 8601 in UTC."""
+    """The present time, as log entries hold it: ISO 8601, in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 

@@ -22,12 +22,7 @@ _HISTORY = (
 
 
 class Counts:
-    """The counts of one ledger (``Ledger.counts``).
-
-    Args:
-        reader: of its log.
-        name: of the ledger, for messages.
-    """
+    """The counts of one ledger (``Ledger.counts``)."""
 
     def __init__(self, reader: LogReader, name: str) -> None:
         self._reader, self._name = reader, name

@@ -24,11 +24,7 @@ _Pair = tuple[Tensor, Tensor]
 
 
 class JoinedLayer:
-    """A layer's own weights, query, key and value side by side.
-
-    Args:
-        layer: as it is trained.
-    """
+    """A layer's own weights, query, key and value side by side."""
 
     def __init__(self, layer: FusedLayer) -> None:
         self.linears, self.norms = layer.linears, layer.norms
@@ -53,12 +49,7 @@ class JoinedLayer:
 
 
 class InferenceLayer:
-    """A layer under the adapters of a bank's lanes; the bank must have no merged ones.
-
-    Args:
-        base: the layer's own weights.
-        bank: adapters of G lanes.
-    """
+    """A layer under the adapters of a bank's lanes; the bank must have no merged ones."""
 
     def __init__(self, base: JoinedLayer, bank: Bank) -> None:
         self._base, self._lanes = base, bank.lanes

@@ -68,12 +68,7 @@ class _Low:
 
 
 class LinearPass:
-    """One pass through the linear maps of a layer, with one bank.
-
-    Args:
-        bank: adapters in force, or None.
-        keep: whether a backward pass follows.
-    """
+    """One pass through the linear maps of a layer, with one bank."""
 
     def __init__(self, bank: Bank | None, keep: bool) -> None:
         self._bank, self._keep = bank, keep

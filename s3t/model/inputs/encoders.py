@@ -135,14 +135,14 @@ class TextEncoder:
         return Encoded(values, mask)
 
     def prompt(self, text: Any) -> list[int]:
-        """Token ids of what is to go on: without a closing special token.
+        """Token ids of a text that is to be continued: without the token that closes a text.
 
         Args:
             text: a text; where rows are instructions, what a user asks. Or messages, a list of
                 ``{role, content}``, if the run has a chat template.
 
         Raises:
-            DataError: it is no such thing.
+            DataError: ``text`` is neither.
         """
         if self.chat is not None:
             try:

@@ -52,7 +52,8 @@ class Step:
 
 
 class SetTree:
-    """A growing tree of slice sets; each set in it is the prefix of exactly one node."""
+    """A tree of prefixes that grows by chains. No two nodes have the same set of slices, whatever
+    their order."""
 
     def __init__(self, law: Floats, utility: Sequence[float], costs: Sequence[float]) -> None:
         """Start with an empty tree.
@@ -99,9 +100,6 @@ class SetTree:
         The ratio is maximised by Dinkelbach's iteration: the best chain at one price per cost gives
         the next price, until no chain is better.
 
-        Args:
-            left: maximum cost of the chain.
-
         Returns:
             False if no chain fits and gains.
         """
@@ -145,11 +143,7 @@ class SetTree:
         self._coverage.reset(mask for mask in prefixes if mask)
 
     def _reach(self, left: float) -> dict[int, list[int]]:
-        """Where a chain of sets may start, by the size of the deepest set that can be paid for.
-
-        Args:
-            left: what is left of the budget.
-        """
+        """Where a chain of sets may start, by the size of the deepest set that can be paid for."""
         reach: dict[int, list[int]] = {}
         deepest = []
         for size in range(len(self._costs) + 1):

@@ -18,7 +18,6 @@ import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -51,13 +50,9 @@ class DeletionService:
         model: what forgets.
         config: limits, and whom to call back.
         insecure: http callbacks to this machine are allowed.
-
-    Raises:
-        InputError: an older s3t has left a folder with jobs.
     """
 
     def __init__(self, model: S3T, config: ServeConfig, insecure: bool = False) -> None:
-        _refuse_spool(model.root / "jobs")
         self._model, self._config = model, config
         key = model.config.receipts.signing_key
         self.seal = Seal(None if key is None else Signer(key), config.domain or config.host)
@@ -239,15 +234,6 @@ class DeletionService:
         told = found.model_dump(exclude_none=True)
         told.pop("receipt", None)  # those who may see it ask at results_url
         return told
-
-
-def _refuse_spool(folder: Path) -> None:
-    if folder.exists():
-        raise InputError(
-            f"{folder} is of an s3t that kept accepted deletions there, and no service of today "
-            "does them: serve once with that s3t until the folder holds no file but .lock, or send "
-            "its requests again, then remove it"
-        )
 
 
 def _deletion(request: DeletionRequest, request_id: str | None) -> Deletion:

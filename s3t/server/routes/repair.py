@@ -8,7 +8,7 @@ What they do is in ``work.maintenance``.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
@@ -17,30 +17,13 @@ from starlette.responses import Response
 from s3t.server.http.problems import Problem, refusals
 from s3t.server.security.access import AuthorizedRoute, requires_role
 from s3t.server.state import service_of
-from s3t.server.work.maintenance import RepairProgress
+from s3t.server.work.maintenance import RepairState
 
 __all__ = ["router"]
 
 router = APIRouter(route_class=AuthorizedRoute, tags=["operation"])
 
 _REFUSALS = ("unauthenticated", "forbidden", "rate_limited", "internal", "damaged", "unavailable")
-
-
-class RepairFailure(BaseModel):
-    """Why a repair failed."""
-
-    code: str = Field(description="as errors have it")
-    title: str
-
-
-class RepairState(BaseModel):
-    """State of the latest repair that this process began."""
-
-    state: Literal["none", "running", "done", "failed"]
-    started: str | None = None
-    ended: str | None = None
-    report: dict[str, Any] | None = Field(None, description="as `s3t repair --json` prints it")
-    problem: RepairFailure | None = None
 
 
 class Purged(BaseModel):
@@ -69,7 +52,7 @@ async def repair(request: Request) -> RepairState:
     service = service_of(request)
     if service.draining:
         raise Problem("draining", "the service is about to end", retry_after=5)
-    return _state(service.maintenance.start())
+    return service.maintenance.start()
 
 
 @router.get(
@@ -81,7 +64,7 @@ async def repair(request: Request) -> RepairState:
 )
 async def repair_state(request: Request) -> RepairState:
     """Only repairs that this process began are known here."""
-    return _state(service_of(request).maintenance.state)
+    return service_of(request).maintenance.state
 
 
 @router.post(
@@ -110,14 +93,3 @@ async def reload(request: Request) -> Response:
     await service.maintenance.reload()
     service.access.reload()
     return Response(status_code=204)
-
-
-def _state(state: RepairProgress) -> RepairState:
-    problem = state.problem
-    return RepairState(
-        state=state.state,
-        started=state.started,
-        ended=state.ended,
-        report=state.report,
-        problem=None if problem is None else RepairFailure(code=problem.code, title=problem.title),
-    )

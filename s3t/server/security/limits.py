@@ -24,12 +24,7 @@ _DELETIONS = "/v1/deletions"
 
 
 class LimitMiddleware:
-    """Refuses bodies that are too large, and requests over the limit of their kind (pure ASGI).
-
-    Args:
-        app: the next ASGI app.
-        config: its ``body_bytes`` and ``connections``.
-    """
+    """Refuses bodies that are too large, and requests over the limit of their kind (pure ASGI)."""
 
     def __init__(self, app: ASGIApp, config: ServeConfig) -> None:
         self._app, self._most = app, config.body_bytes

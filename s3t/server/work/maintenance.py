@@ -19,19 +19,27 @@ from s3t.server.work.threads import ThreadPool
 if TYPE_CHECKING:
     from s3t.service import S3T
 
-__all__ = ["Maintenance", "RepairProgress"]
+__all__ = ["Maintenance", "RepairState"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class RepairProgress:
+class RepairFailure:
+    """Why a repair failed: code and title as errors of the service have them."""
+
+    code: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class RepairState:
     """State of the latest repair that this process began.
 
     Attributes:
         state: ``none`` if this process began no repair.
         started, ended: ISO 8601 in UTC.
-        report: report of the training (``S3T.repair``), once it is done.
+        report: what `s3t repair --json` prints, once it is done.
         problem: why it failed.
     """
 
@@ -39,28 +47,24 @@ class RepairProgress:
     started: str | None = None
     ended: str | None = None
     report: dict[str, Any] | None = None
-    problem: Problem | None = None
+    problem: RepairFailure | None = None
 
 
 class Maintenance:
-    """Repairs, purges and reloads a model: one repair at a time, and one purge or reload.
-
-    Args:
-        model: what is repaired.
-    """
+    """Repairs, purges and reloads a model: one repair at a time, and one purge or reload."""
 
     def __init__(self, model: S3T) -> None:
         self._model = model
         self._lock = threading.Lock()
-        self._state = RepairProgress()
+        self._state = RepairState()
         self._threads = ThreadPool("purges and reloads", 1, 2)
 
     @property
-    def state(self) -> RepairProgress:
+    def state(self) -> RepairState:
         """State of the latest repair."""
         return self._state
 
-    def start(self) -> RepairProgress:
+    def start(self) -> RepairState:
         """Begin a repair.
 
         Raises:
@@ -69,7 +73,7 @@ class Maintenance:
         with self._lock:
             if self._state.state == "running":
                 raise Problem("busy", "a repair is under way: GET /v1/repair shows its state")
-            self._state = RepairProgress("running", moment(datetime.now(UTC)))
+            self._state = RepairState("running", moment(datetime.now(UTC)))
         # a daemon thread: a repair that is killed with this process is continued by the next one
         threading.Thread(target=self._run, name="s3t-repair", daemon=True).start()
         return self._state
@@ -106,7 +110,9 @@ class Maintenance:
         except Exception as error:
             # only the type: a message about data may hold values of their rows
             _log.error("the repair failed: %s; s3t repair RUN shows why", type(error).__name__)
-            ended = replace(self._state, state="failed", problem=problem_of(error))
+            problem = problem_of(error)
+            failure = RepairFailure(problem.code, problem.title)
+            ended = replace(self._state, state="failed", problem=failure)
         else:
             ended = replace(self._state, state="done", report=report)
         self._state = replace(ended, ended=moment(datetime.now(UTC)))

@@ -18,10 +18,6 @@ Result = TypeVar("Result")
 class Streams:
     """A thread pool for completions, and a limit to how many are under way. To be used on one event
     loop.
-
-    Args:
-        limit: completions under way at once.
-        metrics: where they are counted.
     """
 
     def __init__(self, limit: int, metrics: Metrics) -> None:

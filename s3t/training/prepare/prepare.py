@@ -181,8 +181,6 @@ def _settle(run: RunDir) -> None:
     plan = run.plan()
     with run.ledger() as ledger:
         run.plans.settle(plan, ledger.plans.newest().plan)
-        if not ledger.plans.all():  # of an older s3t
-            ledger.plans.put_in_force(ledger.plans.propose(plan.digest, 0))
 
 
 def _refuse_other(ledger: Ledger, plan: Plan) -> None:

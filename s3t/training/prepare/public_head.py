@@ -58,5 +58,5 @@ def starting_head(run: RunDir, config: Config, base: Base) -> dict[str, Tensor]:
 
 
 def head_digest(head: Mapping[str, Tensor]) -> Digest | None:
-    """Digest of a public head; None for none."""
+    """Digest of the tensors of a public head; None if there are none."""
     return tensors_digest(head) if head else None

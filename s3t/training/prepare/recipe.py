@@ -28,15 +28,16 @@ def blocks_of(config: Config, depth: int) -> tuple[tuple[int, int], ...]:
     layers above it; ``snapshot`` and ``residual`` train all.
 
     Raises:
-        ConfigError: more slices than layers, or too many of them in block 1.
+        ConfigError: of ``layers`` more slices than layers, or too many layers in block 1.
     """
     slices, stage = config.partition.slices, config.stage
     if stage.prompts:
         return ((0, 0),) * slices
     if stage.isolation == "snapshot" or (stage.isolation == "residual" and stage.span == "all"):
         return ((0, depth),) * slices
-    blocks = block_layers(depth, slices, stage.first_block)
-    return blocks if stage.isolation == "layers" else tuple((lo, depth) for lo, _ in blocks)
+    layers = stage.isolation == "layers"
+    blocks = block_layers(depth, slices, stage.first_block, empty=not layers)
+    return blocks if layers else tuple((lo, depth) for lo, _ in blocks)
 
 
 def recipe_of(

@@ -28,12 +28,7 @@ __all__ = ["GroupLeader", "follow", "with_one_voice"]
 
 
 class GroupLeader:
-    """Trains units in this process and those that follow it.
-
-    Args:
-        group: which they are.
-        device: what this one trains on.
-    """
+    """Trains units in this process and those that follow it."""
 
     def __init__(self, group: DistributedGroup, device: torch.device) -> None:
         self._group, self._device = group, device

@@ -25,11 +25,7 @@ _EVERY = 5.0
 
 
 class NodeLog:
-    """The main process's memory of which nodes the ledger knows.
-
-    Args:
-        run: a prepared run with its ledger.
-    """
+    """The main process's memory of which nodes the ledger knows."""
 
     def __init__(self, run: RunDir) -> None:
         self._run = run

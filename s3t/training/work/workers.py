@@ -144,11 +144,7 @@ class UnitTrainer(Protocol):
 
 
 class Inline:
-    """One worker, in this process: it keeps the unit that ``finished`` trains.
-
-    Args:
-        trainer: trains it.
-    """
+    """One worker, in this process: it keeps the unit that ``finished`` trains."""
 
     size = 1
 
