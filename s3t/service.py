@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from s3t.errors import InputError, UnavailableError
+from s3t.errors import InputError
 from s3t.ledger import Deletion, Ledger, Receipt
 from s3t.run import RunDir
 from s3t.run.opened import OpenRun
@@ -92,12 +92,7 @@ class S3T:
     def __enter__(self) -> S3T:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property
@@ -252,11 +247,15 @@ class S3T:
     def status(self) -> Status:
         """Shards, prefixes and what is left, at the ledger's present view.
 
-        The store is told of deletions that it was not told of when they were made.
+        The store is told of deletions that it does not know of yet.
         """
         if self.serving.lease is None and self._opened.notifier.tell() is None:
             self.serving.settle_pending()
-        return status(self._opened)
+        found, own = status(self._opened), self.serving.weights
+        if found.weights is None or own is None:
+            return found
+        told = replace(found.weights, reason=own.reason, failures=own.failures)
+        return replace(found, weights=told)
 
     def picture(self) -> dict[str, Any]:
         """Shards × slices and the state of every node, as JSON values; see ``overview``."""
@@ -359,6 +358,8 @@ class S3T:
             UnavailableError: ``strict``, and a deletion has hit the text (``code`` is
                 ``text_hit``): drop its pieces, and ask for it again.
         """
+        from s3t.serving.generation.completion import strictly
+
         if strict and begun:
             raise InputError("strict and begun: where begun tokens came from is not known")
         model = self.serving.model()
@@ -366,26 +367,7 @@ class S3T:
         (tokens,) = model.prompts([prompt], draw)
         model.check_room([[*tokens, *begun]], draw)
         pieces = model.text_generator.pieces(tokens, draw, self.serving.answer, begun)
-        return self._strictly(pieces) if strict else pieces
-
-    def _strictly(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        """Pieces, while nothing has died that any of them is from: the first one's view is the
-        oldest, and what has died since a later view has died since that one too."""
-        first = None
-        for piece in pieces:
-            first = piece.view if first is None else first
-            self._check_unhit(first)
-            yield piece
-        if first is not None:
-            self._check_unhit(first)
-
-    def _check_unhit(self, view: int) -> None:
-        if not self.serving.is_sound(view):
-            raise UnavailableError(
-                "a deletion has hit blocks that wrote a part of the text: drop what has come of "
-                "it, and ask for it again",
-                "text_hit",
-            )
+        return strictly(pieces, self.serving.is_sound) if strict else pieces
 
     def pipeline(self, **options: Any) -> Pipeline:
         """transformers' pipeline of the run's task, over the view in force at each call.
@@ -404,12 +386,20 @@ class S3T:
         return pipeline_of(self.serving, self.config, self._opened.labels, **options)
 
     def evaluate(self) -> Evaluation:
-        """Accuracy, or perplexity for a language model, on the public test data.
+        """Accuracy, or perplexity for a language model, on the public test data; the base's too.
+
+        Waits until weights of the view in force are fitted, if they are to be.
 
         Raises:
             ExhaustedError, IntegrityError: as ``predict``.
         """
-        return self.serving.answer(self.serving.model().evaluation)
+        model = self.serving.model()
+        self.serving.settle_weights()
+        found = self.serving.answer(model.evaluation)
+        fitted = self.serving.fitted(found.view)
+        found = replace(found, base=model.base_value(), validation=fitted)
+        self.serving.record_evaluation(found)
+        return found
 
 
 def pipeline(run: str | Path, **options: Any) -> Pipeline:

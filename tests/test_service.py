@@ -126,15 +126,16 @@ class Background:
         return self.result
 
     def waits(self) -> bool:
-        self.thread.join(0.3)
+        self.thread.join(0.15)
         return self.thread.is_alive()
 
 
 # ── threads ──────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("deletions", [6, pytest.param(16, marks=pytest.mark.heavy)])
 def test_answers_while_samples_are_forgotten(
-    digits_run: Path, images: list[np.ndarray], tmp_path: Path
+    deletions: int, digits_run: Path, images: list[np.ndarray], tmp_path: Path
 ) -> None:
     """No answer fails, none is older than an acknowledged deletion, each is that of its view."""
     reference = Path(shutil.copytree(digits_run, tmp_path / "reference"))
@@ -142,6 +143,7 @@ def test_answers_while_samples_are_forgotten(
     last = (3, 3)  # this slot stays, so that something serves to the end
     order = [slots[slot][0] for slot in sorted(slots, key=lambda s: (s[1], s[0])) if slot != last]
     order[4:4] = [slots[0, 0][1]]  # one that hits nothing new: another view of the same nodes
+    order = order[:deletions]
     acknowledged, over = 0, threading.Event()
     answers: list[tuple[int, list[Prediction]]] = []
     failures: list[BaseException] = []
@@ -293,6 +295,7 @@ def started(code: str, *words: object) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.heavy
 def test_another_process_sees_a_deletion_before_its_next_answer(
     service: S3T, digits_run: Path
 ) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.deletion_budget import OUTPUT
+from benchmarks.deletion_budget.tables import serve_by_tables
 from benchmarks.environment import table
 from benchmarks.reports import Report, main
 from s3t.plan import Sequences, prefixes
@@ -24,7 +25,6 @@ from s3t.plan.strategies.brief import Brief, spent
 from s3t.plan.strategies.registry import sequences_for
 from s3t.plan.survival.lengths import length_law, length_table, served
 from s3t.plan.survival.stream import endless
-from s3t.plan.survival.trajectories import serve_by_tables
 from s3t.plan.survival.untouched import after_requests, set_sizes
 
 __all__ = ["run"]

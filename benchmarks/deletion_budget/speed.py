@@ -35,12 +35,13 @@ from benchmarks.deletion_budget.loops import (
     plain_prefixes,
 )
 from benchmarks.deletion_budget.simulation import simulate_exhaustion
+from benchmarks.deletion_budget.tables import serve_by_tables
 from benchmarks.environment import load_average, median, table
 from benchmarks.reports import Report, main
 from s3t.plan import cyclic, prefixes
 from s3t.plan.survival.lengths import length_table
 from s3t.plan.survival.stream import Stream, endless, finite, uniform
-from s3t.plan.survival.trajectories import Trajectories, serve_by_tables
+from s3t.plan.survival.trajectories import Trajectories
 
 __all__ = ["run"]
 

@@ -5,6 +5,7 @@
     load      32 users while 200 deletions arrive and a repair runs, beside one plain peft model
     latency   deletions accepted and effective: one replica on SQLite, three on PostgreSQL
     faults    killed replicas and databases, partitions, clocks, full disks, damaged nodes
+    weights   fitting the weights of 16 shards on 100,000 public terms
     security  bad and hostile input, and what each got
 
 Each writes one JSON with the environment.
@@ -17,7 +18,7 @@ import sys
 from benchmarks.reports import main_of_all
 from benchmarks.serving import OUTPUT
 
-NAMES = ("load", "latency", "faults", "security")
+NAMES = ("load", "latency", "faults", "weights", "security")
 
 if __name__ == "__main__":
     sys.exit(main_of_all("benchmarks.serving", NAMES, __doc__, OUTPUT))

@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from s3t.audit.claim import Audit, Findings, judged
 from s3t.audit.claims.clusters import judge_clusters
 from s3t.audit.claims.lineage import judge_lineage, judge_slots
 from s3t.audit.claims.log import judge_ledger
@@ -27,8 +26,9 @@ from s3t.audit.claims.remains import judge_remains
 from s3t.audit.claims.served import judge_deleted, judge_served
 from s3t.audit.claims.sources import judge_sources
 from s3t.audit.claims.weights import judge_blocks, judge_heads, judge_weights
+from s3t.audit.comparison import Count, retrain_some, train_from_scratch
 from s3t.audit.evidence import RunEvidence
-from s3t.audit.retrain import Count, retrain_some, train_from_scratch
+from s3t.audit.findings import Audit, Findings, judged
 from s3t.errors import InputError, S3TError
 from s3t.ledger import Verifier
 from s3t.run import RunDir

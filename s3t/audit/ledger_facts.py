@@ -20,11 +20,11 @@ from s3t.data.partition import slice_digest
 from s3t.ledger import Witnessed, nodes_digest
 from s3t.types import Digest, NodeKey, SampleId, Slot
 
-__all__ = ["LedgerFacts", "LogEntry", "PlanRow", "SlotFacts"]
+__all__ = ["LedgerFacts", "LogRow", "PlanRow", "SlotFacts"]
 
 
 @dataclass(frozen=True, slots=True)
-class LogEntry:
+class LogRow:
     """One entry of the log: its body as text and, if that is JSON, as values."""
 
     number: int
@@ -115,7 +115,7 @@ class LedgerFacts:
     faults: list[str]
     values: Mapping[str, str]
     commitments: Mapping[str, str]
-    log: list[LogEntry]
+    log: list[LogRow]
     requests: Mapping[str, Any]
     slots: Mapping[Slot, tuple[int, int, int, int]]
     nodes: Mapping[NodeKey, Witnessed]
@@ -178,7 +178,7 @@ class LedgerFacts:
         return last if last is not None and last.in_force is None else None
 
     @property
-    def sealed(self) -> LogEntry | None:
+    def sealed(self) -> LogRow | None:
         """The last entry of the log that holds a digest over all nodes."""
         return next((one for one in reversed(self.log) if one.kind == "nodes"), None)
 
@@ -204,7 +204,7 @@ class LedgerFacts:
         found = ((slot, counts.first_hit) for slot, counts in self.recounted.items())
         return {slot: hit for slot, hit in found if hit is not None}
 
-    def of_kind(self, kind: str) -> Iterator[LogEntry]:
+    def of_kind(self, kind: str) -> Iterator[LogRow]:
         """The entries of one kind, in order."""
         return (entry for entry in self.log if entry.kind == kind)
 

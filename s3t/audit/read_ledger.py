@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from s3t.audit.ledger_facts import LedgerFacts, LogEntry
+from s3t.audit.ledger_facts import LedgerFacts, LogRow
 from s3t.config import PartitionConfig
 from s3t.data.partition import slot_of, tier_slices
 from s3t.ledger import Evidence, Ledger, Witnessed
@@ -57,7 +57,9 @@ def _read(ledger: Ledger, faults: list[str], evidence: Evidence) -> LedgerFacts:
         requests={row.request_id: row for row in evidence.requests()},
         slots={(row.shard, row.slice): _counters(row) for row in evidence.slots()},
         nodes={
-            NodeKey(row.key): Witnessed(Digest(row.weights), row.score, Digest(row.rows))
+            NodeKey(row.key): Witnessed(
+                Digest(row.weights), row.score, Digest(row.rows), row.evidence
+            )
             for row in evidence.nodes()
         },
         jobs=evidence.jobs(),
@@ -212,12 +214,12 @@ def _counters(row: Any) -> tuple[int, int, int, int]:
     return row.samples, row.samples_left, row.persons, row.persons_left
 
 
-def _entry(row: Any) -> LogEntry:
+def _entry(row: Any) -> LogRow:
     try:
         body = json.loads(row.body)
     except ValueError:
         body = None
-    return LogEntry(
+    return LogRow(
         row.number,
         row.kind,
         row.at,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "shown",
     "status_lines",
     "stored_receipt_lines",
+    "weight_line",
 ]
 
 
@@ -185,6 +187,12 @@ def status_lines(found: Any) -> Iterator[str]:
             f"({shard.nodes_alive} nodes alive, {shard.nodes_dead} dead{missing})"
         )
     yield "● serves   · intact, does not serve   × holds a deleted sample"
+    if found.evaluation is not None:
+        one = found.evaluation
+        base = "" if one.base is None else f" (base {one.base:.4f})"
+        yield f"{one.metric} {one.value:.4f}{base} on {one.samples:,} public test rows"
+    if found.weights is not None:
+        yield weight_line(asdict(found.weights))
     for one in found.environments:
         yield f"{one.nodes} nodes of {one.name}"
     for count, what in ((found.jobs, "large deletions"), (found.callbacks, "callbacks")):
@@ -193,6 +201,24 @@ def status_lines(found: Any) -> Iterator[str]:
     yield f"ledger in {found.database}"
     if found.untold is not None:
         yield f"store not told yet of every deletion, so nothing can be purged: {found.untold}"
+
+
+def weight_line(found: Mapping[str, Any]) -> str:
+    """Fitted weights, and what they are worth on the rows that they were fitted on."""
+    if not found["shards"]:
+        reason = found["reason"]
+        return "weights: uniform" + ("" if reason is None else f", since {reason}")
+    each = " ".join("–" if one is None else f"{one:.4f}" for one in found["shards"])
+    what = f"weights: shards {each}, base {found['base']:.4f}; on {found['terms']:,} public rows "
+    if found["accuracy"] is None:
+        what = what.replace("rows", "tokens")
+    figures = []
+    for name, key in (("log likelihood", "log_likelihood"), ("accuracy", "accuracy")):
+        if found[key] is not None:
+            base = found[f"base_{key}"]
+            beside = "" if base is None else f" (base {base:.4f})"
+            figures.append(f"{name} {found[key]:.4f}{beside}")
+    return what + ", ".join(figures)
 
 
 def forecast_lines(found: dict[str, Any]) -> Iterator[str]:

@@ -23,6 +23,9 @@ __all__ = ["Config", "Task"]
 
 Task = Literal["image-classification", "text-classification", "causal-lm"]
 
+_GENERATES = {"image-classification": False, "text-classification": False, "causal-lm": True}
+_OF_IMAGES = {"image-classification": True, "text-classification": False, "causal-lm": False}
+
 
 class Config(Section):
     """All of a run's configuration."""
@@ -63,9 +66,19 @@ class Config(Section):
         return self.sequences.budget or self.partition.slices
 
     @property
+    def generates(self) -> bool:
+        """Whether the run continues texts; else it classifies."""
+        return _GENERATES[self.task]
+
+    @property
+    def of_images(self) -> bool:
+        """Whether its rows are images; else they are texts."""
+        return _OF_IMAGES[self.task]
+
+    @property
     def prompt_tokens(self) -> int:
         """Prompt tokens of a row after the last stage, 0 where layers are adapted."""
-        return self.prompt.tokens * self.partition.slices if self.stage.adapter == "prompt" else 0
+        return self.prompt.tokens * self.partition.slices if self.stage.prompts else 0
 
     def problems(self, spoilt: Collection[str] = ()) -> list[str]:
         """What is impossible across sections, one sentence each.
@@ -159,7 +172,7 @@ class Config(Section):
 
     def _text_problems(self) -> list[str]:
         found = []
-        if self.data.columns.instructs and self.task != "causal-lm":
+        if self.data.columns.instructs and not self.generates:
             found.append(
                 f"data.columns.prompt, .completion and .messages do not fit task {self.task!r}: "
                 "they are of causal-lm"
@@ -169,7 +182,7 @@ class Config(Section):
                 f"data.columns.text_pair does not fit task {self.task!r}: it is of "
                 "text-classification"
             )
-        if self.stage.group_by_length and self.task == "image-classification":
+        if self.stage.group_by_length and self.of_images:
             found.append("stage.group_by_length does not fit images, which are of one size")
         return found
 
@@ -199,7 +212,7 @@ class Config(Section):
         return found
 
     def _prompt_problems(self) -> list[str]:
-        if self.stage.adapter != "prompt":
+        if not self.stage.prompts:
             if self.prompt == PromptConfig():
                 return []
             return ["prompt is given, and nothing is prompted: set stage.adapter=prompt"]
@@ -224,7 +237,7 @@ class Config(Section):
                 "training.trunk_cache=disk does not fit stage.processes, of which each keeps its "
                 "own: use auto, memory or off"
             )
-        if model.quantization and stage.parallel == "fsdp":
+        if model.quantization and stage.sharded:
             found.append(
                 "model.quantization does not fit stage.parallel=fsdp, which divides plain weights: "
                 "use ddp, or leave quantization out"
@@ -255,14 +268,14 @@ class Config(Section):
 
     def _task_problems(self) -> list[str]:
         found = []
-        base, image = self.model.base, self.task == "image-classification"
+        base, image = self.model.base, self.of_images
         if base.startswith("make:") and image != (base == "make:vit"):
             found.append(f"model.base {base!r} does not fit task {self.task!r}")
-        if self.task == "causal-lm" and base in ("make:bert", "make:roberta"):
+        if self.generates and base in ("make:bert", "make:roberta"):
             found.append(f"model.base {base!r} is an encoder: task causal-lm needs a decoder")
-        if self.stage.head == "public" and self.task == "causal-lm":
+        if self.stage.starts_public and self.generates:
             found.append("stage.head=public does not fit task causal-lm: its head is the base's")
-        elif self.stage.head == "public" and self.data.public.adapt is None:
+        elif self.stage.starts_public and self.data.public.adapt is None:
             found.append("stage.head=public needs data.public.adapt, on which it is trained")
         if self.model.adapt and self.data.public.adapt is None:
             found.append("model.adapt needs data.public.adapt")
@@ -272,13 +285,14 @@ class Config(Section):
             and not image
         ):
             found.append("model.adapt.rotations and .shift need task image-classification")
-        if self.task == "causal-lm" and self.aggregation.method == "vote":
+        if self.generates and self.aggregation.method == "vote":
             found.append("aggregation.method 'vote' does not fit task causal-lm")
-        if (
-            self.aggregation.on_exhausted == "base"
-            and self.task != "causal-lm"
-            and self.data.public.adapt is None
-        ):
+        if not self.generates and self.aggregation.tokens != "none":
+            found.append(
+                f"aggregation.tokens {self.aggregation.tokens!r} does not fit task {self.task!r}: "
+                "it is of causal-lm"
+            )
+        if self.aggregation.falls_back and not self.generates and self.data.public.adapt is None:
             found.append(
                 "aggregation.on_exhausted=base needs data.public.adapt, "
                 "on which the fallback's head is trained"

@@ -81,12 +81,12 @@ class StageConfig(Section):
     @model_validator(mode="after")
     def _fits_isolation(self) -> StageConfig:
         blocks = self.isolation in ("nested", "layers") or self.span == "up"
-        if self.adapter == "prompt" and self.isolation != "layers":
+        if self.prompts and self.isolation != "layers":
             raise ValueError(
                 f"adapter 'prompt' does not fit isolation={self.isolation}: each stage trains "
                 "prompts of its own, and those before them stand still; leave isolation out"
             )
-        if self.first_block is not None and (self.adapter == "prompt" or not blocks):
+        if self.first_block is not None and (self.prompts or not blocks):
             raise ValueError(
                 f"first_block {self.first_block} is given, and isolation '{self.isolation}' has no "
                 "blocks here: leave it out"
@@ -109,12 +109,32 @@ class StageConfig(Section):
                 f"batch_size {self.batch_size} is not a multiple of processes {self.processes}, "
                 "each of which takes an equal part of every batch"
             )
-        if self.parallel == "fsdp" and self.processes == 1:
+        if self.sharded and self.processes == 1:
             raise ValueError(
                 "parallel 'fsdp' divides the base among several processes: give processes, or "
                 "leave it out"
             )
         return self
+
+    @property
+    def prompts(self) -> bool:
+        """Whether a stage trains soft prompts, and no LoRA."""
+        return {"lora": False, "prompt": True}[self.adapter]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the processes of a node divide the base's weights too."""
+        return {"ddp": False, "fsdp": True}[self.parallel]
+
+    @property
+    def cumulative(self) -> bool:
+        """Whether a stage trains on all slices of its prefix, and not on the last one alone."""
+        return {"cumulative": True, "current": False}[self.slices]
+
+    @property
+    def starts_public(self) -> bool:
+        """Whether stage 1 starts from a head of public data."""
+        return {"fresh": False, "public": True}[self.head]
 
     @property
     def step_rows(self) -> int:

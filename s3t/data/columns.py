@@ -166,7 +166,7 @@ def _wanted(config: Config, source: SourceConfig, found: Columns) -> Mapping[str
     """Names of the columns to read, by the config key that gives each."""
     columns = config.data.columns
     wanted = _inputs_wanted(config)
-    if config.task != "causal-lm":
+    if not config.generates:
         wanted["data.columns.label"] = columns.label
     extra, risk, private = {}, config.partition.risk, found.where == "data.private"
     if private:
@@ -183,7 +183,7 @@ def _wanted(config: Config, source: SourceConfig, found: Columns) -> Mapping[str
 
 def _inputs_wanted(config: Config) -> dict[str, str]:
     columns = config.data.columns
-    if config.task == "image-classification":
+    if config.of_images:
         return {"data.columns.image": columns.image}
     if columns.messages is not None:
         return {"data.columns.messages": columns.messages}

@@ -71,10 +71,10 @@ def resolve(files: str | Sequence[str], directories: bool = False) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def numbered(numbers: Sequence[int], limit: int = 10) -> str:
-    """Text with up to ``limit`` row or line numbers, and the number of the rest."""
-    rest = len(numbers) - limit
-    return ", ".join(map(str, numbers[:limit])) + (f" and {rest} more" if rest > 0 else "")
+def numbered(numbers: Sequence[int]) -> str:
+    """Text with up to ten row or line numbers, and the number of the rest."""
+    rest = len(numbers) - 10
+    return ", ".join(map(str, numbers[:10])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def one_line(error: BaseException) -> str:

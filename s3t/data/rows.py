@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Images", "LabelledRows", "Pair", "content_digest", "decode_image", "pick"]
+__all__ = [
+    "Images",
+    "LabelledRows",
+    "Pair",
+    "content_digest",
+    "decode_image",
+    "overlap",
+    "pick",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,3 +154,9 @@ def content_digest(row: Any, label: str | None) -> Digest:
         "bytes": hashlib.sha256(row.tobytes()).hexdigest(),
     }
     return digest({"image": image, "label": label})
+
+
+def overlap(rows: LabelledRows, others: LabelledRows) -> int:
+    """How many of some rows have an input that is among others too, whatever the labels."""
+    known = {content_digest(row, None) for row in others.inputs}
+    return sum(content_digest(row, None) in known for row in rows.inputs)

@@ -93,7 +93,7 @@ def label_names(config: Config) -> tuple[str, ...]:
     Raises:
         DataError: problems of the public data, if the names come from it.
     """
-    if config.task == "causal-lm":
+    if config.generates:
         return ()
     if config.data.labels is not None:
         return config.data.labels
@@ -166,7 +166,7 @@ def load_all(config: Config) -> Data:
     private = read_columns(config, config.data.private, "data.private")
     public = {where: read_columns(config, s, where) for where, s in _public(config).items()}
     labels: Sequence[str] | None = config.data.labels
-    if config.task == "causal-lm":
+    if config.generates:
         labels = ()
     elif labels is None and all(found.complete for found in public.values()):
         labels = _public_labels(public.values())

@@ -19,6 +19,7 @@ from s3t.plan.trie import Node
 from s3t.run.opened import OpenRun
 from s3t.serving.ensemble.ensemble import Ensemble, Member
 from s3t.serving.predictor import Predictor
+from s3t.serving.weights import keys_of, recorded_mixture
 
 __all__ = ["Assembly"]
 
@@ -33,7 +34,7 @@ class Assembly:
     """
 
     def __init__(self, opened: OpenRun, model: Callable[[], Predictor], tag: str) -> None:
-        self._config, self._model, self._tag = opened.config, model, tag
+        self._opened, self._config, self._model, self._tag = opened, opened.config, model, tag
         self._is_alive = opened.is_alive
         self.base_name = _base_name(opened.run.base_path, opened.config)
 
@@ -108,6 +109,9 @@ class Assembly:
             limits.check(adapter.config, config.task)  # before the time that comparing takes
         ensemble = model.ensemble(nodes, plan)
         assert ensemble is not None  # there are members
+        mixture = recorded_mixture(self._opened, keys_of(nodes), model.has_head)
+        if mixture is not None:  # as answers are given
+            ensemble = model.weighted(ensemble, mixture)
         return adapter, self._compared(ensemble, merged, view, options.max_loss)
 
     def _compared(

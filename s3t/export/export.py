@@ -25,8 +25,8 @@ from s3t.model.inputs.encoders import TextEncoder
 from s3t.plan import Plan
 from s3t.plan.trie import Node
 from s3t.run.files.exports import MANIFEST, ExportFolder, ExportRecords, export_tag
+from s3t.run.kept_nodes import is_dead, kept_nodes
 from s3t.run.opened import OpenRun
-from s3t.run.purge import is_dead, kept_nodes
 from s3t.serving.predictor import Predictor
 from s3t.version import __version__
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from s3t.model.adapters.lora import LoraTarget
-from s3t.serving.ensemble.members import WEIGHTS, Member, averaged
+from s3t.serving.ensemble.members import Member, averaged, shares
 
 __all__ = ["Merged", "merge_members"]
 
@@ -53,8 +53,7 @@ def merge_members(
         rank: the greatest rank; by default the exact average's.
         least: the rank is filled up to this one.
     """
-    seen = [WEIGHTS[weights](member) for member in members]
-    whole = averaged(members, [count / sum(seen) for count in seen], targets)
+    whole = averaged(members, shares(weights, members), targets)
     held = [target for target in targets if target.a in whole.tensors]
     most = max(len(whole.tensors[target.a]) for target in held)
     final = max(most if rank is None else min(rank, most), least)

@@ -256,14 +256,15 @@ def _plain_answers(
         return logits
     head = load_file(place / HEAD)
     hidden = out.last_hidden_state
+    real = hidden.new_ones(hidden.shape[:2], dtype=torch.long) if mask is None else mask  # [n, T]
     if pooling == "first":
         features = hidden[:, 0]
-    elif mask is None:
-        features = hidden[:, -1] if pooling == "last" else hidden.mean(dim=1)
     elif pooling == "last":
-        features = hidden[torch.arange(len(hidden)), mask.sum(dim=1) - 1]
-    else:
-        weight = mask[:, :, None].to(hidden.dtype)
+        features = hidden[torch.arange(len(hidden)), real.sum(dim=1) - 1]
+    elif pooling == "mean":
+        weight = real[:, :, None].to(hidden.dtype)
         features = (hidden * weight).sum(dim=1) / weight.sum(dim=1)
+    else:
+        raise ValueError(f"pooling {pooling!r} is unknown")
     found: Tensor = features.float() @ head["weight"].t() + head["bias"]
     return found

@@ -23,11 +23,10 @@ from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import LedgerState, Witnessed, nodes_digest
 from s3t.ledger.jobs import Job
 from s3t.ledger.ledger import Ledger
-from s3t.ledger.log.chain import GENESIS, link
-from s3t.ledger.log.chain import Entry as LogEntry
+from s3t.ledger.log.chain import GENESIS, LogEntry, link
 from s3t.ledger.log.signing import Signer, Verifier
 from s3t.ledger.log.state import Generation
-from s3t.ledger.outbox import Callback, Claim, Outbox, host_claim, job_claim
+from s3t.ledger.outbox import Callback, Holder, Outbox, host_claim, job_claim
 from s3t.ledger.receipt import Deletion, PrefixChange, Receipt
 from s3t.ledger.replicas import Lease, clock
 from s3t.ledger.samples.counters import SlotPersons
@@ -37,13 +36,13 @@ from s3t.ledger.samples.registry import SampleEntry
 __all__ = [
     "GENESIS",
     "Callback",
-    "Claim",
     "Decide",
     "Deletion",
     "Evidence",
     "Forgotten",
     "Generation",
     "Gone",
+    "Holder",
     "Job",
     "Lease",
     "Ledger",

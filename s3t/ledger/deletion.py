@@ -24,6 +24,7 @@ from s3t.ledger.receipt import Deletion, Receipt
 from s3t.ledger.samples import counters, look_alikes, purging
 from s3t.ledger.samples.counters import chunks, select_in
 from s3t.ledger.samples.purging import hashed
+from s3t.ledger.served import forget_records
 from s3t.types import SampleId
 
 __all__ = ["Decide", "Named", "find", "judge", "read", "replay", "stored", "write"]
@@ -129,7 +130,8 @@ def write(
     fingerprint: str,
     signer: Signer | None,
 ) -> Receipt:
-    """Make a deletion true: its entry in the log, marks, counters, view, request.
+    """Make a deletion true: its entry in the log, marks, counters, view, request. What was
+    recorded of what served goes.
 
     Args:
         connection: in the transaction.
@@ -149,6 +151,7 @@ def write(
         fresh = [row for row in named.rows if row.deleted_view is None]
         persons = counters.take(connection, fresh)
         connection.execute(_SET_VIEW, {"deletion": str(receipt.view)})
+        forget_records(connection)
     connection.execute(
         _ADD_REQUEST,
         {

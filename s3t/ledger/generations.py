@@ -63,11 +63,13 @@ class Witnessed:
         weights: digest of its tensors, as its trainer saw them.
         score: on public rows, higher is better.
         rows: digest of those rows.
+        evidence: digest of what it says of them; None if that was not there.
     """
 
     weights: Digest
     score: float
     rows: Digest
+    evidence: Digest | None = None
 
 
 def state(log: LogState, known: LedgerState | None = None) -> LedgerState:
@@ -112,10 +114,13 @@ def witness(connection: sa.Connection, seen: Mapping[NodeKey, Witnessed]) -> int
     return len(fresh)
 
 
-def rescore(connection: sa.Connection, scores: Mapping[NodeKey, float], rows: Digest) -> None:
-    """Give nodes the scores that they have on other public rows."""
+def rescore(connection: sa.Connection, seen: Mapping[NodeKey, Witnessed]) -> None:
+    """Give nodes the scores and the evidence that they have of other public rows."""
     statement = sa.update(nodes).where(nodes.c.key == sa.bindparam("node"))
-    values = [{"node": key, "score": score, "rows": rows} for key, score in scores.items()]
+    values = [
+        {"node": key, "score": one.score, "rows": one.rows, "evidence": one.evidence}
+        for key, one in seen.items()
+    ]
     if values:
         connection.execute(statement, values)
 
@@ -123,7 +128,7 @@ def rescore(connection: sa.Connection, scores: Mapping[NodeKey, float], rows: Di
 def witnessed(connection: sa.Connection) -> dict[NodeKey, Witnessed]:
     """What is known of every node, by key."""
     found = connection.execute(sa.select(nodes))
-    return {row.key: Witnessed(row.weights, row.score, row.rows) for row in found}
+    return {row.key: Witnessed(row.weights, row.score, row.rows, row.evidence) for row in found}
 
 
 def forget_nodes(connection: sa.Connection, keys: list[NodeKey]) -> None:
@@ -134,5 +139,6 @@ def forget_nodes(connection: sa.Connection, keys: list[NodeKey]) -> None:
 
 
 def nodes_digest(seen: Mapping[NodeKey, Witnessed]) -> Digest:
-    """One digest over nodes, their weights and their scores."""
-    return digest([[key, one.weights, one.score, one.rows] for key, one in sorted(seen.items())])
+    """One digest over nodes, their weights, scores and evidence."""
+    rows = sorted(seen.items())
+    return digest([[key, one.weights, one.score, one.rows, one.evidence] for key, one in rows])

@@ -31,12 +31,13 @@ from s3t.ledger.log.state import LogReader, LogState, Secrets
 from s3t.ledger.outbox import Outbox
 from s3t.ledger.planning import Planning
 from s3t.ledger.receipt import Deletion, Receipt
-from s3t.ledger.replicas import Replicas
+from s3t.ledger.replicas import ReplicaTable
 from s3t.ledger.samples import purging, registry
 from s3t.ledger.samples.counts import Counts
 from s3t.ledger.samples.deleted import DeletedSamples
 from s3t.ledger.samples.purging import Gone
 from s3t.ledger.samples.registry import Offered, SampleEntry
+from s3t.ledger.served import ServedRecords
 from s3t.types import Digest, Slot, digest
 
 __all__ = ["Ledger"]
@@ -55,6 +56,7 @@ class Ledger:
         counts: what is left, and when deletions were made.
         deleted: the deleted samples, as keyed hashes; a purge of their rows.
         outbox: large deletions that were accepted and are not done, and callbacks.
+        served: fitted weights and the last evaluation of what serves.
     """
 
     def __init__(self, database: Database, signer: Callable[[], Signer | None] = _UNSIGNED) -> None:
@@ -67,8 +69,9 @@ class Ledger:
             )
         self._reader = LogReader(database, secrets)
         self.plans = Planning(self._reader, database, self._signer)
-        self.replicas = Replicas(database, self._signer)
+        self.replicas = ReplicaTable(database, self._signer)
         self.outbox = Outbox(database)
+        self.served = ServedRecords(self._reader, database)
         self.counts = Counts(self._reader, database.name)
         self.deleted = DeletedSamples(self._reader, database, self._signer)
 
@@ -313,7 +316,7 @@ class Ledger:
 
     # ── the log ──────────────────────────────────────────────────────────────────────────────
 
-    def log(self, after: int = 0) -> Iterator[chain.Entry]:
+    def log(self, after: int = 0) -> Iterator[chain.LogEntry]:
         """Entries of the log by number, read in pages."""
         while True:
             with self._database.transaction() as connection:
@@ -323,7 +326,7 @@ class Ledger:
                 return
             after = page[-1].number
 
-    def recent(self, limit: int) -> list[chain.Entry]:
+    def recent(self, limit: int) -> list[chain.LogEntry]:
         """The latest entries of the log, the newest first."""
         with self._database.transaction() as connection:
             return chain.latest(connection, limit)

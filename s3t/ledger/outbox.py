@@ -32,7 +32,7 @@ from s3t.ledger.jobs import WAITS, Job, job_of, row_of
 from s3t.ledger.log import chain
 from s3t.ledger.receipt import Deletion
 
-__all__ = ["Callback", "Claim", "Outbox", "host_claim", "job_claim"]
+__all__ = ["Callback", "Holder", "Outbox", "host_claim", "job_claim"]
 
 _COUNTER = "outbox"
 """Key in the table ``run`` of the last number given out: no number is ever given twice."""
@@ -72,7 +72,7 @@ class Callback(NamedTuple):
     since: str
 
 
-class Claim(NamedTuple):
+class Holder(NamedTuple):
     """Who works at something, and how often it has given a sign of life."""
 
     holder: str
@@ -244,12 +244,12 @@ class Outbox:
 
     # ── who works at what ────────────────────────────────────────────────────────────────────
 
-    def claim(self, what: str) -> Claim | None:
+    def claim(self, what: str) -> Holder | None:
         """Who works at something."""
         query = sa.select(claims.c.holder, claims.c.beats).where(claims.c.what == what)
         with self._database.transaction() as connection:
             row = connection.execute(query).first()
-        return None if row is None else Claim(*row)
+        return None if row is None else Holder(*row)
 
     def take(self, what: str, holder: str) -> bool:
         """Begin to work at something; False if another one does."""
@@ -274,7 +274,7 @@ class Outbox:
         with self._claiming() as connection:
             connection.execute(sa.delete(claims).where(mine))
 
-    def strike(self, what: str, seen: Claim) -> None:
+    def strike(self, what: str, seen: Holder) -> None:
         """Strike a claim out, unless its holder has beaten since it was seen so."""
         same = sa.and_(
             claims.c.what == what, claims.c.holder == seen.holder, claims.c.beats == seen.beats

@@ -103,22 +103,21 @@ class Planning:
         with self._reader.transaction(writes=True) as (connection, log):
             seal(connection, log, self._signer())
 
-    def rescore(self, scores: Mapping[NodeKey, float], rows: Digest) -> None:
-        """Give nodes their scores on other public rows: a new view, if there are any.
+    def rescore(self, seen: Mapping[NodeKey, Witnessed]) -> None:
+        """Give nodes their scores and evidence of other public rows: a new view, if there are any.
 
         Args:
-            scores: by key, of nodes that were announced.
-            rows: digest of the rows.
+            seen: by key, of nodes that were announced; their weights stay as they were told.
         """
-        if not scores:
+        if not seen:
             return
         with self._reader.transaction(writes=True) as (connection, log):
-            generations.rescore(connection, scores, rows)
+            generations.rescore(connection, seen)
             seal(connection, log, self._signer())
-            self._announced(connection, log, len(scores))
+            self._announced(connection, log, len(seen))
 
     def nodes(self) -> dict[NodeKey, Witnessed]:
-        """Weights and scores of every node, as its trainer saw it, by key."""
+        """Weights, score and evidence of every node, as its trainer saw it, by key."""
         with self._reader.transaction() as (connection, _):
             return generations.witnessed(connection)
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from s3t.errors import InputError
-from s3t.ledger.log.chain import Entry
+from s3t.ledger.log.chain import LogEntry
 from s3t.types import NodeKey, SampleId, Slot
 
 __all__ = ["Deletion", "PrefixChange", "Receipt"]
@@ -153,7 +153,7 @@ class Receipt:
     accepted_at: str | None = None
     effective_at: str | None = None
     untold: str | None = None
-    entry: Entry | None = None
+    entry: LogEntry | None = None
     purged_at: str | None = None
 
     def to_row(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class Receipt:
         }
 
     @classmethod
-    def of_entry(cls, entry: Entry, effective_at: str | None = None) -> Receipt:
+    def of_entry(cls, entry: LogEntry, effective_at: str | None = None) -> Receipt:
         """The receipt that an entry of the log holds.
 
         Raises:

@@ -27,7 +27,7 @@ from s3t.ledger.database.schema import replicas, requests
 from s3t.ledger.log import chain
 from s3t.ledger.log.signing import Signer
 
-__all__ = ["Lease", "Observer", "Replica", "Replicas", "clock"]
+__all__ = ["Lease", "Observer", "ReplicaRow", "ReplicaTable", "clock"]
 
 _SHARE = 0.9
 """Of its lease, which a replica uses; the rest is for clocks that run at other speeds."""
@@ -71,7 +71,7 @@ def clock() -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Replica:
+class ReplicaRow:
     """A process that answers.
 
     Attributes:
@@ -112,18 +112,18 @@ class Lease:
         self._until = 0.0
 
 
-class Replicas:
+class ReplicaTable:
     """The replicas of one ledger (``Ledger.replicas``)."""
 
     def __init__(self, database: Database, signer: Callable[[], Signer | None]) -> None:
         self._database, self._signer = database, signer
 
-    def join(self, name: str, lease: float) -> Replica:
+    def join(self, name: str, lease: float) -> ReplicaRow:
         """Take a lease, with the view of this moment."""
         with self._database.transaction(writes=True) as connection:
             view = int(schema.value(connection, "view") or 0)
-            joined = Replica(uuid.uuid4().hex, name, view, 0, lease, chain.now())
-            values = {field: getattr(joined, field) for field in Replica.__slots__}
+            joined = ReplicaRow(uuid.uuid4().hex, name, view, 0, lease, chain.now())
+            values = {field: getattr(joined, field) for field in ReplicaRow.__slots__}
             connection.execute(sa.insert(replicas).values(values))
         return joined
 
@@ -145,18 +145,18 @@ class Replicas:
         with self._database.transaction(writes=True, alone=False) as connection:
             connection.execute(_LEAVE, {"one": replica})
 
-    def strike(self, seen: Replica) -> bool:
+    def strike(self, seen: ReplicaRow) -> bool:
         """Strike a replica out, unless it has beaten since it was seen so."""
         with self._database.transaction(writes=True, alone=False) as connection:
             given = {"one": seen.replica, "seen": seen.beats}
             return connection.execute(_STRIKE, given).rowcount == 1
 
-    def all(self) -> list[Replica]:
+    def all(self) -> list[ReplicaRow]:
         """Those that have a lease, the oldest first."""
         with self._database.transaction() as connection:
-            return [Replica(*row) for row in connection.execute(_ALL)]
+            return [ReplicaRow(*row) for row in connection.execute(_ALL)]
 
-    def behind(self, view: int, own: str = "") -> list[Replica]:
+    def behind(self, view: int, own: str = "") -> list[ReplicaRow]:
         """Those that have not yet left every view before this one; ``own`` does not count."""
         with self._database.transaction() as connection:
             return _behind(connection, view, own)
@@ -196,11 +196,11 @@ class Replicas:
 class Observer:
     """Finds replicas that are gone, by counting their leases on this machine's clock."""
 
-    def __init__(self, table: Replicas) -> None:
+    def __init__(self, table: ReplicaTable) -> None:
         self._table = table
         self._since: dict[str, tuple[int, float]] = {}
 
-    def look(self, at: list[Replica]) -> list[Replica]:
+    def look(self, at: list[ReplicaRow]) -> list[ReplicaRow]:
         """Strike out those who gave no sign of life for a lease; returns the others.
 
         Args:
@@ -218,5 +218,5 @@ class Observer:
         return left
 
 
-def _behind(connection: sa.Connection, view: int, own: str) -> list[Replica]:
-    return [Replica(*row) for row in connection.execute(_BEHIND, {"at": view, "own": own})]
+def _behind(connection: sa.Connection, view: int, own: str) -> list[ReplicaRow]:
+    return [ReplicaRow(*row) for row in connection.execute(_BEHIND, {"at": view, "own": own})]

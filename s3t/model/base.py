@@ -16,7 +16,7 @@ Invariant: the base's parameters are never written to; ``check_frozen`` proves i
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import Any, Literal, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,8 @@ from s3t.model.reference import PROBE_ROWS, ReferenceModel, function_of
 from s3t.types import Digest, digest
 
 __all__ = ["Base"]
+
+Pooling = Literal["first", "mean", "last"]
 
 
 class Base:
@@ -76,7 +78,7 @@ class Base:
         model: PreTrainedModel,
         *,
         language_model: bool,
-        pooling: str = "auto",
+        pooling: Pooling | Literal["auto"] = "auto",
         length: int | None = None,
         targets: tuple[str, ...] | None = None,
     ) -> None:
@@ -107,8 +109,8 @@ class Base:
         self.targets: list[LoraTarget] = self._find_targets(targets)
         self.fused = self._find_fused(probe)
         wrap_targets(self.layers, self.targets)
-        automatic = "first" if not self.causal else "last"
-        self.pooling = automatic if pooling == "auto" else pooling
+        automatic: Pooling = "last" if self.causal else "first"
+        self.pooling: Pooling = automatic if pooling == "auto" else pooling
         self.merges = not has_quantized(self.layers)
         self.weights.accept()
 
@@ -265,15 +267,21 @@ class Base:
 
     def pool(self, features: Tensor, mask: Tensor | None) -> Tensor:
         """One vector per row, [n, H]; ``mask`` is the padding mask [n, T], None for images."""
-        if self.pooling == "first":
-            return features[:, 0]
-        if mask is None:
-            return features[:, -1] if self.pooling == "last" else features.mean(dim=1)
-        if self.pooling == "last":
-            rows = torch.arange(len(features), device=features.device)
-            return features[rows, mask.sum(dim=1) - 1]
-        weight = mask.to(features.dtype).unsqueeze(2)
-        return (features * weight).sum(dim=1) / weight.sum(dim=1)
+        match self.pooling:
+            case "first":
+                return features[:, 0]
+            case "last":
+                if mask is None:
+                    return features[:, -1]
+                rows = torch.arange(len(features), device=features.device)
+                return features[rows, mask.sum(dim=1) - 1]
+            case "mean":
+                if mask is None:
+                    return features.mean(dim=1)
+                weight = mask.to(features.dtype).unsqueeze(2)
+                return (features * weight).sum(dim=1) / weight.sum(dim=1)
+            case other:
+                assert_never(other)
 
     def attention(self, mask: Tensor | None) -> Tensor | None:
         """Additive attention mask [n, 1, 1, T] of a padding mask [n, T].
@@ -323,13 +331,17 @@ class Base:
 
     def _position(self, hidden: Tensor, mask: Tensor | None) -> Tensor | None:
         """The position of each row that is pooled, [n]; None if it takes several."""
-        if self.pooling == "mean":
-            return None
-        if self.pooling == "first":
-            return torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
-        if mask is None:
-            return torch.full((len(hidden),), hidden.shape[1] - 1, device=hidden.device)
-        return mask.sum(dim=1) - 1
+        match self.pooling:
+            case "mean":
+                return None
+            case "first":
+                return torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+            case "last":
+                if mask is None:
+                    return torch.full((len(hidden),), hidden.shape[1] - 1, device=hidden.device)
+                return mask.sum(dim=1) - 1
+            case other:
+                assert_never(other)
 
     def _find_fused(self, probe: Encoded) -> FusedLayers:
         """Layers that can be run written out, all their adapted maps included."""

@@ -33,7 +33,7 @@ _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 def build_model(config: Config) -> PreTrainedModel:
     """The base that ``model.base: make:…`` names, initialised from ``config.seed``."""
     shape = _transformer_config(config)
-    auto: Any = AutoModelForCausalLM if config.task == "causal-lm" else AutoModel
+    auto: Any = AutoModelForCausalLM if config.generates else AutoModel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model: PreTrainedModel = auto.from_config(shape)

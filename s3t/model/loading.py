@@ -111,7 +111,7 @@ def build_base(config: Config, loaded: LoadedModel) -> Base:
     targets = None if config.lora.targets == "auto" else config.lora.targets
     base = Base(
         loaded.model,
-        language_model=config.task == "causal-lm",
+        language_model=config.generates,
         pooling=config.model.pooling,
         length=config.data.max_length if text else None,
         targets=() if config.prompt_tokens else targets,
@@ -122,7 +122,7 @@ def build_base(config: Config, loaded: LoadedModel) -> Base:
 
 
 def _pretrained(config: Config, name: str) -> PreTrainedModel:
-    auto = AutoModelForCausalLM if config.task == "causal-lm" else AutoModel
+    auto = AutoModelForCausalLM if config.generates else AutoModel
     options: dict[str, Any] = {} if Path(name).exists() else {"revision": config.model.revision}
     if config.model.quantization:
         options |= _quantized(config)
@@ -165,7 +165,7 @@ def _quantized(config: Config) -> dict[str, Any]:
 def _encoder(
     config: Config, model: PreTrainedModel, name: str | None
 ) -> TextEncoder | ImageEncoder:
-    if config.task == "image-classification":
+    if config.of_images:
         return _image_encoder(config, model, name)
     tokenizer: PreTrainedTokenizerBase = (
         byte_tokenizer()

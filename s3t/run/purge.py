@@ -13,31 +13,28 @@ never written.
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from s3t.config import Config
-from s3t.data import private_origins
-from s3t.data.files import resolve
 from s3t.errors import InputError, S3TError, UnavailableError
 from s3t.ledger import Gone, Ledger
 from s3t.run import RunDir
-from s3t.run.files.contents import half_written, strangers, written, written_files
+from s3t.run.files.contents import half_written, strangers, written_files
 from s3t.run.files.exports import Exported, ExportFolder, ExportRecords, export_tag
 from s3t.run.files.trainers import MAIN, Trainers
+from s3t.run.kept_nodes import RemovableNodes, is_dead, removable_nodes
+from s3t.run.leftovers import files_naming, own_files
 from s3t.store import Removal
 from s3t.system import scratch
 from s3t.system.durable import remove_whole
 from s3t.types import NodeKey
 
-__all__ = ["Purge", "Store", "is_dead", "kept_nodes", "purge"]
+__all__ = ["Purge", "Store", "purge"]
 
 _OUT_OF_REACH = (
     "backups and copies of the run or of its store (with store.encrypt their dead nodes cannot be "
@@ -135,51 +132,67 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
         ledger.prove()
         alone = locked or _held(run, stack)
         if not dry_run and run.store.depot is not None:
-            run.notices().tell(ledger, anew=True)
+            run.notices().tell(ledger, again=True)
             _wait_for_trainers(run, alone, locked)
         view = ledger.view()  # what dies after this look is left to the next purge
-        doomed, gone = _dead(run, ledger), ledger.deleted.all()
+        dead, gone = removable_nodes(run, ledger), ledger.deleted.all()
         exports = ExportRecords(run.root).all()
-        left, nodes_store = _nodes(run, doomed, dry_run)
-        stores = [nodes_store]
-        stores += [_exported(run, one, ledger, doomed, dry_run) for one in exports]
-        stores += _plans(run, dry_run)
-        stores += _caches(run, alone, dry_run)
-        stores += [_scratch(run, dry_run), *_left_alone(run, ledger, gone)]
-        stores.append(_jobs(ledger, dry_run))
-        rows, kept = ledger.deleted.unpurged(view), ""
-        nodes = sorted((doomed.there | (set(ledger.plans.nodes()) & doomed.keys)) - left)
-        if not dry_run:
-            told = dict(sum((Counter({one.name: one.purged}) for one in stores), Counter()))
-            found = nodes or rows or told
-            # what an earlier one has left behind in the files is met again
-            if not (
-                ledger.deleted.purge(view, nodes, {"stores": told})
-                if found
-                else ledger.deleted.compact()
-            ):
-                kept = (
-                    "a process reads an older state of it, whose bytes stay until it ends and this "
-                    "is run again; "
-                )
-        note = f"{kept}ids, subjects and digests of deleted samples; keyed hashes stay"
-        gone_rows = 0 if dry_run else rows
-        stores.append(Store("ledger", ledger.name, rows, gone_rows, note))
+        left, nodes_store = _nodes(run, dead, dry_run)
+        stores = [
+            nodes_store,
+            *(_exported(run, one, ledger, dead, dry_run) for one in exports),
+            *_plans(run, dry_run),
+            *_caches(run, alone, dry_run),
+            _scratch(run, dry_run),
+            *_left_alone(run, ledger, gone),
+            _jobs(ledger, dry_run),
+        ]
+        nodes = sorted((dead.there | (set(ledger.plans.nodes()) & dead.keys)) - left)
+        stores.append(_rows(ledger, view, nodes, stores, dry_run))
         return Purge(
             run=str(run.root),
             view=view,
             dry_run=dry_run,
-            nodes=tuple(sorted(doomed.there - left)),
+            nodes=tuple(sorted(dead.there - left)),
             stores=tuple(stores),
-            own_files=tuple(_own_files(run.config(), gone)),
-            out_of_reach=(
-                *_OUT_OF_REACH,
-                *((_OF_ENGINES,) if exports else ()),
-                *((_OF_SERVER,) if ledger.shared else ()),
-                *((_OF_REPLICAS,) if run.store.depot is not None else ()),
-                *((_OF_VERSIONS,) if _keeps_versions(run) else ()),
-            ),
+            own_files=tuple(own_files(run.config(), gone)),
+            out_of_reach=tuple(_out_of_reach(run, ledger, bool(exports))),
         )
+
+
+def _rows(
+    ledger: Ledger, view: int, nodes: list[NodeKey], stores: list[Store], dry_run: bool
+) -> Store:
+    """Have the ledger forget who was deleted, and log what of it is gone from the other stores."""
+    rows, kept = ledger.deleted.unpurged(view), ""
+    if not dry_run:
+        told = dict(sum((Counter({one.name: one.purged}) for one in stores), Counter()))
+        compacted = (
+            ledger.deleted.purge(view, nodes, {"stores": told})
+            if nodes or rows or told
+            else ledger.deleted.compact()  # an earlier purge may have left bytes in the files
+        )
+        if not compacted:
+            kept = (
+                "a process reads an older state of it, whose bytes stay until it ends and this "
+                "is run again; "
+            )
+    note = f"{kept}ids, subjects and digests of deleted samples; keyed hashes stay"
+    return Store("ledger", ledger.name, rows, 0 if dry_run else rows, note)
+
+
+def _out_of_reach(run: RunDir, ledger: Ledger, exported: bool) -> Iterator[str]:
+    """What no purge of this run can reach."""
+    yield from _OUT_OF_REACH
+    if exported:
+        yield _OF_ENGINES
+    if ledger.shared:
+        yield _OF_SERVER
+    depot = run.store.depot
+    if depot is not None:
+        yield _OF_REPLICAS
+        if not depot.tells_versions:
+            yield _OF_VERSIONS
 
 
 def _jobs(ledger: Ledger, dry_run: bool) -> Store:
@@ -189,12 +202,6 @@ def _jobs(ledger: Ledger, dry_run: bool) -> Store:
     done = 0 if dry_run else ledger.outbox.sweep()
     note = "s3t serve does the others, and their ids go with that" if found > done else ""
     return Store("accepted deletions", ledger.name, found, done, note)
-
-
-def _keeps_versions(run: RunDir) -> bool:
-    """Whether nodes lie at a URL that may keep versions which nothing here knows to remove."""
-    depot = run.store.depot
-    return depot is not None and not depot.tells_versions
 
 
 def _held(run: RunDir, stack: ExitStack) -> bool:
@@ -218,7 +225,7 @@ def _wait_for_trainers(run: RunDir, alone: bool, locked: bool) -> None:
     others = Trainers(work, None, lease)
     limit = time.monotonic() + lease + _PATIENCE
     while True:
-        others.look(anew=True)
+        others.look(again=True)
         mine = [name for name in others.names if locked and name.startswith(MAIN)]
         living = [name for name in others.names if name not in mine and others.lives(name)]
         if alone and not living:
@@ -236,73 +243,17 @@ def _wait_for_trainers(run: RunDir, alone: bool, locked: bool) -> None:
             work.remove(f"beats/{name}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Doomed:
-    """Dead nodes: all keys that must not be readable any more, and those that lie somewhere.
-
-    Attributes:
-        keys, there: of these.
-        kept: of the nodes that live.
-    """
-
-    keys: frozenset[NodeKey]
-    there: frozenset[NodeKey]
-    kept: frozenset[NodeKey]
-
-
-def is_dead(nodes: Collection[NodeKey] | None, kept: Collection[NodeKey]) -> bool:
-    """Whether a copy of nodes must go: one of them is not kept, or it is unknown which it holds.
-
-    Args:
-        nodes: all whose weights are in it; None or empty if that is unknown.
-        kept: see ``kept_nodes``.
-    """
-    return not nodes or not all(node in kept for node in nodes)
-
-
-def kept_nodes(run: RunDir, ledger: Ledger) -> frozenset[NodeKey]:
-    """Nodes that live in the plan in force, or are wanted by the newest plan; all others must go.
-
-    Raises:
-        IntegrityError: a plan is damaged.
-    """
-    return _kept(run, ledger)[0]
-
-
-def _kept(run: RunDir, ledger: Ledger) -> tuple[frozenset[NodeKey], frozenset[NodeKey]]:
-    """Keys of the nodes that live, and of all in these plans."""
-    kept: set[NodeKey] = set()
-    known: set[NodeKey] = set()
-    serving = run.plans.find(lambda: ledger.plans.in_force().plan), ledger.plans.in_force()
-    training = run.plans.find(lambda: ledger.plans.newest().plan), ledger.plans.newest()
-    for plan, state in (serving, training):
-        hits = set(state.hits)
-        for node in plan.forest:
-            known.add(node.key)
-            if not node.is_hit(hits):
-                kept.add(node.key)
-    return frozenset(kept), frozenset(known)
-
-
-def _dead(run: RunDir, ledger: Ledger) -> _Doomed:
-    """All nodes but those that are kept."""
-    kept, planned = _kept(run, ledger)
-    there = run.store.keys() | run.store.copies() | (run.store.versions() or frozenset())
-    known = planned | set(ledger.plans.nodes()) | there
-    return _Doomed(frozenset(known - kept), frozenset(there - kept), kept)
-
-
-def _nodes(run: RunDir, doomed: _Doomed, dry_run: bool) -> tuple[frozenset[NodeKey], Store]:
+def _nodes(run: RunDir, dead: RemovableNodes, dry_run: bool) -> tuple[frozenset[NodeKey], Store]:
     """Remove dead nodes; returns those of which the store holds older versions all the same."""
     store, left = run.store, frozenset[NodeKey]()
     where = str(store.root) if store.depot is None else f"{store.depot.url} and {store.root}"
     note = [f"not ours, left alone: {name}" for name in store.strays()]
     purged = 0
     if not dry_run:
-        removal = store.remove(doomed.keys)
+        removal = store.remove(dead.keys)
         left = frozenset(removal.left) | frozenset(removal.linked)
-        purged = len(doomed.there - left)
-        strange = len(removal.unknown & doomed.there)
+        purged = len(dead.there - left)
+        strange = len(removal.unknown & dead.there)
         if store.sealer is not None and not strange:
             note.insert(0, "their data keys are destroyed, so backups of the run forget them too")
         elif store.sealer is not None:
@@ -314,7 +265,7 @@ def _nodes(run: RunDir, doomed: _Doomed, dry_run: bool) -> tuple[frozenset[NodeK
             "nodes, and the audit's claim E7 does not hold: allow s3:ListBucketVersions and "
             "s3:DeleteObjectVersion"
         )
-    return left, Store("nodes", where, len(doomed.there), purged, "; ".join(note))
+    return left, Store("nodes", where, len(dead.there), purged, "; ".join(note))
 
 
 def _lingering(removal: Removal) -> Iterator[str]:
@@ -334,7 +285,7 @@ def _lingering(removal: Removal) -> Iterator[str]:
 
 
 def _exported(
-    run: RunDir, exported: Exported, ledger: Ledger, doomed: _Doomed, dry_run: bool
+    run: RunDir, exported: Exported, ledger: Ledger, dead: RemovableNodes, dry_run: bool
 ) -> Store:
     """Adapters that hold dead nodes, in one folder that the run has exported to."""
     known = dict(exported.adapters)
@@ -342,31 +293,31 @@ def _exported(
         note = f"of {owner}, of which this run is a copy: purge that one, or export this one again"
         return Store("exports", str(exported.path), 0, 0, note)
     if not exported.path.is_dir():
-        dead = [name for name in known if is_dead(known[name], doomed.kept)]
+        names = [name for name in known if is_dead(known[name], dead.kept)]
         note = (
-            f"the folder is not there: if it was moved or is not mounted, remove {', '.join(dead)} "
-            "from it; each purge looks again"
+            "the folder is not there: if it was moved or is not mounted, remove "
+            f"{', '.join(names)} from it; each purge looks again"
         )
-        return Store("exports", str(exported.path), 0, 0, note if dead else "")
+        return Store("exports", str(exported.path), 0, 0, note if names else "")
     folder = ExportFolder(exported.path, export_tag(ledger))
     try:
         with folder.alone():
             with suppress(InputError):  # it cannot be understood: the run's own record counts
                 known |= folder.told()
-            dead = [name for name in folder.names() if is_dead(known.get(name), doomed.kept)]
-            left = [] if dry_run else folder.remove(dead)
+            names = [name for name in folder.names() if is_dead(known.get(name), dead.kept)]
+            left = [] if dry_run else folder.remove(names)
             if not dry_run:
                 folder.sweep()
                 lying = {*folder.names()}
                 gone = [name for name in known if name not in lying]
-                gone = [name for name in gone if is_dead(known[name], doomed.kept)]
+                gone = [name for name in gone if is_dead(known[name], dead.kept)]
                 ExportRecords(run.root).drop(exported.path, gone)
     except (OSError, S3TError) as error:
         note = f"cannot be reached ({error})"
         return Store("exports", str(exported.path), len(known), 0, note)
     note = "; ".join(f"cannot be removed: {name}" for name in left)
-    purged = 0 if dry_run else len(dead) - len(left)
-    return Store("exports", str(exported.path), len(dead), purged, note)
+    purged = 0 if dry_run else len(names) - len(left)
+    return Store("exports", str(exported.path), len(names), purged, note)
 
 
 def _plans(run: RunDir, dry_run: bool) -> Iterator[Store]:
@@ -407,28 +358,10 @@ def _left_alone(run: RunDir, ledger: Ledger, gone: Gone) -> Iterator[Store]:
     if others:
         note = f"no part of a run, left alone: {', '.join(others)}"
         yield Store("other files", str(run.root), len(others), 0, note)
-    told = _naming(written_files(run.root), ledger, gone)
+    told = files_naming(written_files(run.root), ledger, gone)
     if told:
         note = f"they name deleted samples or persons; remove the lines: {', '.join(told)}"
         yield Store("reports", str(run.root), len(told), 0, note)
-
-
-def _naming(files: Collection[Path], ledger: Ledger, gone: Gone) -> list[str]:
-    """Files that name deleted samples, or the persons of some."""
-    if not files or not len(gone):
-        return []
-    with ledger.evidence() as evidence:
-        marked = (row.subject for row in evidence.samples() if row.deleted_view is not None)
-        hashes = {evidence.hashed(subject) for subject in marked if subject is not None}
-        hashes |= {row.subject for row in evidence.forgotten()} - {None}
-        people = Gone(gone.secret, frozenset(hashes))
-    found = []
-    for path in files:
-        with suppress(FileNotFoundError):  # a training's signs of life come and go
-            names = written(path.read_bytes().decode(errors="replace"))
-            if any(name in gone or name in people for name in names):
-                found.append(str(path))
-    return found
 
 
 def _scratch(run: RunDir, dry_run: bool) -> Store:
@@ -437,41 +370,3 @@ def _scratch(run: RunDir, dry_run: bool) -> Store:
     note = f"{held} of processes at work, which remove them at their end" if held else ""
     where = " and ".join(map(str, scratch.places(run.root)))
     return Store("temporary runs", where, left + held, 0 if dry_run else left, note)
-
-
-def _own_files(config: Config, gone: Gone) -> Iterator[tuple[str, int]]:
-    """The user's files that still hold rows of deleted samples, with the number of those: all that
-    the data are read from, whole, and the images and metadata that rows name."""
-    if not len(gone):
-        return
-    source = config.data.private
-    if source.files is None or source.format == "imagefolder":
-        name = f"data.private ({source.name or source.files or f'the embedded {source.format}'})"
-        folders = {"split": re.split(r"[\[+]", source.split)[0]} if source.files else {}
-        yield from _rows_in(name, _reading(config, **folders), gone)
-        return
-    for pattern in [source.files] if isinstance(source.files, str) else source.files:
-        try:
-            names = resolve(pattern)
-        except InputError as error:
-            yield f"{pattern} (cannot be read: {error})", 0
-            continue
-        for name in names:
-            yield from _rows_in(name, _reading(config, files=name, split="train"), gone)
-
-
-def _rows_in(name: str, config: Config, gone: Gone) -> Iterator[tuple[str, int]]:
-    """Rows of deleted samples that a source of its own holds, by file."""
-    try:
-        rows = [origin for one, origin in private_origins(config) if one in gone]
-    except InputError as error:
-        yield f"{name} (cannot be read: {error})", 0
-        return
-    if rows and config.data.private.format != "imagefolder":  # it is no file of its own
-        yield name, len(rows)
-    yield from sorted(Counter(file for origin in rows for file in origin).items())
-
-
-def _reading(config: Config, **changes: str) -> Config:
-    private = config.data.private.model_copy(update=changes)
-    return config.model_copy(update={"data": config.data.model_copy(update={"private": private})})

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from s3t.ledger.served import EVALUATION, WEIGHTS
 from s3t.plan import environment_name
 from s3t.plan.trie import Node
 from s3t.run.deletion import prefix_of
 from s3t.run.opened import OpenRun
 from s3t.types import Digest, NodeKey
 
-__all__ = ["EnvironmentStatus", "ShardStatus", "Status", "status"]
+__all__ = [
+    "EnvironmentStatus",
+    "EvaluationStatus",
+    "ShardStatus",
+    "Status",
+    "WeightStatus",
+    "status",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +57,55 @@ class EnvironmentStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightStatus:
+    """What shards and base count for in an answer, under ``aggregation.weights: public``.
+
+    Figures are of the public validation rows, on which the weights were fitted.
+
+    Attributes:
+        fitted: whether there are fitted weights of what serves; until then they are uniform, and
+            all that follows is None.
+        shards: by shard; None of one that serves nothing.
+        base: the base's; 0 if it has none.
+        coefficient: c, if the answer is base + c · mean of the shards' differences to it.
+        terms: rows, or tokens of a language model.
+        log_likelihood, base_log_likelihood: of the answers and of the base alone, nats a term.
+        accuracy, base_accuracy: of a classifier.
+        reason: why this process gave its last fit up; None if it did not.
+        failures: fits that this process gave up.
+    """
+
+    fitted: bool
+    shards: tuple[float | None, ...] | None = None
+    base: float | None = None
+    coefficient: float | None = None
+    terms: int | None = None
+    log_likelihood: float | None = None
+    base_log_likelihood: float | None = None
+    accuracy: float | None = None
+    base_accuracy: float | None = None
+    reason: str | None = None
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationStatus:
+    """How what serves did on the public test rows, when ``s3t evaluate`` last looked.
+
+    Attributes:
+        metric: ``accuracy`` or ``perplexity``.
+        value: the figure.
+        base: that of the base alone; None without a head.
+        samples: test rows.
+    """
+
+    metric: str
+    value: float
+    base: float | None
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The state of a run at one view.
 
@@ -57,6 +115,8 @@ class Status:
             URLs that are still to be told of a deletion.
         untold: why the store at ``store.url`` could not be told of every deletion when that was
             last tried; None if it was, or if there is none.
+        weights: those that are fitted on public data; None where the config asks for others.
+        evaluation: of what serves; None until it is evaluated.
         (the others: as in the run's plan and ledger)
     """
 
@@ -72,6 +132,8 @@ class Status:
     jobs: int
     callbacks: int
     untold: str | None = None
+    weights: WeightStatus | None = None
+    evaluation: EvaluationStatus | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -95,7 +157,43 @@ def status(opened: OpenRun) -> Status:
             database=opened.ledger.database,
             **opened.ledger.outbox.counts(),
             untold=opened.notifier.reason,
+            weights=_weights(opened, prefixes),
+            evaluation=_evaluation(opened, prefixes),
         )
+
+
+def _weights(opened: OpenRun, prefixes: Sequence[Node | None]) -> WeightStatus | None:
+    """The recorded weights of what serves."""
+    if opened.config.aggregation.weights != "public":
+        return None
+    values = _recorded(opened, prefixes, WEIGHTS)
+    if values is None:
+        return WeightStatus(False)
+    try:
+        del values["method"]
+        each = iter(values.pop("members"))
+        shards = tuple(None if node is None else next(each) for node in prefixes)
+        return WeightStatus(True, shards, **values)
+    except (KeyError, StopIteration, TypeError):  # they are not served with either
+        return WeightStatus(False)
+
+
+def _evaluation(opened: OpenRun, prefixes: Sequence[Node | None]) -> EvaluationStatus | None:
+    """The recorded evaluation of what serves."""
+    values = _recorded(opened, prefixes, EVALUATION)
+    try:
+        return None if values is None else EvaluationStatus(**values)
+    except TypeError:
+        return None
+
+
+def _recorded(opened: OpenRun, prefixes: Sequence[Node | None], key: str) -> dict[str, Any] | None:
+    """The values of a record, if it is of exactly the nodes that serve."""
+    found = opened.ledger.served.read(key)
+    serving = [node.key for node in prefixes if node is not None]
+    if found is None or found["of"].get("nodes") != serving:
+        return None
+    return dict(found["values"])
 
 
 def _environments(opened: OpenRun) -> tuple[EnvironmentStatus, ...]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from s3t.errors import S3TError, UnavailableError
-from s3t.ledger import Claim, Lease, Outbox, clock
+from s3t.ledger import Holder, Lease, Outbox, clock
 
 __all__ = ["LEASE", "Worker"]
 
@@ -52,7 +52,7 @@ class Worker:
         self._name, self._outbox, self._work = name, outbox, work
         self._look, self._lease = look, LEASE
         self._holder = uuid.uuid4().hex
-        self._seen: dict[str, tuple[Claim, float]] = {}
+        self._seen: dict[str, tuple[Holder, float]] = {}
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"s3t-{name}", daemon=True)
         self.ending = False
@@ -79,7 +79,7 @@ class Worker:
 
     @contextmanager
     def claim(self, what: str) -> Iterator[Lease | None]:
-        """Claim something while the context lasts; None if another process holds it.
+        """Holder something while the context lasts; None if another process holds it.
 
         The claim holds as long as the lease's ``left`` (seconds) is above 0.
         """

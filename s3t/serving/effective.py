@@ -9,6 +9,7 @@ Invariant: the moment is written down by the ledger, in a transaction that sees 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +24,8 @@ __all__ = ["Tell", "settle_pending", "stored_receipt", "wait_until_effective"]
 Tell = Callable[[], str | None]
 """Tells the store of deletions; why that failed, None if it knows of all, or there is none."""
 
+_log = logging.getLogger(__name__)
+
 _POLL = 0.002
 _POLL_MOST = 0.05
 
@@ -32,22 +35,53 @@ def _nothing_to_tell() -> None:
 
 
 def wait_until_effective(
-    ledger: Ledger, receipt: Receipt, own: str = "", told: bool = True
+    ledger: Ledger,
+    receipt: Receipt,
+    readers: Readers | None,
+    *,
+    patience: float,
+    own: str,
+    told: bool,
 ) -> str | None:
-    """Wait until each replica has left the views before a deletion's, or has lost its lease.
+    """Wait for the answers of other processes on views before a deletion's.
+
+    A process without a lease may hang, so it is waited for no longer than an answer may take. Its
+    lock stays, and a later look settles the deletion.
 
     Args:
         ledger: of the run.
         receipt: of the deletion, which is durable.
-        own: a replica that has left the older views already.
-        told: whether the store knows of it; else no moment is written down yet.
+        readers: those that answer for the run without a lease, if there can be any.
+        patience: seconds to wait for these.
+        own: this process's replica, which has left the older views already; empty for none.
+        told: whether the store knows of the deletion; it is not effective before.
 
     Returns:
-        the moment, ISO 8601; None if the store was not told.
-
-    Raises:
-        UnavailableError: the ledger cannot be reached meanwhile.
+        when the deletion was effective, ISO 8601; None if it is not yet, or that cannot be seen:
+        then the log says why.
     """
+    try:
+        if readers is not None and not readers.wait(receipt.view, patience):
+            _log.error(
+                "request %s is durable and not yet effective: a process has not ended an "
+                "answer of before for %g s (fuser -v %s names it)",
+                receipt.request_id,
+                patience,
+                readers.path,
+            )
+            return None
+        at = _wait_for_replicas(ledger, receipt, own, told)
+        if readers is not None and told:
+            settle_pending(ledger, readers)
+        return at
+    except S3TError as error:
+        _log.error("request %s is durable; %s", receipt.request_id, error)
+        return None
+
+
+def _wait_for_replicas(ledger: Ledger, receipt: Receipt, own: str, told: bool) -> str | None:
+    """Wait until each replica has left the older views or has lost its lease, then write down the
+    moment, if the store was told."""
     observer, pause = Observer(ledger.replicas), _POLL
     while True:
         if not observer.look(ledger.replicas.behind(receipt.view, own)):

@@ -19,18 +19,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from s3t.errors import (
-    DamagedNodeError,
-    ExhaustedError,
-    IntegrityError,
-    S3TError,
-)
+from s3t.errors import DamagedNodeError, ExhaustedError, IntegrityError, S3TError
 from s3t.ledger import Deletion, Receipt
+from s3t.ledger.served import EVALUATION
 from s3t.plan.blocks import serving_nodes
 from s3t.plan.trie import Node
 from s3t.run import prove_locks
 from s3t.run.deletion import delete
 from s3t.run.opened import OpenRun
+from s3t.serving.background import BackgroundRefresh, cause_of
 from s3t.serving.effective import settle_pending, wait_until_effective
 from s3t.serving.file_check import FileCheck
 from s3t.serving.readers import Readers
@@ -41,8 +38,10 @@ from s3t.types import Draw, NodeKey
 if TYPE_CHECKING:
     from s3t.plan import Plan
     from s3t.serving.ensemble.ensemble import Ensemble
+    from s3t.serving.ensemble.mixture import Mixture
+    from s3t.serving.fitting import WeightFitter, WeightState
     from s3t.serving.generation.completion import Completion
-    from s3t.serving.predictor import Predictor
+    from s3t.serving.predictor import Evaluation, Predictor
     from s3t.store import Stamp
 
 __all__ = ["Serving"]
@@ -68,8 +67,8 @@ class Serving:
         self._views = Views(self._readers)
         self._model: Predictor | None = None
         self._has_served = False
-        self._catching: threading.Thread | None = None
-        self._behind = False
+        self._catching = BackgroundRefresh(self.refresh)
+        self._fitter: WeightFitter | None = None
         self.lease: ReplicaLease | None = None
 
     def model(self) -> Predictor:
@@ -87,6 +86,7 @@ class Serving:
                 opened = self._opened
                 opened.prove_ledger()
                 self._model = Predictor(opened.run, opened.config, opened.plan)
+                self._fitter = self._fitter_of(self._model)
             return self._model
 
     # ── as a replica ─────────────────────────────────────────────────────────────────────────
@@ -119,8 +119,9 @@ class Serving:
         """Give the replica lease back, if there is one."""
         if self.lease is not None:
             self.lease.close()
-        if self._catching is not None:
-            self._catching.join()
+        self._catching.join()
+        if self._fitter is not None:
+            self._fitter.wait()
 
     @property
     def lease_left(self) -> float | None:
@@ -131,14 +132,13 @@ class Serving:
     def readiness(self) -> str | None:
         """Why no answer can be given now; None if it can, as far as this process knows.
 
-        Builds nothing itself. Where another process has come to another view, and no question has
-        come here since, a thread takes that view up: a service that is asked nothing until it is
-        ready would never be ready otherwise, and would keep dead blocks in memory.
+        Builds nothing itself. Where the ledger has another view, a thread takes that up: a service
+        that is asked nothing until it is ready would else never be ready.
         """
         current = self._views.current
         if current is None:
             if self._model is not None and self.lease is None:
-                self._catch_up_apart()
+                self._catching.start()
             return "loading"
         if self.lease is not None and not self.lease.holds():
             return "the lease has run out: the ledger cannot be reached"
@@ -146,12 +146,12 @@ class Serving:
             with self._files.logged():
                 behind = self.lease is None and current.view != self._opened.ledger.view()
             if behind:
-                self._catch_up_apart()
+                self._catching.start()
             else:
                 self._files.holds(current.files, current.view)
         except S3TError:
             return "files of the run were replaced or removed under the service, its log says which"
-        if behind and self._behind:
+        if behind and self._catching.failed:
             return "another view cannot be taken up, the log says why"
         return "exhausted" if current.ensemble is None else None
 
@@ -163,20 +163,6 @@ class Serving:
         """
         self._opened.reload()
         self.refresh(again=True)
-
-    def _catch_up_apart(self) -> None:
-        if self._catching is None or not self._catching.is_alive():
-            self._catching = threading.Thread(target=self._caught_up, name="s3t-view", daemon=True)
-            self._catching.start()
-
-    def _caught_up(self) -> None:
-        try:
-            self.refresh()
-            self._behind = False
-        except Exception as error:  # told by readiness, which tries again
-            if not self._behind:
-                _log.error("another view cannot be taken up: %s", _cause(error))
-            self._behind = True
 
     # ── deletions ────────────────────────────────────────────────────────────────────────────
 
@@ -193,45 +179,17 @@ class Serving:
                 self._take_up(self._model, receipt.view)
         if not receipt.dry_run:
             untold = self._opened.notifier.tell()
-            effective_at = self._effective(receipt, told=untold is None)
+            self._views.wait(receipt.view)
+            effective_at = wait_until_effective(
+                self._opened.ledger,
+                receipt,
+                self._readers,
+                patience=self._opened.config.serve.timeout,
+                own="" if self.lease is None else self.lease.replica,
+                told=untold is None,
+            )
             receipt = replace(receipt, untold=untold, effective_at=effective_at)
         return replace(receipt, seconds=round(time.perf_counter() - started, 6))
-
-    def _effective(self, receipt: Receipt, told: bool) -> str | None:
-        """Wait for the answers on views before the deletion's: here, elsewhere, on replicas.
-
-        Another process without a lease is waited for as long as an answer may take
-        (``serve.timeout``): it may hang. Its lock stays, and a later look settles the deletion.
-
-        Args:
-            receipt: of a deletion that is durable.
-            told: whether the store knows of it; it is not effective before.
-
-        Returns:
-            when the deletion was effective, ISO 8601; None if it is not yet, or that cannot be
-            seen.
-        """
-        self._views.wait(receipt.view)
-        own = "" if self.lease is None else self.lease.replica
-        ledger, readers = self._opened.ledger, self._readers
-        patience = self._opened.config.serve.timeout
-        try:
-            if readers is not None and not readers.wait(receipt.view, patience):
-                _log.error(
-                    "request %s is durable and not yet effective: a process has not ended an "
-                    "answer of before for %g s (fuser -v %s names it)",
-                    receipt.request_id,
-                    patience,
-                    readers.path,
-                )
-                return None
-            at = wait_until_effective(ledger, receipt, own, told)
-            if readers is not None and told:
-                settle_pending(ledger, readers)
-            return at
-        except S3TError as error:
-            _log.error("request %s is durable; %s", receipt.request_id, error)
-            return None
 
     def settle_pending(self) -> None:
         """Settle deletions that the store could not be told of when they were made."""
@@ -251,6 +209,79 @@ class Serving:
             if again:
                 self._model.keep_only(lambda _: False)
             self._swap(self._model, again)
+
+    # ── weights ──────────────────────────────────────────────────────────────────────────────────
+
+    def settle_weights(self) -> None:
+        """If weights are to be fitted, put the ledger's view in force, and wait until it has them,
+        or until they were given up. Answers do not wait for that.
+
+        Raises:
+            S3TError: no view can be put in force.
+        """
+        model = self.model()
+        if self._fitter is not None:
+            self._views.unpin(self._pin(model))
+            self._fitter.wait()
+
+    @property
+    def weights(self) -> WeightState | None:
+        """How fitted weights are in this process; None if none are to be fitted, or nothing has
+        been answered yet."""
+        return None if self._fitter is None else self._fitter.state(self._views.current)
+
+    def fitted(self, view: int) -> Mixture | None:
+        """The fitted weights of the view in force, if it is this one and has them."""
+        current = self._views.current
+        return current.mixture if current is not None and current.view == view else None
+
+    def record_evaluation(self, found: Evaluation) -> None:
+        """Have status tell an evaluation of the view in force, until the next deletion."""
+        current = self._views.current
+        if current is None or current.view != found.view:
+            return
+        nodes = [node.key for node in current.nodes if node is not None]
+        fitted = None if found.validation is None else found.validation.to_dict()
+        values = {name: getattr(found, name) for name in ("metric", "value", "base", "samples")}
+        try:
+            of = {"nodes": nodes, "weights": fitted}
+            self._opened.ledger.served.record(found.view, of, values, EVALUATION)
+        except S3TError as error:
+            _log.warning("the evaluation is not recorded: %s", error)
+
+    def _fitter_of(self, model: Predictor) -> WeightFitter | None:
+        """What fits the weights of views; None if the config asks for others."""
+        if self._opened.config.aggregation.weights != "public":
+            return None
+        from s3t.serving.fitting import WeightFitter
+        from s3t.serving.weights import PublicWeights
+
+        public = PublicWeights(self._opened, model)
+
+        def put(served: ServingView, mixture: Mixture) -> None:
+            with self._lock:
+                self._put_weighted(model, served, mixture)
+
+        return WeightFitter(
+            lambda served: public.of(served.view, served.nodes, served.mixture),
+            lambda served: self._views.current is served,
+            put,
+        )
+
+    def _put_weighted(self, model: Predictor, served: ServingView, mixture: Mixture) -> None:
+        """Put a view in force again with its weights, unless another one is. Needs ``_lock``."""
+        if self._views.current is not served or served.mixture == mixture:
+            return
+        uniform = served.uniform or served.ensemble
+        assert uniform is not None  # else nothing was fitted
+        new = replace(
+            served,
+            ensemble=model.weighted(uniform, mixture),
+            mixture=mixture,
+            uniform=uniform,
+            readers=0,
+        )
+        self._views.put(new, self._opened.is_alive)
 
     # ── answers ──────────────────────────────────────────────────────────────────────────────
 
@@ -380,12 +411,14 @@ class Serving:
         if current is not None and current.view == view and not again:
             return
         if current is not None and current.nodes == nodes and not again:
-            ensemble, files = current.ensemble, current.files
+            new = replace(current, view=view, readers=0)  # its weights are of the same nodes
         else:
             known = {} if current is None or again else current.files
-            nodes, ensemble, files = self._build(model, nodes, plan, known)
-        self._views.put(ServingView(view, nodes, ensemble, files), self._opened.is_alive)
+            new = ServingView(view, *self._build(model, nodes, plan, known))
+        self._views.put(new, self._opened.is_alive)
         self._has_served = True
+        if self._fitter is not None and any(new.nodes):
+            self._fitter.begin(new)
         model.keep_only(self._opened.is_alive)
         if left := self._opened.forget_copies():
             _log.error("copies of dead nodes cannot be removed: %s", ", ".join(left))
@@ -432,7 +465,7 @@ class Serving:
         try:
             self._swap(model)
         except Exception as error:  # such as no memory left: whatever it is, the old view must go
-            _log.error("nothing answers until there is a new view: %s", _cause(error))
+            _log.error("nothing answers until there is a new view: %s", cause_of(error))
             self._views.drop(view)
 
     def _follow(self, seconds: float) -> int:
@@ -450,8 +483,3 @@ class Serving:
                 self._take_up(self.model(), view)
         self._views.wait(view, seconds)
         return self._views.oldest(view)
-
-
-def _cause(error: Exception) -> str:
-    """Why something failed, for the log; of what is not ours its kind: a message may name ids."""
-    return str(error) if isinstance(error, S3TError) else type(error).__name__

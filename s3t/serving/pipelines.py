@@ -64,12 +64,13 @@ def pipeline_of(
     """
     model, task = ServedModel(serving, config, labels), config.task
     options = {"device": model.device, **options, "model": model}
-    if task == "image-classification":
+    if config.of_images:
         options = {"image_processor": RunImageProcessor(serving), **options}
         return _ImageClassification(task=task, **options)  # type: ignore[no-untyped-call]
-    made = _TextClassification if task == "text-classification" else _TextGeneration
-    name = task if task == "text-classification" else "text-generation"
-    return made(task=name, **{"tokenizer": model.tokenizer, **options})
+    options = {"tokenizer": model.tokenizer, **options}
+    name = "text-generation" if config.generates else task
+    made = _TextGeneration if config.generates else _TextClassification
+    return made(task=name, **options)
 
 
 class ServedModel:

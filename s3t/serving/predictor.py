@@ -8,6 +8,7 @@ the old ensemble is done.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import weakref
@@ -35,13 +36,18 @@ from s3t.plan.trie import Node
 from s3t.run import RunDir
 from s3t.serving.checks import check_draw, check_text, image_array, text_pair
 from s3t.serving.ensemble.ensemble import Ensemble, Member
+from s3t.serving.ensemble.members import base_member
+from s3t.serving.ensemble.mixture import Mixture
 from s3t.serving.generation.completion import TextGenerator
 from s3t.serving.generation.kv_steps import find_kv_steps
+from s3t.training.node.rows import LabelledSet
 from s3t.training.prepare.clusters import prototypes_of, recipe_digest
 from s3t.training.prepare.recipe import recipe_of
 from s3t.types import Draw, NodeKey
 
 __all__ = ["Evaluation", "Prediction", "Predictor"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +68,27 @@ class Evaluation:
         value: the figure.
         samples: test rows.
         view: the view that answered.
+        base: the same figure of the base alone; None without a head that could answer.
+        validation: fitted weights of the shards that serve, in their order, and of the base, with
+            the likelihood of the public validation rows; None while weights are not fitted.
     """
 
     metric: str
     value: float
     samples: int
     view: int
+    base: float | None = None
+    validation: Mixture | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, the figure under its own name."""
-        return {self.metric: self.value, "samples": self.samples, "view": self.view}
+        return {
+            self.metric: self.value,
+            "samples": self.samples,
+            "view": self.view,
+            "base": self.base,
+            "validation": None if self.validation is None else self.validation.to_dict(),
+        }
 
 
 class Predictor:
@@ -100,12 +117,14 @@ class Predictor:
         self._labels: tuple[str, ...] = tuple(plan.recipe["labels"])
         self._prototypes = prototypes_of(run, config, self._base)
         self._check_recipe()
-        falls_back = config.aggregation.on_exhausted == "base"
-        self._fallback: dict[str, Tensor] = {}
-        if falls_back and self._labels:
-            self._fallback = read_public_head(run.head_path, plan.base)
+        head = self._public_head()
         if torch.cuda.is_available():
             self._base.to(torch.device("cuda"))
+        self._alone: Member | None = None
+        self._base_value: float | None = None
+        if head is not None:
+            held = {name: tensor.to(self._base.device) for name, tensor in head.items()}
+            self._alone = base_member(self._base.depth, held)
         self._blocks = [tuple(block) for block in plan.recipe["blocks"]]
         self._tensors: dict[NodeKey, dict[str, Tensor]] = {}
         self._added: dict[NodeKey, dict[str, Tensor]] = {}
@@ -127,16 +146,57 @@ class Predictor:
             DamagedNodeError: a block of a lineage.
         """
         members = [self._member(node, plan) for node in nodes if node is not None]
-        if not members and self._config.aggregation.on_exhausted == "base":
-            members = [Member(0, self._base.depth, self._fallback, 1)]
+        if not members and self._config.aggregation.falls_back:
+            assert self._alone is not None  # it was loaded for this
+            members = [self._alone]
         if not members:
             return None
         lora, how = self._config.lora, self._config.aggregation
         before = None if self._latest is None else self._latest()
         places = self._prototypes
-        found = Ensemble(self._base, members, lora.scale, how.method, how.weights, before, places)
+        found = Ensemble(
+            self._base, members, lora.scale, how.method, how.weights, before, places, how.tokens
+        )
         self._latest = weakref.ref(found)
         return found
+
+    def weighted(self, ensemble: Ensemble, mixture: Mixture) -> Ensemble:
+        """An ensemble of shards with fitted weights, and with the base if that has one.
+
+        Args:
+            ensemble: of the shards alone, as ``ensemble`` gave it for the nodes of the weights.
+            mixture: fitted on its members, by shard.
+
+        Raises:
+            IntegrityError: it names the base, which has no head here.
+        """
+        if not mixture.base:
+            return ensemble.weighted(mixture.method, mixture.members, None)
+        if self._alone is None:
+            raise IntegrityError("weights name the base, which has no public head")
+        if not any(mixture.members):
+            return self.base_ensemble()
+        weights = [*mixture.members, mixture.base]
+        return ensemble.weighted(mixture.method, weights, self._alone)
+
+    def base_ensemble(self) -> Ensemble:
+        """The base alone; only where ``has_head``."""
+        assert self._alone is not None
+        return Ensemble(self._base, [self._alone], 1.0, "mean-probabilities", "uniform")
+
+    def base_evidence(self, rows: LabelledSet) -> Tensor:
+        """What the base alone says of rows: log probabilities of all classes, float32 [n, C], or
+        those of the scored tokens, row by row, [tokens]; on the CPU. Only where ``has_head``."""
+        alone = self.base_ensemble()
+        if rows.labels is not None:
+            tiny = torch.finfo(torch.float32).tiny
+            return alone.probabilities(rows.rows).clamp_min(tiny).log()
+        return -alone.token_losses(rows.rows)[rows.rows.scored[:, 1:].bool()]
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the base can answer alone: it is a language model, or has a public head."""
+        return self._alone is not None
 
     @property
     def base(self) -> Base:
@@ -178,6 +238,25 @@ class Predictor:
                 tensors = self._run.store.read(key)[1]
                 self._tensors[key] = {n: t.to(self._base.device) for n, t in tensors.items()}
             return self._tensors[key]
+
+    def _public_head(self) -> dict[str, Tensor] | None:
+        """The head by which the base answers alone, empty for a language model; None without one.
+
+        Raises:
+            IntegrityError: it cannot be used, and ``on_exhausted`` needs it.
+        """
+        if not self._labels:
+            return {}
+        path, needed = self._run.head_path, self._config.aggregation.on_exhausted == "base"
+        if not (needed or path.is_file()):
+            return None
+        try:
+            return read_public_head(path, self._plan.base)
+        except IntegrityError as error:
+            if needed:
+                raise
+            _log.error("the base gets no weight: %s", error)
+            return None
 
     def _check_recipe(self) -> None:
         """The config must be that of the nodes; where and by which software they were trained
@@ -285,6 +364,14 @@ class Predictor:
         assert isinstance(self._encoder, TextEncoder)
         # tried before a view is pinned: a deletion does not wait for it
         return TextGenerator(self._encoder, find_kv_steps(self._base))
+
+    def base_value(self) -> float | None:
+        """The metric of the base alone on the public test rows; None without a head."""
+        if self._alone is None:
+            return None
+        if self._base_value is None:
+            self._base_value = self.evaluation(self.base_ensemble(), 0).value
+        return self._base_value
 
     def evaluation(self, ensemble: Ensemble, view: int) -> Evaluation:
         """The metric on the public test rows."""

@@ -24,6 +24,7 @@ from s3t.types import NodeKey
 
 if TYPE_CHECKING:
     from s3t.serving.ensemble.ensemble import Ensemble
+    from s3t.serving.ensemble.mixture import Mixture
     from s3t.store import Stamp
 
 __all__ = ["ServingView", "Views"]
@@ -41,6 +42,8 @@ class ServingView:
         nodes: each shard's last node, None where none is left.
         ensemble: what answers; None if nothing can.
         files: stamps of the node files, as they were before they were read.
+        mixture: the fitted weights of the ensemble; None as long as it has none.
+        uniform: in that case, the ensemble of the same nodes without them.
         readers: answers under way on it.
     """
 
@@ -48,6 +51,8 @@ class ServingView:
     nodes: tuple[Node | None, ...]
     ensemble: Ensemble | None
     files: dict[NodeKey, Stamp | None]
+    mixture: Mixture | None = None
+    uniform: Ensemble | None = None
     readers: int = 0
 
 
@@ -104,14 +109,15 @@ class Views:
         """Put a view in force.
 
         Args:
-            new: the view; those before it go out of force.
+            new: the view, or the one in force with another ensemble of the same nodes; those
+                before it go out of force.
             is_alive: whether a node can serve at this view.
         """
         with self._gate:
             if self._current is None:
                 self._sound_from = new.view  # what was served before is not known
                 self._served.clear()
-            else:
+            elif self._current.view != new.view:
                 keys = frozenset(node.key for node in self._current.nodes if node is not None)
                 self._served.append((self._current.view, keys))
             for view, keys in self._served:

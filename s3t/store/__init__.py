@@ -7,7 +7,7 @@ content ──► seal ──► files ──► nodes       plain bytes, sealed
                               backend      a shared folder (``folder``), a URL (``objects``)
 """
 
-from s3t.store.content import NodeMeta, tensors_digest
+from s3t.store.content import Evidence, NodeMeta, tensors_digest
 from s3t.store.depot import Depot, open_depot
 from s3t.store.keyring import FileKeyRing, KeyRing, MissingKeyError, open_ring
 from s3t.store.nodes import NodeStore, Removal, Stamp, folder_stamp
@@ -16,6 +16,7 @@ from s3t.system.durable import held_folder, sync_folder, write_durably
 
 __all__ = [
     "Depot",
+    "Evidence",
     "FileKeyRing",
     "KeyRing",
     "MissingKeyError",

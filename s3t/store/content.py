@@ -1,4 +1,4 @@
-"""The plain bytes of a node: a safetensors file with one entry of metadata.
+"""The plain bytes of a node, and of its evidence: safetensors with one entry of metadata.
 
     head   8 bytes: length of the header; the header, JSON: metadata, names, types, shapes
     body   the tensors
@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 __all__ = [
     "HEAD_LIMIT",
     "MALFORMED",
+    "Evidence",
     "NodeMeta",
+    "entry_of",
+    "evidence_of",
     "head_of",
     "meta_of",
     "pack",
+    "pack_evidence",
     "tensors_digest",
     "tensors_of",
 ]
@@ -42,6 +46,8 @@ HEAD_LIMIT = 64 * 2**20
 
 _ENTRY = "s3t"
 _CHECK = "check"
+_WEIGHTS = "weights"
+_SAID = "said"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +83,49 @@ class NodeMeta:
     format: int = FORMAT
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """What a node says of the public validation rows, kept beside the node.
+
+    Attributes:
+        key: the node's key.
+        rows: digest of all validation rows, of which ``training.node.rows.evidence_rows`` takes
+            some.
+        environment: digest of the environment in which it was computed.
+        said: log probabilities, float32: of all classes [rows, classes], or of the scored tokens,
+            row by row, [tokens].
+    """
+
+    key: NodeKey
+    rows: Digest
+    environment: Digest
+    said: Tensor
+
+    @property
+    def digest(self) -> Digest:
+        """Of all of it."""
+        return digest(self.entry() | {_WEIGHTS: tensors_digest({_SAID: self.said})})
+
+    def entry(self) -> dict[str, Any]:
+        """All but the numbers."""
+        return {"key": self.key, "rows": self.rows, "environment": self.environment}
+
+
 def pack(meta: NodeMeta, tensors: Mapping[str, Tensor]) -> bytes:
     """The bytes of a node; ``meta.weights`` follows from the tensors."""
+    return _packed(asdict(meta), tensors)
+
+
+def pack_evidence(evidence: Evidence) -> bytes:
+    """The bytes of a node's evidence."""
+    return _packed(evidence.entry(), {_SAID: evidence.said})
+
+
+def _packed(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
     from safetensors.torch import save
 
     whole = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    entry = asdict(meta) | {"weights": tensors_digest(whole)}
+    entry = {**entry, _WEIGHTS: tensors_digest(whole)}
     text = json.dumps(entry | {_CHECK: digest(entry)}, sort_keys=True, separators=(",", ":"))
     content: bytes = save(whole, metadata={_ENTRY: text})
     return content
@@ -109,14 +152,36 @@ def meta_of(head: bytes) -> NodeMeta:
     Raises:
         ValueError, KeyError, …: one of ``MALFORMED``.
     """
+    entry = entry_of(head)
+    entry["slices"] = tuple(entry["slices"])
+    entry["prefix"] = tuple(entry["prefix"])
+    return NodeMeta(**entry)
+
+
+def entry_of(head: bytes) -> dict[str, Any]:
+    """The entry of metadata in a head, of a node or of its evidence; its digest is checked.
+
+    Raises:
+        ValueError, KeyError, …: one of ``MALFORMED``.
+    """
     header = json.loads(head[8:])
     entry: dict[str, Any] = json.loads(header["__metadata__"][_ENTRY])
     check = entry.pop(_CHECK)
     if check != digest(entry):
         raise ValueError("its metadata are not what was written")
-    entry["slices"] = tuple(entry["slices"])
-    entry["prefix"] = tuple(entry["prefix"])
-    return NodeMeta(**entry)
+    return entry
+
+
+def evidence_of(content: bytes) -> Evidence:
+    """The evidence in its plain bytes. Its own digests are checked; whose it is, is not.
+
+    Raises:
+        ValueError, KeyError, …: one of ``MALFORMED``.
+    """
+    entry, tensors = entry_of(head_of(lambda count: content[:count])), tensors_of(content)
+    if entry.pop(_WEIGHTS) != tensors_digest(tensors):
+        raise ValueError("its numbers are not what was written")
+    return Evidence(said=tensors[_SAID], **entry)
 
 
 def tensors_of(content: bytes) -> dict[str, Tensor]:

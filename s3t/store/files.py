@@ -2,6 +2,7 @@
 
     take ─► bytes as they lie ─► opened, if the store encrypts ─► head ─► metadata, proved
                                                               └─► whole ─► tensors, proved
+                                                              └─► whole ─► evidence, proved
 
 Invariant: a node that is read is whole, was written for this very key, and its lineage proves the
 key. Anything else is a ``DamagedNodeError`` that names the place. A plain file in a store that
@@ -17,9 +18,18 @@ from typing import TYPE_CHECKING
 
 from s3t.errors import DamagedNodeError, UnavailableError, unavailable
 from s3t.plan.lineage import FORMAT, node_key
-from s3t.store.content import MALFORMED, NodeMeta, head_of, meta_of, tensors_digest, tensors_of
+from s3t.store.content import (
+    MALFORMED,
+    Evidence,
+    NodeMeta,
+    evidence_of,
+    head_of,
+    meta_of,
+    tensors_digest,
+    tensors_of,
+)
 from s3t.store.keyring import MissingKeyError
-from s3t.store.seal import Sealer, is_sealed
+from s3t.store.seal import Kind, Sealer, is_sealed
 from s3t.types import NodeKey
 
 if TYPE_CHECKING:
@@ -33,19 +43,21 @@ _FIRST = 16 * 2**10
 
 @dataclass(frozen=True, slots=True)
 class NodeFile:
-    """A file that should hold a node.
+    """A file that should hold a node, or its evidence.
 
     Attributes:
         key: the node's key.
         where: path or URL, for messages.
         take: gives the file's first so many bytes, or all of them for None.
         sealer: opens it; None if the store does not encrypt.
+        kind: which of the two it should hold.
     """
 
     key: NodeKey
     where: str
     take: Callable[[int | None], bytes]
     sealer: Sealer | None
+    kind: Kind = "node"
 
     def meta(self) -> NodeMeta:
         """The metadata; proves the lineage, not the tensors."""
@@ -74,9 +86,18 @@ class NodeFile:
             raise self._damaged("has tensors that its digest does not match")
         return meta, tensors, there
 
+    def evidence(self) -> tuple[Evidence, bytes]:
+        """The evidence, proved to be whole and this node's, and the bytes as they lie there."""
+        with self._readable():
+            there = self.take(None)
+            found = evidence_of(self._opened(there))
+        if found.key != self.key:
+            raise self._damaged("is another node's")
+        return found, there
+
     def _opened(self, there: bytes) -> bytes:
         if self.sealer is not None:
-            return self.sealer.content(self.key, there)
+            return self.sealer.content(self.key, there, self.kind)
         return _unsealed(there)
 
     def _plain(self, count: int) -> bytes:
@@ -104,7 +125,8 @@ class NodeFile:
             raise _unreadable(error) or self._damaged(f"cannot be read ({error})") from None
 
     def _damaged(self, what: str) -> DamagedNodeError:
-        return DamagedNodeError(self.key, what, self.where)
+        named = what if self.kind == "node" else f"has evidence that {what}"
+        return DamagedNodeError(self.key, named, self.where)
 
 
 def _unreadable(error: Exception) -> UnavailableError | None:

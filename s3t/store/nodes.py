@@ -1,44 +1,53 @@
-"""Content-addressed node weights: ``nodes/<key>.safetensors``, nothing else.
+"""Content-addressed node weights, and beside each what the node says of public rows.
 
-    of the run         RUN/nodes/<key>.safetensors
+    of the run         RUN/nodes/<key>.safetensors, <key>.evidence
     at ``store.url``   URL/<key>.safetensors  ──read──►  RUN/nodes/<key>.safetensors, a copy
 
-    write:  tensors ─► whole file, sealed if asked for ─► put at the URL, if any ─► file of the run
+    write:  evidence, then tensors ─► whole file, sealed if asked for ─► put at the URL, if any
+                                                                      ─► file of the run
     read:   file ─► opened ─► the key follows from the lineage, the digest from the tensors
     remove: data keys destroyed ─► files of the run ─► files at the URL
 
 Invariant: a node that ``read`` returns is whole, was written for this very key, and its lineage
 proves the key (see ``NodeFile``). With a URL the files there decide; the copies on this machine are
 a cache in one folder, sealed as the files are, and a copy that does not prove its key is fetched
-again. A node that ``remove`` has reported is gone from both places, or cannot be opened.
+again. A node that ``remove`` has reported is gone from both places with its evidence, or neither
+can be opened.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from s3t.errors import DamagedNodeError, IntegrityError, S3TError, unavailable
-from s3t.store.content import NodeMeta, pack
+from s3t.store.content import Evidence, NodeMeta, pack, pack_evidence
 from s3t.store.depot import Depot, open_depot
 from s3t.store.files import NodeFile
-from s3t.store.seal import Sealer, is_sealed
+from s3t.store.seal import Kind, Sealer, is_sealed
 from s3t.system.durable import other_names, sync_folder, write_durably
-from s3t.types import NodeKey
+from s3t.types import Digest, NodeKey
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["STALE", "NodeStore", "Removal", "Stamp", "folder_stamp"]
 
+_log = logging.getLogger(__name__)
+
 _SUFFIX = ".safetensors"
-_NODE = re.compile(r"[0-9a-f]{64}\.safetensors")
+_EVIDENCE = ".evidence"
+_SUFFIXES = _SUFFIX, _EVIDENCE
+_KINDS: tuple[Kind, ...] = ("node", "evidence")
+_OF_NODE = re.compile(r"[0-9a-f]{64}\.(safetensors|evidence)")
 _HALF_WRITTEN = ".*.tmp"
 _BESIDE = ("run", "run/base", "run/deletions", "run/plans", "work", "work/beats", "work/claims")
 """Folders at the URL that belong to the run (see ``s3t.run``)."""
@@ -90,21 +99,48 @@ class NodeStore:
 
     def has(self, key: NodeKey) -> bool:
         """Whether the node is there (not whether it is sound: ``read`` tells)."""
-        return self.path(key).is_file() if self.depot is None else self.depot.has(_name(key))
+        return self._has(key, "node")
 
     def keys(self) -> frozenset[NodeKey]:
         """Keys of all nodes there, by one listing."""
-        names = _names_in(self.root) if self.depot is None else self.depot.names()
-        return frozenset(_key(name) for name in names if name.endswith(_SUFFIX))
+        return frozenset(_key(name) for name in self._names() if name.endswith(_SUFFIX))
 
-    def write(self, meta: NodeMeta, tensors: Mapping[str, Tensor]) -> None:
-        """Publish a node: it is there whole, durably, or not at all."""
-        content = pack(meta, tensors)
+    def evidence_keys(self) -> frozenset[NodeKey]:
+        """Keys of the nodes whose evidence is there, by one listing."""
+        return frozenset(_key(name) for name in self._names() if name.endswith(_EVIDENCE))
+
+    def traces(self) -> frozenset[NodeKey]:
+        """Keys of the nodes of which anything is left, here or at the URL: the node, its evidence,
+        a copy or, where the store tells of them, an older version."""
+        there = frozenset(_key(name) for name in self._names() if name.endswith(_SUFFIXES))
+        return there | self.copies() | (self.versions() or frozenset())
+
+    def write(
+        self, meta: NodeMeta, tensors: Mapping[str, Tensor], said: Tensor | None = None
+    ) -> None:
+        """Publish a node: it is there whole, durably, or not at all.
+
+        Args:
+            meta: its metadata.
+            tensors: its tensors, by name.
+            said: its evidence (see ``Evidence``), which is there before the node is; None to leave
+                what there is.
+        """
+        if said is not None:
+            self.write_evidence(Evidence(meta.key, meta.rows, meta.environment, said))
+        self._put(meta.key, pack(meta, tensors), "node")
+
+    def write_evidence(self, evidence: Evidence) -> None:
+        """Publish a node's evidence, in place of what there was, whole and durably."""
+        self._put(evidence.key, pack_evidence(evidence), "evidence")
+
+    def _put(self, key: NodeKey, content: bytes, kind: Kind) -> None:
+        name = _name(key, kind)
         if self.sealer is not None:
-            content = self.sealer.seal(meta.key, content)
+            content = self.sealer.seal(key, content, kind)
         if self.depot is not None:
-            self.depot.put(_name(meta.key), content)
-        write_durably(self.path(meta.key), content)
+            self.depot.put(name, content)
+        write_durably(self.root / name, content)
 
     def stamps(self, keys: Iterable[NodeKey]) -> dict[NodeKey, Stamp | None]:
         """The stamp of each node's file, which changes with the file; None where there is none.
@@ -127,12 +163,13 @@ class NodeStore:
             DamagedNodeError: missing, unreadable, or written for another key.
             S3TError: the URL or the key ring cannot be reached.
         """
+        here, *far = self._files(key)
         try:
-            return self._here(key).meta()
+            return here.meta()
         except DamagedNodeError:
-            if self.depot is None:
+            if not far:
                 raise
-        return self._far(key, self.depot).meta()
+        return far[0].meta()
 
     def read(self, key: NodeKey) -> tuple[NodeMeta, dict[str, Tensor]]:
         """The node's metadata and tensors, verified.
@@ -141,14 +178,57 @@ class NodeStore:
             DamagedNodeError: missing, damaged, or written for another key.
             S3TError: the URL or the key ring cannot be reached.
         """
+        here, *far = self._files(key)
         try:
-            return self._here(key).read()[:2]
+            return here.read()[:2]
         except DamagedNodeError:
-            if self.depot is None:
+            if not far:
                 raise
-        meta, tensors, there = self._far(key, self.depot).read()
+        meta, tensors, there = far[0].read()
         write_durably(self.path(key), there)
         return meta, tensors
+
+    def evidence(self, key: NodeKey, rows: Digest) -> Tensor | None:
+        """What a node says of the public validation rows, float32: log probabilities of all
+        classes [rows, classes], or of the scored tokens, row by row, [tokens].
+
+        Ask for living nodes alone: evidence has seen what its node has seen.
+
+        Args:
+            key: the node's key.
+            rows: digest of the validation rows; ``training.node.rows.evidence_rows`` tells which of
+                them the evidence is of.
+
+        Returns:
+            None if there is none of these rows, or it is damaged, which is logged.
+
+        Raises:
+            S3TError: the URL or the key ring cannot be reached.
+        """
+        wrong, files = None, self._files(key, "evidence")
+        for file in files:
+            try:
+                found, there = file.evidence()
+            except DamagedNodeError as error:
+                wrong = error
+                continue
+            if found.rows == rows:
+                if file is not files[0]:
+                    write_durably(self.root / _name(key, "evidence"), there)
+                return found.said
+            wrong = None  # a copy may be of rows of before
+        if wrong is not None and self._has(key, "evidence"):
+            _log.warning("%s; it is not used", wrong)
+        return None
+
+    def read_evidence(self, key: NodeKey) -> Evidence:
+        """A node's evidence where it counts: at the URL, if there is one. No copy is made.
+
+        Raises:
+            DamagedNodeError: missing, damaged, or another node's.
+            S3TError: the URL or the key ring cannot be reached.
+        """
+        return self._files(key, "evidence")[-1].evidence()[0]
 
     def content(self, key: NodeKey) -> bytes:
         """The node's plain bytes, proved or not: sealed ones are other ones each time.
@@ -157,11 +237,10 @@ class NodeStore:
             DamagedNodeError: missing, or it cannot be opened.
             S3TError: the URL or the key ring cannot be reached.
         """
-        file = self._here(key) if self.depot is None else self._far(key, self.depot)
-        return file.content()
+        return self._files(key)[-1].content()
 
     def remove(self, keys: Collection[NodeKey]) -> Removal:
-        """Remove nodes for good, on this machine and at the URL, durably when this returns.
+        """Remove nodes and their evidence for good, here and at the URL, durably when this returns.
 
         Name all nodes that must be gone, whether they are there or not: then backups forget too,
         and the same call finishes what a killed one began. Data keys go first, so nothing can be
@@ -179,23 +258,27 @@ class NodeStore:
         gone = self._remove_here(keys)
         left = {}
         if self.depot is not None:
-            gone += self.depot.remove_all(map(_name, sorted(keys)))
-            kept = self.depot.remove_versions({*map(_name, keys)})
+            gone += self.depot.remove_all(_names_of(keys))
+            kept = self.depot.remove_versions({*_names_of(keys)})
             left = {_key(name): why for name, why in kept.items()}
         return Removal(tuple(sorted(gone)), unknown, left, linked)
 
     def versions(self) -> frozenset[NodeKey] | None:
-        """Nodes of which the store at the URL holds older versions, or marks that it was removed.
+        """Nodes of which the store at the URL holds older versions, or marks that it was removed,
+        or of whose evidence it does.
 
         No listing of the nodes shows those. None where the store does not let us see them.
         """
         found = {} if self.depot is None else self.depot.versions()
-        return None if found is None else frozenset(_key(name) for name in found if _is_node(name))
+        if found is None:
+            return None
+        return frozenset(_key(name) for name in found if _is_of_node(name))
 
     def copies(self) -> frozenset[NodeKey]:
-        """Keys of the copies on this machine of nodes that lie at the URL; none without one."""
-        found = () if self.depot is None else self.root.glob(f"*{_SUFFIX}")
-        return frozenset(NodeKey(path.stem) for path in found)
+        """Keys of the nodes at the URL of which, or of whose evidence, this machine has a copy;
+        none without a URL."""
+        names = () if self.depot is None else _names_in(self.root)
+        return frozenset(_key(name) for name in names if name.endswith(_SUFFIXES))
 
     def forget_copies(self, keys: Collection[NodeKey]) -> list[str]:
         """Remove copies on this machine of dead nodes, where there is a URL; else nothing.
@@ -208,7 +291,7 @@ class NodeStore:
         if self.depot is None:
             return []
         left = []
-        for path in map(self.path, sorted(keys)):
+        for path in self._paths(keys):
             try:
                 path.unlink(missing_ok=True)
             except OSError:
@@ -223,13 +306,14 @@ class NodeStore:
         found = set()
         if self.root.is_dir():
             half = {*self.root.glob(_HALF_WRITTEN)}
-            found = {str(p) for p in self.root.iterdir() if p not in half and not _is_node(p.name)}
+            others = (path for path in self.root.iterdir() if not _is_of_node(path.name))
+            found = {str(path) for path in others if path not in half}
         if self.depot is not None:
             shared = self.depot.folder
             half = set() if shared is None else {*shared.glob(_HALF_WRITTEN)}
             known = {*_BESIDE, *(path.name for path in half)}
             names = (name for name in self.depot.names() if name not in known)
-            found |= {self.depot.where(name) for name in names if not _is_node(name)}
+            found |= {self.depot.where(name) for name in names if not _is_of_node(name)}
         return sorted(found)
 
     def sweep(self, seconds: float = 0) -> int:
@@ -247,26 +331,38 @@ class NodeStore:
                 swept += self.depot.under(folder).sweep(now - max(seconds, STALE))
         return swept
 
-    def _here(self, key: NodeKey) -> NodeFile:
-        path = self.path(key)
-        return NodeFile(key, str(path), lambda first: _bytes_of(path, first), self.sealer)
+    def _names(self) -> list[str]:
+        return _names_in(self.root) if self.depot is None else self.depot.names()
 
-    def _far(self, key: NodeKey, depot: Depot) -> NodeFile:
-        name = _name(key)
-        return NodeFile(key, depot.where(name), lambda first: depot.get(name, first), self.sealer)
+    def _has(self, key: NodeKey, kind: Kind) -> bool:
+        name = _name(key, kind)
+        return (self.root / name).is_file() if self.depot is None else self.depot.has(name)
+
+    def _paths(self, keys: Collection[NodeKey]) -> list[Path]:
+        return [self.root / name for name in _names_of(keys)]
+
+    def _files(self, key: NodeKey, kind: Kind = "node") -> list[NodeFile]:
+        """The file on this machine, a copy where there is a URL; and the one at the URL."""
+        name, depot = _name(key, kind), self.depot
+        path = self.root / name
+        places = [(str(path), partial(_bytes_of, path))]
+        if depot is not None:
+            places.append((depot.where(name), partial(depot.get, name)))
+        return [NodeFile(key, where, take, self.sealer, kind) for where, take in places]
 
     def _linked(self, keys: Collection[NodeKey]) -> dict[NodeKey, str]:
         """Other names of the nodes' files, on file systems."""
         shared = None if self.depot is None else self.depot.folder
         folders = [self.root] if shared is None else [self.root, shared]
-        places = ((key, folder / _name(key)) for key in keys for folder in folders)
-        return {key: name for key, path in places if (name := other_names(path)) is not None}
+        places = (folder / name for name in _names_of(keys) for folder in folders)
+        found = ((path, other_names(path)) for path in places)
+        return {_key(path.name): name for path, name in found if name is not None}
 
     def _remove_here(self, keys: Collection[NodeKey]) -> list[str]:
         """Remove the files, or copies, on this machine; returns the paths of those there were."""
         gone = []
         try:
-            for path in map(self.path, sorted(keys)):
+            for path in self._paths(keys):
                 with suppress(FileNotFoundError):
                     path.unlink()
                     gone.append(str(path))
@@ -282,12 +378,10 @@ class NodeStore:
     def _refuse_other_seals(self, keys: Collection[NodeKey]) -> None:
         """Refuse to remove sealed files whose data keys cannot be destroyed here: backups of them
         could still be opened, and the removal would claim more than it did."""
-        depot, far = self.depot, set() if self.depot is None else {*self.depot.names()}
-        for key in sorted(keys):
-            files = [self._here(key)]
-            if depot is not None and _name(key) in far:
-                files.append(self._far(key, depot))
-            for file in files:
+        there = set() if self.depot is None else {*self.depot.names()}
+        for name in _names_of(keys):
+            key, (here, *far) = _key(name), self._files(_key(name), _kind(name))
+            for file in (here, *(far if name in there else ())):
                 with suppress(OSError):
                     if is_sealed(file.take(8)):
                         raise IntegrityError(
@@ -328,16 +422,25 @@ def _names_in(folder: Path) -> list[str]:
         raise unavailable(error) or error from None
 
 
-def _name(key: NodeKey) -> str:
-    return f"{key}{_SUFFIX}"
+def _name(key: NodeKey, kind: Kind = "node") -> str:
+    return f"{key}{_SUFFIX if kind == 'node' else _EVIDENCE}"
+
+
+def _names_of(keys: Collection[NodeKey]) -> list[str]:
+    """Names of all files of nodes; a node's own before that of its evidence."""
+    return [_name(key, kind) for key in sorted(keys) for kind in _KINDS]
 
 
 def _key(name: str) -> NodeKey:
-    return NodeKey(name.removesuffix(_SUFFIX))
+    return NodeKey(name.removesuffix(_SUFFIX).removesuffix(_EVIDENCE))
 
 
-def _is_node(name: str) -> bool:
-    return _NODE.fullmatch(name) is not None
+def _kind(name: str) -> Kind:
+    return "evidence" if name.endswith(_EVIDENCE) else "node"
+
+
+def _is_of_node(name: str) -> bool:
+    return _OF_NODE.fullmatch(name) is not None
 
 
 def _bytes_of(path: Path, first: int | None) -> bytes:

@@ -5,11 +5,11 @@
     body       nonce (12), the node's tensors encrypted, tag (16)
 
 Head and body are sealed apart, so that metadata can be had without the weights. What each is bound
-to beyond its data key: version of the seal, name of the part, key of the node.
+to beyond its data key: kind of the file, version of the seal, name of the part, key of the node.
 
-Invariant: opening gives what was sealed for this very node and part, or an error. Nonces are
-random, and a data key seals one node only, each time that the node is written. So sealed bytes
-differ each time, and only plain bytes can be compared.
+Invariant: opening gives what was sealed for this very node, file and part, or an error. Nonces are
+random, and a data key seals one node and its evidence only, each time that they are written. So
+sealed bytes differ each time, and only plain bytes can be compared.
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Collection
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from s3t.errors import IntegrityError, S3TError
 from s3t.store.content import HEAD_LIMIT, head_of
 from s3t.store.keyring import DATA_KEY_BYTES, KeyRing, MissingKeyError
 from s3t.types import NodeKey
 
-__all__ = ["Sealer", "is_sealed"]
+__all__ = ["Kind", "Sealer", "is_sealed"]
 
 _MAGIC, _VERSION = b"S3TSEAL", 1
 _FRAME = struct.Struct("<7sBQQ")
 _NONCE, _TAG = 12, 16
 
 Result = TypeVar("Result")
+Kind = Literal["node", "evidence"]
+"""Which file of a node is sealed: its tensors, or what it says of the public validation rows."""
 
 
 def is_sealed(content: bytes) -> bool:
@@ -50,13 +52,13 @@ class Sealer:
     def __init__(self, ring: KeyRing, name: str) -> None:
         self._ring, self._name = ring, name
 
-    def seal(self, key: NodeKey, content: bytes) -> bytes:
+    def seal(self, key: NodeKey, content: bytes, kind: Kind = "node") -> bytes:
         """A node's bytes, sealed; its data key lies durably in the ring when this returns."""
         data_key = self._proper(self._asked(lambda: self._ring.create(key)))
         stop = len(head_of(lambda count: content[:count]))
         view = memoryview(content)
-        head = self._locked(data_key, key, "head", view[:stop])
-        body = self._locked(data_key, key, "body", view[stop:])
+        head = self._locked(data_key, _bound(key, "head", kind), view[:stop])
+        body = self._locked(data_key, _bound(key, "body", kind), view[stop:])
         return _FRAME.pack(_MAGIC, _VERSION, len(head), len(body)) + head + body
 
     def head(self, key: NodeKey, first: Callable[[int], bytes], guess: int) -> bytes:
@@ -71,10 +73,10 @@ class Sealer:
         stop = _FRAME.size + head
         if stop > len(content):
             content = first(stop)
-        return self._opened(key, "head", memoryview(content)[_FRAME.size : stop])
+        return self._opened(key, "head", "node", memoryview(content)[_FRAME.size : stop])
 
-    def content(self, key: NodeKey, sealed: bytes) -> bytes:
-        """The plain bytes of a whole sealed node.
+    def content(self, key: NodeKey, sealed: bytes, kind: Kind = "node") -> bytes:
+        """The plain bytes of a whole sealed node, or of its evidence.
 
         Raises:
             ValueError, MissingKeyError: as ``head``.
@@ -85,7 +87,7 @@ class Sealer:
             raise ValueError(f"it is sealed and has {len(sealed)} bytes, not {stop + body}")
         view = memoryview(sealed)
         parts = (("head", view[_FRAME.size : stop]), ("body", view[stop:]))
-        return b"".join(self._opened(key, part, content) for part, content in parts)
+        return b"".join(self._opened(key, part, kind, content) for part, content in parts)
 
     def destroy(self, keys: Collection[NodeKey]) -> frozenset[NodeKey]:
         """Destroy data keys for good, and see that the ring gives them no longer.
@@ -108,13 +110,13 @@ class Sealer:
             )
         return unknown
 
-    def _locked(self, data_key: bytes, key: NodeKey, part: str, plain: memoryview) -> bytes:
+    def _locked(self, data_key: bytes, bound: bytes, plain: memoryview) -> bytes:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         nonce = os.urandom(_NONCE)
-        return nonce + AESGCM(data_key).encrypt(nonce, plain, _bound(key, part))
+        return nonce + AESGCM(data_key).encrypt(nonce, plain, bound)
 
-    def _opened(self, key: NodeKey, part: str, sealed: memoryview) -> bytes:
+    def _opened(self, key: NodeKey, part: str, kind: Kind, sealed: memoryview) -> bytes:
         from cryptography.exceptions import InvalidTag
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -123,7 +125,7 @@ class Sealer:
         data_key = self._data_key(key)
         nonce, encrypted = bytes(sealed[:_NONCE]), sealed[_NONCE:]
         try:
-            return AESGCM(data_key).decrypt(nonce, encrypted, _bound(key, part))
+            return AESGCM(data_key).decrypt(nonce, encrypted, _bound(key, part, kind))
         except InvalidTag:
             raise ValueError(
                 f"the seal of its {part} is broken: the file was changed, is another node's, or "
@@ -154,9 +156,9 @@ class Sealer:
             ) from error
 
 
-def _bound(key: NodeKey, part: str) -> bytes:
+def _bound(key: NodeKey, part: str, kind: Kind) -> bytes:
     """What a sealed part holds for, without holding it."""
-    return f"s3t node|{_VERSION}|{part}|{key}".encode()
+    return f"s3t {kind}|{_VERSION}|{part}|{key}".encode()
 
 
 def _frame(content: bytes) -> tuple[int, int]:

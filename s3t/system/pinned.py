@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, assert_never, cast
 
 from s3t import errors
 from s3t.errors import S3TError
@@ -81,14 +81,17 @@ def pinned_environment(arithmetic: Arithmetic) -> dict[str, str]:
         found.pop(name, None)
         if value is not None:
             found[name] = value
-    if arithmetic == "native":
-        branch = found.get("MKL_CBWR", "AUTO").upper()
-        if branch.startswith(_STRICT) and "STRICT" not in branch:
-            branch += ",STRICT"
-        return found | {"MKL_CBWR": branch}
-    for name in [name for name in found if _is_switch(name)]:
-        del found[name]
-    return found | _PORTABLE
+    match arithmetic:
+        case "native":
+            branch = found.get("MKL_CBWR", "AUTO").upper()
+            if branch.startswith(_STRICT) and "STRICT" not in branch:
+                branch += ",STRICT"
+            return found | {"MKL_CBWR": branch}
+        case "portable":
+            kept = {name: value for name, value in found.items() if not _is_switch(name)}
+            return kept | _PORTABLE
+        case other:
+            assert_never(other)
 
 
 def pin(arithmetic: Arithmetic) -> bool:
@@ -221,9 +224,9 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def main(arithmetic: str, pipe: str) -> None:
+def main(arithmetic: Arithmetic, pipe: str) -> None:
     """The new process of ``call_elsewhere``: read a request, call, write the reply."""
-    pin("portable" if arithmetic == "portable" else "native")
+    pin(arithmetic)
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     reply = json.dumps(_answer(**request))
@@ -233,4 +236,4 @@ def main(arithmetic: str, pipe: str) -> None:
 
 if __name__ == "__main__":
     # of the module that others import, which is not this one
-    import_module("s3t.system.pinned").main(*sys.argv[1:])
+    import_module("s3t.system.pinned").main(cast("Arithmetic", sys.argv[1]), sys.argv[2])

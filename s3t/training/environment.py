@@ -73,7 +73,7 @@ def environment_of(
         found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
     else:
         found |= _processor()
-    if config.stage.parallel == "fsdp" and device.type != "cpu":
+    if config.stage.sharded and device.type != "cpu":
         return found  # no device need hold the base whole
     return found | {"probe": _probe(config, base.to(device), classes)}
 
@@ -120,7 +120,7 @@ def _probe(config: Config, base: Base, classes: int) -> Digest:
 def _step(config: Config, base: Base, classes: int) -> dict[str, Tensor]:
     rows, drawn = config.stage.step_rows, draws(1)
     stage = config.stage.model_copy(update={"epochs": 1, "group_by_length": False})
-    prompt = config.prompt if stage.adapter == "prompt" else None
+    prompt = config.prompt if stage.prompts else None
     private, validation = (_drawn_rows(base, classes, count, drawn) for count in (rows, _ROWS))
     trainer = StageTrainer(
         base,

@@ -70,7 +70,7 @@ def retrain(run: RunDir, keys: Iterable[NodeKey], folder: Path) -> dict[NodeKey,
 
     Returns:
         by key, for those of the nodes and their lineages that are of this environment, whether the
-        file in the run has the same bytes.
+        file in the run has the same bytes, and its evidence too.
 
     Raises:
         InputError: the data, apart from deleted samples, are not those of the run; or a plan with
@@ -183,7 +183,8 @@ def compare(run: RunDir, other: RunDir) -> Compared:
 def same_node(one: NodeStore, other: NodeStore, key: NodeKey) -> bool:
     """Whether two stores hold a node with the same bytes; not, if one of them is damaged.
 
-    Its score is no part of it where it was scored on other public rows.
+    Its score and its evidence are no part of it where they are of other public rows. Nor is
+    evidence that one of them lacks, or that was computed in another environment.
     """
     try:
         (meta, _), (twin, _) = one.read(key), other.read(key)
@@ -191,4 +192,14 @@ def same_node(one: NodeStore, other: NodeStore, key: NodeKey) -> bool:
         return False
     if meta.rows != twin.rows:
         twin = replace(twin, score=meta.score, rows=meta.rows)
-    return meta == twin
+    return meta == twin and _same_evidence(one, other, key)
+
+
+def _same_evidence(one: NodeStore, other: NodeStore, key: NodeKey) -> bool:
+    try:
+        said, twin = one.read_evidence(key), other.read_evidence(key)
+    except DamagedNodeError:
+        return True
+    if (said.rows, said.environment) != (twin.rows, twin.environment):
+        return True
+    return said.digest == twin.digest

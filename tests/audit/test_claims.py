@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from s3t.audit.audit import audit
-from s3t.audit.claim import MOST_NAMED, Audit, Claim, Findings, judged
 from s3t.audit.evidence import RunEvidence
+from s3t.audit.findings import MOST_NAMED, Audit, Claim, Findings, judged
 from s3t.cli import main
 from s3t.data.partition import partition, slice_digest
 from s3t.errors import InputError, IntegrityError

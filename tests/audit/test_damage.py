@@ -46,9 +46,9 @@ def test_it_is_found_and_named(kind: Kind, victim: Victim) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "a receipt edited, the chain made anew: what no table tells",
+        "a receipt edited, the chain made again: what no table tells",
         "all signatures removed",
-        "a node's weights changed, all digests, the ledger and the log made anew",
+        "a node's weights changed, all digests, the ledger and the log made again",
     ],
 )
 def test_some_takes_what_was_kept_elsewhere(name: str, victim: Victim) -> None:

@@ -1,17 +1,19 @@
 """What other programs rely on: exit codes, JSON on standard output, names and places of files.
 
 Word for word from the contract. Commands run in this process; one of each exit code also as a
-process of its own (``command``).
+process of its own (``command``), those that need torch among the heavy tests.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +135,10 @@ def test_nodes_lie_under_their_keys(digits_training: Training, s3t: Run) -> None
 
 def test_evaluate(heavy: Mapping[str, Any]) -> None:
     found = document(heavy["evaluate"])
-    assert set(found) == {"accuracy", "samples", "view"}
-    assert 0 <= found["accuracy"] <= 1 and (found["samples"], found["view"]) == (400, 0)
+    assert set(found) == {"accuracy", "samples", "view", "base", "validation"}
+    assert found["validation"] is None, "weights are by data"
+    assert 0 <= found["base"] <= 1 and 0 <= found["accuracy"] <= 1
+    assert (found["samples"], found["view"]) == (400, 0)
 
 
 def test_predict(heavy: Mapping[str, Any]) -> None:
@@ -150,12 +154,11 @@ def test_predict(heavy: Mapping[str, Any]) -> None:
         assert sorted(answer["probabilities"]) == [str(digit) for digit in range(10)]
 
 
-def test_exit_3_when_exhausted(heavy: Mapping[str, Any], s3t: Run, command: Run) -> None:
+def test_exit_3_when_exhausted(heavy: Mapping[str, Any], s3t: Run) -> None:
     receipt = document(heavy["exhausting"])
     assert receipt["expected_deletions_left"] == 0
     assert [change["after"] for change in receipt["prefixes"]] == [[]] * 4
     message = one_message(heavy["exhausted"], 3)
-    assert one_message(command("evaluate", heavy["runs"]["exhausted"], "--json"), 3) == message
     assert "no shard has a surviving prefix" in message
     status = document(s3t("status", heavy["runs"]["exhausted"], "--json"))
     assert status["exhausted"] is True and status["deleted"] == 16
@@ -255,14 +258,27 @@ def test_exit_2_on_bad_input(digits_run: Path, s3t: Run, command: Run, tmp_path:
     assert list(tmp_path.iterdir()) == [digits_run]
 
 
-def test_exit_1_on_anything_else(digits_run: Path, command: Run) -> None:
-    """A run that another process trains."""
-    import fcntl
+def test_exit_1_on_anything_else(digits_run: Path, s3t: Run) -> None:
+    with trained_elsewhere(digits_run) as words:
+        assert "is being trained by another process" in one_message(s3t(*words), 1)
 
-    with (digits_run / ".training.lock").open("w") as lock:
+
+@pytest.mark.heavy
+def test_exits_1_and_3_of_processes(
+    heavy: Mapping[str, Any], digits_run: Path, command: Run
+) -> None:
+    with trained_elsewhere(digits_run) as words:
+        assert "is being trained by another process" in one_message(command(*words), 1)
+    exhausted = command("evaluate", heavy["runs"]["exhausted"], "--json")
+    assert one_message(exhausted, 3) == one_message(heavy["exhausted"], 3)
+
+
+@contextmanager
+def trained_elsewhere(run: Path) -> Iterator[tuple[object, ...]]:
+    """Another holds the training lock; what to ask for then."""
+    with (run / ".training.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = command("train", digits_run / "config.yaml", f"output={digits_run}", "--json")
-    assert "is being trained by another process" in one_message(done, 1)
+        yield "train", run / "config.yaml", f"output={run}", "--json"
 
 
 # ── what is printed ──────────────────────────────────────────────────────────────────────────
@@ -332,7 +348,8 @@ def test_config_keys_by_their_names(s3t: Run) -> None:
 
 def test_perplexity_of_a_language_model(text_run: Path, s3t: Run) -> None:
     found = document(s3t("evaluate", text_run, "--json"))
-    assert set(found) == {"perplexity", "samples", "view"} and found["perplexity"] > 1
+    assert set(found) == {"perplexity", "samples", "view", "base", "validation"}
+    assert found["perplexity"] > 1 and found["base"] > 1 and found["validation"] is None
 
 
 def test_completions_of_a_language_model(text_run: Path, tmp_path: Path, s3t: Run) -> None:

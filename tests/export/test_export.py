@@ -36,7 +36,14 @@ def stamps(folder: Path) -> dict[str, int]:
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*")}
 
 
-@pytest.fixture(params=["bert", "vit", "gpt2", "llama"])
+@pytest.fixture(
+    params=[
+        "vit",
+        "llama",
+        pytest.param("bert", marks=pytest.mark.heavy),
+        pytest.param("gpt2", marks=pytest.mark.heavy),
+    ]
+)
 def any_run(request: pytest.FixtureRequest) -> Path:
     names = {"bert": "small_run", "vit": "digits_run", "gpt2": "text_run", "llama": "language_run"}
     found = request.getfixturevalue(names[request.param])
@@ -270,7 +277,7 @@ class Killed(BaseException):
 
 
 EACH_STEP = [
-    pytest.param(step, marks=[] if step % 4 == 1 else pytest.mark.heavy) for step in range(14)
+    pytest.param(step, marks=[] if step in (1, 9) else pytest.mark.heavy) for step in range(14)
 ]
 
 

@@ -20,8 +20,9 @@ from s3t.export.sync import (
     Synchroniser,
     Watching,
     connect,
+    ending,
+    http,
 )
-from s3t.export.sync import http as link_module
 from s3t.run import RunDir
 from s3t.service import S3T
 from tests.conftest import Run
@@ -34,12 +35,21 @@ UNLOAD = {"vllm": "/v1/unload_lora_adapter", "sglang": "/unload_lora_adapter"}
 ASK = {"vllm": "/v1/completions", "sglang": "/generate"}
 
 
+BRIEF = 0.4
+"""Seconds after which a sync gives up, where a test waits for that."""
+
+BOTH = pytest.mark.parametrize("engine", ["vllm", "sglang"], indirect=True)
+"""For what the engines do in different ways; all else is asked of SGLang among the heavy tests."""
+
+
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "_PAUSE", 0.01)
+    monkeypatch.setattr(http, "_PAUSE", 0.01)
+    monkeypatch.setattr(ending, "_PAUSE", 0.02)
+    monkeypatch.setattr(ending, "_LONGEST", 0.1)
 
 
-@pytest.fixture(params=["vllm", "sglang"])
+@pytest.fixture(params=["vllm", pytest.param("sglang", marks=pytest.mark.heavy)])
 def engine(request: pytest.FixtureRequest, language_run: RunDir) -> Iterator[StandIn]:
     with StandIn(request.param, language_run.base_path).running() as found:
         yield found
@@ -81,6 +91,7 @@ def routes(engine: StandIn) -> list[tuple[str, str]]:
 # ── what is done, and in which order ─────────────────────────────────────────────────────────
 
 
+@BOTH
 def test_load_probe_then_nothing_to_do(service: S3T, engine: StandIn, out: Path) -> None:
     done = kept(service, engine, out).sync()
     assert (done.exit_code, done.problems, len(done.loaded)) == (0, (), 2)
@@ -98,6 +109,7 @@ def test_load_probe_then_nothing_to_do(service: S3T, engine: StandIn, out: Path)
     assert {route for route, _ in routes(engine)} == {ask}, "probed, nothing else"
 
 
+@BOTH
 def test_a_deletion_is_forgotten_first(service: S3T, engine: StandIn, out: Path) -> None:
     sync = kept(service, engine, out)
     first, second = sync.sync().loaded
@@ -260,7 +272,15 @@ def in_background(sync: Synchroniser) -> tuple[threading.Thread, list[Any]]:
     return thread, told
 
 
-@pytest.mark.parametrize("tells", ["adapters", "counts"])
+@pytest.mark.parametrize(
+    ("engine", "tells"),
+    [
+        ("vllm", "adapters"),
+        ("sglang", "counts"),
+        pytest.param("vllm", "counts", marks=pytest.mark.heavy),
+    ],
+    indirect=["engine"],
+)
 def test_forgotten_is_what_neither_runs_nor_waits(
     service: S3T, engine: StandIn, out: Path, tells: str
 ) -> None:
@@ -271,16 +291,16 @@ def test_forgotten_is_what_neither_runs_nor_waits(
     under_way(engine, first, 2, 5)
     thread, told = in_background(sync)
     until(lambda: first not in engine.loaded)
-    time.sleep(0.5)
+    time.sleep(0.2)
     assert not told and {*engine.loaded} == {second}, "nothing is loaded before it is over"
     engine.queued.clear()
-    time.sleep(0.5)
+    time.sleep(0.2)
     assert not told, "some still run"
     engine.at_work.clear()
     thread.join(20)
     forgotten, done = told
     assert isinstance(forgotten, EndedAdapter) and forgotten.name == first
-    assert forgotten.seconds >= 1 and (done.forgotten, done.exit_code) == ((first,), 0)
+    assert forgotten.seconds >= 0.4 and (done.forgotten, done.exit_code) == ((first,), 0)
 
 
 def test_answers_of_others_do_not_hold_it(service: S3T, vllm: StandIn, out: Path) -> None:
@@ -292,11 +312,11 @@ def test_answers_of_others_do_not_hold_it(service: S3T, vllm: StandIn, out: Path
     assert sync.sync().exit_code == 0
     vllm.tells = "counts"  # now it cannot be told whose they are
     shortened(service, 1)
-    done = service.synchroniser("vllm", vllm.url, out, timeout=1).sync()
+    done = service.synchroniser("vllm", vllm.url, out, timeout=BRIEF).sync()
     assert done.exit_code == 1 and second in done.problems[0] and not done.forgotten
 
 
-@pytest.mark.parametrize("tells", ["adapters", "counts", ""])
+@pytest.mark.parametrize("tells", ["adapters", pytest.param("counts", marks=pytest.mark.heavy), ""])
 def test_what_goes_on_past_the_time_is_a_problem_until_it_has_ended(
     service: S3T, vllm: StandIn, out: Path, tells: str
 ) -> None:
@@ -306,7 +326,7 @@ def test_what_goes_on_past_the_time_is_a_problem_until_it_has_ended(
     vllm.tells = tells
     under_way(vllm, first, 1, 0)
     for living in (1, 2):  # the second finds it unloaded, and its folder gone
-        done = service.synchroniser("vllm", vllm.url, out, timeout=1).sync()
+        done = service.synchroniser("vllm", vllm.url, out, timeout=BRIEF).sync()
         assert done.exit_code == 1 and not done.forgotten and first not in vllm.loaded
         assert first in done.problems[0] and "MAY STILL BE SERVED" in done.problems[0]
         assert len(done.loaded or done.kept) == living, "the living go on"
@@ -327,7 +347,7 @@ def test_metrics_from_before_prove_nothing(service: S3T, vllm: StandIn, out: Pat
     vllm._step()
     under_way(vllm, first, 0, 1)
     assert f'waiting_lora_adapters="{first}"' not in vllm._metrics({})[1]
-    done = service.synchroniser("vllm", vllm.url, out, timeout=1).sync()
+    done = service.synchroniser("vllm", vllm.url, out, timeout=BRIEF).sync()
     assert not done.forgotten and done.exit_code == 1
 
 
@@ -341,7 +361,7 @@ def test_an_engine_whose_unloading_waits_needs_no_metrics(
         shortened(service, 0)
         under_way(engine, first, 1, 1)
         thread, told = in_background(sync)
-        time.sleep(0.5)
+        time.sleep(0.2)
         assert not told
         engine.at_work.clear()
         engine.queued.clear()
@@ -356,7 +376,7 @@ def test_an_engine_whose_unloading_waits_needs_no_metrics(
 
 
 def test_one_that_never_answers_holds_no_other(service: S3T, engine: StandIn, out: Path) -> None:
-    sync = service.synchroniser(engine.target, engine.url, out, timeout=2)
+    sync = service.synchroniser(engine.target, engine.url, out, timeout=0.5)
     first, second = sync.sync().loaded
     shortened(service, 0)
     shortened(service, 1)
@@ -368,7 +388,7 @@ def test_one_that_never_answers_holds_no_other(service: S3T, engine: StandIn, ou
     )
     thread, told = in_background(sync)
     until(lambda: bool(told))
-    assert told[0].name == second and told[0].seconds < 1.5
+    assert told[0].name == second and told[0].seconds < 0.5
     thread.join(30)
     let_go.set()
     done = told[-1]
@@ -383,10 +403,10 @@ def test_many_are_unloaded_at_once(service: S3T, vllm: StandIn, out: Path) -> No
     names = sync.sync().loaded
     for at in range(8):
         vllm.load(f"{names[0][:-16]}{at:016x}", vllm.loaded[names[0]][0])
-    vllm.fault = lambda route, body: time.sleep(0.5) if route == UNLOAD["vllm"] else None
+    vllm.fault = lambda route, body: time.sleep(0.3) if route == UNLOAD["vllm"] else None
     started = time.monotonic()
     assert len(sync.sync().forgotten) == 8
-    assert time.monotonic() - started < 3, "eight times half a second"
+    assert time.monotonic() - started < 2, "eight times 0.3 s, one after the other"
 
 
 def test_a_deletion_comes_before_what_the_engine_is_asked(
@@ -428,6 +448,7 @@ def hide(engine: StandIn, name: str) -> None:
     )
 
 
+@BOTH
 def test_a_dead_name_that_answers_unlisted_is_a_problem(
     service: S3T, engine: StandIn, out: Path
 ) -> None:
@@ -445,7 +466,7 @@ def test_a_dead_name_that_answers_unlisted_is_a_problem(
     assert f"{first} ANSWERS" in sync.sync().problems[0]
     under_way(engine, first, 1, 0)
     del engine.loaded[first]
-    last = service.synchroniser(engine.target, engine.url, out, timeout=1).sync()
+    last = service.synchroniser(engine.target, engine.url, out, timeout=BRIEF).sync()
     assert last.exit_code == 1, "it has to be seen to end once more"
 
 
@@ -494,7 +515,7 @@ def test_a_load_under_way_is_waited_for_by_what_ends_with_it(
     until(lambda: not engine.loaded)
     shortened(service, 0)
     shortened(service, 1)
-    threading.Timer(0.5, go_on.set).start()
+    threading.Timer(0.2, go_on.set).start()
     done = kept(service, engine, out).sync()
     assert name not in engine.loaded, "it came only after it was said to be forgotten"
     thread.join(20)
@@ -581,7 +602,7 @@ def test_names_that_answer_as_others_are_problems(service: S3T, engine: StandIn,
         assert sync.sync().exit_code == 0
 
 
-@pytest.mark.parametrize("shard", [0, 1])
+@pytest.mark.parametrize("shard", [0, pytest.param(1, marks=pytest.mark.heavy)])
 def test_the_new_name_that_answers_as_the_dead_one_is_a_problem(
     service: S3T, engine: StandIn, out: Path, shard: int
 ) -> None:
@@ -626,7 +647,17 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize(("step", "after"), [(0, False), *((step, True) for step in range(17))])
+KILLS = [(0, False), *((step, True) for step in range(17))]
+"""After how many requests of a sync, and whether the last of them was made."""
+
+USUAL = {(0, False), (1, True), (7, True), (9, True)}
+"""Before anything; unloaded; seen to have ended; the new one loaded and not yet probed."""
+
+
+@pytest.mark.parametrize(
+    ("step", "after"),
+    [pytest.param(*kill, marks=[] if kill in USUAL else pytest.mark.heavy) for kill in KILLS],
+)
 def test_killed_anywhere_the_next_sync_finishes_it(
     step: int, after: bool, service: S3T, vllm: StandIn, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -678,6 +709,7 @@ def test_an_answer_that_is_lost_is_asked_for_again(
 # ── engines that refuse ──────────────────────────────────────────────────────────────────────
 
 
+@BOTH
 def test_an_engine_that_does_not_load_at_runtime(service: S3T, engine: StandIn, out: Path) -> None:
     engine.runtime = False
     done = kept(service, engine, out).sync()
@@ -685,6 +717,7 @@ def test_an_engine_that_does_not_load_at_runtime(service: S3T, engine: StandIn, 
     assert done.exit_code == 1 and hint in done.problems[0]
 
 
+@BOTH
 def test_a_rank_that_is_too_great(service: S3T, engine: StandIn, out: Path) -> None:
     engine.max_rank = 1
     done = kept(service, engine, out).sync()

@@ -128,14 +128,14 @@ def test_a_request_told_again_takes_effect_once(run: RunDir) -> None:
 def test_a_kill_before_it_was_told_as_effective_is_made_good_by_the_next(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from s3t.ledger.replicas import Replicas
+    from s3t.ledger.replicas import ReplicaTable
 
     def die(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
     with S3T.load(run.root) as service:
         with monkeypatch.context() as patched:
-            patched.setattr(Replicas, "settle", die)
+            patched.setattr(ReplicaTable, "settle", die)
             with pytest.raises(KeyboardInterrupt):
                 service.deactivate(subjects=["p03"], request_id="one")
         with run.ledger() as ledger:

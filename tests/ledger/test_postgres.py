@@ -292,7 +292,7 @@ class TestPurge:
         self, ledger: Ledger, database_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(backend, "BUSY_SECONDS", 0.3)
-        monkeypatch.setattr("s3t.ledger.database.postgres._TAKE_SECONDS", 0.2)
+        monkeypatch.setattr("s3t.ledger.database.postgres_compact._TAKE_SECONDS", 0.2)
         ledger.delete(Deletion(["s00003"]), agree)
         with Ledger.open(database_url) as other, other.evidence() as evidence:
             evidence.values()  # its moment is before the purge; it has not looked at samples yet

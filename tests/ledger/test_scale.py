@@ -54,7 +54,7 @@ def dump(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Truth:
-    """All samples and who is gone, counted anew each time."""
+    """All samples and who is gone, counted again each time."""
 
     samples: Rows
 

@@ -26,7 +26,7 @@ from s3t.store import open_depot
 from s3t.training.prepare.load import load_prepared
 from s3t.training.prepare.replan import Replan
 from s3t.training.rank import MACHINE, MACHINES, Rank
-from s3t.training.work.claims import Leases
+from s3t.training.work.node_leases import DepotLeases
 from s3t.training.work.train import train
 from s3t.training.work.worker_state import WorkerState
 from tests.conftest import Run
@@ -334,7 +334,7 @@ def test_a_store_of_no_known_ledger_is_refused(config: Config, make: Make) -> No
 def test_a_purge_refuses_while_another_machine_trains(config: Config) -> None:
     forget(config, "p03")
     run = RunDir(config.run_dir)
-    orphan = Leases(run.work(), Rank(1, 2, 0, 1), 0.4)
+    orphan = DepotLeases(run.work(), Rank(1, 2, 0, 1), 0.4)
     orphan.open()
     before = run.store.keys()
     with pytest.raises(UnavailableError, match=r"is being trained at memory://.*/beats"):
@@ -348,7 +348,7 @@ def test_a_purge_refuses_while_another_machine_trains(config: Config) -> None:
 def test_a_purge_outwaits_a_machine_that_died(config: Config) -> None:
     forget(config, "p03")
     run = RunDir(config.run_dir)
-    dead = Leases(run.work(), Rank(1, 2, 0, 1), 0.4)
+    dead = DepotLeases(run.work(), Rank(1, 2, 0, 1), 0.4)
     dead.open()
     dead._end.set()
     dead._thread.join()
@@ -364,7 +364,7 @@ def test_a_purge_sees_at_once_that_a_process_of_this_machine_is_gone(config: Con
     forget(config, "p03")
     run = RunDir(config.run_dir)
     run.config_path.write_text(run.config_path.read_text().replace("lease: 0.4", "lease: 1000"))
-    dead = Leases(run.work(), Rank(1, 2, 0, 1), 1000)
+    dead = DepotLeases(run.work(), Rank(1, 2, 0, 1), 1000)
     dead.open()
     dead._end.set()
     dead._thread.join()

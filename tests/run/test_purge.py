@@ -21,7 +21,8 @@ from s3t.ledger import Deletion, Gone
 from s3t.ledger.samples.deleted import DeletedSamples
 from s3t.ledger.samples.purging import hashed
 from s3t.run import RunDir
-from s3t.run.purge import _own_files, purge
+from s3t.run.leftovers import own_files
+from s3t.run.purge import purge
 from s3t.service import S3T
 from s3t.training.work.train import train
 from s3t.types import NodeKey
@@ -83,7 +84,7 @@ def test_what_is_dead_is_gone_and_told(run: RunDir) -> None:
     found = purge(run)
     assert set(found.nodes) == dead
     assert all(store.found == store.purged for store in found.stores)
-    assert run.store.keys() == living(run)
+    assert run.store.keys() == run.store.traces() == living(run)
     assert not (run.root / "trunk").exists() and not list(run.root.glob(".*.tmp"))
     assert [rows for _, rows in found.own_files] == [3] and "private.csv" in found.own_files[0][0]
     with run.ledger() as ledger:
@@ -192,7 +193,7 @@ def told_of(config: Config, *deleted: str) -> dict[str, int]:
     """What a purge tells of the user's own files, with the ids of the samples deleted."""
     secret = b"of a test"
     gone = Gone(secret, frozenset(hashed(one, secret) for one in deleted))
-    return {name.removeprefix(f"{Path.cwd()}/"): n for name, n in _own_files(config, gone)}
+    return {name.removeprefix(f"{Path.cwd()}/"): n for name, n in own_files(config, gone)}
 
 
 @pytest.fixture
@@ -406,14 +407,14 @@ def test_a_deletion_meanwhile_is_left_to_the_next_purge(
     from s3t.run import purge as purging
 
     delete(run, "p03", request_id="before")
-    dead = purging._dead
+    dead = purging.removable_nodes
 
     def and_then(*arguments: Any) -> Any:
         found = dead(*arguments)
         delete(run, "p04", request_id="meanwhile")
         return found
 
-    monkeypatch.setattr(purging, "_dead", and_then)
+    monkeypatch.setattr(purging, "removable_nodes", and_then)
     purge(run)
     monkeypatch.undo()
     with run.ledger() as ledger:

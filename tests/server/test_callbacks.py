@@ -27,7 +27,7 @@ from s3t.ledger import Ledger, Outbox, Signer, host_claim
 from s3t.ledger.log import chain
 from s3t.server import worker
 from s3t.server.deletions import callbacks
-from s3t.server.deletions.callbacks import Callbacks, Hosts, Seal, Target
+from s3t.server.deletions.callbacks import Callbacks, Destination, Hosts, Seal
 from s3t.server.http.problems import Problem
 from tests.support.receiver import Receiver
 from tests.support.waiting import until
@@ -87,7 +87,7 @@ def left(outbox: Outbox) -> int:
 )
 def test_named_hosts_may_be_called(url: str) -> None:
     hosts = Hosts(["privacy.example", "other.example:8443", "127.0.0.1:9000"], insecure=True)
-    assert isinstance(hosts.target(url), Target)
+    assert isinstance(hosts.target(url), Destination)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""The page in a real browser: it shows what the service tells, as text, and changes nothing."""
+"""The page in a real browser: it shows what the service tells, as text, and changes nothing.
+
+One test by default uses a browser; the others are heavy.
+"""
 
 from __future__ import annotations
 
@@ -113,13 +116,11 @@ def test_files_are_served_by_name_under_a_strict_policy(site: Site) -> None:
         assert (again, nothing) == (304, b"")
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/page/", "/page/none.js", "/page/../app.py", "/page/%2e%2e%2freport.py", "/page//etc/passwd"],
-)
-def test_nothing_else_is(site: Site, path: str) -> None:
-    status, _, content = site.ask("GET", path)
-    assert status == 404 and json.loads(content)["code"] == "not_found"
+def test_nothing_else_is(site: Site) -> None:
+    climbing = ("/page/../app.py", "/page/%2e%2e%2freport.py", "/page//etc/passwd")
+    for path in ("/page/", "/page/none.js", *climbing):
+        status, _, content = site.ask("GET", path)
+        assert (status, json.loads(content)["code"]) == (404, "not_found"), path
 
 
 # ── in one ───────────────────────────────────────────────────────────────────────────────────
@@ -142,6 +143,7 @@ def test_it_shows_the_picture_and_loads_from_nowhere_else(browser: Any, site: Si
         assert all(url.startswith(site.url) for url in shown.asked), shown.asked
 
 
+@pytest.mark.heavy
 def test_a_deletion_shows_without_a_reload(browser: Any, site: Site) -> None:
     with tab(browser) as shown:
         opened(shown, site)
@@ -157,6 +159,7 @@ def test_a_deletion_shows_without_a_reload(browser: Any, site: Site) -> None:
         assert shown.problems == []
 
 
+@pytest.mark.heavy
 def test_a_dry_run_tells_and_changes_nothing(browser: Any, site: Site) -> None:
     before, log = site.model.status(), site.model.ledger.recent(100)
     with tab(browser, PHONE) as shown:
@@ -182,6 +185,7 @@ def test_a_dry_run_tells_and_changes_nothing(browser: Any, site: Site) -> None:
     assert site.model.status() == before and site.model.ledger.recent(100) == log
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_never_scrolls_sideways(browser: Any, site: Site, scheme: str) -> None:
     for person in ("p01", "p02", "p03"):
@@ -193,6 +197,7 @@ def test_a_phone_never_scrolls_sideways(browser: Any, site: Site, scheme: str) -
         assert shown.problems == []
 
 
+@pytest.mark.heavy
 def test_the_tree_goes_by_keys(browser: Any, site: Site) -> None:
     with tab(browser) as shown:
         opened(shown, site)
@@ -211,6 +216,7 @@ def test_the_tree_goes_by_keys(browser: Any, site: Site) -> None:
         assert "stage 1" in (chosen.get_attribute("aria-label") or "")
 
 
+@pytest.mark.heavy
 def test_hostile_words_stay_words(browser: Any, site: Site) -> None:
     receipt = {
         **{"request_id": HOSTILE, "deleted": [HOSTILE], "view": HOSTILE, "accepted_at": HOSTILE},
@@ -238,6 +244,7 @@ def test_hostile_words_stay_words(browser: Any, site: Site) -> None:
         assert shown.page.evaluate("window.hacked") is None
 
 
+@pytest.mark.heavy
 def test_it_says_so_when_the_service_is_away_and_goes_on_when_it_is_back(
     browser: Any, site: Site
 ) -> None:
@@ -255,6 +262,7 @@ def test_it_says_so_when_the_service_is_away_and_goes_on_when_it_is_back(
         assert shown.grid() == expected_grid(site.picture())
 
 
+@pytest.mark.heavy
 def test_a_token_is_asked_for_and_kept_in_the_tab(
     browser: Any, small_run: RunDir, s3t: Run
 ) -> None:

@@ -74,7 +74,7 @@ def test_one_line_then_answers_and_an_end_without_losing_any(small_run: RunDir) 
         assert service.ask("GET", "/readyz") == (200, {"status": "ok"})
         assert service.ask("POST", "/v1/predict", ROWS)[0] == 401
         token, _ = tokens.create("all", ["predict", "delete"])
-        service.process.send_signal(signal.SIGHUP)  # tokens are looked at anew
+        service.process.send_signal(signal.SIGHUP)  # tokens are looked at again
         until_status(service, token)
         body = json.dumps({"sample_ids": ["s000"], "subject_request_id": "secret-request"})
         assert service.ask("POST", "/v1/deletions", body, token)[0] == 201

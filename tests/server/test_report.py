@@ -221,6 +221,7 @@ def test_an_audit_minds_no_report(s3t: Run, small_run: RunDir) -> None:
     assert s3t("audit", small_run.root).code == 0
 
 
+@pytest.mark.heavy
 def test_it_opens_in_a_browser_without_a_server(deleted: S3T, tmp_path: Path) -> None:
     from tests.support.browser import PHONE, chromium, expected_grid, expected_tree, tab
 

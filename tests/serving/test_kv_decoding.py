@@ -1,4 +1,4 @@
-"""Texts continued with what is kept of their tokens are those of whole texts, run anew for each."""
+"""Texts continued with kept keys and values are those of whole texts, run again for each token."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from s3t.errors import IntegrityError, UnavailableError
 from s3t.ledger import Ledger, generations
 from s3t.ledger import replicas as table
 from s3t.ledger.log import chain
-from s3t.ledger.replicas import Lease, Observer, Replica
+from s3t.ledger.replicas import Lease, Observer, ReplicaRow
 from s3t.run import RunDir
 from s3t.service import S3T
 from tests.support.waiting import until
@@ -323,7 +323,7 @@ class TestObserver:
         seat = ledger.replicas.join("one", 5.0)
         observer = Observer(ledger.replicas)
 
-        def left() -> list[Replica]:
+        def left() -> list[ReplicaRow]:
             return observer.look(ledger.replicas.behind(99))
 
         assert left() == [seat]
@@ -384,7 +384,7 @@ class TestStreams:
     def test_a_deletion_does_not_wait_for_whole_texts(
         self, texts: S3T, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A text on a view that is hit is begun anew at its next token."""
+        """A text on a view that is hit is begun again at its next token."""
         from s3t.serving.generation.completion import TextGenerator
 
         seen, original = [], TextGenerator._next
@@ -418,7 +418,7 @@ class Play:
         self.now, self.speed, self.waiting, self.effective = 1000.0, 1.0, 0, 0
         monkeypatch.setattr(table, "clock", lambda: self.now * self.speed)
         self.ledger = Ledger.open(path, create=True)
-        self.table, self.read = self.ledger.replicas, list[Replica]()
+        self.table, self.read = self.ledger.replicas, list[ReplicaRow]()
         self.replicas = [Played(1.05), Played(0.96)]
         for replica in self.replicas:
             self.sit(replica)

@@ -12,10 +12,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from s3t.errors import DamagedNodeError, IntegrityError, S3TError
 from s3t.store import Depot, FileKeyRing, NodeStore, Removal, open_depot
-from tests.support.small_nodes import META, OTHER, TENSORS, meta_of, sealed_store
+from tests.support.small_nodes import META, OTHER, SAID, TENSORS, meta_of, sealed_store
 
 DEAD, ALIVE, NEVER = META, OTHER, meta_of("never trained")
 NAME = f"{DEAD.key}.safetensors"
+NAMES = (f"{DEAD.key}.evidence", NAME)
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Depot | No
 
 def filled(store: NodeStore) -> NodeStore:
     for meta in (DEAD, ALIVE):
-        store.write(meta, TENSORS)
+        store.write(meta, TENSORS, SAID)
     return store
 
 
@@ -65,12 +66,14 @@ def test_it_removes_those_named_here_and_at_the_url(
 ) -> None:
     root = tmp_path / "nodes"
     store = filled(sealed_store(root, ring, place) if sealed else NodeStore(root, place))
-    expected = [str(store.path(DEAD.key)), *([place.where(NAME)] if place else [])]
+    expected = [str(root / name) for name in NAMES]
+    expected += [place.where(name) for name in NAMES if place]
     removal = store.remove([DEAD.key, NEVER.key])
     assert removal.files == tuple(sorted(expected))
     assert removal.unknown == ({NEVER.key} if sealed else frozenset())
-    assert not any(NAME in where for where in files_of(store))
+    assert not any(DEAD.key in where for where in files_of(store))
     assert store.keys() == {ALIVE.key} and store.read(ALIVE.key)[0].key == ALIVE.key
+    assert store.traces() == store.evidence_keys() == {ALIVE.key}
     assert store.remove([DEAD.key]) == Removal((), frozenset()), "again: there is nothing left"
 
 
@@ -92,12 +95,12 @@ def test_a_restored_backup_of_dead_nodes_cannot_be_opened(
     restore(store, backup)
     fresh = sealed_store(tmp_path / "nodes", ring, place)
     assert fresh.keys() == {DEAD.key, ALIVE.key}
-    for read in (fresh.read, fresh.meta, fresh.content):
+    for read in (fresh.read, fresh.meta, fresh.content, fresh.read_evidence):
         with pytest.raises(DamagedNodeError, match="its data key was destroyed"):
             read(DEAD.key)
     assert fresh.read(ALIVE.key)[0].key == ALIVE.key
     assert fresh.remove([DEAD.key]).files, "and what was restored is removed again"
-    assert files_of(fresh).keys() == {where for where in backup if NAME not in where}
+    assert files_of(fresh).keys() == {where for where in backup if DEAD.key not in where}
 
 
 def test_copies_of_another_machine_cannot_be_opened(tmp_path: Path, ring: Path) -> None:
@@ -183,10 +186,10 @@ def test_a_killed_removal_is_finished_by_the_next(
         died += killed
         assert store.read(ALIVE.key)[0].key == ALIVE.key, "whatever was done until then"
         if not killed:
-            assert not any(NAME in where for where in files_of(store))
+            assert not any(DEAD.key in where for where in files_of(store))
             break
         store.remove([DEAD.key])
-        assert not any(NAME in where for where in files_of(store))
+        assert not any(DEAD.key in where for where in files_of(store))
         assert store.read(ALIVE.key)[0].key == ALIVE.key
         if sealed:
             assert not list(ring.parent.glob("*.tmp")), "no older ring lies about"
@@ -194,7 +197,7 @@ def test_a_killed_removal_is_finished_by_the_next(
             with pytest.raises(DamagedNodeError, match="its data key was destroyed"):
                 store.read(DEAD.key)
         shutil.rmtree(folder)
-    assert died >= (2 + 2 * shared + 4 * sealed), "it was killed at each of its steps"
+    assert died >= (3 + 3 * shared + 4 * sealed), "it was killed at each of its steps"
 
 
 def test_data_keys_go_before_files_and_folders_are_synced(
@@ -217,9 +220,10 @@ def test_data_keys_go_before_files_and_folders_are_synced(
     monkeypatch.setattr(os, "unlink", note(unlink, "unlink"))
     monkeypatch.setattr(os, "remove", note(remove, "unlink"))
     store.remove([DEAD.key])
-    steps = ["sync keys", "replace keys", "sync keys", "unlink nodes", "sync nodes"]
+    steps = ["sync keys", "replace keys", "sync keys", "unlink nodes", "unlink nodes", "sync nodes"]
     assert [step for step in done if ".tmp" not in step] == [
         *steps,
+        "unlink shared",
         "unlink shared",
         "sync shared",
     ]
@@ -242,8 +246,9 @@ def test_files_under_another_ring_are_not_reported_as_forgotten(
     with pytest.raises(IntegrityError, match=r"with store\.encrypt=true"):
         NodeStore(tmp_path / "nodes", place).remove([DEAD.key])
     assert files_of(store) == before
-    for where in [where for where in before if NAME in where]:  # by hand, as the message says
-        Path(where).unlink() if place is None or "://" not in where else place.remove(NAME)
+    for where in [where for where in before if DEAD.key in where]:  # by hand, as the message says
+        name = where.rpartition("/")[2]
+        Path(where).unlink() if place is None or "://" not in where else place.remove(name)
     assert other.remove([DEAD.key]) == Removal((), frozenset({DEAD.key}))
 
 

@@ -72,7 +72,7 @@ def test_sealed_bytes_are_other_ones_each_time(store: NodeStore) -> None:
     again = store.path(META.key).read_bytes()
     assert store.content(META.key) == before
     alike = sum(a == b for a, b in zip(again[FRAME:], there[FRAME:], strict=True))
-    assert alike < len(again) / 32, "nonces, and with them all bytes, are drawn anew"
+    assert alike < len(again) / 32, "nonces, and with them all bytes, are drawn again"
 
 
 def test_metadata_are_had_without_the_weights(store: NodeStore) -> None:

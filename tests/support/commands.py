@@ -9,10 +9,12 @@ import tempfile
 from collections.abc import Callable
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO
 
 import pytest
+import typer.main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,6 +27,9 @@ class Said:
     out: str
     err: str
 
+
+_built = cache(typer.main.get_command)
+"""The command line of an app, which typer else builds again for each call."""
 
 Run = Callable[..., Said]
 """Runs a command: ``s3t("plan", path, "a.b=1", cwd=folder)``."""
@@ -54,6 +59,7 @@ def here(*words: object, cwd: Path | str = ".") -> Said:
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr(sys, "argv", ["s3t", *map(str, words)])
+        patch.setattr(typer.main, "get_command", _built)
         with chdir(cwd), _descriptor(1, out), _descriptor(2, err):
             with redirect_stdout(out), redirect_stderr(err):
                 code = cli.main()

@@ -32,6 +32,7 @@ def language_config(folder: Path, base: str = "make:llama", **model: object) -> 
             "sequences": {"strategy": "cyclic"},
             "lora": {"rank": 2},
             "stage": {"epochs": 1, "learning_rate": 1e-2},
+            "aggregation": {"weights": "uniform"},
             "training": {"workers": 1},
         }
     )

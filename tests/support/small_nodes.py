@@ -16,6 +16,7 @@ TENSORS = {
     "head.weight": torch.tensor([[0.5, -0.0], [float(2**-140), 1.0]]),
     "head.bias": torch.tensor([1.0, 2.0]),
 }
+SAID = torch.tensor([[-0.25, -1.5], [-3.0, -0.05]])
 
 
 def meta_of(name: str, parent: NodeKey | None = None) -> NodeMeta:

@@ -152,6 +152,7 @@ def test_the_next_command_sweeps(holder_in_run: Holder, small_run: RunDir, s3t: 
     assert not folder.exists()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_an_audit_that_is_ended_leaves_nothing(
     number: signal.Signals, small_run: RunDir, temporary: Path, s3t: Run

@@ -55,7 +55,7 @@ def halved(config: Any, length: int = LENGTH, language_model: bool = True) -> Ba
 
 
 def same(one: TrainedNode, other: TrainedNode) -> bool:
-    return one.score == other.score and all(
+    return (one.score == other.score and torch.equal(one.said, other.said)) and all(
         torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors
     )
 

@@ -31,7 +31,7 @@ ROUGH = {"schedule": "cosine", "warmup": 0.25, "max_grad_norm": 0.1, "weight_dec
 
 
 def same(one: TrainedNode, other: TrainedNode) -> bool:
-    return one.score == other.score and all(
+    return (one.score == other.score and torch.equal(one.said, other.said)) and all(
         torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors
     )
 

@@ -52,7 +52,7 @@ def close(one: TrainedNode, other: TrainedNode) -> bool:
 
 
 def same(one: TrainedNode, other: TrainedNode) -> bool:
-    return one.score == other.score and all(
+    return (one.score == other.score and torch.equal(one.said, other.said)) and all(
         torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors
     )
 

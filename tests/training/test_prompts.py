@@ -113,6 +113,7 @@ def same(one: TrainedNode, other: TrainedNode) -> bool:
     return (
         one.key == other.key
         and one.score == other.score
+        and torch.equal(one.said, other.said)
         and one.tensors.keys() == other.tensors.keys()
         and all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
     )
@@ -391,7 +392,7 @@ RUNS: dict[str, Callable[[Path, Make], Config]] = {
 
 
 def clustered(folder: Path, make: Make) -> Config:
-    """LMEraser: a prompt and a head for each cluster, which a deletion trains anew."""
+    """LMEraser: a prompt and a head for each cluster, which a deletion trains again."""
     shape = {"shards": 2, "slices": 1, "salt": "walk", "subject": None, "clusters": {}}
     return make(
         "clustered", partition=shape, sequences={"strategy": "cyclic"},
@@ -455,7 +456,7 @@ def test_a_run_from_its_training_to_its_purge(which: str, make: Make, tmp_path: 
     compared = from_scratch(run, tmp_path / "never")
     assert not compared.different and {*compared.only_here} == dead_keys(config), "E3"
     report = train(run.config(), replan=Replan())
-    assert report.trained == len(dead_of(whole, config)), "the dead alone are trained anew"
+    assert report.trained == len(dead_of(whole, config)), "the dead alone are trained again"
     assert nodes(config).keys() == {f"{key}.safetensors" for key in keys_of(config)}
     compared = from_scratch(run, tmp_path / "scratch")
     assert compared.equal and compared.same == len(whole)

@@ -70,7 +70,10 @@ def test_a_repaired_run_is_a_run_that_never_saw_the_sample(make: Make, tmp_path:
         assert [g.in_force is not None for g in ledger.plans.all()] == [True, True]
         metas = [run.store.meta(node.key) for node in run.plan().forest]
         assert ledger.plans.nodes() == {
-            meta.key: Witnessed(meta.weights, meta.score, meta.rows) for meta in metas
+            meta.key: Witnessed(
+                meta.weights, meta.score, meta.rows, run.store.read_evidence(meta.key).digest
+            )
+            for meta in metas
         }
     compared = from_scratch(run, tmp_path / "scratch")
     assert compared.equal and compared.same == len(before)

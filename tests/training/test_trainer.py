@@ -57,6 +57,7 @@ def same(one: TrainedNode, other: TrainedNode) -> bool:
     return (
         one.key == other.key
         and one.score == other.score
+        and torch.equal(one.said, other.said)
         and one.tensors.keys() == other.tensors.keys()
         and all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
     )

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from s3t.audit.claim import Findings
 from s3t.audit.evidence import RunEvidence
+from s3t.audit.findings import Findings
 from s3t.config import Config
 from s3t.errors import named
 from s3t.ledger import Ledger

@@ -11,7 +11,7 @@ what it removed.
 from __future__ import annotations
 
 from s3t.audit.evidence import RunEvidence
-from s3t.audit.ledger_facts import LogEntry
+from s3t.audit.ledger_facts import LogRow
 from s3t.plan import Plan
 from s3t.types import NodeKey
 
@@ -52,7 +52,7 @@ class DeadNodes:
         )
 
     def _since(self, view: int, why: str) -> tuple[bool, str]:
-        last: LogEntry | None = self._last
+        last: LogRow | None = self._last
         if last is not None and int(last.body["view"]) >= view:
             return True, (
                 f"{why}, and is there after the purge of view {last.body['view']} (entry "

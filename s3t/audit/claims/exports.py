@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from s3t.audit.claim import Findings
 from s3t.audit.claims.dead_nodes import PURGE, DeadNodes
 from s3t.audit.evidence import RunEvidence
+from s3t.audit.findings import Findings
 from s3t.errors import IntegrityError
 from s3t.types import NodeKey, digest
 

@@ -9,9 +9,9 @@ computed from their rows. The hits and the schedule are not used.
 
 from __future__ import annotations
 
-from s3t.audit.claim import Findings
 from s3t.audit.claims.node_files import NodeFacts
 from s3t.audit.evidence import RunEvidence
+from s3t.audit.findings import Findings
 from s3t.audit.ledger_facts import LedgerFacts
 from s3t.errors import named
 from s3t.plan import Plan

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-from s3t.audit.claim import Findings
 from s3t.audit.evidence import RunEvidence, short
-from s3t.audit.ledger_facts import LedgerFacts, LogEntry
+from s3t.audit.findings import Findings
+from s3t.audit.ledger_facts import LedgerFacts, LogRow
 from s3t.ledger import GENESIS, Verifier, link
 from s3t.ledger.log.chain import canonical
 
@@ -73,7 +73,7 @@ def judge_ledger(
             found.pending("no plan is in force: run s3t train CONFIG again")
 
 
-def _chain(log: Sequence[LogEntry], found: Findings) -> None:
+def _chain(log: Sequence[LogRow], found: Findings) -> None:
     previous, number = str(GENESIS), 0
     for entry in log:
         name = f"entry {entry.number} of the log ({entry.kind})"
@@ -104,7 +104,7 @@ def _acknowledged(ledger: LedgerFacts, found: Findings) -> None:
         )
 
 
-def _signatures(log: Sequence[LogEntry], verifiers: Sequence[Verifier], found: Findings) -> None:
+def _signatures(log: Sequence[LogRow], verifiers: Sequence[Verifier], found: Findings) -> None:
     """Signing keys may follow each other, but none may sign again: an old one may be stolen."""
     signed = [entry for entry in log if entry.signature is not None]
     if not verifiers:
@@ -137,7 +137,7 @@ def _signatures(log: Sequence[LogEntry], verifiers: Sequence[Verifier], found: F
     found.checked(f"{len(signed)} signatures by {named}")
 
 
-def _kept(log: Sequence[LogEntry], name: str, receipt: Any, found: Findings) -> None:
+def _kept(log: Sequence[LogRow], name: str, receipt: Any, found: Findings) -> None:
     """Judge whether the log holds a receipt that the caller kept, unchanged."""
     body = {key: value for key, value in receipt.items() if key not in _ADDED}
     number, previous, digest = receipt["number"], receipt["previous"], receipt["digest"]
@@ -162,7 +162,7 @@ def _kept(log: Sequence[LogEntry], name: str, receipt: Any, found: Findings) -> 
         found.checked(f"receipt {name} is in it")
 
 
-def _later(log: Sequence[LogEntry], receipt: Any, there: LogEntry) -> list[str]:
+def _later(log: Sequence[LogRow], receipt: Any, there: LogRow) -> list[str]:
     """What a kept receipt says of its signature and of later entries that the log contradicts."""
     view, number = there.body["view"], there.number
     effective = (one.at for one in log if one.kind == "effective" and

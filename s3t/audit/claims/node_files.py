@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from s3t.errors import DamagedNodeError
-from s3t.store import NodeMeta, NodeStore, tensors_digest
+from s3t.store import Evidence, NodeMeta, NodeStore, tensors_digest
 from s3t.store.files import NodeFile
 from s3t.types import Digest, NodeKey
 
@@ -83,6 +83,10 @@ class NodeFiles:
         folder = store.root.glob("*.safetensors") if store.depot is not None else ()
         self.copies = frozenset(NodeKey(path.stem) for path in folder)
         """Keys of the nodes that this machine has a copy of; empty without ``store.url``."""
+        self.evidence_there = store.evidence_keys()
+        """Keys of the nodes whose evidence is in the store."""
+        self.traces = self.there | self.evidence_there | store.copies()
+        """Keys of the nodes of which a file of any kind is in the store or on this machine."""
 
     def facts(self, key: NodeKey) -> NodeFacts:
         """The facts of a node's file.
@@ -114,6 +118,26 @@ class NodeFiles:
             DamagedNodeError: as ``facts``.
         """
         return NodeFacts.of(*NodeStore(self._store.root, None, self._store.sealer).read(key))
+
+    def evidence(self, key: NodeKey) -> Evidence:
+        """A node's evidence.
+
+        Raises:
+            DamagedNodeError: missing, damaged, or another node's.
+        """
+        return self._store.read_evidence(key)
+
+    def same_copy_of_evidence(self, key: NodeKey) -> bool:
+        """Whether this machine's copy of a node's evidence, if it has one, is of other public rows
+        than what lies in the store, or is the same."""
+        here = NodeStore(self._store.root, None, self._store.sealer)
+        if key not in here.evidence_keys():
+            return True
+        try:
+            copy, original = here.read_evidence(key), self.evidence(key)
+        except DamagedNodeError:
+            return key not in self.evidence_there
+        return copy.rows != original.rows or copy.digest == original.digest
 
     def where(self, key: NodeKey) -> str:
         """Path or URL of the node's file, which may be missing."""

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from s3t.audit.claim import Findings
 from s3t.audit.evidence import RunEvidence
-from s3t.audit.ledger_facts import LedgerFacts, LogEntry
+from s3t.audit.findings import Findings
+from s3t.audit.ledger_facts import LedgerFacts, LogRow
 from s3t.plan import Plan, expected_deletions
 from s3t.plan.schedule import Schedule
 from s3t.types import Slot
@@ -49,7 +49,7 @@ def judge_receipts(evidence: RunEvidence, found: Findings) -> None:
             )
 
 
-def _requests(ledger: LedgerFacts, entries: list[LogEntry], found: Findings) -> None:
+def _requests(ledger: LedgerFacts, entries: list[LogRow], found: Findings) -> None:
     by_number = {row.number: row for row in ledger.requests.values()}
     effective = {one.body["deletion"]: one.number for one in ledger.of_kind("effective")}
     wrong = []
@@ -81,7 +81,7 @@ def _requests(ledger: LedgerFacts, entries: list[LogEntry], found: Findings) -> 
     found.each(wrong, "requests")
 
 
-def _samples(ledger: LedgerFacts, entries: list[LogEntry], found: Findings) -> None:
+def _samples(ledger: LedgerFacts, entries: list[LogRow], found: Findings) -> None:
     """Compare receipts with the rows of deleted samples."""
     number_of = {name: e.number for e in entries for name in e.body["deleted"]}
     found.each(
@@ -148,7 +148,7 @@ class _Replay:
         found.each(wrong, "problems of receipts")
         return count
 
-    def _receipt(self, entry: LogEntry) -> Iterator[str]:
+    def _receipt(self, entry: LogRow) -> Iterator[str]:
         body, schedule = entry.body, self._schedule
         self._catch_up(body["view"] - bool(body["deleted"]))
         hit = self.ledger.slots_hit.get(body["view"], set()) if body["deleted"] else set()

@@ -14,10 +14,10 @@ import fcntl
 from contextlib import suppress
 from pathlib import Path
 
-from s3t.audit.claim import Findings
 from s3t.audit.claims.dead_nodes import PURGE, DeadNodes
 from s3t.audit.claims.exports import judge_exports
 from s3t.audit.evidence import RunEvidence
+from s3t.audit.findings import Findings
 from s3t.audit.ledger_facts import LedgerFacts
 from s3t.errors import DamagedNodeError, IntegrityError
 from s3t.plan import Plan
@@ -53,10 +53,12 @@ def _nodes(evidence: RunEvidence, found: Findings) -> None:
     files = evidence.files
     needed = evidence.needed
     dead_nodes = DeadNodes(evidence)
-    for key in sorted((files.there | files.copies) - needed):
-        what = "the copy of node" if key not in files.there else "node"
+    for key in sorted(files.traces - needed):
+        what = "node"
+        if key not in files.there:
+            what = "the copy of node" if key in files.copies else "evidence of node"
         broken, why = dead_nodes.judge(key)
-        if broken and key not in files.there and evidence.elsewhere:
+        if broken and key not in files.there | files.evidence_there and evidence.elsewhere:
             found.pending(f"{what} {key} is of before another machine purged it: {PURGE}")
             continue
         (found.broken if broken else found.pending)(f"{what} {key} {why}")
@@ -122,6 +124,12 @@ def _copies(evidence: RunEvidence, found: Findings) -> None:
         if not same:
             found.broken(f"the copy of node {key} on this machine {why}: remove it")
         count += same
+    for key in sorted(files.traces & living):
+        if not files.same_copy_of_evidence(key):
+            found.broken(
+                f"the copy of node {key}'s evidence on this machine is not what lies at store.url: "
+                "remove it"
+            )
     if files.copies:
         found.checked(f"{count} copies are what lies at store.url")
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from s3t.audit.claim import Findings
 from s3t.audit.evidence import RunEvidence
+from s3t.audit.findings import Findings
 from s3t.audit.ledger_facts import LedgerFacts
 from s3t.errors import DamagedNodeError
+from s3t.ledger.served import RECORDS, record_of
 from s3t.plan.schedule import Schedule
 from s3t.plan.trie import Node
 from s3t.types import NodeKey, Slot
@@ -34,6 +35,8 @@ def judge_deleted(evidence: RunEvidence, found: Findings) -> None:
         _counters(ledger, found)
     with found.part():
         _served(evidence, found)
+    with found.part():
+        _recorded(evidence, found)
 
 
 def judge_served(evidence: RunEvidence, found: Findings) -> None:
@@ -128,6 +131,24 @@ def _served(evidence: RunEvidence, found: Findings) -> None:
                     f"sample of slice {part}: stop what serves the run; {_RESTORE}"
                 )
     found.checked(f"shards serve {', '.join(shown) or 'nothing'}")
+
+
+def _recorded(evidence: RunEvidence, found: Findings) -> None:
+    """Judge that what is recorded of what serves came of living nodes alone."""
+    living, count = {node.key for node in evidence.living}, 0
+    for key in RECORDS:
+        text = evidence.ledger.values.get(key)
+        if text is None:
+            continue
+        record, count = record_of(text), count + 1
+        nodes = None if record is None else record["of"].get("nodes")
+        if not isinstance(nodes, list) or not living.issuperset(map(str, nodes)):
+            found.broken(
+                f"the {key} that the ledger holds came of nodes that are dead, or of which it "
+                "does not tell: a deletion takes them away, so the table run was changed"
+            )
+    if count:
+        found.checked(f"{count} records of what serves came of living nodes")
 
 
 def _prefixes(

@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from s3t.audit.claim import Findings
 from s3t.audit.claims.clusters import judge_prototypes
 from s3t.audit.evidence import LoadedBase, RunEvidence
+from s3t.audit.findings import Findings
 from s3t.config import Config
 from s3t.plan import Plan, Sequences
 from s3t.run.files.contents import LEAST, written, written_files
@@ -79,7 +79,7 @@ def _shape(config: Config, plan: Plan, listed: Sequences, shards: int) -> Iterat
         kept = (tuple(part for part in sequence if sizes[part]) for sequence in listed)
         if tuple(dict.fromkeys(sequence for sequence in kept if sequence)) != there:
             yield f"the sequences of shard {shard} are not those that the config gives"
-    stated = config.stage.epochs, config.stage.slices == "cumulative"
+    stated = config.stage.epochs, config.stage.cumulative
     if stated != (plan.epochs, plan.cumulative):
         yield "epochs or slices of a stage are others in the plan than in the config"
 
@@ -91,8 +91,8 @@ def _public_head(
     from s3t.model.head import read_public_head
     from s3t.store import tensors_digest
 
-    starts, path = config.stage.head == "public", evidence.run.head_path
-    serves = config.aggregation.on_exhausted == "base" and config.task != "causal-lm"
+    starts, path = config.stage.starts_public, evidence.run.head_path
+    serves = config.aggregation.falls_back and not config.generates
     if not (starts or serves or path.is_file()):
         return None
     own = None

@@ -13,9 +13,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 
-from s3t.audit.claim import Findings
 from s3t.audit.claims.node_files import HEAD, NodeFacts
 from s3t.audit.evidence import RunEvidence
+from s3t.audit.findings import Findings
 from s3t.errors import DamagedNodeError, InputError, S3TError
 from s3t.plan import Plan
 from s3t.plan.trie import Node
@@ -64,7 +64,41 @@ def judge_weights(evidence: RunEvidence, found: Findings) -> None:
     found.each(wrong, "nodes")
     found.checked(f"{count} of {len(living)} living nodes have the weights that training gave")
     with found.part():
+        _said(evidence, found)
+    with found.part():
         _scored(evidence, found)
+
+
+def _said(evidence: RunEvidence, found: Findings) -> None:
+    """Judge that evidence beside nodes is what was announced; a node serves without it too."""
+    told, files = evidence.ledger.nodes, evidence.files
+    wrong, missing, count = [], 0, 0
+    for node in evidence.living:
+        if node.key not in told or node.key not in files.there:
+            continue  # judged above
+        if node.key not in files.evidence_there:
+            missing += 1
+            continue
+        try:
+            said = files.evidence(node.key)
+        except DamagedNodeError as error:
+            wrong.append(str(error))
+            continue
+        if said.digest != told[node.key].evidence:
+            wrong.append(
+                f"node {node.key} has other evidence beside it than its trainer told the ledger: "
+                "it was written again, or a scoring was killed; remove the file "
+                f"{node.key}.evidence, and run s3t train CONFIG again"
+            )
+            continue
+        count += 1
+    found.each(wrong, "nodes")
+    if missing:
+        found.pending(
+            f"{missing} living nodes have no evidence of the public validation rows beside them, "
+            "so no weights are fitted: run s3t train CONFIG, which computes it and trains nothing"
+        )
+    found.checked(f"{count} living nodes say of the public validation rows what was announced")
 
 
 def _scored(evidence: RunEvidence, found: Findings) -> None:

@@ -30,7 +30,7 @@ from s3t.audit.leakage.rows import SuspectedRows, find_suspected_rows
 from s3t.audit.leakage.scores import Answers, answers_of, contrasted, window_of
 from s3t.audit.leakage.snapshots import ScratchRun
 from s3t.errors import InputError, S3TError
-from s3t.ledger import Ledger
+from s3t.ledger import Gone, Ledger
 from s3t.run import RunDir
 from s3t.serving.ensemble.ensemble import Ensemble
 from s3t.system.scratch import scratch
@@ -57,7 +57,6 @@ def leakage(
     run: RunDir,
     *,
     samples: int | None = None,
-    seed: int = 0,
     on_step: Callable[[str], None] = lambda sentence: None,
 ) -> Leakage:
     """Attack a run with the samples that were deleted from it.
@@ -69,7 +68,6 @@ def leakage(
         run: a prepared run from which something was deleted. Rows of deleted samples must still be
             in the user's own data.
         samples: number of deleted samples to attack with, drawn at random; default: all.
-        seed: seed of the draws.
         on_step: called before each step with a sentence that says what is done.
 
     Raises:
@@ -80,11 +78,8 @@ def leakage(
     if samples is not None and samples < 2:
         raise InputError(f"samples {samples}: leakage is measured on at least 2")
     evidence = RunEvidence(run)
-    with Ledger.open(run.ledger_at, read_only=True) as ledger:
-        gone, name = ledger.deleted.all(), ledger.name
-    if gone.view != evidence.ledger.view:
-        raise S3TError(f"{name} was written to while it was read: run s3t audit again")
-    suspected = find_suspected_rows(evidence, gone, samples, seed)
+    gone = _deleted(evidence)
+    suspected = find_suspected_rows(evidence, gone, samples, seed=0)
     if torch.cuda.is_available():
         evidence.loaded.base.to(torch.device("cuda"))
     on_step("asking what the run serves now")
@@ -103,9 +98,7 @@ def leakage(
             control = replace(after, name="control", what=_REPAIRED)
         else:
             on_step("training a control without the deleted samples, in a temporary folder")
-            new = snapshots.control(evidence, gone, folder / "control")
-            what = f"trained without the deleted samples from the start, {new.report.nodes} nodes"
-            control = attacker.ask("control", what, new.ensemble)
+            control = _ask_control(attacker, snapshots.control(evidence, gone, folder / "control"))
     shown = attacker.leaks(before)
     return Leakage(
         run=str(run.root),
@@ -121,6 +114,15 @@ def leakage(
         snapshots=both,
         notes=tuple(_notes(suspected, attacker, shown)),
     )
+
+
+def _deleted(evidence: RunEvidence) -> Gone:
+    """Who is deleted, at the view that the evidence is of."""
+    with Ledger.open(evidence.run.ledger_at, read_only=True) as ledger:
+        gone, name = ledger.deleted.all(), ledger.name
+    if gone.view != evidence.ledger.view:
+        raise S3TError(f"{name} was written to while it was read: run s3t audit again")
+    return gone
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,6 +235,11 @@ class _Attacker:
 
     def _rate(self, hits: list[bool]) -> Rate | None:
         return rate(hits, confidence=self.confidence) if hits else None
+
+
+def _ask_control(attacker: _Attacker, new: ScratchRun) -> _Asked:
+    what = f"trained without the deleted samples from the start, {new.report.nodes} nodes"
+    return attacker.ask("control", what, new.ensemble)
 
 
 def _of_before(old: ScratchRun) -> str:

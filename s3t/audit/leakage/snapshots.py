@@ -33,6 +33,7 @@ from s3t.plan.schedule import Schedule
 from s3t.plan.trie import Node
 from s3t.run import RunDir
 from s3t.serving.ensemble.ensemble import Ensemble, Member
+from s3t.serving.ensemble.members import base_member
 from s3t.store import write_durably
 from s3t.store.content import tensors_of
 from s3t.training.prepare.adapt import public_head
@@ -119,7 +120,7 @@ def reference(evidence: RunEvidence, suspected: SuspectedRows) -> Ensemble | Non
             head = public_head(evidence.config, base, suspected.adapt, suspected.classes)
         else:
             return None
-    return _ensemble(evidence, base, [Member(0, base.depth, head, 1)])
+    return _ensemble(evidence, base, [base_member(base.depth, head)])
 
 
 def _trained(evidence: RunEvidence, config: Config, gone: Gone | None) -> ScratchRun:
@@ -184,9 +185,9 @@ def _serving(
     prefixes = Schedule(plan.forest, plan.shards, scores.keys(), scores, hits).prefixes
     config, base = evidence.config, evidence.loaded.base
     members = [_member(run, plan, node, config) for node in prefixes if node is not None]
-    if not members and config.aggregation.on_exhausted == "base":
+    if not members and config.aggregation.falls_back:
         head = read_public_head(evidence.run.head_path, plan.base) if plan.recipe["labels"] else {}
-        members = [Member(0, base.depth, head, 1)]
+        members = [base_member(base.depth, head)]
     return _ensemble(evidence, base, members) if members else None
 
 

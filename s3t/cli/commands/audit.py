@@ -15,9 +15,9 @@ from s3t.cli.output import print_json, quiet
 from s3t.errors import InputError, IntegrityError
 
 if TYPE_CHECKING:
-    from s3t.audit.claim import Audit
+    from s3t.audit.comparison import Count
+    from s3t.audit.findings import Audit
     from s3t.audit.leakage.report import Leakage
-    from s3t.audit.retrain import Count
 
 __all__: list[str] = []
 

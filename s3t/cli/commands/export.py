@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
-Target = Annotated[
+LoadableBy = Annotated[
     str | None,
     typer.Option(metavar="ENGINE", help="vllm or sglang: refuse adapters that it cannot load"),
 ]
@@ -38,7 +38,7 @@ def export(
     merge: Merging = False,
     rank: Rank = None,
     max_loss: MaxLoss = None,
-    target: Target = None,
+    target: LoadableBy = None,
     prune: Prune = False,
     check: Check = False,
     as_json: AsJson = False,

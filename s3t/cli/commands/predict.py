@@ -12,6 +12,7 @@ import typer
 from s3t.cli.app import AsJson, RunPath, app
 from s3t.cli.output import print_json, quiet, write
 from s3t.cli.parsing import json_row, numbered
+from s3t.cli.tables import weight_line
 from s3t.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def predict(
 
     config = load_config(RunDir.existing(run).config_path)
     with quiet(), S3T.load(run) as service:
-        if config.task == "causal-lm":
+        service.serving.settle_weights()
+        if config.generates:
             answers = _completions(service, rows, max_new_tokens, temperature, seed)
         else:
             answers = [asdict(prediction) for prediction in service.predict(rows)]
@@ -78,3 +80,7 @@ def evaluate(run: RunPath, as_json: AsJson = False) -> None:
         print_json(found.to_dict())
     else:
         print(f"{found.metric} {found.value:.4f} on {found.samples} samples, view {found.view}")
+        if found.base is not None:
+            print(f"{found.metric} of the base alone {found.base:.4f}")
+        if found.validation is not None:
+            print(weight_line(asdict(found.validation) | {"shards": found.validation.members}))

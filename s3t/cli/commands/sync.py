@@ -24,7 +24,7 @@ __all__: list[str] = []
 EngineUrl = Annotated[
     str, typer.Argument(metavar="URL", help="address of the engine: http://HOST:PORT")
 ]
-Target = Annotated[str, typer.Option(metavar="ENGINE", help="vllm or sglang")]
+EngineName = Annotated[str, typer.Option(metavar="ENGINE", help="vllm or sglang")]
 Adapters = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="folder for the adapters; default: RUN-adapters"),
@@ -49,7 +49,7 @@ Watch = Annotated[
 def sync(
     run: RunPath,
     url: EngineUrl,
-    target: Target,
+    target: EngineName,
     adapters: Adapters = None,
     seen_at: SeenAt = None,
     merge: Merging = False,

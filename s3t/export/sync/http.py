@@ -23,6 +23,9 @@ from s3t.errors import InputError, S3TError, UnavailableError
 
 __all__ = ["EngineClient", "EngineError", "Reply"]
 
+_TRIES = 3
+"""Of a request that could not be made; the engine's refusals are final."""
+
 _PAUSE = 0.5
 """Seconds before the second try, doubled for each one after it."""
 
@@ -75,7 +78,6 @@ class EngineClient:
         url: ``http(s)://host[:port]``; a path before the engine's own routes is kept.
         key: sent as a bearer token.
         timeout: seconds for each try.
-        tries: of a request that could not be made; the engine's refusals are final.
 
     Attributes:
         url: where it is.
@@ -85,9 +87,7 @@ class EngineClient:
         InputError: a URL that is none.
     """
 
-    def __init__(
-        self, url: str, key: str | None = None, timeout: float = 60.0, tries: int = 3
-    ) -> None:
+    def __init__(self, url: str, key: str | None = None, timeout: float = 60.0) -> None:
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -104,7 +104,7 @@ class EngineClient:
         self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, port
         # many give the root of an OpenAI-compatible API
         self._path = parts.path.rstrip("/").removesuffix("/v1")
-        self.timeout, self._tries = timeout, tries
+        self.timeout = timeout
         self._headers = {"Content-Type": "application/json", "User-Agent": "s3t"}
         if key is not None:
             self._headers["Authorization"] = f"Bearer {key}"
@@ -127,7 +127,7 @@ class EngineClient:
 
     def _asked(self, method: str, path: str, body: bytes | None, until: float) -> Reply:
         pause, why = _PAUSE, "it is past the time"
-        for left in reversed(range(self._tries)):
+        for left in reversed(range(_TRIES)):
             if (seconds := until - time.monotonic()) <= 0:
                 break
             try:

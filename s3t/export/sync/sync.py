@@ -29,8 +29,8 @@ from s3t.export.sync.engine import EngineAnswer, ListedModel, ServingEngine
 from s3t.export.sync.http import EngineError
 from s3t.export.sync.probing import Probing
 from s3t.export.sync.report import Round, Sync, Told, Watching
+from s3t.run.kept_nodes import is_dead, kept_nodes
 from s3t.run.opened import OpenRun
-from s3t.run.purge import is_dead, kept_nodes
 from s3t.types import NodeKey
 
 __all__ = ["Synchroniser"]

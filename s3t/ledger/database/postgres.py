@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import select
 import threading
 import time
@@ -28,6 +27,8 @@ from s3t.ledger.database.backend import ACCESS, TransactionMode, Watch, shown
 
 try:
     import psycopg
+
+    from s3t.ledger.database.postgres_compact import compacted
 except ImportError:
     raise InputError(
         "a ledger on PostgreSQL needs psycopg: install it with pip install 's3t[postgres]'"
@@ -66,28 +67,6 @@ _SETTINGS = (
 _TRIES = 5
 _IDLE_SECONDS = 60
 """After which the server ends a writing transaction of a process that does nothing."""
-
-_TAKE_SECONDS = 2
-"""How long to wait for the table when it is to be rewritten; deletions wait as long."""
-
-_GONE_ROWS = (
-    "SELECT (SELECT COUNT(*) FROM forgotten), (SELECT value FROM run WHERE key = 'compacted')"
-)
-_SET_COMPACTED = (
-    "INSERT INTO run (key, value) VALUES ('compacted', %s) "
-    "ON CONFLICT (key) DO UPDATE SET value = excluded.value"
-)
-_JOBS_SIZE = (
-    "SELECT pg_relation_size(oid) + pg_relation_size(reltoastrelid) FROM pg_class "
-    "WHERE oid = 'jobs'::regclass"
-)
-"""Bytes of the table of jobs, which is empty but for a moment: more than none may be dead rows."""
-_NOW = "SELECT xid(pg_snapshot_xmax(pg_current_snapshot()))::text"
-_OLDER = (
-    "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() "
-    "AND pid <> pg_backend_pid() "
-    "AND greatest(age(backend_xmin), age(backend_xid)) > age(%s::xid)"
-)
 
 _GONE = ("57P01", "57P02", "57P03", "57P05", "25P03", "53300", "53400")
 """Shut down, crashed, starting; sessions that were ended; too many connections."""
@@ -267,24 +246,12 @@ class Postgres:
         return S3TError(f"{self.name}: {said}; nothing was changed")
 
     def compact(self) -> bool:
-        """Write the tables that name samples again, unless no row has left them since.
-
-        Nothing less removes their bytes: a plain VACUUM gives the space of rows free, and leaves
-        what is in it until it is used again. Deletions wait meanwhile.
-        """
+        """See ``compacted``."""
         connection = self.engine.raw_connection()
         try:
             driver = connection.driver_connection
             assert isinstance(driver, psycopg.Connection)
-            gone, known = driver.execute(_GONE_ROWS).fetchall()[0]
-            stale = [] if known == str(gone) else ["samples"]
-            stale += ["jobs"] if driver.execute(_JOBS_SIZE).fetchall()[0][0] else []
-            if stale:
-                _wait_for_older(driver)
-            if not all(_rewritten(driver, table) for table in stale):
-                return False
-            driver.execute(_SET_COMPACTED, [str(gone)])
-            return True
+            return compacted(driver)
         finally:
             connection.invalidate()  # its settings are not what others expect
             connection.close()
@@ -411,24 +378,3 @@ class _ChannelWatch:
 def _session(driver: psycopg.Connection[Any]) -> int:
     """Number of the server's process that serves a connection at this moment."""
     return int(driver.execute("SELECT pg_backend_pid()").fetchall()[0][0])
-
-
-def _wait_for_older(driver: psycopg.Connection[Any]) -> None:
-    """Wait, not for ever, until no process can still look at rows that are deleted by now."""
-    now = driver.execute(_NOW).fetchall()[0]
-    limit = time.monotonic() + backend.BUSY_SECONDS
-    while driver.execute(_OLDER, now).fetchall()[0][0] and time.monotonic() < limit:
-        time.sleep(0.05)
-
-
-def _rewritten(driver: psycopg.Connection[Any], table: str) -> bool:
-    """Write a table again; whether no deleted row was taken along."""
-    said: list[str] = []
-    driver.add_notice_handler(lambda notice: said.append(notice.message_detail or ""))
-    driver.execute(f"SET lock_timeout = '{_TAKE_SECONDS}s'".encode())
-    try:
-        driver.execute(f"VACUUM (FULL, VERBOSE) {table}".encode())
-    except psycopg.errors.LockNotAvailable:
-        return False
-    kept = [int(found[0]) for found in map(re.compile(r"\d+").findall, said) if found]
-    return kept[:1] == [0]  # "0 dead row versions cannot be removed yet", in whatever language

@@ -10,12 +10,14 @@
     log        all that was ever done, chained; keyed hashes instead of ids. What may be served
                follows from it alone (``log/state``), so no index is on it
     nodes      digest of the weights of every node, as first seen by who trained them, with its
-               score and the digest of the public rows that it was scored on
+               score, the digest of the public rows that it was scored on, and that of what it
+               says of them, if that was there
     replicas   who answers, and a view before which none answers any more
     jobs       large deletions: the ids that they name until they are done, and not a moment longer
     callbacks  URLs that are still to be told of a deletion, in the order in which they are told
     claims     which process works at which of them, and its signs of life
-    run        ``view``, the ``secret`` of the hashes, digest of the samples
+    run        ``view``, the ``secret`` of the hashes, digest of the samples; until the next
+               deletion the fitted ``weights`` and the ``evaluation`` of what serves
 
 Invariant: there is one schema. A ledger of another is refused; a table that is read by its
 key has no rowid (SQLite), so its rows lie in the order of the key, and no index can disagree.
@@ -56,7 +58,7 @@ __all__ = [
     "value",
 ]
 
-_VERSION = 6
+_VERSION = 7
 """Of the tables below. 0.1 was never released, so there is nothing to migrate from."""
 
 metadata = sa.MetaData()
@@ -167,6 +169,7 @@ nodes = sa.Table(
     sa.Column("weights", sa.Text, nullable=False),
     sa.Column("score", sa.Float, nullable=False),
     sa.Column("rows", sa.Text, nullable=False),
+    sa.Column("evidence", sa.Text),
     sqlite_with_rowid=False,
 )
 replicas = sa.Table(

@@ -10,9 +10,7 @@ committed pages (https://www.sqlite.org/wal.html#walresetbug). Here that never h
 version: SQLite starts no checkpoint by itself (``wal_autocheckpoint = 0``), and ours hold the lock
 file that every writer holds. The last connection that closes makes one too, when no other is there.
 
-SQLite reads a write-ahead log up to the first frame whose checksum is wrong, and reports nothing: a
-changed bit would undo the deletions behind it. So the last entry that a writer was through with is
-told in the lock file too, synced before it is acknowledged, and a log that lacks it is refused.
+A log that lacks the entry which the lock file tells is refused (see ``lock_file``).
 
 Invariant: a writer takes the lock at its start; write-ahead log, synchronous FULL. The file that
 was opened is the file at its path, looked at before and after everything that is done.
@@ -20,23 +18,21 @@ was opened is the file at its path, looked at before and after everything that i
 
 from __future__ import annotations
 
-import fcntl
-import os
-import re
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.pool import QueuePool
 
-from s3t.errors import InputError, IntegrityError, S3TError, UnavailableError, unavailable
+from s3t.errors import InputError, IntegrityError, S3TError, UnavailableError
 from s3t.ledger.database import backend
 from s3t.ledger.database.backend import ACCESS, TransactionMode, Watch
+from s3t.ledger.database.lock_file import FileIdentity, LockFile, identity
 from s3t.system.replaced import replaced
 
 __all__ = ["SQLite"]
@@ -44,19 +40,10 @@ __all__ = ["SQLite"]
 _LOOK_SECONDS = 0.01
 """How often a watch looks whether another process has written."""
 
-_TURN_SECONDS = 0.002
-"""How often a writer looks whether the one before it is done."""
-
 _LOG_BYTES = 4 * 2**20
 """Of the write-ahead log, from which on its pages are moved into the file."""
 
 _DAMAGED = ("no such table", "no such column", "Could not decode to UTF-8")
-_LAST = b"%020d %s\n"
-_TOLD = re.compile(rb"(\d{20}) ([0-9a-f]{64})\n")
-"""The lock file: number and digest of an entry, of one length, so that it is written over whole."""
-
-_Identity = tuple[int, int]
-
 _UNWRITTEN = (
     sqlite3.SQLITE_IOERR_WRITE,
     sqlite3.SQLITE_IOERR_FSYNC,
@@ -85,12 +72,11 @@ class SQLite:
         if read_only and not path.with_name(f"{path.name}-wal").exists():
             mode += "&immutable=1"  # no process has it open, and even a reader would leave files
         self._path = path.absolute()
-        self._lock_path = self._path.with_name(f"{self._path.name}-lock")
+        self._lock_file = LockFile(self._path.with_name(f"{self._path.name}-lock"), str(path))
         self._uri = f"{self._path.as_uri()}?mode={mode}"
-        self._opened: _Identity | None = None
-        self._log: _Identity | None = None
+        self._opened: FileIdentity | None = None
+        self._log: FileIdentity | None = None
         self._anchor: sqlite3.Connection | None = None  # while it is open, the log stays
-        self._mine = threading.Lock()
         self.name, self.run = str(path), str(path.parent)
         self.engine = sa.create_engine(
             "sqlite://",
@@ -103,7 +89,7 @@ class SQLite:
 
     def settle(self) -> None:
         """Write-ahead log: readers never wait for a writer. It stays with the file."""
-        with self._alone():
+        with self._lock_file.alone():
             connection = self.engine.raw_connection()
             try:
                 connection.cursor().execute("PRAGMA journal_mode = WAL")
@@ -111,7 +97,7 @@ class SQLite:
                 connection.close()
         self._anchor = self._connect()
         self._anchor.execute("SELECT COUNT(*) FROM sqlite_schema").fetchall()  # opens the log
-        self._log = _identity(self._log_path)
+        self._log = identity(self._log_path)
 
     def close(self) -> None:
         """Let go of the write-ahead log."""
@@ -121,7 +107,7 @@ class SQLite:
 
     def made(self, connection: sa.Connection) -> None:
         """Forget the last entry of another ledger that was here."""
-        os.truncate(self._lock_path, 0)
+        self._lock_file.clear()
 
     @property
     def version(self) -> str:
@@ -135,44 +121,22 @@ class SQLite:
 
         What a power cut may take is not acknowledged, or it would be missed afterwards.
         """
-        with self._alone() as file:
+        with self._lock_file.alone() as file:
             yield
             if synced:
-                self._acknowledge(file)
+                self._lock_file.acknowledge(file, self._last_entry())
             self._checkpoint_if_long()
 
     def acknowledged(self) -> tuple[int, str] | None:
-        """Number and digest of the last entry of our log that a writer was through with.
-
-        Raises:
-            IntegrityError: the lock file holds something else.
-            UnavailableError: a writer did not finish in 30 s.
-        """
-        limit = time.monotonic() + backend.BUSY_SECONDS
-        try:
-            file = os.open(self._lock_path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise self._unread(error) from None
-        try:
-            while (content := _content(file)) != _content(file):
-                pass  # a writer was in the middle of it
-            with suppress(IntegrityError):  # else half written: a writer is waited for
-                return self._told(content)
-            self._wait_for(file, fcntl.LOCK_SH, limit)
-            return self._told(_content(file))
-        except OSError as error:
-            raise self._unread(error) from None
-        finally:
-            os.close(file)
+        """Number and digest of the last entry of our log that a writer was through with."""
+        return self._lock_file.acknowledged()
 
     def check(self) -> None:
         """See that file and write-ahead log are those that were opened."""
-        found = _identity(self._path)
+        found = identity(self._path)
         if found != self._opened is not None:
             raise self._replaced(self._path, found)
-        if self._log is not None and (beside := _identity(self._log_path)) != self._log:
+        if self._log is not None and (beside := identity(self._log_path)) != self._log:
             raise self._replaced(self._log_path, beside)
 
     def faults(self) -> list[str]:
@@ -196,7 +160,7 @@ class SQLite:
         extended = getattr(cause, "sqlite_errorcode", 0)
         code = extended & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL):
-            return self._locked()
+            return self._lock_file.locked()
         if code == sqlite3.SQLITE_FULL or extended in _UNWRITTEN:
             return UnavailableError(
                 f"{self.name}: there is no space left on its disk, or a quota or limit of file "
@@ -231,7 +195,7 @@ class SQLite:
 
     def compact(self) -> bool:
         """Empty the write-ahead log; what is freed in the file is overwritten anyhow."""
-        with self._alone():
+        with self._lock_file.alone():
             return self._checkpoint(backend.BUSY_SECONDS)
 
     @contextmanager
@@ -255,84 +219,16 @@ class SQLite:
     def _log_path(self) -> Path:
         return self._path.with_name(f"{self._path.name}-wal")
 
-    @contextmanager
-    def _alone(self) -> Iterator[IO[bytes]]:
-        """Hold the lock file, for this thread of this process."""
-        limit = time.monotonic() + backend.BUSY_SECONDS
-        if not self._mine.acquire(timeout=backend.BUSY_SECONDS):
-            raise self._locked()
-        try:
-            with self._held(limit) as file:
-                yield file
-        finally:
-            self._mine.release()
-
-    def _held(self, limit: float) -> IO[bytes]:
-        """The lock file, locked: the one that others find under its name."""
-        while True:
-            file = self._lock_file()
-            try:
-                self._wait_for(file.fileno(), fcntl.LOCK_EX, limit)
-                found = os.fstat(file.fileno())
-                if _identity(self._lock_path) == (found.st_dev, found.st_ino):
-                    return file
-            except BaseException:
-                file.close()
-                raise
-            file.close()  # it was removed or replaced a moment ago
-
-    def _wait_for(self, file: int, how: int, limit: float) -> None:
-        while not _locks(file, how):
-            if time.monotonic() > limit:
-                raise self._locked()
-            time.sleep(_TURN_SECONDS)
-
-    def _acknowledge(self, file: IO[bytes]) -> None:
-        """Write the last entry of our log down, durably; never an earlier one than is told."""
+    def _last_entry(self) -> tuple[int, str] | None:
+        """Number and digest of the last entry of our log."""
         connection = self.engine.raw_connection()
         try:
             cursor = connection.cursor()
             cursor.execute("SELECT number, digest FROM log ORDER BY number DESC LIMIT 1")
-            last = cursor.fetchone()
+            last: tuple[int, str] | None = cursor.fetchone()
+            return last
         finally:
             connection.close()
-        told = self._told(_content(file.fileno()))
-        if last is not None and (told is None or last[0] > told[0]):
-            try:
-                os.pwrite(file.fileno(), _LAST % (last[0], last[1].encode()), 0)
-                os.fdatasync(file.fileno())
-            except OSError as error:
-                cause = unavailable(error)
-                raise UnavailableError(
-                    f"{self._lock_path} cannot be written ({error}), so it is not known whether "
-                    "what was done will last: repeat it, with the same request id if it was a "
-                    "deletion; what was done is not done twice",
-                    UnavailableError.code if cause is None else cause.code,
-                ) from None
-
-    def _unread(self, error: OSError) -> S3TError:
-        return unavailable(error) or S3TError(
-            f"{self._lock_path} cannot be read ({error}): let it be read"
-        )
-
-    def _told(self, content: bytes) -> tuple[int, str] | None:
-        if not content:
-            return None
-        found = _TOLD.fullmatch(content)
-        if found is None:
-            raise IntegrityError(
-                f"{self._lock_path} does not hold the last entry of the ledger's log: if it is "
-                f"known that {self.name} is the newest, remove it, and start again"
-            )
-        return int(found[1]), found[2].decode()
-
-    def _lock_file(self) -> IO[bytes]:
-        try:
-            return os.fdopen(os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        except OSError as error:
-            raise unavailable(error) or S3TError(
-                f"{self._lock_path} cannot be opened ({error}): nothing was changed"
-            ) from None
 
     def _checkpoint_if_long(self) -> None:
         with suppress(OSError):
@@ -351,14 +247,7 @@ class SQLite:
             connection.invalidate()
             connection.close()
 
-    def _locked(self) -> UnavailableError:
-        return UnavailableError(
-            f"{self.name} was locked for {backend.BUSY_SECONDS:g} s, nothing was changed: wait for "
-            "the other s3t process, or end it if it hangs, and repeat",
-            "ledger_locked",
-        )
-
-    def _replaced(self, path: Path, found: _Identity | None) -> UnavailableError:
+    def _replaced(self, path: Path, found: FileIdentity | None) -> UnavailableError:
         so = (
             "so what is deleted since cannot be known, and what this process would write no other "
             "would read"
@@ -368,7 +257,7 @@ class SQLite:
     def _connect(self) -> sqlite3.Connection:
         # isolation_level=None: the driver leaves BEGIN to us. Its own comes too late for reads and
         # not at all before DDL, and cannot take the write lock at the start.
-        before = _identity(self._path)
+        before = identity(self._path)
         connection = sqlite3.connect(
             self._uri,
             uri=True,
@@ -377,7 +266,7 @@ class SQLite:
             check_same_thread=False,
         )
         try:
-            found = _identity(self._path)
+            found = identity(self._path)
             if self._opened is None:
                 self._opened = found
             if found != self._opened or before not in (None, found):
@@ -421,28 +310,6 @@ class _FileWatch:
             return self._connection.execute("PRAGMA data_version").fetchone()[0]
         except sqlite3.Error as error:
             raise self._database.explain(error, committing=False) from error
-
-
-def _identity(path: Path) -> _Identity | None:
-    """Device and inode of a file; None if there is none."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _content(file: int) -> bytes:
-    """What a lock file holds."""
-    return os.pread(file, 99, 0)
-
-
-def _locks(file: int, how: int) -> bool:
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _begin(connection: sa.Connection) -> None:

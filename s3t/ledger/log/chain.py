@@ -26,7 +26,7 @@ from s3t.types import Digest, digest
 
 __all__ = [
     "GENESIS",
-    "Entry",
+    "LogEntry",
     "append",
     "canonical",
     "entries",
@@ -48,7 +48,7 @@ _ONE = sa.select(log).where(log.c.number == sa.bindparam("at_number"))
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LogEntry:
     """One entry of the log.
 
     Attributes:
@@ -102,19 +102,19 @@ def append(
     return number
 
 
-def entries(connection: sa.Connection, after: int = 0, limit: int | None = None) -> list[Entry]:
+def entries(connection: sa.Connection, after: int = 0, limit: int | None = None) -> list[LogEntry]:
     """Entries by number, from the one after ``after``."""
     query = sa.select(log).where(log.c.number > after).order_by(log.c.number).limit(limit)
     return [entry(row) for row in connection.execute(query)]
 
 
-def latest(connection: sa.Connection, limit: int) -> list[Entry]:
+def latest(connection: sa.Connection, limit: int) -> list[LogEntry]:
     """The last entries, the newest first."""
     query = sa.select(log).order_by(log.c.number.desc()).limit(limit)
     return [entry(row) for row in connection.execute(query)]
 
 
-def read(connection: sa.Connection, number: int) -> Entry:
+def read(connection: sa.Connection, number: int) -> LogEntry:
     """One entry.
 
     Raises:
@@ -138,7 +138,7 @@ def canonical(body: Mapping[str, Any]) -> str:
     return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def entry(row: sa.Row[Any]) -> Entry:
+def entry(row: sa.Row[Any]) -> LogEntry:
     """An entry, from its row.
 
     Raises:
@@ -151,7 +151,7 @@ def entry(row: sa.Row[Any]) -> Entry:
             f"entry {row.number} of the log is not readable ({error}): restore the ledger from a "
             "copy"
         ) from None
-    return Entry(
+    return LogEntry(
         row.number,
         row.kind,
         row.at,

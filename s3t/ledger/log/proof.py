@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from s3t.errors import IntegrityError
 from s3t.ledger import generations
 from s3t.ledger.database.schema import forgotten, requests, samples
-from s3t.ledger.log.chain import Entry
+from s3t.ledger.log.chain import LogEntry
 from s3t.ledger.log.state import LogState, Secrets, fold
 from s3t.ledger.samples import counters, purging, registry
 
@@ -57,7 +57,7 @@ def prove(connection: sa.Connection, secrets: Secrets, name: str) -> None:
     made: dict[int, tuple[Any, ...]] = {}
     planned = sealed = 0
 
-    def each(entry: Entry) -> None:
+    def each(entry: LogEntry) -> None:
         nonlocal planned, sealed
         if entry.kind in ("plan", "force"):
             planned = entry.number

@@ -26,7 +26,7 @@ from s3t.ledger.database import schema
 from s3t.ledger.database.database import Database
 from s3t.ledger.database.schema import log
 from s3t.ledger.log import chain
-from s3t.ledger.log.chain import Entry
+from s3t.ledger.log.chain import LogEntry
 from s3t.types import Digest, Slot
 
 __all__ = ["Generation", "LogReader", "LogState", "Secrets", "commitment", "fold"]
@@ -107,7 +107,7 @@ def fold(
     connection: sa.Connection,
     known: LogState,
     name: str,
-    each: Callable[[Entry], object] = lambda entry: None,
+    each: Callable[[LogEntry], object] = lambda entry: None,
 ) -> LogState:
     """What the log says by now, from what is known of it.
 
@@ -176,7 +176,7 @@ class LogReader:
         # before the transaction begins, so that they cannot be ahead of it
         known, told = self._known, self._database.acknowledged()
 
-        def meet(entry: Entry) -> None:
+        def meet(entry: LogEntry) -> None:
             if told is not None and entry.number == told[0] and entry.digest != told[1]:
                 self._lost(entry.number)
 
@@ -220,7 +220,7 @@ class LogReader:
             )
 
 
-def _linked(row: sa.Row[Any], before: LogState, name: str) -> Entry:
+def _linked(row: sa.Row[Any], before: LogState, name: str) -> LogEntry:
     """An entry that follows from the one before it."""
     if row.number != before.number + 1 or row.previous != before.digest:
         raise IntegrityError(
@@ -237,7 +237,7 @@ def _linked(row: sa.Row[Any], before: LogState, name: str) -> Entry:
     )
 
 
-def _next(state: LogState, entry: Entry, hits: dict[Slot, int], name: str) -> LogState:
+def _next(state: LogState, entry: LogEntry, hits: dict[Slot, int], name: str) -> LogState:
     """What follows from one more entry; ``hits`` are changed in place."""
     told: dict[str, Any] = {}
     body, kind = entry.body, entry.kind

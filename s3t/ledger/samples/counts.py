@@ -38,10 +38,10 @@ class Counts:
             held, deleted = counters.totals(connection)
         return {"samples": held, "deleted": deleted}
 
-    def hits(self, since_view: int = 0) -> list[tuple[int, int, int]]:
-        """(shard, slice, view) of every slot hit after ``since_view``, and by which view last."""
+    def hits(self) -> list[tuple[int, int, int]]:
+        """(shard, slice, view) of every slot that was hit, and by which view last."""
         with self._reader.transaction() as (_, log):
-            return sorted((*slot, view) for slot, view in log.hits.items() if view > since_view)
+            return sorted((*slot, view) for slot, view in log.hits.items())
 
     def persons(self) -> list[SlotPersons]:
         """The persons of every slot that holds samples, by slot."""

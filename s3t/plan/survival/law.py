@@ -124,17 +124,6 @@ class RequestLaw:
             found[start : start + _ROWS] = self._survival(flat[start : start + _ROWS])
         return found.reshape(asked.shape)
 
-    def survival_by_time(self, times: npt.ArrayLike) -> Floats:
-        """P(T > t) on the clock of the stream.
-
-        Args:
-            times: t > 0, any shape. Endless: requests come as a Poisson process of rate 1. Finite:
-                each sample is deleted by time t with probability 1 − e^{−t}.
-        """
-        asked = np.asarray(times, dtype=np.float64)
-        found: Floats = self.event.pending(asked.ravel()).reshape(asked.shape)
-        return found
-
     def quantile(self, probability: float) -> float:
         """The smallest r with P(R ≤ r) ≥ probability; inf if the event may never happen.
 

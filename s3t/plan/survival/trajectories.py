@@ -1,16 +1,14 @@
 """Monte Carlo of the longest surviving prefixes of all shards after 0, 1, … R requests.
 
     order of first hits ──► longest prefix after each hit ──► mean and variance after r = 0 … R
-                            tables      any tree, up to 16 slices: a look-up by untouched set
-                            sequences   any number of slices and sequences: positions, and their
-                                        running minimum along the hits of a shard
+                            positions of slices in sequences, and their running minimum along the
+                            hits of a shard
 
 Prefixes change only at first hits, so a trial has at most N steps, for any number of requests. Each
 step needs its request number. Where all slots are alike that does not depend on the order, and its
 exact law (an occupancy) replaces draws, which removes their noise.
 
-Several plans are followed over the same hits. Their sums are lanes of one 64-bit word: eight plans
-to a word while m · L ≤ 255, four beyond.
+Several plans are followed over the same hits.
 
 Invariant: results depend on stream, plans, trials and seed, never on the number of threads.
 """
@@ -28,14 +26,11 @@ from s3t.errors import InputError
 from s3t.plan.survival.hits import Sizes, Slots, first_hits, hit_order, in_chunks
 from s3t.plan.survival.stream import Floats, Stream
 
-__all__ = ["Trajectories", "serve_by_sequences", "serve_by_tables"]
+__all__ = ["Lanes", "Table", "Trajectories", "follow_trials", "serve_by_sequences"]
 
 Table = npt.NDArray[np.uint8]
 Lanes = npt.NDArray[Any]
 """Unsigned integers; sums of lengths over the shards."""
-
-TABLE_LIMIT = 16
-"""Maximum number of slices for tables; larger ones do not fit in the cache."""
 
 _CELLS = 1 << 17
 _OCCUPANCY_CELLS = 1 << 22
@@ -64,43 +59,6 @@ class Trajectories:
         """95 % confidence of the means is mean ± half_width, or better: [plans, R + 1]."""
         half: Floats = 1.96 * np.sqrt(self.variance / self.trials)
         return half
-
-
-def serve_by_tables(
-    stream: Stream,
-    tables: Sequence[Table],
-    requests: int,
-    trials: int,
-    *,
-    seed: int,
-    threads: int = 1,
-) -> Trajectories:
-    """Follow plans given by tables, each the same for all shards.
-
-    Args:
-        stream: what the requests hit.
-        tables: per plan [2^L] of ``lengths.length_table``. Any other count by untouched set will
-            do: ``np.minimum(table, 1)`` follows the number of shards that serve.
-        requests: R.
-        trials: independent repetitions.
-        seed: of all draws.
-        threads: chunks of trials that are worked on at a time.
-
-    Raises:
-        InputError: tables that do not fit, over 16 slices, or no requests.
-    """
-    size = 1 << stream.slices
-    if stream.slices > TABLE_LIMIT:
-        raise InputError(f"{stream.slices} slices: tables are for {TABLE_LIMIT}, give sequences")
-    if not tables or any(table.shape != (size,) or table.dtype != np.uint8 for table in tables):
-        raise InputError(f"tables must be uint8 of {size} entries, one per set of slices")
-    words, lane = _packed(tables, stream.shards)
-
-    def follow(order: Slots) -> Lanes:
-        sums: Lanes = _table_sums(words, stream, order).view(lane)
-        return sums
-
-    return _followed(stream, len(tables), requests, trials, seed, threads, follow, _CELLS)
 
 
 def serve_by_sequences(
@@ -133,10 +91,10 @@ def serve_by_sequences(
     def follow(order: Slots) -> Lanes:
         return _sequence_sums(positions, stream, order)
 
-    return _followed(stream, len(plans), requests, trials, seed, threads, follow, _CELLS)
+    return follow_trials(stream, len(plans), requests, trials, seed, threads, follow)
 
 
-def _followed(
+def follow_trials(
     stream: Stream,
     plans: int,
     requests: int,
@@ -144,11 +102,18 @@ def _followed(
     seed: int,
     threads: int,
     follow: Callable[[Slots], Lanes],
-    cells: int,
 ) -> Trajectories:
-    """Moments along the requests.
+    """Moments along the requests, of plans that are all followed over the same hits.
 
-    ``follow`` turns an order [trials, N] of hits into sums over the shards, [N + 1, trials, lanes].
+    Args:
+        stream: what the requests hit.
+        plans: how many.
+        requests: R.
+        trials, seed, threads: as for ``serve_by_sequences``.
+        follow: from an order [trials, N] of hits to sums over the shards, [N + 1, trials, plans].
+
+    Raises:
+        InputError: fewer than no requests.
     """
     if requests < 0:
         raise InputError(f"{requests} requests: expected a number from 0")
@@ -165,7 +130,7 @@ def _followed(
                 _add_changes(moments, follow(order), numbers.T)
         return moments
 
-    moments = sum(in_chunks(task, stream.slots, trials, seed, threads, cells)) / trials
+    moments = sum(in_chunks(task, stream.slots, trials, seed, threads, _CELLS)) / trials
     if by_hits:
         moments = moments @ _occupancy(stream.slots, requests)
     else:
@@ -209,39 +174,6 @@ def _occupancy(slots: int, requests: int) -> Floats:
         law[:, r + 1] = law[:, r] * again
         law[1:, r + 1] += law[:-1, r] * (1 - again[:-1])
     return law
-
-
-def _packed(tables: Sequence[Table], shards: int) -> tuple[npt.NDArray[np.uint64], np.dtype[Any]]:
-    """Tables as lanes of words, [words, 2^L], and the lanes' type: it holds the sum over shards."""
-    lane = np.min_scalar_type(shards * int(max(table.max() for table in tables)))
-    lanes = 8 // lane.itemsize
-    words = -(-len(tables) // lanes)
-    packed = np.zeros((words, len(tables[0]), lanes), dtype=lane)
-    for plan, table in enumerate(tables):
-        packed[plan // lanes, :, plan % lanes] = table
-    return packed.view(np.uint64)[..., 0], lane
-
-
-def _table_sums(words: npt.NDArray[np.uint64], stream: Stream, order: Slots) -> Lanes:
-    """Words of sums after each hit, [N+1, trials, words]: one shard changes per hit."""
-    trials, slots = order.shape
-    untouched = np.full(stream.shards * trials, (1 << stream.slices) - 1, dtype=np.intp)
-    shard, c = np.divmod(np.arange(slots), stream.slices)
-    row, keep = shard * trials, ~(1 << c)
-    sums = np.empty((slots + 1, trials, len(words)), dtype=np.uint64)
-    sums[0] = words[:, -1] * np.uint64(stream.shards)
-    lane = np.arange(trials)
-    for hit, slot in enumerate(np.ascontiguousarray(order.T)):
-        at = row.take(slot)
-        at += lane
-        before = untouched.take(at)
-        after = before & keep.take(slot)
-        untouched[at] = after
-        for number, word in enumerate(words):
-            lost = word.take(before)
-            lost -= word.take(after)
-            np.subtract(sums[hit, :, number], lost, out=sums[hit + 1, :, number])
-    return sums
 
 
 def _positions(sequences: Sequence[Sequence[int]], slices: int) -> Table:

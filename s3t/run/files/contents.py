@@ -13,7 +13,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from s3t.store.content import MALFORMED, head_of, meta_of
+from s3t.store.content import MALFORMED, entry_of, head_of
 from s3t.store.seal import is_sealed
 from s3t.system.scratch import FOLDER, PREFIX
 
@@ -106,7 +106,7 @@ def _is_kept_elsewhere(path: Path, root: Path) -> bool:
         if is_sealed(first(len(_DATABASE))) or first(len(_DATABASE)) == _DATABASE:
             return True
         with suppress(*MALFORMED):
-            meta_of(head_of(first))
+            entry_of(head_of(first))
             return True
     return False
 

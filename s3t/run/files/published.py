@@ -67,12 +67,12 @@ class Notices:
         if self._told(_OWNER) is not None or self._depot.has(_PLAN):
             raise self._of_another()
 
-    def tell(self, ledger: Ledger, *, anew: bool = False) -> None:
+    def tell(self, ledger: Ledger, *, again: bool = False) -> None:
         """Tell every deletion of the ledger that the store was not told yet; durable at return.
 
         Args:
             ledger: of the run; a store of none is claimed for it.
-            anew: look at the store again, even if this object has told it all.
+            again: look at the store again, even if this object has told it all.
 
         Raises:
             InputError: the store is another ledger's, or that of the run this one is a copy of.
@@ -81,7 +81,7 @@ class Notices:
         """
         with self._lock:
             view = ledger.view()
-            if anew or self._last is None:
+            if again or self._last is None:
                 self._last = self._looked = None
                 self._claim(ledger)
                 self._last = self._agreed(ledger)

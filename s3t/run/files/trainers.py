@@ -43,10 +43,10 @@ class Trainers:
         """Processes that have left a sign, alive or dead."""
         return list(self._seen)
 
-    def look(self, anew: bool = False) -> None:
-        """Read all signs, if the last look is long enough ago."""
+    def look(self, again: bool = False) -> None:
+        """Read all signs, if the last look is long enough ago or ``again`` is asked for."""
         now = time.monotonic()
-        if not anew and now - self._looked < min(5.0, self._lease / 8):
+        if not again and now - self._looked < min(5.0, self._lease / 8):
             return
         self._looked = now
         seen = {}
@@ -68,7 +68,7 @@ class Trainers:
     def lives(self, name: str) -> bool:
         """Whether a process may live: it has not been still for a lease."""
         if name not in self._seen:
-            self.look(anew=True)
+            self.look(again=True)
         if name not in self._seen:
             return False
         runs = self._runs_here(name)

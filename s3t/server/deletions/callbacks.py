@@ -33,7 +33,7 @@ from s3t.ledger import Callback, Outbox, Signer, host_claim
 from s3t.server.http.problems import Problem
 from s3t.server.worker import Worker
 
-__all__ = ["Callbacks", "Hosts", "Seal", "Target"]
+__all__ = ["Callbacks", "Destination", "Hosts", "Seal"]
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ Told = Mapping[str, Any] | None
 """What is told of a deletion, or None while it has not ended."""
 
 
-class Target(NamedTuple):
+class Destination(NamedTuple):
     """Where a URL leads."""
 
     secure: bool
@@ -74,7 +74,7 @@ class Hosts:
     def __init__(self, listed: Sequence[str], insecure: bool = False) -> None:
         self._listed, self._insecure = frozenset(host.lower() for host in listed), insecure
 
-    def target(self, url: str) -> Target:
+    def target(self, url: str) -> Destination:
         """Where a URL leads.
 
         Raises:
@@ -98,11 +98,11 @@ class Hosts:
         if not host or not names & self._listed:
             raise _refused("is of a host that serve.callback_hosts does not name")
         path = parts.path or "/"
-        return Target(
+        return Destination(
             secure, host, port or usual, path + (f"?{parts.query}" if parts.query else "")
         )
 
-    def address(self, target: Target) -> str:
+    def address(self, target: Destination) -> str:
         """An address of the target that may be connected to.
 
         Raises:
@@ -274,7 +274,7 @@ class Callbacks:
     def _is_paused(self, host: str) -> bool:
         return time.monotonic() < self._pauses.get(host, (0.0, 0.0))[1]
 
-    def _post(self, target: Target, body: bytes) -> int:
+    def _post(self, target: Destination, body: bytes) -> int:
         """The status that a POST got."""
         address = self._hosts.address(target)
         link = socket.create_connection((address, target.port), _CONNECT)

@@ -289,16 +289,16 @@ def _http_problem(error: HTTPException) -> Problem:
     return Problem(code, detail, headers=error.headers)
 
 
-def sentences(errors: Sequence[Any], limit: int = 10) -> str:
-    """Where a body is wrong, and why; without the values, which may be long or private.
+def sentences(errors: Sequence[Any]) -> str:
+    """Where a body is wrong, and why, in up to ten sentences; without the values, which may be long
+    or private.
 
     Args:
         errors: ``ValidationError.errors()`` of pydantic.
-        limit: how many errors are named; of the others only the number is given.
     """
     found = [
         f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}"[:300]
-        for error in errors[:limit]
+        for error in errors[:10]
     ]
-    rest = len(errors) - limit
+    rest = len(errors) - 10
     return "; ".join(found) + (f"; and {rest} more" if rest > 0 else "")

@@ -15,7 +15,30 @@ export function figuresOf({ status, picture, forecast }) {
       `${whole(status.deleted)} of ${whole(status.samples)} deleted`),
     figure("Blocks alive", whole(nodes("serving", "alive")), `of ${whole(picture.nodes.length)}`,
       `${serving} of ${count(picture.serving.length, "shard")} serving, ${whole(nodes("missing"))} missing`),
+    ...evaluated(status.evaluation),
+    ...weighted(status.weights),
   ];
+}
+
+/* The last evaluation on the public test rows, beside the base alone; nothing without one. */
+function evaluated(found) {
+  if (!found) return [];
+  const told = (value) => found.metric === "accuracy" ? `${short(100 * value)} %` : short(value);
+  const title = found.metric === "accuracy" ? "Accuracy, test" : "Perplexity, test";
+  return [figure(title, told(found.value), "",
+    found.base === null ? "the base cannot answer alone" : `the base alone ${told(found.base)}`)];
+}
+
+/* How answers do on the public validation rows, beside the base alone; nothing unless fitted. */
+function weighted(weights) {
+  if (!weights?.fitted) return [];
+  const whatOf = weights.accuracy === null
+    ? ["Perplexity, validation", (value) => short(Math.exp(-value)), "log_likelihood"]
+    : ["Accuracy, validation", (value) => `${short(100 * value)} %`, "accuracy"];
+  const [title, told, name] = whatOf;
+  const base = weights[`base_${name}`];
+  return [figure(title, told(weights[name]), "",
+    base === null ? "the base cannot answer alone" : `the base alone ${told(base)}, weight ${weights.base}`)];
 }
 
 function until(outlook, exhausted) {
@@ -37,7 +60,7 @@ function figure(title, value, unit, note) {
 export function forecastOf({ status, forecast }) {
   if (!forecast) return make("p", { class: "note" }, "No forecast yet.");
   if (forecast.exhausted) {
-    return make("p", {}, "Exhausted: no shard serves any more. s3t repair trains it anew.");
+    return make("p", {}, "Exhausted: no shard serves any more. s3t repair trains it again.");
   }
   const seen = forecast.observed;
   const notes = [

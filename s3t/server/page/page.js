@@ -4,8 +4,8 @@
      a service:  /v1/status, every two seconds ─ new view? ─► /v1/picture, /v1/forecast ─► known ─► draw
                  /v1/traffic, /v1/deletions, /v1/replicas, now and then
 
-   Invariant: a part is drawn anew only when what it shows has changed, so nobody who reads or types
-   is disturbed. What is shown of an old moment says so. */
+   Invariant: a part is drawn again only when what it shows has changed, so what a reader
+   types is not disturbed. What is shown of an old moment says so. */
 
 import { byId, fill, make, moment } from "./elements.js";
 import { gridOf, newsOf } from "./grid.js";

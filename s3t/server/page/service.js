@@ -1,7 +1,7 @@
 /* The service, asked over HTTP. A token is kept in this tab's session storage and nowhere else.
 
    `ask` gives JSON, or throws a Refused with the problem's code: "unauthenticated" and
-   "forbidden" of the service itself, "away" where nobody answers. */
+   "forbidden" of the service itself, "away" where no service answers. */
 
 const TOKEN = "s3t-token";
 const PATIENCE = 10_000;

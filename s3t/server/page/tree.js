@@ -63,7 +63,7 @@ export function treeOf(picture, shard, chosen, choose, doomed, room) {
   return [make("div", { class: "scroll" }, tree), legend(doomed.size > 0), details];
 }
 
-/* Leaves get rows of their own, whoever has children the middle of theirs. */
+/* Leaves get rows of their own, a node with children the middle of theirs. */
 function layout(nodes) {
   const children = new Map();
   for (const node of nodes) {

@@ -141,7 +141,7 @@ _EVENTS: dict[str, Any] = {
 async def complete(request: Request, body: CompletionRequest) -> Response:
     """Continue one text or several with a language model, or answer a conversation."""
     service = service_of(request)
-    if service.model.config.task != "causal-lm":
+    if not service.model.config.generates:
         raise Problem(
             "wrong_task", f"the run is of task {service.model.config.task}: use /v1/predict"
         )

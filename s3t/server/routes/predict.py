@@ -120,7 +120,7 @@ async def predict(request: Request) -> Response:
     """Label and probabilities of each row. All rows of a request are answered by one view; requests
     of the same moment share a forward pass of the model."""
     service = service_of(request)
-    if service.model.config.task == "causal-lm":
+    if service.model.config.generates:
         raise Problem("wrong_task", "the run is a language model: use /v1/completions")
     check_json(request)
     body = await request.body()
@@ -153,7 +153,7 @@ def _rows(service: Service, body: bytes) -> list[Any]:
     if len(sent) > most:
         raise Problem("too_many_rows", f"{len(sent)} rows: send up to {most} in one request")
     columns = service.model.config.data.columns
-    if service.model.config.task == "image-classification":
+    if service.model.config.of_images:
         return rows_of(sent, columns.image, _image)
     if columns.text_pair is not None:
         return [*zip(*_sides(sent, columns.text, columns.text_pair), strict=True)]

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from s3t.ledger import LogEntry
+from s3t.run.status import Status
 from s3t.server.http.problems import refusals
 from s3t.server.security.access import AuthorizedRoute, requires_role
 from s3t.server.state import service_of
@@ -26,46 +28,6 @@ _REFUSALS = refusals(
     *("unauthenticated", "forbidden", "rate_limited", "internal", "damaged"),
     *("overloaded", "unavailable", "draining"),
 )
-
-
-class ShardStatus(BaseModel):
-    """What one shard serves, and what is left of it."""
-
-    shard: int
-    prefix: list[int] = Field(description="slices of the served prefix; empty if none is served")
-    node: str | None
-    nodes_alive: int
-    nodes_dead: int
-    nodes_missing: int
-    slices_hit: list[int]
-    score: float | None
-
-
-class EnvironmentStatus(BaseModel):
-    """A training environment, and how many of the living nodes were trained in it."""
-
-    environment: str = Field(description="digest of all that identifies it")
-    name: str
-    nodes: int
-
-
-class Status(BaseModel):
-    """The state of the run at one view."""
-
-    view: int
-    samples: int
-    deleted: int
-    exhausted: bool
-    expected_deletions_left: float
-    slices: int
-    shards: list[ShardStatus]
-    environments: list[EnvironmentStatus]
-    database: str = Field(description="what the ledger is kept in, and its version")
-    jobs: int = Field(description="large deletions that were accepted and are not done")
-    callbacks: int = Field(description="URLs that are still to be told of a deletion")
-    untold: str | None = Field(
-        None, description="why the store does not know of every deletion yet; null if it does"
-    )
 
 
 class Replica(BaseModel):
@@ -88,19 +50,6 @@ class LogQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(100, ge=1, le=1000)
-
-
-class LogEntry(BaseModel):
-    """One entry of the run's log; each holds the digest of the one before."""
-
-    number: int
-    kind: str
-    at: str
-    body: dict[str, Any]
-    previous: str
-    digest: str
-    signer: str | None
-    signature: str | None
 
 
 class Log(BaseModel):

@@ -32,7 +32,14 @@ from s3t.model.base import Base
 from s3t.model.head import BIAS, WEIGHT, classify, language_logits
 from s3t.model.inputs.encoders import Encoded, padded_lengths
 from s3t.model.prototypes import Prototypes
-from s3t.serving.ensemble.members import METHODS, WEIGHTS, Member, aggregate, averaged
+from s3t.serving.ensemble.members import (
+    METHODS,
+    Member,
+    aggregate,
+    averaged,
+    mean_by_entropy,
+    shares,
+)
 from s3t.serving.ensemble.prompts import MemberPrompts
 from s3t.serving.ensemble.routing import Router, TrunkPass
 from s3t.serving.ensemble.stack import AdapterStack
@@ -74,10 +81,12 @@ class Ensemble:
         scale: alpha / rank.
         method: a name in ``METHODS``; ``mean-adapters`` is one adapter and head, averaged over the
             members; ``route`` is the member whose shard's prototype is nearest to the row.
-        weights: a name in ``WEIGHTS``.
+        weights: a name in ``WEIGHTS``, or what each of the members counts for, in their order;
+            where one of them is the base alone, it may be below 0.
         before: the ensemble of the view before, whose stacked adapters are taken over where they
             have not changed.
         prototypes: of all shards, for ``route``.
+        tokens: ``entropy`` to weigh the members of a language model token by token, too.
     """
 
     def __init__(
@@ -86,15 +95,20 @@ class Ensemble:
         members: Sequence[Member],
         scale: float,
         method: str,
-        weights: str,
+        weights: str | Sequence[float],
         before: Ensemble | None = None,
         prototypes: Prototypes | None = None,
+        tokens: str = "none",
     ) -> None:
-        self.shards = tuple(sorted(member.shard for member in members))
+        self.shards = tuple(sorted(member.shard for member in members if member.shard >= 0))
+        self._members, self._scale, self._by_token = tuple(members), scale, tokens
+        if isinstance(weights, str):
+            weights = shares(weights, members)
         # those with the longest prefixes branch off the trunk first
-        members = sorted(members, key=lambda member: (member.lowest, member.shard))
-        seen = [WEIGHTS[weights](member) for member in members]
-        votes = torch.tensor(seen, dtype=torch.float32) / sum(seen)  # [S]
+        pairs = zip(members, weights, strict=True)
+        ranked = sorted(pairs, key=lambda pair: (pair[0].lowest, pair[0].shard))
+        members = [member for member, _ in ranked]
+        votes = torch.tensor([weight for _, weight in ranked])  # [S]
         if method == "mean-adapters":
             members, votes = [averaged(members, votes.tolist(), base.targets)], torch.ones(1)
         self._lowest = [member.lowest for member in members]
@@ -104,11 +118,12 @@ class Ensemble:
             shards = [member.shard for member in members]
             self._router = Router(base, prototypes, shards, self._lowest)
             votes = torch.ones(1)
-        self._base, self._combine, self._weights = base, METHODS[method], votes.to(base.device)
+        self._base, self._weights = base, votes.to(base.device)
+        self._combine = mean_by_entropy if tokens == "entropy" else METHODS[method]
         tensors = [member.tensors for member in members]
         known = None if before is None else before._stack
         self._stack: AdapterStack = AdapterStack(base, self._lowest, tensors, scale, known)
-        self._prompts = MemberPrompts.of(base, tensors)
+        self._prompts = MemberPrompts.of(base, tensors, self._lowest)
         self._head = {
             name: torch.stack([held[name] for held in tensors]).to(base.device)
             for name in (WEIGHT, BIAS)
@@ -117,6 +132,20 @@ class Ensemble:
         self.texts: WeakKeyDictionary[object, KVDecoding | RoutedDecoding] = WeakKeyDictionary()
         """KV caches of the texts under way, by the object that holds a text; an entry goes with
         that object, or with this ensemble."""
+
+    def weighted(self, method: str, weights: Sequence[float], base: Member | None) -> Ensemble:
+        """The same members with other weights; what is stacked is shared.
+
+        Args:
+            method: ``mean-probabilities`` or ``mean-logits``.
+            weights: of the members, in the order in which they were given, and of the base behind
+                them if it is given.
+            base: the base as one more member, or None.
+        """
+        members = self._members if base is None else (*self._members, base)
+        return Ensemble(
+            self._base, members, self._scale, method, weights, before=self, tokens=self._by_token
+        )
 
     @torch.inference_mode()
     def probabilities(self, rows: Encoded) -> Tensor:

@@ -17,7 +17,16 @@ from torch import Tensor
 from s3t.model.adapters.lora import LoraTarget
 from s3t.model.head import BIAS, WEIGHT
 
-__all__ = ["METHODS", "WEIGHTS", "Member", "aggregate", "averaged"]
+__all__ = [
+    "METHODS",
+    "WEIGHTS",
+    "Member",
+    "aggregate",
+    "averaged",
+    "base_member",
+    "mean_by_entropy",
+    "shares",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +34,8 @@ class Member:
     """One shard's active prefix.
 
     Attributes:
-        shard: its number.
-        lowest: lowest layer that carries an adapter.
+        shard: its number; −1 of the base alone.
+        lowest: lowest layer that carries an adapter; of the base alone the number of layers.
         tensors: adapters or prompts of the lineage, and the head of the prefix's last stage.
         samples: samples that the prefix has seen, for weights by data.
     """
@@ -42,6 +51,16 @@ class Member:
         return max(
             (len(t) for name, t in self.tensors.items() if name.endswith("lora_A")), default=0
         )
+
+
+def base_member(depth: int, head: Mapping[str, Tensor]) -> Member:
+    """The base alone, without any adapter.
+
+    Args:
+        depth: number of its layers.
+        head: the public head of a classifier; empty of a language model.
+    """
+    return Member(-1, depth, head, 1)
 
 
 def averaged(
@@ -85,6 +104,17 @@ def mean_logits(logits: Tensor, weights: Tensor) -> Tensor:
     return mean.log_softmax(dim=-1) if _of_tokens(logits) else mean.softmax(dim=-1)
 
 
+def mean_by_entropy(logits: Tensor, weights: Tensor) -> Tensor:
+    """Σ v·softmax of token logits, where v ∝ w·exp(−entropy of the member) at each token.
+
+    Arguments and result as in ``aggregate``, for tokens alone.
+    """
+    logs = logits.log_softmax(dim=-1)
+    entropy = -(logs.exp() * logs).sum(dim=-1, keepdim=True)  # [S, n, T, 1]
+    own = (_beside(logits, weights).log() - entropy).log_softmax(dim=0)
+    return (logs + own).logsumexp(dim=0)
+
+
 def vote(logits: Tensor, weights: Tensor) -> Tensor:
     """Sum of the weights of the members whose likeliest class this is, [n, C]. Not for tokens."""
     votes = torch.zeros_like(logits).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
@@ -102,10 +132,22 @@ METHODS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 WEIGHTS: Mapping[str, Callable[[Member], int]] = {
+    "public": lambda member: 1,  # until they are fitted, see ``mixture``
     "uniform": lambda member: 1,
     "data": lambda member: member.samples,
 }
 """What a member counts for, before all sum to 1, by ``aggregation.weights``; held equal too."""
+
+
+def shares(weights: str, members: Sequence[Member]) -> list[float]:
+    """What each member counts for, summing to 1.
+
+    Args:
+        weights: a name in ``WEIGHTS``.
+        members: at least one.
+    """
+    counts = [WEIGHTS[weights](member) for member in members]
+    return [count / sum(counts) for count in counts]
 
 
 def aggregate(logits: Tensor, weights: Tensor, method: str) -> Tensor:

@@ -35,14 +35,22 @@ class MemberPrompts:
     Args:
         base: the frozen base.
         tensors: each member's, by name.
+        lowest: lowest adapted layer of each member; of the base alone, which has no prompts, the
+            number of layers.
 
     Raises:
         KeyError: a member lacks the prompts of a stage.
     """
 
-    def __init__(self, base: Base, tensors: Sequence[Mapping[str, Tensor]]) -> None:
+    def __init__(
+        self, base: Base, tensors: Sequence[Mapping[str, Tensor]], lowest: Sequence[int]
+    ) -> None:
         self._base = base
-        found = [prompts_of(held) for held in tensors]
+        none = torch.empty(0, base.hidden_size)
+        found = [
+            none if layer == base.depth else prompts_of(held)
+            for held, layer in zip(tensors, lowest, strict=True)
+        ]
         if any(prompts is None for prompts in found):
             raise KeyError("prompt")
         self._prompts = [prompts.to(base.device) for prompts in found if prompts is not None]
@@ -51,11 +59,13 @@ class MemberPrompts:
         self._few = replace(plain, inference=layers)
 
     @staticmethod
-    def of(base: Base, tensors: Sequence[Mapping[str, Tensor]]) -> MemberPrompts | None:
+    def of(
+        base: Base, tensors: Sequence[Mapping[str, Tensor]], lowest: Sequence[int]
+    ) -> MemberPrompts | None:
         """The members' prompts; None if they adapt layers, or nothing."""
         if all(prompts_of(held) is None for held in tensors):
             return None
-        return MemberPrompts(base, tensors)
+        return MemberPrompts(base, tensors, lowest)
 
     def answers(
         self,
@@ -82,7 +92,7 @@ class MemberPrompts:
             longer = None if mask is None else mask.repeat(len(alike), 1)  # [k · n, T]
             with adapted(None if many else self._few):
                 rows = hidden.repeat(len(alike), 1, 1)  # [n, T, H] → [k · n, T, H]
-                own = states(base, rows, 0, longer, prompts)
+                own = states(base, rows, 0, longer, prompts if count else None)
             found = finish(own, base.depth, longer)
             parts |= dict(zip(alike, found.chunk(len(alike)), strict=True))
         return torch.cat([parts[member] for member in members])

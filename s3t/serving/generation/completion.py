@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from s3t.errors import UnavailableError
 from s3t.model.inputs.encoders import TextEncoder
 from s3t.serving.ensemble.ensemble import Ensemble
 from s3t.serving.generation.kv_steps import KVSteps
 from s3t.types import Draw
 
-__all__ = ["Completion", "Piece", "Step", "TextGenerator", "ViewOutdated"]
+__all__ = ["Completion", "Piece", "Step", "TextGenerator", "ViewOutdated", "strictly"]
 
 _HALF = "\ufffd"
 """What a decoder gives for the first bytes of a letter."""
@@ -169,6 +170,37 @@ class TextGenerator:
         self, ensemble: Ensemble, texts: _OpenTexts, draw: Draw, generator: torch.Generator
     ) -> list[int]:
         return _chosen(texts.logs(ensemble), draw, generator)
+
+
+def strictly(pieces: Iterator[Piece], is_sound: Callable[[int], bool]) -> Iterator[Piece]:
+    """Pieces, while nothing has died that any of them is from.
+
+    Only the first one's view is looked at: it is the oldest, and what has died since a later view
+    has died since that one too.
+
+    Args:
+        pieces: of one text.
+        is_sound: whether everything that served at a view lives still.
+
+    Raises:
+        UnavailableError: a deletion has hit the text.
+    """
+    first = None
+    for piece in pieces:
+        first = piece.view if first is None else first
+        _check_unhit(is_sound(first))
+        yield piece
+    if first is not None:
+        _check_unhit(is_sound(first))
+
+
+def _check_unhit(sound: bool) -> None:
+    if not sound:
+        raise UnavailableError(
+            "a deletion has hit blocks that wrote a part of the text: drop what has come of it, "
+            "and ask for it again",
+            "text_hit",
+        )
 
 
 class _OpenTexts:

@@ -33,11 +33,13 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class TrainedNode:
-    """What a node holds after its stage, and its score on the validation set."""
+    """What a node holds after its stage, its score on the validation set, and what it says of that
+    (see ``store.Evidence``)."""
 
     key: NodeKey
     tensors: dict[str, Tensor]
     score: float
+    said: Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ A lane is one of the G nodes that are stacked in a step.
     rows ─► trunk ─► hidden states that enter the block ─► layers with the lanes' adapters
                               ─► classes: the lanes' heads          ─► cross entropy of a row
                               ─► language: the base's frozen head   ─► that of each next token
+    public rows ─► the same ─► the lanes' scores, and their evidence: log probabilities, as computed
 
 Invariant: a lane's loss is a mean over its own rows (or tokens) of the whole step, so it
 depends neither on the other lanes nor on how many passes the step is divided into.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,11 +26,11 @@ from s3t.model.base import Base
 from s3t.model.determinism import filled
 from s3t.model.head import classify, language_logits, losses
 from s3t.training.node.process_group import InTurn, ProcessGroup
-from s3t.training.node.rows import LabelledSet
+from s3t.training.node.rows import LabelledSet, evidence_rows, evidence_terms
 from s3t.training.node.trunk_cache import TrunkCache
 from s3t.types import BatchPart
 
-__all__ = ["SCORE_ROWS", "Objective", "Pass"]
+__all__ = ["SCORE_ROWS", "Gained", "Objective", "Pass"]
 
 SCORE_ROWS = 32
 """Validation rows of one pass, per lane."""
@@ -63,6 +65,23 @@ class Pass:
         return Pass(
             self.lanes[one], self.rows[one], self.weights[one], self.whole[one], self.tokens
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gained:
+    """What lanes gain on a set of rows.
+
+    Attributes:
+        scores: what each lane gains, and behind it how many rows (tokens) count, float64 [G + 1].
+        said: each lane's evidence of the rows, float32 [G, terms] (see ``evidence_rows``).
+    """
+
+    scores: Tensor
+    said: Tensor
+
+    def equals(self, other: Gained) -> bool:
+        """Whether they are the same to the last bit."""
+        return torch.equal(self.scores, other.scores) and torch.equal(self.said, other.said)
 
 
 class Objective:
@@ -154,8 +173,8 @@ class Objective:
         bank: Bank,
         leaves: Mapping[str, Tensor],
         process_group: ProcessGroup | None = None,
-    ) -> Tensor:
-        """What each lane gains on all rows, and behind it how many rows (tokens) count, [G + 1].
+    ) -> Gained:
+        """What each lane gains on all rows, and what it says of them.
 
         Args:
             lo: first layer of the block.
@@ -164,14 +183,28 @@ class Objective:
         """
         process_group = process_group or InTurn()
         self.trunk.prepare(lo, torch.arange(len(self.rows)))
-        gained = [self._gained(lo, bank, leaves, part) for part in process_group.parts]
-        return process_group.summed(gained)
+        found = [self._gained(lo, bank, leaves, part) for part in process_group.parts]
+        # the evidence of a pass is in one part, and zeros in the others: sums change no bit of it
+        return Gained(
+            process_group.summed([one.scores for one in found]),
+            process_group.summed([one.said for one in found]),
+        )
 
-    def _gained(self, lo: int, bank: Bank, leaves: Mapping[str, Tensor], part: BatchPart) -> Tensor:
+    @cached_property
+    def _kept(self) -> tuple[Tensor, Tensor]:
+        """Terms of each row that evidence holds, [n], and how many are before the row, [n + 1]."""
+        terms = torch.zeros(len(self.rows), dtype=torch.int64)
+        index = evidence_rows(self.rows, self.classes)
+        terms[index] = evidence_terms(self.rows, self.classes)[index]
+        return terms, torch.cat([terms.new_zeros(1), terms.cumsum(0)])
+
+    def _gained(self, lo: int, bank: Bank, leaves: Mapping[str, Tensor], part: BatchPart) -> Gained:
         """What each lane gained on the passes of a part, and how many rows (tokens) counted."""
         lanes, trunk = bank.lanes, self.trunk
         passes = torch.arange(len(self.rows)).split(SCORE_ROWS)
         gained, counted = torch.zeros(lanes, dtype=torch.float64), 0.0
+        terms, before = self._kept
+        said = torch.zeros(lanes, int(before[-1]))
         # a rank without a pass left computes one too: layers may be divided among all
         for number in range(part.rank, -(-len(passes) // part.size) * part.size, part.size):
             taken = passes[min(number, len(passes) - 1)]
@@ -181,6 +214,8 @@ class Objective:
             entering = trunk.hidden(index, length)
             if number >= len(passes):
                 taken = taken[:0]
+            kept = torch.zeros(SCORE_ROWS, dtype=torch.bool)
+            kept[: len(taken)] = terms[taken] > 0
             if self.classes:
                 assert self.rows.labels is not None
                 labels = self.rows.labels[index].view(lanes, -1)
@@ -188,13 +223,19 @@ class Objective:
                 right = logits.argmax(dim=2).cpu() == labels  # [G, 32]
                 gained += right[:, : len(taken)].sum(dim=1).double()
                 counted += len(taken)
+                chances = logits.log_softmax(dim=2).cpu()[:, kept]
             else:
                 above = self._above(lo, entering, mask, bank)
                 each, real = self._token_losses(above, index, length)
                 lost = (each * real).cpu().double().view(lanes, SCORE_ROWS, -1)  # [G, 32, T − 1]
                 gained -= lost[:, : len(taken)].sum(dim=(1, 2))
                 counted += float(real[: len(taken)].sum())
-        return torch.cat([gained, torch.tensor([counted], dtype=torch.float64)])
+                each = -each.cpu().view(lanes, SCORE_ROWS, -1)
+                chances = each[:, (real[:SCORE_ROWS] > 0).cpu() & kept.unsqueeze(1)]
+            if len(taken):
+                said[:, before[taken[0]] : before[taken[-1] + 1]] = chances.flatten(1)
+        scores = torch.cat([gained, torch.tensor([counted], dtype=torch.float64)])
+        return Gained(scores, said + 0.0)  # no -0.0, which sums would change
 
     def _above(self, lo: int, hidden: Tensor, mask: Tensor | None, bank: Bank) -> Tensor:
         with adapted(bank):

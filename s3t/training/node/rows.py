@@ -22,7 +22,17 @@ from s3t.model.inputs.encoders import Encoded, ImageEncoder, TextEncoder, padded
 from s3t.plan.lineage import node_seed
 from s3t.types import NodeKey
 
-__all__ = ["Batches", "LabelledSet", "encode_rows"]
+__all__ = [
+    "EVIDENCE_TERMS",
+    "Batches",
+    "LabelledSet",
+    "encode_rows",
+    "evidence_rows",
+    "evidence_terms",
+]
+
+EVIDENCE_TERMS = 100_000
+"""Numbers that a node's evidence has at most: rows × classes, or tokens."""
 
 _WINDOW = 50
 """Batches that are sorted by length together: enough for batches of one length, few enough that
@@ -43,6 +53,11 @@ class LabelledSet:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def take(self, index: Tensor) -> LabelledSet:
+        """The rows ``index`` alone."""
+        labels = None if self.labels is None else self.labels[index]
+        return LabelledSet(self.rows.rows(index), labels)
 
     def longest(self, index: Tensor) -> int | None:
         """Tokens of the longest of the rows ``index``, up to a multiple of 16; None for images."""
@@ -66,6 +81,33 @@ def encode_rows(encoder: TextEncoder | ImageEncoder, rows: LabelledRows) -> Labe
     if isinstance(encoder, TextEncoder):
         return LabelledSet(encoder.encode(rows.inputs, rows.numbers), labels)
     return LabelledSet(encoder.encode(rows.inputs), labels)
+
+
+def evidence_rows(rows: LabelledSet, classes: int) -> Tensor:
+    """Numbers of the validation rows that a node's evidence is of, sorted, int64.
+
+    All of them, unless their terms are more than ``EVIDENCE_TERMS``. Then as many as fit of the
+    rows in bit-reversed order of their numbers, so that any part of it is spread over all: which
+    they are follows from the number of rows, and of the terms of each.
+
+    Args:
+        rows: the public validation rows.
+        classes: number of classes, so many terms has a row; 0 for a language model, where a row
+            has a term for each scored token but the first of a text.
+    """
+    bits, count = len(rows).bit_length(), len(rows)
+    terms = evidence_terms(rows, classes)
+    order = sorted(range(count), key=lambda row: f"{row:0{bits}b}"[::-1])
+    fit = terms[order].cumsum(0) <= EVIDENCE_TERMS
+    fit[:1] = True
+    return torch.tensor(order, dtype=torch.int64)[fit].sort().values
+
+
+def evidence_terms(rows: LabelledSet, classes: int) -> Tensor:
+    """Numbers that each row has in a node's evidence, [n] int64."""
+    if classes:
+        return torch.full((len(rows),), classes)
+    return rows.rows.scored[:, 1:].sum(dim=1).long()
 
 
 class Batches:

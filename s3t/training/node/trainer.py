@@ -33,7 +33,7 @@ from s3t.training.node.assignment import (
     TrainedNode,
 )
 from s3t.training.node.lanes import LaneTensors
-from s3t.training.node.objective import SCORE_ROWS, Objective, Pass
+from s3t.training.node.objective import SCORE_ROWS, Gained, Objective, Pass
 from s3t.training.node.optimizer import StackedOptimizer, learning_rate
 from s3t.training.node.process_group import InTurn, ProcessGroup
 from s3t.training.node.rows import Batches
@@ -70,7 +70,7 @@ class StageTrainer:
         self.process_group = process_group or InTurn(self.recipe.processes)
         self.stacking = Stacking(base, self.process_group)
         self.tensors = LaneTensors(base, settings, rows.classes)
-        if self.recipe.parallel == "fsdp":
+        if self.recipe.sharded:
             base.run_plainly()
         cache, group = cache or CacheSettings(), self.process_group
         trunk = TrunkCache(base, rows.private.rows, cache.cap_bytes, cache.shared, group)
@@ -101,18 +101,10 @@ class StageTrainer:
         for assignment, before, after in zip(ranked, initial, finals, strict=True):
             self._check(assignment, before, after)
         self.base.check_frozen()
-        scores = self.scores(block, ranked, finals)
-        for assignment, score in zip(ranked, scores, strict=True):
-            if not math.isfinite(score):
-                raise _diverged(assignment.key, "its validation score")
-        trained = {
-            assignment.key: TrainedNode(assignment.key, tensors, score)
-            for assignment, tensors, score in zip(ranked, finals, scores, strict=True)
-        }
+        trained = {one.key: one for one in self.scored(block, ranked, finals)}
         for key, one in trained.items():
-            self.process_group.agree(
-                digest([tensors_digest(one.tensors), one.score]), f"node {key}"
-            )
+            held = tensors_digest({**one.tensors, "": one.said})
+            self.process_group.agree(digest([held, one.score]), f"node {key}")
         return [trained[assignment.key] for assignment in group]
 
     def agrees(self, block: tuple[int, int], group: Sequence[Assignment]) -> bool:
@@ -190,15 +182,40 @@ class StageTrainer:
         together = recipe.gradient_accumulation
         return Batches(assignment.key, rows, recipe.batch_size, recipe.epochs, together, lengths)
 
-    def scores(
+    def scored(
+        self,
+        block: tuple[int, int],
+        ranked: Sequence[Assignment],
+        finals: Sequence[dict[str, Tensor]],
+    ) -> list[TrainedNode]:
+        """Nodes with these tensors, with their scores on the validation rows, to six digits, and
+        what they say of them.
+
+        Raises:
+            S3TError: a score or a log probability is infinite or not a number.
+        """
+        found = self._gained(block, ranked, finals)
+        *each, counted = found.scores.tolist()
+        scores = [float(f"{one / max(counted, 1.0):.6g}") for one in each]
+        said = found.said.unflatten(1, (-1, self.classes)) if self.classes else found.said
+        nodes = [
+            TrainedNode(assignment.key, *rest)
+            for assignment, *rest in zip(ranked, finals, scores, said, strict=True)
+        ]
+        for node in nodes:
+            if not (math.isfinite(node.score) and bool(node.said.isfinite().all())):
+                raise _diverged(node.key, "its validation score")
+        return nodes
+
+    def _gained(
         self,
         block: tuple[int, int],
         ranked: Sequence[Assignment],
         finals: Sequence[Mapping[str, Tensor]],
-    ) -> list[float]:
-        """What nodes with these tensors score on the validation rows, to six digits."""
+    ) -> Gained:
+        """What nodes gain on the validation rows: stacked, if that gives what each gives alone."""
 
-        def gained(nodes: slice) -> Tensor:
+        def gained(nodes: slice) -> Gained:
             some = finals[nodes]
             leaves = {name: torch.stack([t[name] for t in some]) for name in some[0]}
             leaves = {name: tensor.to(self.base.device) for name, tensor in leaves.items()}
@@ -206,23 +223,24 @@ class StageTrainer:
             bank = self.tensors.bank(block, leaves, upper, ())
             return self.on_public.gained(block[0], bank, leaves, self.process_group)
 
-        def alone() -> Tensor:
+        def alone() -> Gained:
             each = [gained(slice(at, at + 1)) for at in range(len(ranked))]
-            return torch.cat([*(one[:1] for one in each), each[0][1:]])
+            scores = torch.cat([*(one.scores[:1] for one in each), each[0].scores[1:]])
+            return Gained(scores, torch.cat([one.said for one in each]))
 
-        shape = ("scores", len(ranked))
-        found: list[Tensor] = []
+        frozen = frozenset(tensor.shape for tensor in ranked[0].inherited.values())
+        shape = ("scores", frozen, len(ranked))
+        found: list[Gained] = []
 
         def same() -> bool:
             found.append(alone())
-            return torch.equal(found[0], gained(slice(None)))
+            return found[0].equals(gained(slice(None)))
 
         prompts = prompts_of({**ranked[0].inherited, **finals[0]})
         tokens = self.base.tokens(self.validation.rows) + (0 if prompts is None else len(prompts))
         if len(ranked) == 1 or self.stacking.allows(shape, same, SCORE_ROWS * tokens):
-            found = [gained(slice(None))]
-        *each, counted = (found or [alone()])[0].tolist()
-        return [float(f"{one / max(counted, 1.0):.6g}") for one in each]
+            return found[0] if found else gained(slice(None))
+        return found[0] if found else alone()
 
     def _check(
         self, assignment: Assignment, before: Mapping[str, Tensor], after: Mapping[str, Tensor]

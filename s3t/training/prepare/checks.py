@@ -23,6 +23,7 @@ import torch
 from s3t.config import Config
 from s3t.data import Data
 from s3t.data.partition import Partition, partition, slice_rates, tier_slices
+from s3t.data.rows import overlap
 from s3t.errors import ConfigError, DataError, InputError
 from s3t.model.base import Base
 from s3t.model.inputs.encoders import ImageEncoder, TextEncoder
@@ -36,7 +37,14 @@ from s3t.training.prepare.inputs import RunInputs
 from s3t.training.prepare.recipe import recipe_of, stage_bytes
 from s3t.types import Digest, NodeKey
 
-__all__ = ["CheckedRun", "brief_of", "check_run", "sequences_of", "unencodable"]
+__all__ = [
+    "CheckedRun",
+    "brief_of",
+    "check_run",
+    "sequences_of",
+    "settle_weights",
+    "unencodable",
+]
 
 Part = TypeVar("Part")
 
@@ -51,12 +59,14 @@ class CheckedRun:
         partition: the private samples in their slices.
         sequences: of slices, for every shard.
         prototypes: of the clusters, if shards are clusters.
+        notes: sentences on what the config does not get.
     """
 
     inputs: RunInputs
     partition: Partition
     sequences: Sequences
     prototypes: Prototypes | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def config(self) -> Config:
@@ -108,7 +118,7 @@ class CheckedRun:
             base=base.fingerprint,
             recipe=recipe_of(config, base, self.encoder, labels, head, prototypes),
             epochs=config.stage.epochs,
-            cumulative=config.stage.slices == "cumulative",
+            cumulative=config.stage.cumulative,
             stage_bytes=stage_bytes(config, base, self.classes),
             leave_out_empty=True,  # where the partition has let them pass
             environment=environment,
@@ -141,6 +151,7 @@ def check_run(
     data = _tried(problems, lambda: inputs.data)
     if data is not None and without is not None:
         inputs.leave_out(without)
+    notes = () if data is None else _tried(problems, lambda: settle_weights(inputs)) or ()
     base = _tried(problems, lambda: inputs.base)
     parts, chosen, prototypes = None, None, None
     if data is not None and shape.clusters is None:
@@ -158,7 +169,39 @@ def check_run(
             chosen = sequences_of(config, inputs.base, len(inputs.data.labels), m)
     if problems or parts is None or chosen is None:
         raise ConfigError(problems, "config")
-    return CheckedRun(inputs, parts, chosen, prototypes)
+    return CheckedRun(inputs, parts, chosen, prototypes, notes)
+
+
+def settle_weights(inputs: RunInputs) -> tuple[str, ...]:
+    """Take uniform weights in place of public ones that are only the default, where those cannot be
+    fitted: on rows that the base and its head have learnt they would say nothing of the shards.
+
+    Returns:
+        a sentence on what the config does not get, if anything.
+
+    Raises:
+        ConfigError: the config asks for public weights itself.
+    """
+    how, adapt, validation = inputs.config.aggregation, inputs.data.adapt, inputs.data.validation
+    if how.weights != "public" or (adapt is None and inputs.config.task == "causal-lm"):
+        return ()
+    if adapt is None:
+        return ("the base gets no weight, and is no floor: its head needs data.public.adapt",)
+    count = overlap(validation, adapt)
+    if not count:
+        return ()
+    what = f"{count} of {len(validation)} rows of data.public.validation are in .adapt too"
+    if "weights" in how.model_fields_set:
+        raise ConfigError(
+            [
+                f"aggregation.weights 'public' cannot be fitted, since {what}: divide the public "
+                "rows, or use uniform or data"
+            ],
+            "config",
+        )
+    uniform = how.model_copy(update={"weights": "uniform"})
+    inputs.config = inputs.config.model_copy(update={"aggregation": uniform})
+    return (f"aggregation.weights is uniform, not public, since {what}",)
 
 
 def unencodable(inputs: RunInputs) -> list[str]:
@@ -226,7 +269,7 @@ def brief_of(config: Config, stage_bytes: Sequence[int], shards: int) -> Brief:
     """
     shape, asked = config.partition, config.sequences
     stages = range(1, shape.slices + 1)
-    slices = [stage if config.stage.slices == "cumulative" else 1 for stage in stages]
+    slices = [stage if config.stage.cumulative else 1 for stage in stages]
     per_slice = (asked.samples or 0) / (shards * shape.slices) * config.stage.epochs
     costs = {
         "sequences": None,

@@ -76,7 +76,7 @@ def _load(
     config, plan = run.config(), run.trained_plan()
     inputs.leave_out(run.gone())
     inputs.prove_base(plan.base, run)
-    shards_base = group is not None and config.stage.parallel == "fsdp"
+    shards_base = group is not None and config.stage.sharded
     base = inputs.base if shards_base else inputs.base.to(device)
     head = starting_head(run, config, base)
     prototypes, labels = prototypes_of(run, config, base), inputs.data.labels

@@ -10,6 +10,7 @@ sample gets further than the reading of the data.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -36,6 +37,8 @@ from s3t.training.prepare.public_head import (
 )
 
 __all__ = ["carry_on", "prepare", "put_in_force"]
+
+_log = logging.getLogger(__name__)
 
 _FREE = {
     *("training", "store", "aggregation", "output", "name"),
@@ -69,10 +72,12 @@ def prepare(
     """
     run = RunDir(config.run_dir)
     if run.prepared:
-        return _go_on(run, config, device)
+        return _go_on(run, _with_weights(run, config), device)
     # before the paths are made absolute: messages name them as they were given
     checked = check_run(config, without, device, on_step, public_of)
-    config = anchored(config)
+    config = anchored(checked.config)
+    for note in checked.notes:
+        _log.warning("%s", note)
     _ = RunDir(config.run_dir, config.store).store  # a URL or key ring that cannot be used
     if run.foreign:
         raise InputError(
@@ -80,7 +85,7 @@ def prepare(
         )
     write_durably(run.config_path, dump_config(config).encode())
     _freeze_base(run, config, checked, on_step)
-    if config.stage.parallel != "fsdp":  # which is for bases that no single device may hold
+    if not config.stage.sharded:  # which is for bases that no single device may hold
         checked.base.to(device)
     if checked.prototypes is not None:
         write_prototypes(run.prototypes_path, checked.prototypes, checked.base.fingerprint)
@@ -99,6 +104,18 @@ def _go_on(run: RunDir, config: Config, device: torch.device) -> RunInputs:
     inputs = RunInputs.of(run)
     carry_on(run, device, inputs)
     return inputs
+
+
+def _with_weights(run: RunDir, config: Config) -> Config:
+    """The config, with the weights that the run has unless it names others."""
+    how = config.aggregation
+    if "weights" in how.model_fields_set:
+        return config
+    before = run.config().aggregation
+    if before.method != how.method:
+        return config
+    how = how.model_copy(update={"weights": before.weights})
+    return config.model_copy(update={"aggregation": how})
 
 
 def _freeze_base(
@@ -183,7 +200,7 @@ def _check_same(run: RunDir, config: Config) -> None:
     before = anchored(run.config()).model_dump(mode="json", exclude=_FREE)
     now = config.model_dump(mode="json", exclude=_FREE)
     changed = _differences("", before, now)
-    if config.task != "causal-lm" and needs_head(config) and not run.head_path.is_file():
+    if not config.generates and needs_head(config) and not run.head_path.is_file():
         changed.append("it was trained without a public head, which this config needs")
     if changed:
         raise InputError(

@@ -43,7 +43,7 @@ def preview(config: Config, horizon: int | None = None) -> dict[str, Any]:
     """
     checked = check_run(config)
     plan = checked.plan(checked.base, None)
-    data, notes = checked.data, [*_tier_notes(checked), *_cluster_notes(checked)]
+    data, notes = checked.data, [*checked.notes, *_tier_notes(checked), *_cluster_notes(checked)]
     if data.private.folded:
         notes.append(f"{data.private.folded} exact copies of the same subject count once")
     column, bare = config.partition.subject, [one.subject is None for one in data.private.samples]

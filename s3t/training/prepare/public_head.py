@@ -25,7 +25,10 @@ __all__ = ["head_digest", "keep_head", "needs_head", "public_head_of", "starting
 
 def needs_head(config: Config) -> bool:
     """Whether a classifier's run keeps a public head."""
-    return config.stage.head == "public" or config.aggregation.on_exhausted == "base"
+    how, adapt = config.aggregation, config.data.public.adapt
+    if config.stage.starts_public or how.falls_back:
+        return True
+    return how.weights == "public" and adapt is not None  # the base is weighed beside the shards
 
 
 def keep_head(run: RunDir, inputs: RunInputs, public_of: RunDir | None) -> None:
@@ -51,7 +54,7 @@ def public_head_of(run: RunDir, base: Base) -> dict[str, Tensor]:
 
 def starting_head(run: RunDir, config: Config, base: Base) -> dict[str, Tensor]:
     """The public head from which stage 1 starts; empty if it starts from a random one."""
-    return public_head_of(run, base) if config.stage.head == "public" else {}
+    return public_head_of(run, base) if config.stage.starts_public else {}
 
 
 def head_digest(head: Mapping[str, Tensor]) -> Digest | None:

@@ -29,7 +29,7 @@ def blocks_of(config: Config, depth: int) -> tuple[tuple[int, int], ...]:
         ConfigError: more slices than layers, or too many of them in block 1.
     """
     slices, stage = config.partition.slices, config.stage
-    if stage.adapter == "prompt":
+    if stage.prompts:
         return ((0, 0),) * slices
     return trained_layers(stage.isolation, depth, slices, stage.first_block, stage.span)
 
@@ -72,7 +72,7 @@ def recipe_of(
 
 def _adapter(config: Config) -> dict[str, Any]:
     """The section of what is trained beside the head; the other one has no part in it."""
-    if config.stage.adapter == "prompt":
+    if config.stage.prompts:
         return {"prompt": config.prompt.model_dump(mode="json")}
     return {"lora": config.lora.model_dump(mode="json", exclude={"targets"})}
 
@@ -81,7 +81,7 @@ def stage_bytes(config: Config, base: Base, classes: int) -> tuple[int, ...]:
     """Bytes of the float32 weights of a node of stage 1, 2, … L, head included."""
     rank = config.lora.rank
     head = 4 * classes * (base.hidden_size + 1)
-    if config.stage.adapter == "prompt":
+    if config.stage.prompts:
         return (head + 4 * config.prompt.tokens * base.hidden_size,) * config.partition.slices
     return tuple(
         head + sum(4 * rank * (t.inputs + t.outputs) for t in base.targets if lo <= t.layer < hi)

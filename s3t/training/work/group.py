@@ -10,7 +10,6 @@ Invariant: every process of a group trains the same nodes in the same order, or 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -22,26 +21,23 @@ from s3t.training.node.process_group import DistributedGroup
 from s3t.training.prepare.inputs import RunInputs
 from s3t.training.prepare.load import load_prepared
 from s3t.training.work.worker_state import WorkerState
-from s3t.training.work.workers import Finished, OnStep
+from s3t.training.work.workers import OnStep
 from s3t.types import NodeKey
 
 __all__ = ["GroupLeader", "follow", "with_one_voice"]
 
 
 class GroupLeader:
-    """One worker: this process and those that follow it.
+    """Trains units in this process and those that follow it.
 
     Args:
         group: which they are.
         device: what this one trains on.
     """
 
-    size = 1
-
     def __init__(self, group: DistributedGroup, device: torch.device) -> None:
         self._group, self._device = group, device
         self._state: WorkerState | None = None
-        self._unit: tuple[NodeKey, ...] = ()
         self._broken = False
 
     def open(self, run: RunDir, inputs: RunInputs, on_step: OnStep) -> int:
@@ -52,25 +48,12 @@ class GroupLeader:
             self._state = _state(run, inputs, self._group, self._device)
             return self._state.stack_size()
 
-    def idle(self) -> list[int]:
-        """This group, unless it has a unit."""
-        return [] if self._unit else [0]
-
-    def start(self, worker: int, unit: Sequence[NodeKey]) -> None:
-        """Take a unit, which ``finished`` trains."""
-        self._unit = tuple(unit)
-
-    def finished(self, seconds: float) -> list[Finished]:
-        """Train the unit, all together; without one, wait."""
-        unit, self._unit = self._unit, ()
-        if not unit:
-            time.sleep(seconds)
-            return []
+    def train(self, unit: Sequence[NodeKey]) -> None:
+        """Train the unit, all together."""
         assert self._state is not None
         with self._broken_by_errors():
             self._group.tell(("train", unit))
             _train(self._state, self._group, unit, self._on_step)
-        return [Finished(unit)]
 
     def close(self) -> None:
         """End the others, and prove that the base is what it was, bytes and all.

@@ -1,6 +1,7 @@
-"""Tells the ledger of each node that comes into the store: by the digest of its weights.
+"""Tells the ledger of each node that comes into the store: by digests of weights and evidence.
 
     store: <key>.safetensors ──key, weights──► ledger: nodes ──at the end──► one digest in the log
+           <key>.evidence ──digest──┘
 
 Invariant: a key says what a node has seen, not which weights came of it. The ledger says that, from
 the moment at which the node was first seen here. So weights that are replaced later are found out,
@@ -15,7 +16,7 @@ from collections.abc import Collection
 from s3t.errors import DamagedNodeError
 from s3t.ledger import Witnessed
 from s3t.run import RunDir
-from s3t.types import NodeKey
+from s3t.types import Digest, NodeKey
 
 __all__ = ["NodeLog"]
 
@@ -53,10 +54,17 @@ class NodeLog:
         for key in sorted({*there} - self._known):
             try:
                 meta = self._run.store.meta(key)
-                found[key] = Witnessed(meta.weights, meta.score, meta.rows)
             except DamagedNodeError:
                 continue  # where the node is needed, that is an error
+            found[key] = Witnessed(meta.weights, meta.score, meta.rows, self._evidence(key))
         with self._run.ledger() as ledger:
             ledger.plans.announce(found)
         self._known.update(found)
         self._told = time.monotonic()
+
+    def _evidence(self, key: NodeKey) -> Digest | None:
+        """Digest of a node's evidence; None if that is missing or damaged."""
+        try:
+            return self._run.store.read_evidence(key).digest
+        except DamagedNodeError:
+            return None

@@ -64,7 +64,7 @@ def publish(run: RunDir) -> None:
     found = run.trained_plan()
     plan, kept = found.to_json().encode(), _got(depot, _PLAN)
     with run.ledger() as ledger:
-        run.notices().tell(ledger, anew=True)
+        run.notices().tell(ledger, again=True)
         run.notices().tell_plan(found.digest, ledger.plans.newest().plan_view)
     if kept is None:
         if run.base_path.is_dir():

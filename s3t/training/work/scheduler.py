@@ -2,7 +2,7 @@
 
     store ─── nodes that are there ─┐
     ledger ── slots that are hit ───┼─► ready nodes ─► unit ─► idle worker ─► store
-    claims ── what others have ─────┘                              │
+    leases ── what others have ─────┘                              │
                     └──────────────── finished, or lost ◄──────────┘
 
 Invariant: a node is handed out only if its key is missing, its parent is there and no deletion has
@@ -26,7 +26,7 @@ from s3t.plan.trie import Node
 from s3t.run import RunDir
 from s3t.training.prepare.inputs import RunInputs
 from s3t.training.rank import Rank
-from s3t.training.work.claims import Claims, Leases
+from s3t.training.work.node_leases import DepotLeases, NodeLeases
 from s3t.training.work.node_log import NodeLog
 from s3t.training.work.ready_nodes import ReadyNodes
 from s3t.training.work.worker_state import steps_of
@@ -47,7 +47,7 @@ class Scheduler:
         accelerator: whose trackers are told of scores.
         run: a prepared run.
         rank: which process this is.
-        claims: keep other processes from the nodes that this one trains.
+        leases: keep other processes from the nodes that this one trains.
         workers: what nodes are handed to.
     """
 
@@ -57,11 +57,11 @@ class Scheduler:
         accelerator: Accelerator,
         run: RunDir,
         rank: Rank,
-        claims: Claims,
+        leases: NodeLeases,
         workers: Workers,
     ) -> None:
         self.config, self.accelerator, self.run = config, accelerator, run
-        self.rank, self.claims, self.workers = rank, claims, workers
+        self.rank, self.leases, self.workers = rank, leases, workers
         self.plan = run.trained_plan()
         self.forest = self.plan.forest
         self.node_log = NodeLog(run) if rank.main else None
@@ -91,8 +91,8 @@ class Scheduler:
             self._train(todo, inputs)
         if self.node_log is not None:
             self.node_log.close(self._there)
-        if self.rank.main and isinstance(self.claims, Leases):
-            self.claims.clear()
+        if self.rank.main and isinstance(self.leases, DepotLeases):
+            self.leases.clear()
         came = sum(key in self._there for key in todo)
         trained = came if self.rank.main else len(self._own)
         skipped += len(todo) - came
@@ -106,7 +106,7 @@ class Scheduler:
         quiet = silent() or not self.rank.speaks
         with tqdm(total=total, unit="step", disable=quiet, dynamic_ncols=True) as self._bar:
             while self._hand_out():
-                for finished in self.workers.finished(self.claims.pause):
+                for finished in self.workers.finished(self.leases.pause):
                     if finished.lost:
                         self._give_back(finished.unit)
                     else:
@@ -117,7 +117,7 @@ class Scheduler:
 
     def _hand_out(self) -> bool:
         """Give every idle worker a unit while nodes are ready; False once no node is left."""
-        if time.monotonic() - self._looked >= self.claims.pause:
+        if time.monotonic() - self._looked >= self.leases.pause:
             self._look()
         idle = self.workers.idle()
         while idle and (unit := self._unit(idle[0], len(idle))):
@@ -125,18 +125,18 @@ class Scheduler:
         return bool(self._ready.left)
 
     def _unit(self, worker: int, idle: int) -> list[NodeKey]:
-        """A unit for a worker, claimed; empty if no node is ready.
+        """A unit for a worker, kept from other processes; empty if no node is ready.
 
         Args:
             worker: its number.
             idle: how many workers of this process have no unit, this one included.
         """
-        idle += self.claims.idle() * self.workers.size
+        idle += self.leases.idle() * self.workers.size
         workers = self.rank.processes * self.workers.size
         while unit := self._ready.unit(self._stages.get(worker), self._away, idle, workers):
-            mine = self.claims.take(unit)
+            mine = self.leases.take(unit)
             self._away |= {*unit} - {*mine}
-            if self.claims.shared:  # another may have finished it since the last look
+            if self.leases.shared:  # another may have finished it since the last look
                 missing = [key for key in mine if not self.run.store.has(key)]
                 self._came([key for key in mine if key not in missing])
                 mine = missing
@@ -167,22 +167,22 @@ class Scheduler:
 
     def _give_back(self, unit: Sequence[NodeKey]) -> None:
         """Make the nodes of a dead worker ready again."""
-        self.claims.release(unit)
+        self.leases.release(unit)
         self._ready.free(unit)
 
     def _came(self, keys: Sequence[NodeKey]) -> None:
-        """Nodes of which we had the claim are there."""
-        self.claims.release(keys)
+        """Nodes that this process had taken are there."""
+        self.leases.release(keys)
         self._note(self._there | {*keys})
 
     def _look(self) -> None:
         """See which nodes are there, which are hit, and which other processes train."""
-        self._away = {*self.claims.away()}
+        self._away = {*self.leases.away()}
         self._hits = self.run.hits()
         if self.rank.main and self._hits != self._told:  # in case who deleted could not tell it
             self.run.tell_store()
             self._told = self._hits
-        fresh = self.claims.shared or not self._there
+        fresh = self.leases.shared or not self._there
         # a node that goes away meanwhile is met as damage where its child is trained
         self._note(self._there | (self.run.store.keys() if fresh else frozenset()))
         self._looked = time.monotonic()

@@ -3,7 +3,7 @@
     rank 0          lock ─► prepare ─► publish ─┐                  ┌─► take effect ─► score ─► purge
     other ranks     wait ───────────────────────┴─► Scheduler.train ┴─► report
 
-There are no stages to wait for and no process that leads: all read the store, claim what is ready
+There are no stages to wait for and no process that leads: all read the store, take what is ready
 and train it, until nothing is left. Processes may be on other machines, and may die. Where several
 train a node together, the first of each group schedules, and the others follow it (``group.py``).
 
@@ -42,12 +42,12 @@ from s3t.training.prepare.load import load_prepared
 from s3t.training.prepare.prepare import prepare
 from s3t.training.prepare.replan import Replan, replan_run, take_effect
 from s3t.training.rank import Rank, by_itself
-from s3t.training.work.claims import Alone, Leases
 from s3t.training.work.group import GroupLeader, follow, with_one_voice
+from s3t.training.work.node_leases import Alone, DepotLeases
 from s3t.training.work.remote_run import finished, join, joined, publish, refuse_other_store
 from s3t.training.work.scheduler import Scheduler, silent
 from s3t.training.work.worker_state import WorkerState
-from s3t.training.work.workers import Inline, Subprocesses, Workers, worker_count
+from s3t.training.work.workers import Inline, SingleProcess, Subprocesses, Workers, worker_count
 from s3t.types import NodeKey
 
 __all__ = ["Report", "train"]
@@ -118,7 +118,8 @@ def train(
     found = call_elsewhere(
         config.training.arithmetic,
         train_words,
-        config=config.model_dump(mode="json"),
+        # what is unset stays so: a default may give way where what is asked for is refused
+        config=config.model_dump(mode="json", exclude_unset=True),
         replan=None if replan is None else asdict(replan),
         without=None if without is None else without.to_dict(),
         in_turn=in_turn,
@@ -160,16 +161,16 @@ def _train(
             if not group.leads:
                 follow(group, device)
                 return Report(str(config.run_dir), 0, 0, 0, 0, 0, 0.0, rank.processes, size)
-        claims, workers = _open(stack, config, device, rank, group)
+        leases, workers = _open(stack, config, device, rank, group)
         if rank.main:
-            added, inputs = _prepare(config, device, claims, replan, without, public_of)
+            added, inputs = _prepare(config, device, leases, replan, without, public_of)
         else:
-            assert claims is not None
-            _await_prepared(config, rank, claims, replan is not None)
+            assert leases is not None
+            _await_prepared(config, rank, leases, replan is not None)
         run = RunDir.existing(config.run_dir)
         stack.enter_context(run.ledger_open())
         inputs = inputs or RunInputs.of(run)
-        scheduler = Scheduler(config, accelerator, run, rank, claims or Alone(), workers)
+        scheduler = Scheduler(config, accelerator, run, rank, leases or Alone(), workers)
         counts = scheduler.train(inputs)
         if rank.main:
             take_effect(run)
@@ -192,7 +193,7 @@ def _open(
     device: torch.device,
     rank: Rank,
     group: DistributedGroup | None,
-) -> tuple[Leases | None, Workers]:
+) -> tuple[DepotLeases | None, Workers]:
     """Lock the run, and start the workers; ``stack`` gives all of it up.
 
     Returns:
@@ -201,12 +202,12 @@ def _open(
     if rank.main:
         stack.enter_context(RunDir(config.run_dir).training_lock())
     stack.callback(_remove_shared_cache, config, rank)
-    claims = _claims(config, rank)
-    workers = _workers(config, device, rank) if group is None else GroupLeader(group, device)
+    leases = _leases(config, rank)
+    workers = _workers(config, device, rank, group)
     stack.callback(workers.close)
-    if claims is not None:
-        stack.callback(claims.close)
-    return claims, workers
+    if leases is not None:
+        stack.callback(leases.close)
+    return leases, workers
 
 
 def _group_rank(process: Rank, size: int) -> Rank:
@@ -241,26 +242,30 @@ def _accelerator(config: Config, rank: Rank) -> tuple[Accelerator, torch.device]
     return accelerator, device
 
 
-def _claims(config: Config, rank: Rank) -> Leases | None:
+def _leases(config: Config, rank: Rank) -> DepotLeases | None:
     """What keeps other processes from the same nodes; None if no other process can see the run."""
     if rank.processes == 1 and config.store.url is None:
         return None
     run = RunDir(config.run_dir, anchored(config).store)
-    return Leases(run.work(), rank, config.store.lease)
+    return DepotLeases(run.work(), rank, config.store.lease)
 
 
-def _workers(config: Config, device: torch.device, rank: Rank) -> Workers:
+def _workers(
+    config: Config, device: torch.device, rank: Rank, group: DistributedGroup | None
+) -> Workers:
+    if group is not None:
+        return Inline(GroupLeader(group, device))
     size = worker_count(config.training.workers, device, rank.here)
     shared = size > 1 or rank.here > 1
     if size == 1:
-        return Inline(device, shared)
+        return Inline(SingleProcess(device, shared))
     return Subprocesses(size, shared, config.training.arithmetic)
 
 
 def _prepare(
     config: Config,
     device: torch.device,
-    claims: Leases | None,
+    leases: DepotLeases | None,
     replan: Replan | None,
     without: Gone | None,
     public_of: RunDir | None,
@@ -272,8 +277,8 @@ def _prepare(
     """
     added = 0
     refuse_other_store(config)
-    if claims is not None:
-        claims.open()
+    if leases is not None:
+        leases.open()
     quiet = silent() or config.model.adapt is None
     if replan is None:
         with tqdm(desc="adapting the base", unit="step", disable=quiet) as bar:
@@ -281,14 +286,14 @@ def _prepare(
     else:
         added, inputs = replan_run(RunDir(config.run_dir), device, replan)
     run = RunDir(config.run_dir)
-    run.store.sweep(0 if claims is None else STALE)
+    run.store.sweep(0 if leases is None else STALE)
     publish(run)
-    if claims is not None:
-        claims.ready()
+    if leases is not None:
+        leases.ready()
     return added, inputs
 
 
-def _await_prepared(config: Config, rank: Rank, claims: Leases, replanned: bool) -> None:
+def _await_prepared(config: Config, rank: Rank, leases: DepotLeases, replanned: bool) -> None:
     """Wait for the run that the main process prepares, here or on another machine."""
     run = RunDir(config.run_dir)
 
@@ -300,7 +305,7 @@ def _await_prepared(config: Config, rank: Rank, claims: Leases, replanned: bool)
             return run.store.keys().issuperset(_wanted(run))  # else it may be planned again
         return config.store.url is not None and not rank.beside_main and finished(config)
 
-    if not claims.wait_for_main(needless) and not replanned:  # a repair may be through already
+    if not leases.wait_for_main(needless) and not replanned:  # a repair may be through already
         if rank.beside_main:
             raise SystemExit(2)  # it has said why
         raise S3TError(
@@ -311,8 +316,8 @@ def _await_prepared(config: Config, rank: Rank, claims: Leases, replanned: bool)
         if rank.speaks:
             join(config)
         while not joined(RunDir(config.run_dir)):  # the first process of this machine is at it
-            time.sleep(claims.pause)
-    claims.open()
+            time.sleep(leases.pause)
+    leases.open()
 
 
 def _wanted(run: RunDir) -> list[NodeKey]:
@@ -322,14 +327,19 @@ def _wanted(run: RunDir) -> list[NodeKey]:
 
 
 def _score_again(run: RunDir, device: torch.device, inputs: RunInputs) -> None:
-    """Score nodes whose scores are of other public rows than there are now; trains nothing."""
-    there, rows = run.store.keys(), inputs.scored_rows
+    """Score nodes whose scores are of other public rows than there are now, or whose evidence is
+    not there; trains nothing."""
+    there, rows = run.store.keys() & {*_wanted(run)}, inputs.scored_rows
     with run.ledger() as ledger:
-        known, wanted = ledger.plans.nodes(), _wanted(run)
-        stale = [key for key in wanted if key in there and key in known and known[key].rows != rows]
+        known, said = ledger.plans.nodes(), run.store.evidence_keys()
+        stale = [
+            key
+            for key in sorted(there & known.keys())
+            if known[key].rows != rows or key not in said or known[key].evidence is None
+        ]
         if stale:
             state = WorkerState(load_prepared(run, device, inputs))
-            ledger.plans.rescore(state.scores(stale), rows)
+            ledger.plans.rescore(state.score_again(stale))
 
 
 def _remove_shared_cache(config: Config, rank: Rank) -> None:

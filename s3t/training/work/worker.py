@@ -14,10 +14,10 @@ from __future__ import annotations
 import os
 import sys
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, cast
 
 from s3t.errors import S3TError, unavailable
-from s3t.system.pinned import pin
+from s3t.system.pinned import Arithmetic, pin
 
 __all__ = ["main"]
 
@@ -25,7 +25,7 @@ _TELL_EVERY = 64
 """Node steps between two messages about them."""
 
 
-def main(arithmetic: str, handle: str) -> None:
+def main(arithmetic: Arithmetic, handle: str) -> None:
     """Serve the parent until it closes the connection.
 
     Args:
@@ -33,7 +33,7 @@ def main(arithmetic: str, handle: str) -> None:
         handle: file descriptor of the connection.
     """
     parent: Connection[Any, Any] = Connection(int(handle))
-    pin("portable" if arithmetic == "portable" else "native")
+    pin(arithmetic)
     try:
         _serve(parent)
     except BrokenPipeError:
@@ -95,4 +95,4 @@ class _Steps:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(cast("Arithmetic", sys.argv[1]), sys.argv[2])

@@ -7,15 +7,17 @@ killed by the time it is finished is thrown away, not published.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
 from s3t.errors import S3TError
+from s3t.ledger import Witnessed
 from s3t.model.adapters.lineage import composed
 from s3t.plan.blocks import serving_nodes
 from s3t.plan.trie import Node
-from s3t.store import NodeMeta
+from s3t.store import Evidence, NodeMeta
 from s3t.training.node.assignment import (
     Assignment,
     CacheSettings,
@@ -47,11 +49,19 @@ def steps_of(node: Node, step_rows: int, epochs: int) -> int:
 def _cache(prepared: Prepared, shared: bool) -> CacheSettings:
     """Where hidden states are kept: on disk if other processes of this machine want them too."""
     training, sealed = prepared.config.training, prepared.config.store.encrypt
-    if training.trunk_cache == "off":
-        return CacheSettings(0)
+    match training.trunk_cache:
+        case "off":
+            return CacheSettings(0)
+        case "memory":
+            on_disk = False
+        case "disk":
+            on_disk = True
+        case "auto":
+            on_disk = shared and not sealed  # in a sealed run no private row lies on disk in plain
+        case other:
+            assert_never(other)
     cap = training.trunk_cache_mb * 2**20
-    # of a sealed run nothing of a private row lies on disk in plain
-    if training.trunk_cache == "disk" or (training.trunk_cache == "auto" and shared and not sealed):
+    if on_disk:
         contents = [sample.content for sample in prepared.samples]
         here = digest([prepared.plan.base, prepared.environment])
         return CacheSettings(cap, SharedCache(prepared.run.trunk_path, here, contents))
@@ -78,7 +88,7 @@ class WorkerState:
             StageSettings(
                 config.stage,
                 config.lora,
-                config.prompt if config.stage.adapter == "prompt" else None,
+                config.prompt if config.stage.prompts else None,
                 config.training.gradient_checkpointing,
             ),
             StageRows(prepared.private, prepared.validation, prepared.classes),
@@ -124,14 +134,21 @@ class WorkerState:
                 if self._leads:
                     self._publish(trained)
 
-    def scores(self, keys: Sequence[NodeKey]) -> dict[NodeKey, float]:
-        """Scores of nodes that are in the store, on the validation rows as they are now."""
-        found = {}
+    def score_again(self, keys: Sequence[NodeKey]) -> dict[NodeKey, Witnessed]:
+        """Score nodes that are in the store on the validation rows as they are now, and publish
+        their evidence of these; returns what the ledger is to hold of them."""
+        found, prepared = {}, self.prepared
         for key in keys:
-            node = self.prepared.plan.forest[key]
+            node = prepared.plan.forest[key]
+            meta, tensors = prepared.store.read(key)
             block = self.blocks[node.stage - 1]
-            tensors = self.prepared.store.read(key)[1]
-            (found[key],) = self.trainer.scores(block, [self._assignment(node)], [tensors])
+            (scored,) = self.trainer.scored(block, [self._assignment(node)], [tensors])
+            said = Evidence(key, prepared.scored_rows, prepared.environment, scored.said)
+            prepared.store.write_evidence(said)
+            if self._is_hit(node):  # since; and a purge may have gone by between the two looks
+                prepared.store.remove([key])
+                continue
+            found[key] = Witnessed(meta.weights, scored.score, said.rows, said.digest)
         return found
 
     def trainable(self, keys: Sequence[NodeKey]) -> list[NodeKey]:
@@ -140,7 +157,7 @@ class WorkerState:
 
     def _assignment(self, node: Node) -> Assignment:
         prepared = self.prepared
-        cumulative = prepared.config.stage.slices == "cumulative"
+        cumulative = prepared.config.stage.cumulative
         parts = node.prefix if cumulative else node.prefix[-1:]
         rows = torch.cat([prepared.members[node.shard][part] for part in parts])
         return Assignment(node.key, rows.sort().values, self._inherited(node))
@@ -169,7 +186,7 @@ class WorkerState:
             score=trained.score,
             rows=prepared.scored_rows,
         )
-        prepared.store.write(meta, trained.tensors)
+        prepared.store.write(meta, trained.tensors, trained.said)
         if self._is_hit(node):  # since; and a purge may have gone by between the two looks
             prepared.store.remove([node.key])
 

@@ -34,7 +34,16 @@ from s3t.training.prepare.load import load_prepared
 from s3t.training.work.worker_state import WorkerState
 from s3t.types import NodeKey
 
-__all__ = ["Finished", "Inline", "OnStep", "Subprocesses", "Workers", "worker_count"]
+__all__ = [
+    "Finished",
+    "Inline",
+    "OnStep",
+    "SingleProcess",
+    "Subprocesses",
+    "UnitTrainer",
+    "Workers",
+    "worker_count",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -118,33 +127,45 @@ def worker_count(wanted: str | int, device: torch.device, processes: int) -> int
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
+class UnitTrainer(Protocol):
+    """What trains a unit in the process that schedules: it alone, or with the others of a group."""
+
+    def open(self, run: RunDir, inputs: RunInputs, on_step: OnStep) -> int:
+        """See ``Workers.open``."""
+        ...
+
+    def train(self, unit: Sequence[NodeKey]) -> None:
+        """Train nodes of one stage, and publish them."""
+        ...
+
+    def close(self) -> None:
+        """See ``Workers.close``."""
+        ...
+
+
 class Inline:
-    """One worker: this process.
+    """One worker, in this process: it keeps the unit that ``finished`` trains.
 
     Args:
-        device: what to train on.
-        shared: whether other processes of this machine train too.
+        trainer: trains it.
     """
 
     size = 1
 
-    def __init__(self, device: torch.device, shared: bool = False) -> None:
-        self._device, self._shared = device, shared
-        self._state: WorkerState | None = None
+    def __init__(self, trainer: UnitTrainer) -> None:
+        self._trainer = trainer
         self._unit: tuple[NodeKey, ...] = ()
 
     def open(self, run: RunDir, inputs: RunInputs, on_step: OnStep) -> int:
         """Load the run here."""
-        self._on_step = on_step
-        self._state = WorkerState(load_prepared(run, self._device, inputs), self._shared)
-        return self._state.stack_size()
+        return self._trainer.open(run, inputs, on_step)
 
     def idle(self) -> list[int]:
-        """This process, unless it has a unit."""
+        """The worker, unless it has a unit."""
         return [] if self._unit else [0]
 
     def start(self, worker: int, unit: Sequence[NodeKey]) -> None:
-        """Take a unit, which ``finished`` trains."""
+        """Take a unit."""
         self._unit = tuple(unit)
 
     def finished(self, seconds: float) -> list[Finished]:
@@ -153,9 +174,36 @@ class Inline:
         if not unit:
             time.sleep(seconds)
             return []
+        self._trainer.train(unit)
+        return [Finished(unit)]
+
+    def close(self) -> None:
+        """Free the run."""
+        self._trainer.close()
+
+
+class SingleProcess:
+    """Trains units in this process alone.
+
+    Args:
+        device: what to train on.
+        shared: whether other processes of this machine train too.
+    """
+
+    def __init__(self, device: torch.device, shared: bool = False) -> None:
+        self._device, self._shared = device, shared
+        self._state: WorkerState | None = None
+
+    def open(self, run: RunDir, inputs: RunInputs, on_step: OnStep) -> int:
+        """Load the run."""
+        self._on_step = on_step
+        self._state = WorkerState(load_prepared(run, self._device, inputs), self._shared)
+        return self._state.stack_size()
+
+    def train(self, unit: Sequence[NodeKey]) -> None:
+        """Train and publish the nodes."""
         assert self._state is not None
         self._state.train(unit, self._on_step)
-        return [Finished(unit)]
 
     def close(self) -> None:
         """Prove that the base is what it was, bytes and all."""

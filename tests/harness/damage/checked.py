@@ -13,13 +13,13 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from s3t.audit.claim import Claim, Findings, judged
 from s3t.audit.claims.lineage import judge_lineage
 from s3t.audit.claims.log import judge_ledger
 from s3t.audit.claims.receipts import judge_receipts
 from s3t.audit.claims.remains import judge_remains
 from s3t.audit.claims.served import judge_deleted, judge_served
 from s3t.audit.evidence import RunEvidence
+from s3t.audit.findings import Claim, Findings, judged
 from s3t.run import RunDir
 from s3t.run.opened import OpenRun
 from tests.harness.damage.made import seen_by

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def _(victim: Victim) -> str:
     return key
 
 
-@kind("a node's weights changed, all digests in its file made anew", "E2")
+@kind("a node's weights changed, all digests in its file made again", "E2")
 def _(victim: Victim) -> str:
     key = victim.living[0]
     victim.remake(key, lambda tensors: {name: t + 0.01 for name, t in tensors.items()})
@@ -71,14 +72,19 @@ def _weights_made_anew(victim: Victim) -> str:
     victim.remake(key, lambda tensors: {name: t + 0.01 for name, t in tensors.items()})
     weights = victim.run.store.meta(key).weights
     victim.sql("UPDATE nodes SET weights = ? WHERE key = ?", weights, key)
-    rows = victim.sql("SELECT key, weights, score, rows FROM nodes")
-    told = {key: Witnessed(*known) for key, *known in rows}
-    number = victim.sql("SELECT MAX(number) FROM log WHERE kind = 'nodes'")[0][0]
-    victim.rewrite(number, lambda body: body.update(digest=nodes_digest(told)))
+    _seal_again(victim)
     return key
 
 
-@kind("a node's weights changed, all digests, the ledger and the log made anew", "E2",
+def _seal_again(victim: Victim) -> None:
+    """Make the digest over all nodes in the log that of the table."""
+    rows = victim.sql("SELECT key, weights, score, rows, evidence FROM nodes")
+    told = {key: Witnessed(*known) for key, *known in rows}
+    number = victim.sql("SELECT MAX(number) FROM log WHERE kind = 'nodes'")[0][0]
+    victim.rewrite(number, lambda body: body.update(digest=nodes_digest(told)))
+
+
+@kind("a node's weights changed, all digests, the ledger and the log made again", "E2",
       asks=lambda victim: {"retrain": "all"})  # fmt: skip
 def _(victim: Victim) -> str:
     return _weights_made_anew(victim)
@@ -89,6 +95,56 @@ def _(victim: Victim) -> str:
 def _(victim: Victim) -> str:
     _weights_made_anew(victim)
     return "(nodes) has a signature that is not of its digest"
+
+
+@kind("a bit of a node's evidence flipped", "E2")
+def _(victim: Victim) -> str:
+    key = victim.living[0]
+    victim.flip(victim.evidence(key), -5)
+    return f"node {key} has evidence that cannot be read"
+
+
+@kind("a node's evidence put beside another", "E2")
+def _(victim: Victim) -> str:
+    one, other = victim.living[-2:]
+    shutil.copy(victim.evidence(other), victim.evidence(one))
+    return f"node {one} has evidence that is another node's"
+
+
+def _evidence_made_anew(victim: Victim) -> tuple[str, str]:
+    """Give a node other evidence, whose digests are right; returns its key and the digest."""
+    key, store = victim.living[0], victim.run.store
+    said = store.read_evidence(key)
+    other = replace(said, said=said.said.roll(1, 0))
+    store.write_evidence(other)
+    return key, other.digest
+
+
+@kind("a node's evidence changed, all digests in its file made anew", "E2")
+def _(victim: Victim) -> str:
+    return f"node {_evidence_made_anew(victim)[0]} has other evidence beside it"
+
+
+@kind("a node's evidence changed, and the ledger's digest of it with it", "ledger")
+def _(victim: Victim) -> str:
+    key, found = _evidence_made_anew(victim)
+    victim.sql("UPDATE nodes SET evidence = ? WHERE key = ?", found, key)
+    return "nodes"
+
+
+@kind("a node's evidence changed, all digests, the ledger and the log made anew", "E2",
+      asks=lambda victim: {"retrain": "all"})  # fmt: skip
+def _(victim: Victim) -> str:
+    key, found = _evidence_made_anew(victim)
+    victim.sql("UPDATE nodes SET evidence = ? WHERE key = ?", found, key)
+    _seal_again(victim)
+    return key
+
+
+@kind("a node's evidence removed", "E2", status="pending")
+def _(victim: Victim) -> str:
+    victim.evidence(victim.living[0]).unlink()
+    return "1 living nodes have no evidence"
 
 
 def _head_swapped(victim: Victim) -> str:
@@ -103,7 +159,7 @@ def _head_swapped(victim: Victim) -> str:
     return other
 
 
-@kind("a head swapped, all digests in its file made anew", "E4", "E2")
+@kind("a head swapped, all digests in its file made again", "E4", "E2")
 def _(victim: Victim) -> str:
     return _head_swapped(victim)
 
@@ -116,7 +172,7 @@ def _(victim: Victim) -> str:
     return other
 
 
-@kind("an adapter set back to where training begins, digests made anew", "E9", "E2")
+@kind("an adapter set back to where training begins, digests made again", "E9", "E2")
 def _(victim: Victim) -> str:
     key = victim.living[0]
     victim.remake(
@@ -129,7 +185,7 @@ def _(victim: Victim) -> str:
     return key
 
 
-@kind("an adapter moved to a layer outside the block, digests made anew", "E9", "E2")
+@kind("an adapter moved to a layer outside the block, digests made again", "E9", "E2")
 def _(victim: Victim) -> str:
     key = victim.living[0]
 
@@ -152,7 +208,7 @@ def _(victim: Victim) -> str:
     return path.name
 
 
-@kind("a plan edited, its digest made anew", "E1")
+@kind("a plan edited, its digest made again", "E1")
 def _(victim: Victim) -> str:
     path = victim.run.plan_path
     body = json.loads(path.read_text(encoding="utf-8"))
@@ -162,13 +218,13 @@ def _(victim: Victim) -> str:
     return path.name
 
 
-@kind("a plan edited, its digest and all keys made anew", "E1")
+@kind("a plan edited, its digest and all keys made again", "E1")
 def _(victim: Victim) -> str:
     write_durably(victim.run.plan_path, _other_plan(victim).to_json().encode())
     return "plan.json is another plan"
 
 
-@kind("a plan edited, its digest, all keys, the ledger and the log made anew", "E1", "E5")
+@kind("a plan edited, its digest, all keys, the ledger and the log made again", "E1", "E5")
 def _(victim: Victim) -> str:
     plan = _other_plan(victim)
     write_durably(victim.run.plan_path, plan.to_json().encode())
@@ -238,7 +294,7 @@ def _(victim: Victim) -> str:
     return "base_head.safetensors"
 
 
-@kind("the public head swapped, its proof made anew", "E5")
+@kind("the public head swapped, its proof made again", "E5")
 def _(victim: Victim) -> str:
     from s3t.model.head import read_public_head, write_public_head
 
@@ -254,6 +310,13 @@ def _(victim: Victim) -> str:
     path = victim.dead[0]
     shutil.copy(path, victim.run.store.root)
     return f"{path.stem} came back after the purge"
+
+
+@kind("evidence of a dead node put back after the purge", "E7")
+def _(victim: Victim) -> str:
+    path = victim.dead[0].with_suffix(".evidence")
+    shutil.copy(path, victim.run.store.root)
+    return f"evidence of node {path.stem} came back after the purge"
 
 
 @kind("a node dead since the last purge", "E7", status="pending")
@@ -303,6 +366,15 @@ def _(victim: Victim) -> str:
 
     NodeStore(victim.run.store.root).write(meta, {n: t * 2 for n, t in tensors.items()})
     return f"copy of node {key}"
+
+
+@kind("a damaged copy of a node's evidence beside store.url", "E7")
+def _(victim: Victim) -> str:
+    key, shared = victim.living[0], victim.root.with_name("shared")
+    shutil.copytree(victim.run.store.root, shared)
+    _edit_config(victim, "url: null", f"url: {shared}")
+    victim.flip(victim.evidence(key), -5)
+    return f"copy of node {key}'s evidence"
 
 
 @kind("a copy of the nodes left in the run", "E7")

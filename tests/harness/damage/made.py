@@ -156,13 +156,14 @@ def _train(run: RunDir, plan: Plan) -> None:
             score=1.0,
             rows=_ROWS,
         )
-        run.store.write(meta, {"head.weight": torch.tensor([float(node.samples)])})
+        said = torch.tensor([[-0.5, -1.0]]) * node.samples
+        run.store.write(meta, {"head.weight": torch.tensor([float(node.samples)])}, said)
     with run.ledger() as ledger:
         found = {}
         for key in sorted(run.store.keys() - ledger.plans.nodes().keys()):
             with suppress(S3TError):  # purged a moment ago
-                there = run.store.meta(key)
-                found[key] = Witnessed(there.weights, there.score, there.rows)
+                there, said = run.store.meta(key), run.store.read_evidence(key)
+                found[key] = Witnessed(there.weights, there.score, there.rows, said.digest)
         ledger.plans.announce(found)
         ledger.plans.seal()
 

@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from s3t.audit.claim import Findings, judged
 from s3t.audit.claims.lineage import judge_lineage, judge_slots
 from s3t.audit.claims.log import judge_ledger
 from s3t.audit.claims.receipts import judge_receipts
 from s3t.audit.claims.served import judge_deleted, judge_served
 from s3t.audit.claims.weights import judge_weights
 from s3t.audit.evidence import RunEvidence
+from s3t.audit.findings import Findings, judged
 from s3t.config import Config
 from s3t.errors import S3TError
 from s3t.ledger import Deletion, Ledger

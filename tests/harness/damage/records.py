@@ -134,7 +134,7 @@ def _(victim: Victim) -> str:
     return f"entry {number}"
 
 
-@kind("a receipt edited, the chain made anew: which nodes died", "receipts")
+@kind("a receipt edited, the chain made again: which nodes died", "receipts")
 def _(victim: Victim) -> str:
     number = victim.sql("SELECT number FROM requests WHERE request_id = 'first'")[0][0]
 
@@ -145,7 +145,7 @@ def _(victim: Victim) -> str:
     return f"entry {number} of the log) leaves out node"
 
 
-@kind("a receipt edited, the chain made anew: what no table tells", "ledger",
+@kind("a receipt edited, the chain made again: what no table tells", "ledger",
       asks=lambda victim: {"public_key": victim.public_key})  # fmt: skip
 def _(victim: Victim) -> str:
     number = _last_receipt(victim)

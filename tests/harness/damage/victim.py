@@ -2,7 +2,7 @@
 
     train ─► delete ─► delete ─► receipts, dead nodes, ledger kept aside ─► purge ─► the run
 
-Whoever damages it is taken to know s3t as well as its authors: digests are made anew where they
+Whoever damages it is taken to know s3t as well as its authors: digests are made again where they
 can be. What they lack is the private key that signs the log, and what was kept elsewhere.
 """
 
@@ -78,8 +78,8 @@ class Victim:
 
     @property
     def dead(self) -> list[Path]:
-        """Files of dead nodes, as they were before the purge."""
-        return sorted((self.aside / "nodes").iterdir())
+        """Files of dead nodes, as they were before the purge; the evidence of each beside it."""
+        return sorted((self.aside / "nodes").glob("*.safetensors"))
 
     @property
     def public_key(self) -> Path:
@@ -99,6 +99,10 @@ class Victim:
         """A node's file."""
         return self.run.store.path(key)
 
+    def evidence(self, key: NodeKey) -> Path:
+        """The file of a node's evidence."""
+        return self.file(key).with_suffix(".evidence")
+
     def flip(self, path: Path, at: int) -> None:
         """Flip a bit of a file."""
         content = bytearray(path.read_bytes())
@@ -108,7 +112,7 @@ class Victim:
     def remake(
         self, key: NodeKey, change: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
     ) -> None:
-        """Write a node with other tensors, all digests in its file made anew."""
+        """Write a node with other tensors, all digests in its file made again."""
         meta, tensors = self.run.store.read(key)
         self.run.store.write(meta, change(dict(tensors)))
 
@@ -152,7 +156,7 @@ class Victim:
         connection.close()
 
     def rewrite(self, number: int, change: Callable[[dict[str, Any]], Any]) -> None:
-        """Change an entry of the log, and make the chain anew from there on."""
+        """Change an entry of the log, and make the chain again from there on."""
         rows = self.sql("SELECT number, kind, at, body, previous FROM log ORDER BY number")
         previous = ""
         for at, kind, moment, text, before in rows:

@@ -279,13 +279,6 @@ def test_shards_that_are_alike_count_each() -> None:
     assert until_first_death(endless(jitter), first).survival(np.arange(50)) == pytest.approx(alike)
 
 
-def test_the_law_in_time() -> None:
-    law = until_exhausted(endless([[1, 3]]), np.array([[True, True]]))
-    times = np.array([[0.5], [4.0]])
-    exact = 1 - (1 - np.exp(-times / 4)) * (1 - np.exp(-times * 3 / 4))
-    assert law.survival_by_time(times) == pytest.approx(exact)
-
-
 # ── the ends of the range ────────────────────────────────────────────────────────────────────
 
 

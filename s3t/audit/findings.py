@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 from s3t.errors import S3TError
 
-__all__ = ["Audit", "Claim", "Findings", "Status", "judged"]
+__all__ = ["Audit", "Claim", "ClaimStatus", "Findings", "judged"]
 
-Status = Literal["holds", "broken", "pending", "not tried"]
+ClaimStatus = Literal["holds", "broken", "pending", "not tried"]
 
 MOST_NAMED = 20
 """So many problems of one kind are named; the rest are counted."""
@@ -41,7 +41,7 @@ class Claim:
 
     name: str
     title: str
-    status: Status
+    status: ClaimStatus
     checked: str
     problems: tuple[str, ...]
 
@@ -137,8 +137,8 @@ class Findings:
     def claim(self, name: str, title: str = "") -> Claim:
         """The claim, with the status that follows from all that was noted."""
         problems = tuple(dict.fromkeys([*self._broken, *self._pending]))
-        rest: Status = "holds" if self.tried else "not tried"
-        status: Status = "broken" if self._broken else "pending" if self._pending else rest
+        rest: ClaimStatus = "holds" if self.tried else "not tried"
+        status: ClaimStatus = "broken" if self._broken else "pending" if self._pending else rest
         return Claim(name, title, status, "; ".join(self._checked), problems)
 
 

@@ -3,11 +3,11 @@
     work/beats/<process>     changes every few seconds while the process lives
     work/claims/<key>        names the process that has taken the node
 
-Claims are made where there is none, or where its process has given no sign of life for a lease.
-Only changes count, by one's own clock, so machines need not agree on the time.
+A node is taken if no process has it, or if its process has given no sign of life for a lease. Only
+changes count, by one's own clock, so machines need not agree on the time.
 
-Invariant: a claim is never needed for a right result, since a node trained twice is the same file
-twice. So nothing here is exact: what goes wrong costs time.
+Invariant: a node lease is never needed for a right result, since a node trained twice gives
+the same file twice. So nothing here is exact: what goes wrong costs time.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from s3t.store import Depot
 from s3t.training.rank import Rank
 from s3t.types import NodeKey
 
-__all__ = ["Alone", "Claims", "Leases"]
+__all__ = ["Alone", "DepotLeases", "NodeLeases"]
 
 _PATIENCE = 15
 """Leases that the other processes wait for a sign of the main one before there is any."""
 
 
-class Claims(Protocol):
+class NodeLeases(Protocol):
     """Keeps processes from training the same node at the same time."""
 
     pause: float
@@ -79,11 +79,11 @@ class Alone:
         return list(keys)
 
     def release(self, keys: Sequence[NodeKey]) -> None:
-        """Nobody waits for them."""
+        """No process waits for them."""
 
 
-class Leases:
-    """Claims in a depot.
+class DepotLeases:
+    """Node leases in a depot.
 
     Args:
         depot: where all processes see them.
@@ -138,7 +138,7 @@ class Leases:
         self._over = True
         for name in self._depot.names("claims"):
             self._depot.remove(f"claims/{name}")
-        self._others.look(anew=True)
+        self._others.look(again=True)
         for name in self._depot.names("beats"):
             if name != self.name and not self._others.lives(name):
                 self._depot.remove(f"beats/{name}")
@@ -157,7 +157,7 @@ class Leases:
         while time.monotonic() < limit:
             if needless():
                 return True
-            self._others.look(anew=True)
+            self._others.look(again=True)
             mains = [name for name in self._others.names if name.startswith(MAIN)]
             moving = [name for name in mains if self._others.moves(name)]
             if any(self._others.said(name).get("ready") for name in moving):
@@ -192,9 +192,9 @@ class Leases:
         return taken
 
     def release(self, keys: Sequence[NodeKey]) -> None:
-        """Give nodes up, but not for another: who was paused for a lease has lost its claims."""
+        """Give nodes up, but not for another: a process paused for a lease has lost its own."""
         for key in keys:
-            if self._owner(key, anew=True) == self.name:
+            if self._owner(key, again=True) == self.name:
                 self._depot.remove(f"claims/{key}")
             self._mine.discard(key)
 
@@ -202,16 +202,18 @@ class Leases:
         name = f"claims/{key}"
         if self._depot.create(name, self.name.encode()):
             return True
-        owner = self._owner(key, anew=True)
+        owner = self._owner(key, again=True)
         self._owners[key] = owner
         if self._others.lives(owner):
             return False
-        if self._owner(key, anew=True) == owner:  # else another was faster to take it from the dead
+        if (
+            self._owner(key, again=True) == owner
+        ):  # else another was faster to take it from the dead
             self._depot.remove(name)
         return self._depot.create(name, self.name.encode())
 
-    def _owner(self, key: NodeKey, anew: bool = False) -> str:
-        if key in self._owners and not anew:
+    def _owner(self, key: NodeKey, again: bool = False) -> str:
+        if key in self._owners and not again:
             return self._owners[key]
         try:
             return self._depot.get(f"claims/{key}").decode(errors="replace")

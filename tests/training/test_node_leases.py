@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from s3t.errors import S3TError
 from s3t.store import Depot, open_depot
 from s3t.training.rank import MACHINE, MACHINES, Rank, by_itself
-from s3t.training.work.claims import Alone, Leases
+from s3t.training.work.node_leases import Alone, DepotLeases
 from s3t.types import NodeKey
 
 A, B, C = (NodeKey(name) for name in "abc")
@@ -30,13 +30,13 @@ def depot(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Depot]:
     MemoryFileSystem.store.clear()
 
 
-def on_machine(depot: Depot, rank: int, lease: float = 60) -> Leases:
-    found = Leases(depot, Rank(rank, 2, 0, 1), lease)
+def on_machine(depot: Depot, rank: int, lease: float = 60) -> DepotLeases:
+    found = DepotLeases(depot, Rank(rank, 2, 0, 1), lease)
     found.open()
     return found
 
 
-def silence(leases: Leases) -> None:
+def silence(leases: DepotLeases) -> None:
     """What a SIGKILL does to its signs of life."""
     leases._end.set()
     leases._thread.join()
@@ -88,8 +88,8 @@ def test_what_a_dead_process_had_is_taken_up_after_its_lease(depot: Depot) -> No
 
 
 def test_a_dead_process_of_the_same_launch_is_known_at_once(depot: Depot) -> None:
-    one = Leases(depot, Rank(0, 2, 0, 2), 1000)
-    two = Leases(depot, Rank(1, 2, 1, 2), 1000)
+    one = DepotLeases(depot, Rank(0, 2, 0, 2), 1000)
+    two = DepotLeases(depot, Rank(1, 2, 1, 2), 1000)
     one.open()
     two.open()
     two.take([A])
@@ -99,7 +99,7 @@ def test_a_dead_process_of_the_same_launch_is_known_at_once(depot: Depot) -> Non
     assert sign["process"] == os.getpid()
     # a process of the same number, but another
     depot.put(f"beats/{two.name}", json.dumps(sign | {"began": "1"}).encode())
-    one._others.look(anew=True)
+    one._others.look(again=True)
     assert one.away() == frozenset() and one.take([A]) == [A]
     one.close()
 
@@ -183,7 +183,7 @@ def test_a_process_that_wakes_after_its_lease_leaves_the_claims_of_its_successor
 
 
 def test_others_wait_until_the_run_is_prepared(depot: Depot) -> None:
-    main, other = on_machine(depot, 0, SHORT), Leases(depot, Rank(1, 2, 0, 1), SHORT)
+    main, other = on_machine(depot, 0, SHORT), DepotLeases(depot, Rank(1, 2, 0, 1), SHORT)
     told: list[bool] = []
     waiting = threading.Thread(target=lambda: told.append(other.wait_for_main(lambda: False)))
     waiting.start()
@@ -196,7 +196,7 @@ def test_others_wait_until_the_run_is_prepared(depot: Depot) -> None:
 
 
 def test_a_main_process_that_ends_before_is_noticed(depot: Depot) -> None:
-    main, other = on_machine(depot, 0, SHORT), Leases(depot, Rank(1, 2, 0, 1), SHORT)
+    main, other = on_machine(depot, 0, SHORT), DepotLeases(depot, Rank(1, 2, 0, 1), SHORT)
     told: list[bool] = []
     waiting = threading.Thread(target=lambda: told.append(other.wait_for_main(lambda: False)))
     waiting.start()
@@ -210,7 +210,7 @@ def test_signs_that_a_dead_main_process_left_are_none(depot: Depot) -> None:
     main = on_machine(depot, 0, 0.05)
     main.ready()
     silence(main)
-    other = Leases(depot, Rank(1, 2, 0, 1), 0.05)
+    other = DepotLeases(depot, Rank(1, 2, 0, 1), 0.05)
     with pytest.raises(S3TError, match="no sign of the main process"):
         other.wait_for_main(lambda: False)
     assert other.wait_for_main(lambda: True)

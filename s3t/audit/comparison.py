@@ -12,8 +12,8 @@ import secrets
 from collections.abc import Collection
 from typing import Literal
 
-from s3t.audit.claim import Findings
 from s3t.audit.evidence import RunEvidence
+from s3t.audit.findings import Findings
 from s3t.system.scratch import scratch
 from s3t.types import NodeKey
 

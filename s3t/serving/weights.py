@@ -1,0 +1,173 @@
+"""The weights that an ensemble serves with under ``aggregation.weights: public``.
+
+    a view ─► recorded for these nodes? ─► yes: those
+                 └─ no: evidence of each node and of the base ─► fit ─► recorded, first one wins
+
+A node's evidence is what it says of the public validation rows; it lies beside the node.
+
+Invariant: weights are used only if they were fitted on exactly the nodes that serve, all alive, and
+on the public rows of now. Whatever is in doubt is refused with a reason, and the caller goes on
+with uniform weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from s3t.data import load_public
+from s3t.data.rows import overlap
+from s3t.errors import S3TError
+from s3t.plan.trie import Node
+from s3t.serving.ensemble.mixture import DIGITS, Mixture, fit
+from s3t.training.node.rows import LabelledSet, encode_rows, evidence_rows
+from s3t.types import Digest, NodeKey
+
+if TYPE_CHECKING:
+    from s3t.run.opened import OpenRun
+    from s3t.serving.predictor import Predictor
+
+__all__ = ["NoWeights", "PublicWeights", "keys_of", "mixture_of", "recorded_mixture"]
+
+
+class NoWeights(S3TError):
+    """Weights cannot be fitted; uniform ones serve."""
+
+
+class PublicWeights:
+    """Fits the weights of one run's ensembles, for one process.
+
+    Args:
+        opened: the run.
+        model: its base, labels and public head.
+    """
+
+    def __init__(self, opened: OpenRun, model: Predictor) -> None:
+        self._opened, self._model = opened, model
+        self._rows: tuple[Digest, LabelledSet] | None = None
+        self._base: Tensor | None = None
+
+    def of(
+        self, view: int, nodes: Sequence[Node | None], known: Mixture | None = None
+    ) -> Mixture | None:
+        """The weights of a view, as all processes of the run serve it.
+
+        Args:
+            view: the ledger's.
+            nodes: by shard; those that are None have no part.
+            known: fitted on these very nodes, at a view before.
+
+        Returns:
+            None if the ledger has come to another view meanwhile.
+
+        Raises:
+            NoWeights: they are in doubt.
+            S3TError: the ledger or the public data cannot be read.
+        """
+        keys = keys_of(nodes)
+        rows, encoded = self._public()
+        method = self._opened.config.aggregation.method
+        based = self._model.has_head
+        of = {"nodes": keys, "rows": rows, "method": method, "base": based}
+        recorded = self._opened.ledger.served.read()
+        if recorded is None or recorded["of"] != of:
+            found = known or self._fitted(keys, rows, encoded, method)
+            recorded = self._opened.ledger.served.record(view, of, found.to_dict())
+        if recorded is None:
+            return None
+        return mixture_of(recorded["values"], len(keys), based)
+
+    def _fitted(
+        self, keys: Sequence[NodeKey], rows: Digest, encoded: LabelledSet, method: str
+    ) -> Mixture:
+        found = []
+        for key in keys:
+            said = self._opened.run.store.evidence(key, rows)
+            if said is None:
+                raise NoWeights(
+                    "a node has no log probabilities of the public validation rows as they are "
+                    "now: s3t train computes them"
+                )
+            found.append(said)
+        if any(one.shape != found[0].shape for one in found):
+            raise NoWeights("log probabilities of the nodes are of different public rows")
+        base = None
+        if self._model.has_head:
+            if self._base is None:
+                self._base = self._model.base_evidence(encoded)
+            base = self._base
+        return fit(torch.stack(found).cpu(), base, encoded.labels, method)
+
+    def _public(self) -> tuple[Digest, LabelledSet]:
+        """The digest of the public validation rows, and those that evidence is of; read until they
+        could be used once."""
+        if self._rows is None:
+            config, labels = self._opened.config, self._opened.labels
+            rows = load_public(config, "validation", labels)
+            if config.data.public.adapt is not None:
+                count = overlap(rows, load_public(config, "adapt", labels))
+                if count:
+                    raise NoWeights(
+                        f"{count} of {len(rows)} rows of data.public.validation are in .adapt too, "
+                        "so weights cannot be fitted on them: divide the public rows"
+                    )
+            encoded = encode_rows(self._model.encoder, rows)
+            self._rows = rows.digest(), encoded.take(evidence_rows(encoded, len(labels)))
+        return self._rows
+
+
+def keys_of(nodes: Sequence[Node | None]) -> list[NodeKey]:
+    """Keys of the nodes that serve, by shard."""
+    return [node.key for node in nodes if node is not None]
+
+
+def recorded_mixture(opened: OpenRun, keys: Sequence[NodeKey], based: bool) -> Mixture | None:
+    """The weights that are recorded for nodes, whatever the public rows are now; None without.
+
+    Args:
+        opened: the run.
+        keys: what serves, by shard.
+        based: whether the base may have a weight.
+    """
+    if opened.config.aggregation.weights != "public":
+        return None
+    found = opened.ledger.served.read()
+    if found is None or found["of"].get("nodes") != list(keys):
+        return None
+    try:
+        return mixture_of(found["values"], len(keys), based)
+    except NoWeights:
+        return None
+
+
+def mixture_of(values: Any, members: int, based: bool) -> Mixture:
+    """The mixture of ``Mixture.to_dict``, checked.
+
+    Args:
+        values: JSON values.
+        members: how many there are.
+        based: whether the base may have a weight.
+
+    Raises:
+        NoWeights: the values are none, or do not fit.
+    """
+    try:
+        found = Mixture(**values | {"members": tuple(map(float, values["members"]))})
+        numbers = [*found.members, found.base, found.log_likelihood]
+        sound = (
+            len(found.members) == members
+            and found.method in ("mean-probabilities", "mean-logits")
+            and all(map(math.isfinite, numbers))
+            and abs(math.fsum([*found.members, found.base]) - 1) < 10**-DIGITS / 2
+            and (found.coefficient is not None or min(numbers[:-1]) >= 0)
+            and (based or not found.base)
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise NoWeights("the weights that are recorded in the ledger cannot be understood")
+    return found
