@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "budget_lines",
     "forecast_lines",
+    "insurance_lines",
     "log_line",
     "plan_lines",
     "purge_lines",
@@ -63,6 +64,10 @@ def plan_lines(summary: dict[str, Any]) -> Iterator[str]:
             f"{stage['bytes']:9,d}"
         )
     yield f"  all  {summary['nodes']:5d}  {summary['sample_passes']:13,d}  {summary['bytes']:9,d}"
+    yield (
+        f"training cost: {summary['cost']:.2f} × one LoRA on all samples, by the layers that each "
+        "stage runs"
+    )
     yield f"expected deletions until exhaustion: {summary['expected_deletions']:.1f}"
     if "horizon" in summary:
         yield from _horizon_lines(summary["horizon"])
@@ -97,7 +102,8 @@ def budget_lines(found: Any) -> Iterator[str]:
     question = found.question
     yield (
         f"{question.samples:,} samples, {question.layers} layers, {question.deletions:,} "
-        f"deletions: {found.candidates:,} plans in {len(found.cells)} cells of shards × slices"
+        f"deletions, {question.stages}: {found.candidates:,} plans in {len(found.cells)} cells of "
+        "shards × slices"
     )
     assumed = (
         " (assumed; python -m benchmarks.deletion_budget.accuracy writes a measured one)"
@@ -108,21 +114,53 @@ def budget_lines(found: Any) -> Iterator[str]:
     known = question.layer_bytes is not None
     unit = "bytes" if known else "adapters"
     yield (
-        f"shards  slices  plan          leaves  nodes  sample passes  {unit:>14s}  utility  "
-        "at the end  exhausted"
+        f"shards  slices  plan          leaves  nodes  sample passes   cost  {unit:>14s}  utility"
+        "  at the end  exhausted"
     )
     for one in stairs(found):
         stored = f"{one.bytes:,d}" if known else f"{one.adapters:,.1f}"
         yield (
             f"{one.shards:6d}  {one.slices:6d}  {one.kind:12s}  {len(one.sequences):6d}  "
-            f"{one.nodes:5d}  {one.passes:13,.0f}  {stored:>14s}  {one.utility:7.4f}  "
+            f"{one.nodes:5d}  {one.passes:13,.0f}  {one.cost:5.2f}  {stored:>14s}  "
+            f"{one.utility:7.4f}  "
             f"{one.utility_at_end:10.4f}  {one.exhausted:9.2g}"
             + ("  ◄" if one == found.recommended else "")
         )
     yield f"of {len(found.front)} plans that no other beats (--json has all of them)"
-    yield from wrap(found.reason, 100)
+    yield "cost: in trainings of one LoRA on all data, by the layers that run"
+    yield from _advised(found.reason, config_of(found.recommended, question))
+
+
+def insurance_lines(found: Any) -> Iterator[str]:
+    question = found.question
+    yield (
+        f"{question.samples:,} samples, {question.layers} layers, {question.deletions:,} "
+        f"deletions: {found.candidates:,} plans for a worth of {found.target}"
+    )
+    yield f"curve {question.curve}"
+    known = question.layer_bytes is not None
+    unit = "bytes" if known else "adapters"
+    yield (
+        f"stages             shards  slices  plan          leaves  nodes   cost  {unit:>14s}  "
+        "start  along    end  exhausted"
+    )
+    for offer in found.offers:
+        one = offer.plan
+        stored = f"{one.bytes:,d}" if known else f"{one.adapters:,.1f}"
+        yield (
+            f"{one.stages!s:17s}  {one.shards:6d}  {one.slices:6d}  {one.kind:12s}  "
+            f"{len(one.sequences):6d}  {one.nodes:5d}  {one.cost:5.2f}  {stored:>14s}  "
+            f"{offer.start:5.3f}  {offer.along:5.3f}  {offer.end:5.3f}  {one.exhausted:9.2g}"
+            + ("  ◄" if offer is found.recommended else "" if offer.reached else "  short")
+        )
+    yield "cost: in trainings of one LoRA on all data, by the layers that run; its worth is 1"
+    yield from _advised(found.reason, found.config)
+
+
+def _advised(reason: str, config: str) -> Iterator[str]:
+    yield from wrap(reason, 100)
     yield "in a config:"
-    for line in config_of(found.recommended, question).splitlines():
+    for line in config.splitlines():
         yield f"  {line}"
 
 

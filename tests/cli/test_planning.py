@@ -28,7 +28,7 @@ def test_budget(s3t: Run, here: Path) -> None:
     assert (said.code, said.err) == (0, "")
     told = json.loads(s3t(*ASKED, "--json").out)
     lines = said.out.splitlines()
-    assert lines[0].startswith("800 samples, 4 layers, 20 deletions: ")
+    assert lines[0].startswith("800 samples, 4 layers, 20 deletions, nested: ")
     assert f"{told['candidates']:,} plans in {len(told['cells'])} cells" in lines[0]
     assert lines[1].startswith("curve power:1,1,0.3 (assumed; ")
     rows = [line.split() for line in lines[3:] if line[:6].strip().isdigit()]
@@ -66,9 +66,10 @@ def test_budget_with_all_options(s3t: Run, here: Path) -> None:
 
 def test_what_the_budget_recommends_can_be_planned(s3t: Run, here: Path) -> None:
     asked = ["--samples", "24", "--layers", "3", "--deletions", "1", "--curve", "linear"]
+    asked += ["--isolation", "snapshot"]
     told = json.loads(s3t("budget", *asked, "--json").out)
     one = told["recommended"]
-    assert (one["kind"], one["shards"], one["slices"]) == ("tree", 1, 3)
+    assert (one["kind"], one["shards"], one["slices"], one["stages"]) == ("tree", 1, 3, "snapshot")
     config = table() | yaml.safe_load(told["config"])
     config["model"]["make"]["layers"] = 3
     (here / "good.yaml").write_text(yaml.safe_dump(config))
@@ -79,6 +80,48 @@ def test_what_the_budget_recommends_can_be_planned(s3t: Run, here: Path) -> None
     assert sum(served) / 2 == pytest.approx(one["utility"])  # linear: worth is the share served
     assert served[-1] == pytest.approx(one["utility_at_end"])
     assert moments[-1]["exhausted"] == one["exhausted"] == 0
+
+
+def test_the_cheapest_plan_for_a_target_can_be_planned(s3t: Run, here: Path) -> None:
+    asked = ["budget", "--samples", "24", "--layers", "3", "--deletions", "1", "--target", "0.9"]
+    asked += ["--target-after", "0.6"]
+    before = tree(here)
+    said, told = s3t(*asked), json.loads(s3t(*asked, "--json").out)
+    assert (said.code, said.err) == (0, "") and tree(here) == before
+    one, lines = told["recommended"], said.out.splitlines()
+    assert told["reached"] and lines[3].startswith(one["stages"]) and lines[3].endswith("  ◄")
+    assert " ".join(told["reason"].split()) in " ".join(lines)
+    assert {offer["stages"] for offer in told["offers"]} > {"nested", "snapshot", "layers"}
+    config = table() | yaml.safe_load(told["config"])
+    config["model"]["make"]["layers"] = 3
+    (here / "good.yaml").write_text(yaml.safe_dump(config))
+    plan = json.loads(s3t("plan", "good.yaml", "--json").out)
+    assert (plan["shards"], plan["slices"]) == (one["shards"], one["slices"])
+    assert (plan["nodes"], plan["sequences"][0]) == (one["nodes"], one["sequences"])
+    (only,) = json.loads(s3t(*asked, "--isolation", "layers", "--json").out)["offers"]
+    assert only["stages"] == "layers" and only["cost"] >= one["cost"]
+
+
+@pytest.mark.parametrize(
+    ("words", "time"),
+    [
+        ([], [0.5, 1]),
+        (["stage.isolation=layers"], [0.5, 1]),
+        (["stage.isolation=snapshot"], [1, 1]),
+        (["stage.isolation=residual", "stage.span=up"], [0.5, 1.1]),
+        (["stage.isolation=residual", "stage.slices=current"], [1, 1.1]),
+    ],
+    ids=str,
+)
+def test_what_a_plan_costs(words: list[str], time: list[float], s3t: Run, here: Path) -> None:
+    plan = json.loads(s3t("plan", "good.yaml", *words, "--json").out)
+    cost = 0.0
+    for sizes, sequences in zip(plan["slice_sizes"], plan["sequences"], strict=True):
+        for node in {tuple(one[:k]) for one in sequences for k in range(1, len(one) + 1)}:
+            trained = node[-1:] if "stage.slices=current" in words else node
+            cost += time[len(node) - 1] * sum(sizes[part] for part in trained)
+    assert plan["cost"] == pytest.approx(cost / sum(map(sum, plan["slice_sizes"])))
+    assert f"training cost: {plan['cost']:.2f} × one LoRA" in s3t("plan", "good.yaml", *words).out
 
 
 BUDGETS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
@@ -97,6 +140,14 @@ BUDGETS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "curve of other columns": (["--curve", "private.csv"], ["curve private.csv holds ['key', "]),
     "curve that is no JSON": (["--curve", "not_json.jsonl"], ["curve not_json.jsonl is not JSON"]),
     "curve without numbers": (["--curve", "power:1"], ["expected power:TOP,GAP,EXPONENT"]),
+    "targets that are no fractions": (
+        ["--target", "1.2", "--target-after", "-1"],
+        ["budget: 2 problems", "target 1.2: give a fraction", "target-after -1: give"],
+    ),
+    "a later target alone": (["--target-after", "0.9"], ["--target-after needs --target"]),
+    "a picture of a target": (["--target", "0.9", "--picture", "a.png"], ["leave it or --target"]),
+    "a target beyond the limits": (["--target", "0.9", "--max-passes", "9"], ["no plan fits"]),
+    "no such isolation": (["--isolation", "head"], ["Invalid value for '--isolation'"]),
     "picture of another kind": (["--picture", "a.gif"], ["'gif'", "png, svg, pdf"]),
     "picture without a kind": (["--picture", "front"], ["a picture as ''"]),
     "picture where none can be": (["--picture", "private.csv/a.png"], ["--picture private.csv/a"]),

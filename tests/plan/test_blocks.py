@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from s3t.errors import ConfigError
-from s3t.plan.blocks import block_layers, serving_nodes
+from s3t.plan.blocks import serving_nodes, trained_layers
 
 
 @pytest.mark.parametrize("depth", range(1, 9))
@@ -16,21 +16,22 @@ from s3t.plan.blocks import block_layers, serving_nodes
 def test_blocks_follow_one_another_from_the_top(depth: int, slices: int, first: int | None) -> None:
     if first is not None and first > depth:
         with pytest.raises(ConfigError, match=f"use at most {depth}"):
-            block_layers(depth, slices, first, empty=True)
+            trained_layers("nested", depth, slices, first)
         return
-    found = block_layers(depth, slices, first, empty=True)
-    assert len(found) == slices and found[0][1] == depth
-    assert all(one[0] == other[1] for one, other in pairwise(found))
-    assert found[-1][0] == 0 or (slices == 1 and first is not None)
-    sizes = [hi - lo for lo, hi in found]
+    found = trained_layers("nested", depth, slices, first)
+    assert len(found) == slices and all(hi == depth for _, hi in found)
+    lows = [depth, *(lo for lo, _ in found)]
+    assert lows[-1] == 0 or (slices == 1 and first is not None)
+    sizes = [above - lo for above, lo in pairwise(lows)]
     assert first is None or sizes[0] == first
     even = sizes if first is None else sizes[1:]
     assert even == sorted(even, reverse=True) and max(even, default=0) - min(even, default=0) <= 1
     if min(sizes) > 0:
-        assert block_layers(depth, slices, first) == found
+        blocks = trained_layers("layers", depth, slices, first)
+        assert blocks == tuple((lo, above) for above, lo in pairwise(lows))
     else:
         with pytest.raises(ConfigError, match=f"{depth} layers of the base"):
-            block_layers(depth, slices, first)
+            trained_layers("layers", depth, slices, first)
 
 
 def test_what_serves_of_a_lineage() -> None:

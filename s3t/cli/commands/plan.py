@@ -4,26 +4,45 @@ from __future__ import annotations
 
 from math import inf
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from s3t.cli.app import AsJson, ConfigPath, Overrides, app
 from s3t.cli.output import quiet, show, write
 from s3t.cli.parsing import points
-from s3t.cli.tables import budget_lines, plan_lines
+from s3t.cli.tables import budget_lines, insurance_lines, plan_lines
+from s3t.errors import InputError
 from s3t.system.scratch import sweep
 
 __all__: list[str] = []
 
 Samples = Annotated[int, typer.Option(help="number of private samples")]
-Layers = Annotated[int, typer.Option(help="layers of the base, which is the most slices")]
+Layers = Annotated[
+    int, typer.Option(help="layers of the base, the most slices where stages have blocks")
+]
 Deletions = Annotated[int, typer.Option(help="deletion requests that the run has to last")]
+Target = Annotated[
+    float | None,
+    typer.Option(
+        metavar="FRACTION",
+        help="find the cheapest plan that is worth this fraction of one LoRA before any deletion",
+    ),
+]
+TargetAfter = Annotated[
+    float | None,
+    typer.Option(metavar="FRACTION", help="with --target: and this fraction after the deletions"),
+]
+Isolation = Annotated[
+    Literal["nested", "residual", "layers", "snapshot"] | None,
+    typer.Option(help="what stages train; default: nested, and with --target the cheapest"),
+]
 Curve = Annotated[
     str | None,
     typer.Option(
-        help="worth of a prefix by the samples it has seen: linear, "
-        "power:TOP,GAP,EXPONENT[,NOTHING], or a CSV or JSON file of points"
+        help="worth of a prefix (of snapshots) by the samples it has seen: linear, "
+        "power:TOP,GAP,EXPONENT[,NOTHING], or a CSV or JSON file of points; default: "
+        "power:1,1,0.3, and with --target what was measured on four tasks"
     ),
 ]
 MaxPasses = Annotated[float | None, typer.Option(help="most training allowed, in samples × epochs")]
@@ -45,9 +64,12 @@ Horizon = Annotated[
 
 @app.command()
 def budget(
-    samples: Samples,
-    layers: Layers,
     deletions: Deletions,
+    samples: Samples = 10_000,
+    layers: Layers = 12,
+    target: Target = None,
+    target_after: TargetAfter = None,
+    isolation: Isolation = None,
     curve: Curve = None,
     max_passes: MaxPasses = None,
     max_bytes: MaxBytes = None,
@@ -59,26 +81,42 @@ def budget(
     picture: Picture = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recommend shards, slices and sequences for an expected number of deletions."""
+    """Recommend shards, slices and sequences for an expected number of deletions.
+
+    With --target also the isolation of stages: the cheapest plan that is worth a fraction of one
+    LoRA on all data.
+    """
     from s3t.plan.budget.advice import advise
     from s3t.plan.budget.curve import DEFAULT, parse_curve
     from s3t.plan.budget.question import Question
+    from s3t.plan.budget.stages import KINDS, Stages, one_lora_curve
+    from s3t.plan.budget.target import Target, insure
 
-    found = advise(
-        Question(
-            samples=samples,
-            layers=layers,
-            deletions=deletions,
-            curve=DEFAULT if curve is None else parse_curve(curve, points),
-            epochs=epochs,
-            least=min_slice,
-            overhead=stage_overhead,
-            layer_bytes=bytes_per_layer,
-            risk=risk,
-            max_passes=inf if max_passes is None else max_passes,
-            max_bytes=inf if max_bytes is None else max_bytes,
-        )
+    assumed = DEFAULT if target is None else one_lora_curve(samples)
+    question = Question(
+        samples=samples,
+        layers=layers,
+        deletions=deletions,
+        curve=assumed if curve is None else parse_curve(curve, points),
+        stages=Stages(isolation or "nested"),
+        epochs=epochs,
+        least=min_slice,
+        overhead=stage_overhead,
+        layer_bytes=bytes_per_layer,
+        risk=risk,
+        max_passes=inf if max_passes is None else max_passes,
+        max_bytes=inf if max_bytes is None else max_bytes,
     )
+    if target is not None:
+        if picture is not None:
+            raise InputError("--picture draws what more training buys: leave it or --target out")
+        kinds = [one for one in KINDS if isolation in (None, one.isolation)]
+        wanted = insure(question, Target(target, target_after or 0.0), kinds)
+        show(wanted.to_dict() if as_json else None, insurance_lines(wanted))
+        return
+    if target_after is not None:
+        raise InputError("--target-after needs --target, the worth before any deletion")
+    found = advise(question)
     if picture is not None:
         from s3t.cli.budget_picture import picture_of
 

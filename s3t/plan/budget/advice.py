@@ -30,7 +30,7 @@ from s3t.plan.budget.pareto import non_dominated
 from s3t.plan.budget.question import Question
 from s3t.plan.survival.exhaustion import uniform_exhaustion
 
-__all__ = ["Budget", "Cell", "advise", "config_of", "stairs"]
+__all__ = ["Budget", "Cell", "advise", "affordable", "config_of", "stairs", "too_dear"]
 
 ENOUGH = 0.99
 """A plan is good enough with this fraction of the best plan's gain over no training."""
@@ -98,17 +98,16 @@ class Budget:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; plans of the front without their sequences."""
-        question = {name: _finite(value) for name, value in vars(self.question).items()}
         return {
-            "question": question | {"curve": str(self.question.curve)},
+            "question": self.question.to_dict(),
             "candidates": self.candidates,
             "cells": [asdict(cell) for cell in self.cells],
-            "front": [_values(one) | {"within": self.within(one)} for one in self.front],
+            "front": [one.to_dict() | {"within": self.within(one)} for one in self.front],
             "lasts": self.lasts,
-            "recommended": _values(self.recommended)
+            "recommended": self.recommended.to_dict()
             | {"sequences": [list(sequence) for sequence in self.recommended.sequences]},
-            "best": _values(self.best),
-            "cyclic": _values(self.cyclic),
+            "best": self.best.to_dict(),
+            "cyclic": self.cyclic.to_dict(),
             "safe_deletions": self.safe,
             "reason": self.reason,
             "config": config_of(self.recommended, self.question),
@@ -122,32 +121,27 @@ def advise(question: Question) -> Budget:
         InputError: every plan is over the limits of cost.
     """
     found = candidates(question)
-    affordable = found.passes <= question.max_passes
-    if question.layer_bytes is not None:
-        affordable &= found.bytes <= question.max_bytes
-    if not affordable.any():
-        raise InputError(
-            f"no plan fits: the cheapest takes {math.ceil(found.passes.min()):,} sample passes and "
-            f"the smallest {_storage(found, ~affordable)}; raise max-passes or max-bytes"
-        )
+    allowed = affordable(found)
+    if not allowed.any():
+        raise too_dear(found)
     risk = np.maximum(found.exhausted, NEGLIGIBLE)
     front = non_dominated(np.stack([found.passes, found.adapters, -found.utility, risk], axis=1))
     front = front[np.argsort(found.passes[front], kind="stable")]
     lasting = found.exhausted <= question.risk
-    rows = front[(affordable & lasting)[front]]
+    rows = front[(allowed & lasting)[front]]
     if len(rows):
         best, chosen = _chosen(found, rows)
     else:
-        best = chosen = _least_risky(found, front[affordable[front]])
+        best = chosen = _least_risky(found, front[allowed[front]])
     recommended, cyclic = found[chosen], found[_cyclic_like(found, chosen)]
     first = len({sequence[0] for sequence in recommended.sequences}) * recommended.shards
     slots = recommended.shards * recommended.slices
     safe = int(uniform_exhaustion(slots, first).quantile(question.risk)) - 1
-    reason = _Reason(found, affordable, recommended, found[best], cyclic, safe)
+    reason = _Reason(found, allowed, recommended, found[best], cyclic, safe)
     return Budget(
         question,
         len(found),
-        tuple(_cells(found, affordable & lasting)),
+        tuple(_cells(found, allowed & lasting)),
         tuple(found[row] for row in front),
         bool(len(rows)),
         recommended,
@@ -155,6 +149,23 @@ def advise(question: Question) -> Budget:
         cyclic,
         safe,
         reason.of_lasting() if len(rows) else reason.of_exhausted(),
+    )
+
+
+def affordable(found: Candidates) -> npt.NDArray[np.bool_]:
+    """Whether each plan is within the limits of training and storage, [n]."""
+    allowed: npt.NDArray[np.bool_] = found.passes <= found.question.max_passes
+    if found.question.layer_bytes is not None:
+        allowed &= found.bytes <= found.question.max_bytes
+    return allowed
+
+
+def too_dear(found: Candidates) -> InputError:
+    """The error that every plan is over the limits of cost."""
+    everything = np.ones(len(found), dtype=np.bool_)
+    return InputError(
+        f"no plan fits: the cheapest takes {math.ceil(found.passes.min()):,} sample passes and "
+        f"the smallest {_storage(found, everything)}; raise max-passes or max-bytes"
     )
 
 
@@ -181,17 +192,26 @@ def stairs(budget: Budget, limit: int = 15) -> list[Candidate]:
     return sorted(kept, key=lambda one: (one.passes, one.utility))
 
 
-def config_of(candidate: Candidate, question: Question) -> str:
+def config_of(candidate: Candidate, question: Question, explicit: bool = False) -> str:
     """The lines of a config that ask for such a plan, as YAML.
 
     A run grows its tree again from these lines, with a local search (``strategies.settree``). That
     tree costs no more and is worth as much or a little more, but may be another tree.
+
+    Args:
+        candidate: the plan.
+        question: what was asked.
+        explicit: name a tree's sequences, so that the run has this very tree.
     """
     shape = f"partition: {{shards: {candidate.shards}, slices: {candidate.slices}}}\n"
-    stage = f"stage: {{epochs: {question.epochs}}}\n"
+    section = candidate.stages.section(question.layers, candidate.slices)
+    stage = f"stage: {{{section}, epochs: {question.epochs}}}\n"
     if candidate.kind != "tree":
         budget = len(candidate.sequences)
         return f"{shape}sequences: {{strategy: cyclic, budget: {budget}}}\n{stage}"
+    if explicit:
+        leaves = ", ".join(map(str, map(list, candidate.sequences)))
+        return f"{shape}sequences:\n  strategy: explicit\n  explicit: [{leaves}]\n{stage}"
     horizon = question.horizon(candidate.shards, candidate.slices)
     worth = question.worth(candidate.shards, candidate.slices)
     gain = float(worth[-1] - worth[0])
@@ -253,7 +273,6 @@ class _Reason:
         """For a plan that stays within the risk."""
         found, question, one = self.found, self.found.question, self.chosen
         within = self.affordable & (found.exhausted <= question.risk)
-        once = question.samples * question.epochs
         share = f"{ENOUGH:.0%} of its gain over no training"
         chosen = (
             f"none that is cheaper has {share}"
@@ -265,7 +284,7 @@ class _Reason:
             f"exhausted within {question.deletions:,} deletions with a probability of at "
             f"most {question.risk:.3g}. The best of them is worth {self.best.utility:.4f}, on "
             f"average along the deletions, for {self.best.passes:,.0f} sample passes; {chosen}. "
-            f"That is as much as {one.passes / once:.3g} trainings of one model on all data; it "
+            f"That is as much as {one.cost:.3g} trainings of one LoRA on all data; it "
             f"keeps to the risk for {self.safe:,} deletions."
         ]
         cheaper = np.flatnonzero(within & (found.passes < one.passes))
@@ -317,13 +336,3 @@ def _storage(found: Candidates, rows: npt.NDArray[np.bool_]) -> str:
     if found.question.layer_bytes is None:
         return f"{found.adapters[rows].min():,.3g} adapters"
     return f"{found.bytes[rows].min():,.0f} bytes"
-
-
-def _values(one: Candidate) -> dict[str, Any]:
-    values = asdict(one)
-    del values["sequences"]
-    return values | {"leaves": len(one.sequences)}
-
-
-def _finite(value: Any) -> Any:
-    return None if value == math.inf else value

@@ -10,13 +10,13 @@ and set trees.
                                            ▼
             training cost, storage, utility along the horizon, P(exhausted)
 
-What a tree protects does not depend on m, so the trees of one L are grown for a few cells and
-compared in all. The figures are exact: each request hits one of the m·L slots with equal
-probability, with repeats (arXiv 2406.16257, section 4).
+What a tree protects does not depend on m or on what its stages train, so the trees of one L are
+grown for a few cells and compared in all. The figures are exact: each request hits one of the m·L
+slots with equal probability, with repeats (arXiv 2406.16257, section 4).
 
 Assumptions, so that one shard stands for all: slices have equal sizes; the worth of a shard depends
-on the data of its prefix alone; an ensemble is worth the average of its shards, where a shard
-without a prefix is worth what no data is worth. Storage leaves heads out.
+on the data and the layers of its prefix alone; an ensemble is worth the average of its shards,
+where a shard without a prefix is worth what no data is worth. Storage leaves heads out.
 
 Invariant: candidates follow from the question alone, always in the same order.
 """
@@ -25,14 +25,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from s3t.plan.blocks import block_layers
 from s3t.plan.budget.question import Question
+from s3t.plan.budget.stages import Stages
 from s3t.plan.sequences import Sequences, cyclic
 from s3t.plan.strategies.brief import Brief, spent
 from s3t.plan.strategies.settree import steps
@@ -65,12 +66,18 @@ class Candidate:
         slices: L.
         kind: a set tree, the paper's cyclic plan with L sequences, or one sequence (SISA).
         sequences: sequences of each shard; for a tree, its leaves.
+        stages: what stages train.
         nodes: number of nodes of all shards.
         passes: training cost in samples × epochs, with the overhead of each node.
+        cost: training cost, where one LoRA on all samples, in as many epochs, takes 1: a pass
+            counts by the layers that its stage runs (``Stages.time``).
         adapters: storage, in adapters of all layers.
         bytes: storage in bytes; None if the bytes of a layer are unknown.
+        start: utility before the first deletion.
         utility: expected utility, averaged over 0, 1, … R deletions.
         utility_at_end: expected utility after R deletions.
+        living: probability that a shard has a prefix left, averaged over 0, 1, … R deletions.
+        living_at_end: the same after R deletions.
         exhausted: probability that no shard has a prefix left after R deletions.
     """
 
@@ -78,19 +85,29 @@ class Candidate:
     slices: int
     kind: Kind
     sequences: Sequences
+    stages: Stages
     nodes: int
     passes: float
+    cost: float
     adapters: float
     bytes: int | None
+    start: float
     utility: float
     utility_at_end: float
+    living: float
+    living_at_end: float
     exhausted: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, with the number of leaves for the sequences."""
+        values = {name: value for name, value in vars(self).items() if name != "sequences"}
+        return values | {"stages": str(self.stages), "leaves": len(self.sequences)}
 
     @property
     def slice_passes(self) -> int:
         """Training cost of one shard in slice passes, as ``sequences.unit: slice-passes``
         counts."""
-        return sum(len(prefix) for prefix in prefixes(self.sequences))
+        return round(spent(self.sequences, self.stages.slices(self.slices).tolist()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,9 +124,13 @@ class Candidates:
     slices: npt.NDArray[np.intp]
     nodes: npt.NDArray[np.intp]
     passes: Floats
+    cost: Floats
     adapters: Floats
+    start: Floats
     utility: Floats
     utility_at_end: Floats
+    living: Floats
+    living_at_end: Floats
     exhausted: Floats
 
     def __len__(self) -> int:
@@ -124,12 +145,17 @@ class Candidates:
             int(self.slices[number]),
             kind,
             sequences,
+            question.stages,
             int(self.nodes[number]),
             float(self.passes[number]),
+            float(self.cost[number]),
             adapters,
             None if whole is None else round(adapters * whole),
+            float(self.start[number]),
             float(self.utility[number]),
             float(self.utility_at_end[number]),
+            float(self.living[number]),
+            float(self.living_at_end[number]),
             float(self.exhausted[number]),
         )
 
@@ -143,11 +169,12 @@ class Candidates:
         return np.array([found == kind for found, _ in self.plans])[self.plan]
 
 
-def candidates(question: Question) -> Candidates:
+def candidates(question: Question, whole: bool = False) -> Candidates:
     """Compute cost, storage, expected utility and risk of every plan in every cell.
 
     Args:
         question: what is planned for; ``question.cells`` gives the pairs of m shards and L slices.
+        whole: whether each tree that has no prefix of all slices is compared with one as well.
 
     Returns:
         a row for each plan in each cell; 64 cells take about a second.
@@ -155,31 +182,38 @@ def candidates(question: Question) -> Candidates:
     plans: list[tuple[Kind, Sequences]] = []
     parts = []
     for slices, shards in question.cells.items():
-        found = list(_plans(question, slices, shards))
+        found = _plans(replace(question, stages=_grown_for(question.stages)), slices, shards)
+        if whole:
+            found += tuple(("tree", _lengthened(plan, slices)) for _, plan in found[2:])
         parts.append(_weighed(question, slices, shards, [plan for _, plan in found], len(plans)))
         plans += found
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return Candidates(question, tuple(plans), *columns)
 
 
+def _grown_for(stages: Stages) -> Stages:
+    """The stages for which trees are grown: what protects well hardly depends on the isolation."""
+    return Stages("snapshot", current=stages.current)
+
+
+@lru_cache(maxsize=64)
 def _plans(
-    question: Question, slices: int, shards: Sequence[int]
-) -> Iterator[tuple[Kind, Sequences]]:
-    yield "one sequence", cyclic(slices, 1)
+    question: Question, slices: int, shards: tuple[int, ...]
+) -> tuple[tuple[Kind, Sequences], ...]:
+    plain: tuple[tuple[Kind, Sequences], ...] = (("one sequence", cyclic(slices, 1)),)
     if slices == 1:
-        return
-    yield "cyclic", cyclic(slices, slices)
+        return plain
+    plain += (("cyclic", cyclic(slices, slices)),)
     horizons = np.log([question.horizon(m, slices) for m in shards])
     nearest = {int(np.abs(horizons - np.log(wanted)).argmin()) for wanted in HORIZONS}
-    for number in sorted(nearest):
-        for tree in _trees(question, slices, shards[number]):
-            yield "tree", tree
+    trees = [tree for at in sorted(nearest) for tree in _trees(question, slices, shards[at])]
+    return (*plain, *(("tree", tree) for tree in trees))
 
 
 def _trees(question: Question, slices: int, shards: int) -> Iterator[Sequences]:
     """Set trees grown for one cell: each is the one before with one more chain."""
     training = question.samples / (shards * slices) * question.epochs
-    costs = tuple(stage + question.overhead / training for stage in range(1, slices + 1))
+    costs = tuple((question.stages.slices(slices) + question.overhead / training).tolist())
     worth, rotations = question.worth(shards, slices), cyclic(slices, slices)
     horizon = question.horizon(shards, slices)
     utility = tuple(worth.tolist())
@@ -192,16 +226,25 @@ def _trees(question: Question, slices: int, shards: int) -> Iterator[Sequences]:
             return
 
 
+def _lengthened(tree: Sequences, slices: int) -> Sequences:
+    """The tree whose longest branch goes on to a prefix of all slices."""
+    longest = max(tree, key=len)
+    rest = tuple(part for part in range(slices) if part not in longest)
+    return (*(leaf for leaf in tree if leaf != longest), longest + rest)
+
+
 def _weighed(
     question: Question, slices: int, shards: Sequence[int], plans: Sequence[Sequences], start: int
 ) -> tuple[npt.NDArray[np.generic], ...]:
     """The columns of ``Candidates`` from ``plan`` on, for all plans of one L, each for every m."""
-    nodes = [prefixes(plan) for plan in plans]
+    nodes = [tuple(prefixes(plan)) for plan in plans]
     stages = np.array([np.bincount([len(p) for p in n], minlength=slices + 1)[1:] for n in nodes])
     m = np.array(shards)
-    training = question.samples / slices * question.epochs * np.arange(1, slices + 1)
-    passes = (stages @ training)[:, None] + question.overhead * stages.sum(axis=1)[:, None] * m
-    blocks = np.array([hi - lo for lo, hi in block_layers(question.layers, slices)])
+    isolation, layers = question.stages, question.layers
+    training = question.samples / slices * question.epochs * isolation.slices(slices)
+    overhead = question.overhead * stages.sum(axis=1)[:, None] * m
+    passes = (stages @ training)[:, None] + overhead
+    weighed = (stages @ (training * isolation.time(layers, slices)))[:, None] + overhead
     covers = np.array([_covers(found, slices) for found in nodes])
     worth = covers @ np.array([question.worth(count, slices) for count in shards]).T
     along = occupancy_along(slices, m * slices, question.deletions).T
@@ -220,15 +263,20 @@ def _weighed(
             np.array(slices),
             stages.sum(axis=1)[:, None] * m,
             passes,
-            (stages @ blocks)[:, None] * m / question.layers,
+            weighed / (question.samples * question.epochs),
+            (stages @ isolation.held(layers, slices))[:, None] * m,
+            worth[:, -1],
             (along * worth).sum(axis=1),
             (at_end * worth).sum(axis=1),
+            1 - covers[:, :, 0] @ along,
+            1 - covers[:, :, 0] @ at_end,
             np.array([risks[k] for k in first]),
         )
     )
 
 
-def _covers(nodes: Sequence[Sequence[int]], slices: int) -> Floats:
+@lru_cache(maxsize=8192)
+def _covers(nodes: Sequences, slices: int) -> Floats:
     """[L + 1, L + 1]: of the sets of j slices, the fraction whose longest trained subset has k."""
     table = length_table(nodes, slices)
     width = slices + 1
@@ -238,6 +286,7 @@ def _covers(nodes: Sequence[Sequence[int]], slices: int) -> Floats:
     return fractions
 
 
+@lru_cache(maxsize=8192)
 def _exhausted(slots: int, first: int, requests: int) -> float:
     """P(all ``first`` of ``slots`` are hit after so many requests); 0 if it is below 1e-12."""
     if requests < first:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from s3t.errors import ConfigError
 from s3t.plan.budget.curve import DEFAULT, Curve
+from s3t.plan.budget.stages import Stages
 from s3t.plan.survival.untouched import Floats
 
 __all__ = ["Question"]
@@ -34,9 +36,11 @@ class Question:
 
     Attributes:
         samples: number of private samples.
-        layers: number of layers of the base; each slice of a shard needs at least one.
+        layers: number of layers of the base; each slice of a shard needs at least one, where stages
+            have blocks.
         deletions: R, number of deletion requests that are expected.
-        curve: utility of a prefix by its number of samples.
+        curve: utility of a prefix of snapshots by its number of samples.
+        stages: what stages train.
         epochs: epochs of each stage.
         least: minimum average number of samples in a slot. A hash distributes the samples: with 8,
             one slot in 3,000 is empty.
@@ -54,6 +58,7 @@ class Question:
     layers: int
     deletions: int
     curve: Curve = field(default=DEFAULT)
+    stages: Stages = field(default=Stages())
     epochs: int = 10
     least: int = 8
     overhead: float = 0.0
@@ -87,6 +92,11 @@ class Question:
         if found:
             raise ConfigError(found, "budget")
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; null for a limit that is not given."""
+        values = {k: None if v == math.inf else v for k, v in vars(self).items()}
+        return values | {"curve": str(self.curve), "stages": str(self.stages)}
+
     @property
     def cells(self) -> dict[int, tuple[int, ...]]:
         """The cells: for each number of slices L, the numbers of shards m to try. At most 64.
@@ -96,18 +106,21 @@ class Question:
         most = min(self.samples // self.least, max(128, 2 * self.deletions))
         powers = [1 << power for power in range(most.bit_length())][-SHARDS:]
         tried = sorted({*SLICES, min(self.layers, SLICES[-1])})
+        deepest = self.layers if self.stages.has_blocks else SLICES[-1]
         shards = {
             slices: tuple(m for m in powers if m * slices * self.least <= self.samples)
             for slices in tried
-            if slices <= self.layers
+            if slices <= deepest
         }
         return {slices: found for slices, found in shards.items() if found}
 
     def worth(self, shards: int, slices: int) -> Floats:
-        """Utility of prefixes of 0, 1, … L slices, [L + 1]."""
+        """Utility of prefixes of 0, 1, … L slices, [L + 1]: the curve's, whose gain over nothing is
+        multiplied by the factor of the stages."""
         shard = self.samples / shards
         found = self.curve.utility(np.arange(slices + 1) * (shard / slices), shard)
-        return np.maximum.accumulate(found)  # rounding must not make it fall
+        found[1:] = found[0] + (found[1:] - found[0]) * self.stages.factor(self.layers, slices)
+        return np.maximum.accumulate(found)  # neither rounding nor a factor may make it fall
 
     def horizon(self, shards: int, slices: int) -> float:
         """Expected requests per slot, in the unit of ``sequences.horizon``."""

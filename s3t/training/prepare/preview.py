@@ -17,7 +17,9 @@ from s3t.config import Config
 from s3t.data.partition import slice_rates, tier_slices
 from s3t.model.inputs.encoders import TextEncoder
 from s3t.plan import Plan, cyclic, prefixes
+from s3t.plan.blocks import stage_time
 from s3t.training.prepare.checks import CheckedRun, check_run
+from s3t.training.prepare.recipe import blocks_of
 
 __all__ = ["preview"]
 
@@ -28,8 +30,9 @@ ROWS = 7
 def preview(config: Config, horizon: int | None = None) -> dict[str, Any]:
     """What a config would train, as JSON values; writes nothing, and trains no node.
 
-    The plan's ``summary``, the tree of one shard as lines of text, and notes on tiers, clusters and
-    data. Clusters are of the base's features: if the config adapts it, that is done, in memory.
+    The plan's ``summary``, its ``cost`` where one LoRA on all samples takes 1, the tree of one
+    shard as lines of text, and notes on tiers, clusters and data. Clusters are of the base's
+    features: if the config adapts it, that is done, in memory.
 
     Args:
         config: the config.
@@ -68,8 +71,17 @@ def preview(config: Config, horizon: int | None = None) -> dict[str, Any]:
         "  " + "   " * (node.stage - 1) + f"{node.last}  ({node.samples} samples)"
         for node in plan.forest.of_shard(0)
     ]
-    found = plan.summary() | {"tree": tree, "notes": notes}
+    found = plan.summary() | {"cost": _cost(checked, plan), "tree": tree, "notes": notes}
     return found if horizon is None else found | {"horizon": _along(checked, plan, horizon)}
+
+
+def _cost(checked: CheckedRun, plan: Plan) -> float:
+    """Training cost, where one LoRA on all layers and samples, in as many epochs, takes 1."""
+    isolation, depth = checked.config.stage.isolation, checked.base.depth
+    time = stage_time(isolation, blocks_of(checked.config, depth), depth)
+    samples = sum(map(sum, plan.sizes))
+    passes = sum(node.passes * time[node.stage - 1] for node in plan.forest)
+    return passes / (samples * plan.epochs)
 
 
 def _along(checked: CheckedRun, plan: Plan, horizon: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from s3t.config import Config
 from s3t.model.base import Base
 from s3t.model.inputs.encoders import ImageEncoder, TextEncoder
 from s3t.model.quantized import has_quantized, quantizer_version
-from s3t.plan.blocks import block_layers
+from s3t.plan.blocks import trained_layers
 from s3t.types import Digest
 
 __all__ = ["blocks_of", "recipe_of", "stage_bytes"]
@@ -22,10 +22,8 @@ ENGINE = 3
 
 
 def blocks_of(config: Config, depth: int) -> tuple[tuple[int, int], ...]:
-    """Layers (lo, hi) that stage 1, 2, … L trains; none for prompts.
-
-    ``layers`` trains a block; ``nested``, and ``residual`` that spans "up", train a block and all
-    layers above it; ``snapshot`` and ``residual`` train all.
+    """Layers (lo, hi) that stage 1, 2, … L trains (``plan.blocks.trained_layers``); none for
+    prompts.
 
     Raises:
         ConfigError: of ``layers`` more slices than layers, or too many layers in block 1.
@@ -33,11 +31,7 @@ def blocks_of(config: Config, depth: int) -> tuple[tuple[int, int], ...]:
     slices, stage = config.partition.slices, config.stage
     if stage.prompts:
         return ((0, 0),) * slices
-    if stage.isolation == "snapshot" or (stage.isolation == "residual" and stage.span == "all"):
-        return ((0, depth),) * slices
-    layers = stage.isolation == "layers"
-    blocks = block_layers(depth, slices, stage.first_block, empty=not layers)
-    return blocks if layers else tuple((lo, depth) for lo, _ in blocks)
+    return trained_layers(stage.isolation, depth, slices, stage.first_block, stage.span)
 
 
 def recipe_of(

@@ -44,7 +44,15 @@ def objectives(one: Candidate) -> tuple[float, ...]:
 
 
 def test_public_names() -> None:
-    assert advice.__all__ == ["Budget", "Cell", "advise", "config_of", "stairs"]
+    assert advice.__all__ == [
+        "Budget",
+        "Cell",
+        "advise",
+        "affordable",
+        "config_of",
+        "stairs",
+        "too_dear",
+    ]
 
 
 @given(questions)
@@ -105,7 +113,8 @@ def asked(found: Budget) -> Brief:
     lines = yaml.safe_load(config_of(found.recommended, found.question))
     shape = PartitionConfig.model_validate(lines["partition"])
     sequences = SequencesConfig.model_validate(lines["sequences"])
-    assert StageConfig.model_validate(lines["stage"]).epochs == found.question.epochs
+    stage = StageConfig.model_validate(lines["stage"])
+    assert (stage.isolation, stage.epochs) == ("nested", found.question.epochs)
     assert shape.shards == found.recommended.shards
     assert (sequences.strategy, sequences.unit) == ("tree", "slice-passes")
     return Brief(
@@ -260,6 +269,7 @@ def test_json() -> None:
         "layers": 4,
         "deletions": 20,
         "curve": "power:1,1,0.3",
+        "stages": "nested",
         "epochs": 10,
         "least": 8,
         "overhead": 0.0,

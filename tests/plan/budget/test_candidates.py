@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -11,6 +12,7 @@ from s3t.errors import ConfigError
 from s3t.plan.budget.candidates import Candidate, candidates
 from s3t.plan.budget.curve import DEFAULT, Curve, Linear, Measured, Power
 from s3t.plan.budget.question import Question
+from s3t.plan.budget.stages import Stages
 from s3t.plan.sequences import cyclic
 from s3t.plan.trie import prefixes
 
@@ -21,10 +23,7 @@ def expected(one: Candidate, question: Question) -> tuple[list[float], list[floa
     """Mean utility of a shard, and P(exhausted), after 0, 1, … R requests, by enumeration."""
     slots = one.shards * one.slices
     nodes = prefixes(one.sequences)
-    shard = question.samples / one.shards
-    worth = [
-        float(question.curve.utility(k * shard / one.slices, shard)) for k in range(one.slices + 1)
-    ]
+    worth = question.worth(one.shards, one.slices).tolist()
     utility, exhausted = [], []
     for r in range(question.deletions + 1):
         total, gone = 0.0, 0
@@ -69,11 +68,20 @@ def test_costs_and_storage() -> None:
         assert one.passes == pytest.approx(passes)
         assert one.nodes == one.shards * len(nodes)
         assert one.slice_passes == sum(map(len, nodes))
-        # 8 layers in 3 blocks: 3, 3, 2
+        # 8 layers in 3 blocks: 3, 3, 2; a nested stage holds its block and those above
         sizes = [8 // one.slices + (k < 8 % one.slices) for k in range(one.slices)]
-        layers = one.shards * sum(sizes[len(node) - 1] for node in nodes)
+        layers = one.shards * sum(sum(sizes[: len(node)]) for node in nodes)
         assert one.adapters == pytest.approx(layers / 8)
         assert one.bytes == 100 * layers
+
+
+def test_worth_is_the_curve_whose_gain_the_stages_shorten() -> None:
+    question = Question(800, 4, 20, curve=Power(0.9, 0.5, 0.5, 0.3))
+    plain = replace(question, stages=Stages("snapshot"))
+    curve = Power(0.9, 0.5, 0.5, 0.3).utility([0, 50, 100, 150, 200], 200)
+    assert plain.worth(4, 4) == pytest.approx(curve)
+    factor = np.array([1, *question.stages.factor(4, 4)])
+    assert question.worth(4, 4) == pytest.approx(0.3 + factor * (curve - 0.3))
 
 
 def test_the_plans_of_the_paper_are_among_them() -> None:
