@@ -70,9 +70,9 @@ def refused(site: Asked, status: int, code: str, **body: Any) -> Any:
     """The problem that a deletion gets, which changes nothing."""
     before = site.state()
     said = site.delete(**body)
-    assert (said.status_code, said.json()["code"]) == (status, code), said.text
+    assert (said.status_code, said.json()["code"]) == (status, code), (said.text, body)
     assert said.headers["content-type"] == "application/problem+json"
-    assert site.state() == before
+    assert site.state() == before, body
     return said
 
 
@@ -181,69 +181,68 @@ def test_opendsr_requests_are_understood(site: Asked) -> None:
     assert "encoded_request" not in said.json()
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        {},
-        {"sample_ids": []},
-        {"sample_ids": "s000"},
-        {"sample_ids": [7]},
-        {"sample_ids": [None]},
-        {"sample_ids": [["s000"]]},
-        {"sample_ids": [""]},
-        {"sample_ids": ["a\0b"]},
-        {"sample_ids": ["x" * 5000]},
-        {"sample_ids": ["s000"], "dry_run": "true"},
-        {"sample_ids": ["s000"], "dry_run": 1},
-        {"sample_ids": ["s000"], "dryrun": True},
-        {"sample_ids": ["s000"], "subject_request_type": "access"},
-        {"sample_ids": ["s000"], "subject_request_id": "../../x"},
-        {"sample_ids": ["s000"], "subject_request_id": ""},
-        {"sample_ids": ["s000"], "subject_request_id": "a\n"},
-        {"sample_ids": ["s000"], "subject_request_id": "x" * 201},
-        {"sample_ids": ["s000"], "submitted_time": "yesterday"},
-        {"sample_ids": ["s000"], "regulation": ""},
-        {"subject_identities": [{"identity_type": "email", "identity_value": "a@b.example"}]},
-        {
-            "subject_identities": [
-                {
-                    "identity_type": "controller_customer_id",
-                    "identity_value": "p01",
-                    "identity_format": "sha256",
-                }
-            ]
-        },
-        {"subjects": ["p01"], "status_callback_urls": ["https://evil.example/"]},
-        {"subjects": ["p01"], "status_callback_urls": ["https://a.example/"] * 6},
-    ],
-)
-def test_bodies_that_are_refused_change_nothing(site: Asked, body: dict[str, Any]) -> None:
-    refused(site, 422, "invalid_body", **body)
+REFUSED: list[dict[str, Any]] = [
+    {},
+    {"sample_ids": []},
+    {"sample_ids": "s000"},
+    {"sample_ids": [7]},
+    {"sample_ids": [None]},
+    {"sample_ids": [["s000"]]},
+    {"sample_ids": [""]},
+    {"sample_ids": ["a\0b"]},
+    {"sample_ids": ["x" * 5000]},
+    {"sample_ids": ["s000"], "dry_run": "true"},
+    {"sample_ids": ["s000"], "dry_run": 1},
+    {"sample_ids": ["s000"], "dryrun": True},
+    {"sample_ids": ["s000"], "subject_request_type": "access"},
+    {"sample_ids": ["s000"], "subject_request_id": "../../x"},
+    {"sample_ids": ["s000"], "subject_request_id": ""},
+    {"sample_ids": ["s000"], "subject_request_id": "a\n"},
+    {"sample_ids": ["s000"], "subject_request_id": "x" * 201},
+    {"sample_ids": ["s000"], "submitted_time": "yesterday"},
+    {"sample_ids": ["s000"], "regulation": ""},
+    {"subject_identities": [{"identity_type": "email", "identity_value": "a@b.example"}]},
+    {
+        "subject_identities": [
+            {
+                "identity_type": "controller_customer_id",
+                "identity_value": "p01",
+                "identity_format": "sha256",
+            }
+        ]
+    },
+    {"subjects": ["p01"], "status_callback_urls": ["https://evil.example/"]},
+    {"subjects": ["p01"], "status_callback_urls": ["https://a.example/"] * 6},
+]
 
 
-@pytest.mark.parametrize(
-    ("content", "status"),
-    [
-        (b"", 422),
-        (b"{", 400),
-        (b"null", 422),
-        (b"[]", 422),
-        (b'{"sample_ids": ["s000"], "sample_ids": ["s001"]}', 400),
-        (b'{"sample_ids": ["\xff"]}', 400),
-        (b'{"sample_ids": ["\\ud800"]}', 422),
-        (b'{"sample_ids": [NaN]}', 400),
-        (b'{"sample_ids": [' + b"9" * 5000 + b"]}", 400),
-        (b"[" * 100_000, 400),
-        (b'{"a":' * 50_000, 400),
-    ],
-)
-def test_bytes_that_are_refused_change_nothing(site: Asked, content: bytes, status: int) -> None:
-    before = site.state()
-    given = {"Content-Type": "application/json"}
-    said = site.ask("POST", "/v1/deletions", "delete", content=content, headers=given)
-    assert said.status_code == status, said.text
-    assert said.headers["content-type"] == "application/problem+json"
-    assert site.state() == before
+def test_bodies_that_are_refused_change_nothing(site: Asked) -> None:
+    for body in REFUSED:
+        refused(site, 422, "invalid_body", **body)
+
+
+BROKEN: list[tuple[bytes, int]] = [
+    (b"", 422),
+    (b"{", 400),
+    (b"null", 422),
+    (b"[]", 422),
+    (b'{"sample_ids": ["s000"], "sample_ids": ["s001"]}', 400),
+    (b'{"sample_ids": ["\xff"]}', 400),
+    (b'{"sample_ids": ["\\ud800"]}', 422),
+    (b'{"sample_ids": [NaN]}', 400),
+    (b'{"sample_ids": [' + b"9" * 5000 + b"]}", 400),
+    (b"[" * 100_000, 400),
+    (b'{"a":' * 50_000, 400),
+]
+
+
+def test_bytes_that_are_refused_change_nothing(site: Asked) -> None:
+    before, given = site.state(), {"Content-Type": "application/json"}
+    for content, status in BROKEN:
+        said = site.ask("POST", "/v1/deletions", "delete", content=content, headers=given)
+        assert said.status_code == status, (content[:80], said.text)
+        assert said.headers["content-type"] == "application/problem+json"
+        assert site.state() == before, content[:80]
 
 
 def test_large_bodies_of_wrong_things_are_not_read_to_their_end(site: Asked) -> None:
@@ -253,29 +252,29 @@ def test_large_bodies_of_wrong_things_are_not_read_to_their_end(site: Asked) -> 
     refused(site, 400, "invalid_json", **{f"key{number}": 0 for number in range(1001)})
 
 
-@pytest.mark.parametrize(
-    "hostile",
-    [
-        "'; DROP TABLE samples; --",
-        "s000' OR '1'='1",
-        "s00_",
-        "s%",
-        "*",
-        "../../ledger.db",
-        "s000\n",
-        " s000",
-        "S000",
-        "\u202es000",
-        "ѕ000",
-        "s000\u0000",
-        "{{7*7}}",
-        "${jndi:ldap://x}",
-    ],
-)
-def test_no_id_means_another(site: Asked, hostile: str) -> None:
+HOSTILE = [
+    "'; DROP TABLE samples; --",
+    "s000' OR '1'='1",
+    "s00_",
+    "s%",
+    "*",
+    "../../ledger.db",
+    "s000\n",
+    " s000",
+    "S000",
+    "\u202es000",
+    "ѕ000",
+    "s000\u0000",
+    "{{7*7}}",
+    "${jndi:ldap://x}",
+]
+
+
+def test_no_id_means_another(site: Asked) -> None:
     before = site.state()
-    said = site.delete(sample_ids=[hostile], subjects=[hostile])
-    assert said.status_code in (404, 422) and site.state() == before
+    for hostile in HOSTILE:
+        said = site.delete(sample_ids=[hostile], subjects=[hostile])
+        assert said.status_code in (404, 422) and site.state() == before, hostile
 
 
 # ── jobs ─────────────────────────────────────────────────────────────────────────────────────
