@@ -34,9 +34,11 @@ from tests.support.tiny import (
 )
 
 RANK, ALPHA = 4, 12.0
+LOWEST = (pytest.param(0, marks=pytest.mark.heavy), 2)
+"""The lowest layer with an adapter, of three: all layers, or the top one."""
 
 
-@pytest.mark.parametrize("lowest", [0, 2])
+@pytest.mark.parametrize("lowest", LOWEST)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_prefix_is_the_same_model_in_peft(family: str, lowest: int) -> None:
     base, rows = tiny_base(family), tiny_rows(family, 4)
@@ -109,7 +111,7 @@ def test_peft_itself_saves_and_loads_it(family: str, tmp_path: Path) -> None:
     assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("lowest", [0, 2])
+@pytest.mark.parametrize("lowest", LOWEST)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_files_that_peft_loads_without_a_model_to_write_them(
     family: str, lowest: int, tmp_path: Path

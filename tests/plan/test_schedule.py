@@ -162,7 +162,7 @@ class ScheduleMachine(RuleBasedStateMachine):
 
 
 TestSchedule = ScheduleMachine.TestCase
-TestSchedule.settings = settings(max_examples=80, stateful_step_count=20, deadline=None)
+TestSchedule.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
 
 
 def full(shards: int = 2) -> tuple[Forest, frozenset[NodeKey]]:

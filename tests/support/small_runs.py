@@ -17,6 +17,8 @@ from s3t.types import NodeKey
 
 Rows = list[dict[str, str]]
 Make = Callable[..., Config]
+Trained = Callable[[Config], Config]
+"""Gives a config the run that ``train`` makes of it: ``config = trained(make())``."""
 
 
 def person_rows(persons: int = 16, each: int = 3) -> Rows:
@@ -117,14 +119,14 @@ def wait_until(done: Callable[[], bool], process: subprocess.Popen[str]) -> None
         time.sleep(0.002)
 
 
-def forget(config: Config, subject: str) -> None:
-    """Delete a person as the service does: in the ledger, durably."""
+def forget(config: Config, *subjects: str) -> None:
+    """Delete persons as the service does: in the ledger, durably."""
     from s3t.ledger import Deletion
     from s3t.run.deletion import delete
     from s3t.run.opened import OpenRun
 
     forgetting = OpenRun(RunDir(config.run_dir))
-    delete(forgetting, Deletion([], [subject]))
+    delete(forgetting, Deletion([], [*subjects]))
     forgetting.close()
 
 

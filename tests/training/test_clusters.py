@@ -38,7 +38,15 @@ from s3t.training.rank import MACHINE, MACHINES
 from s3t.training.retrain import from_scratch
 from s3t.training.work.train import train
 from s3t.types import Digest, Sample, SampleId, Subject, digest
-from tests.support.small_runs import Make, forget, nodes, person_rows, small_configs, write_csv
+from tests.support.small_runs import (
+    Make,
+    Trained,
+    forget,
+    nodes,
+    person_rows,
+    small_configs,
+    write_csv,
+)
 from tests.support.tiny import tiny_base, tiny_rows
 
 CLUSTERS = {"partition": {"clusters": {"layer": 1}}}
@@ -75,7 +83,7 @@ def test_a_row_lies_where_it_lies_whoever_else_is_there(family: str, make: Make)
     prototypes = find_prototypes(asked(make, 4), base, tiny_rows(family, 60, seed=3))
     whole = clusters_of(base, rows, prototypes)
     assert len(set(whole)) > 1
-    for gone in range(0, 70, 7):
+    for gone in (0, 23, 46, 69):
         kept = torch.tensor([row for row in range(70) if row != gone])
         assert clusters_of(base, rows.rows(kept), prototypes) == [whole[row] for row in kept]
     turned = torch.arange(69, -1, -1)
@@ -237,10 +245,11 @@ def shown(found: dict[str, Any]) -> list[int]:
     return [int(note.split("what ")[1].split()[0]) for note in notes]
 
 
-def test_clusters_of_an_adapted_base_are_of_what_is_trained_on(make: Make) -> None:
+def test_clusters_of_an_adapted_base_are_of_what_is_trained_on(
+    make: Make, trained: Trained
+) -> None:
     model = {"adapt": {"steps": 2, "batch_size": 8}}
-    config = make(model=make().model.model_dump(mode="json") | model)
-    train(config)
+    config = trained(make(model=make().model.model_dump(mode="json") | model))
     run = RunDir(config.run_dir)
     own = read_prototypes(run.prototypes_path, run.plan().base)
     assert run.plan().recipe["prototypes"] == own.digest
@@ -253,13 +262,12 @@ def test_clusters_of_an_adapted_base_are_of_what_is_trained_on(make: Make) -> No
 
 @pytest.mark.parametrize("distance", [None, pytest.param(2.1, marks=pytest.mark.heavy)])
 def test_a_repaired_run_of_clusters_is_one_that_never_saw_the_person(
-    make: Make, tmp_path: Path, distance: float | None
+    make: Make, trained: Trained, tmp_path: Path, distance: float | None
 ) -> None:
     shape = {"partition": {"clusters": {"layer": 1, "distance": distance}}}
     write_csv(tmp_path / "kept.csv", [row for row in person_rows() if row["who"] != "p03"])
-    one, never = make("one", **shape), make("never", private="kept.csv", **shape)
-    train(one)
-    train(never)
+    one = trained(make("one", **shape))
+    never = trained(make("never", private="kept.csv", **shape))
     before = places(one)
     assert before.items() >= places(never).items()
     forget(one, "p03")
@@ -267,20 +275,19 @@ def test_a_repaired_run_of_clusters_is_one_that_never_saw_the_person(
     assert nodes(one) == nodes(never), "byte for byte"
     kept = [RunDir(config.run_dir).prototypes_path.read_bytes() for config in (one, never)]
     assert kept[0] == kept[1]
-    compared = from_scratch(RunDir(one.run_dir), tmp_path / "scratch")
-    assert compared.equal and compared.same > 0
-    judged = audit(one.run_dir, retrain=2)
+    judged = audit(one.run_dir, retrain=1)
     assert {claim.name: claim.status for claim in judged.claims}["E3"] == "not tried"
     purge(RunDir(one.run_dir))
-    judged = audit(one.run_dir, retrain="all", from_scratch=True)
+    judged = audit(one.run_dir, retrain=1, from_scratch=True)
     assert judged.holds, [claim.problems for claim in judged.claims]
     assert "clusters of 45 samples computed" in judged["E3"].checked
     assert "made again the same" in judged["E5"].checked
 
 
-def test_a_person_of_several_clusters_is_forgotten_in_all_of_them(make: Make) -> None:
-    config = make()
-    train(config)
+def test_a_person_of_several_clusters_is_forgotten_in_all_of_them(
+    make: Make, trained: Trained
+) -> None:
+    config = trained(make())
     slots: dict[str, set[tuple[int, int]]] = defaultdict(set)
     for name, at in places(config).items():
         slots[f"p{name[1:3]}"].add(at)
@@ -297,9 +304,10 @@ def test_a_person_of_several_clusters_is_forgotten_in_all_of_them(make: Make) ->
     assert audit(config.run_dir)["E6"].status == "holds", "counters of both slots"
 
 
-def test_new_samples_get_their_clusters_and_the_old_ones_stay(make: Make, tmp_path: Path) -> None:
-    config = make()
-    train(config)
+def test_new_samples_get_their_clusters_and_the_old_ones_stay(
+    make: Make, trained: Trained, tmp_path: Path
+) -> None:
+    config = trained(make())
     before = places(config)
     rows = [row for row in person_rows(20) if row["id"] not in before]
     write_csv(tmp_path / "more.csv", rows)
@@ -309,15 +317,15 @@ def test_new_samples_get_their_clusters_and_the_old_ones_stay(make: Make, tmp_pa
     after = places(config)
     assert before.items() <= after.items() and len(after) == 60
     write_csv(tmp_path / "all.csv", person_rows(20))
-    fresh = make("fresh", private="all.csv")
-    train(fresh)
+    fresh = trained(make("fresh", private="all.csv"))
     assert places(fresh) == after and nodes(fresh).items() <= nodes(config).items()
     assert audit(config.run_dir, retrain=1)["E5"].status == "holds"
 
 
-def test_a_killed_run_goes_on_and_one_without_its_prototypes_does_not(make: Make) -> None:
-    config = make()
-    train(config)
+def test_a_killed_run_goes_on_and_one_without_its_prototypes_does_not(
+    make: Make, trained: Trained
+) -> None:
+    config = trained(make())
     whole, run = nodes(config), RunDir(config.run_dir)
     for name in sorted(whole)[::2]:
         (run.store.root / name).unlink()
@@ -337,9 +345,10 @@ def test_a_killed_run_goes_on_and_one_without_its_prototypes_does_not(make: Make
     assert audit(run.root)["E5"].status == "holds"
 
 
-def test_an_audit_finds_other_prototypes_and_a_sample_in_another_shard(make: Make) -> None:
-    config = make()
-    train(config)
+def test_an_audit_finds_other_prototypes_and_a_sample_in_another_shard(
+    make: Make, trained: Trained
+) -> None:
+    config = trained(make())
     run = RunDir(config.run_dir)
     own = read_prototypes(run.prototypes_path, run.plan().base)
     turned = Prototypes(own.layer, own.centres.flip(0).contiguous(), own.rows[::-1])
@@ -357,9 +366,8 @@ def test_an_audit_finds_other_prototypes_and_a_sample_in_another_shard(make: Mak
         service.predict([{"text": "who"}])
 
 
-def test_a_forecast_counts_a_person_in_each_shard_and_says_so(make: Make) -> None:
-    config = make()
-    train(config)
+def test_a_forecast_counts_a_person_in_each_shard_and_says_so(make: Make, trained: Trained) -> None:
+    config = trained(make())
     pairs = {(name[:3], at) for name, at in places(config).items()}
     with S3T.load(config.run_dir) as service:
         found = service.forecast()
@@ -368,12 +376,11 @@ def test_a_forecast_counts_a_person_in_each_shard_and_says_so(make: Make) -> Non
 
 
 def test_another_machine_reckons_the_clusters_itself(
-    make: Make, monkeypatch: pytest.MonkeyPatch
+    make: Make, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     MemoryFileSystem.store.clear()
     url = "memory://clusters/run"
-    first = make("first", store={"url": url})
-    train(first)
+    first = trained(make("first", store={"url": url}))
     monkeypatch.setenv(MACHINE, "1")
     monkeypatch.setenv(MACHINES, "2")
     other = make("other", store={"url": url, "lease": 0.1})

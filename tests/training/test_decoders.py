@@ -60,7 +60,13 @@ def same(one: TrainedNode, other: TrainedNode) -> bool:
     )
 
 
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize(
+    "family",
+    [
+        name if name in ("llama", "gpt2", "gemma") else pytest.param(name, marks=pytest.mark.heavy)
+        for name in DECODERS
+    ],
+)
 def test_groups_and_layers_run_again_change_no_byte_in_half_precision(family: str) -> None:
     base = Base(
         tiny_model(family, language_model=True).to(torch.bfloat16),
@@ -79,8 +85,15 @@ def test_groups_and_layers_run_again_change_no_byte_in_half_precision(family: st
     base.check_frozen(whole=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        ("llama", torch.bfloat16),
+        ("gpt2", torch.float32),
+        pytest.param("llama", torch.float32, marks=pytest.mark.heavy),
+        pytest.param("gpt2", torch.bfloat16, marks=pytest.mark.heavy),
+    ],
+)
 def test_long_rows_too(family: str, dtype: torch.dtype) -> None:
     model = from_config(LOCAL[family](), language_model=True).to(dtype)
     base = Base(model, language_model=True, length=LONG)
@@ -110,10 +123,11 @@ def test_a_run_on_a_local_folder(make: Make, tmp_path: Path, family: str) -> Non
     config = make(
         task="causal-lm",
         model={"base": str(folder), "dtype": "bfloat16"},
+        sequences={"strategy": "cyclic", "budget": 1},
         stage={"epochs": 1, "gradient_accumulation": 2, "batch_size": 4},
         training={"workers": 1, "gradient_checkpointing": True},
     )
-    assert train(config).trained == 8
+    assert train(config).trained == 4
     run = RunDir(config.run_dir)
     last = [node.key for node in run.plan().forest if node.stage == 2][:1]
     assert all(retrain(run, last, tmp_path / "again").values())

@@ -36,6 +36,7 @@ from s3t.training.work.worker_state import WorkerState
 from s3t.types import digest
 from tests.support.small_runs import (
     Make,
+    Trained,
     forget,
     nodes,
     person_rows,
@@ -101,8 +102,8 @@ def test_importing_it_loads_nothing_and_what_the_user_has_set_stays() -> None:
     assert python(code) == "True AUTO,STRICT False"
     assert python(code, **COMPATIBLE) == "True COMPATIBLE False"
     assert python(code, MKL_CBWR="AVX2") == "True AVX2,STRICT False", "its branch, made strict"
-    late = "import os, sys, torch; from s3t.system.pinned import pin; print(pin('native'))"
-    assert python(late) == "False", "torch has read its switches"
+    late = "import sys; sys.modules['torch'] = sys; from s3t.system.pinned import pin; "
+    assert python(late + "print(pin('native'))") == "False", "torch has read its switches"
 
 
 def test_a_process_is_pinned_once_and_portable_overrides_every_switch() -> None:
@@ -141,11 +142,10 @@ def test_switches_are_known_by_their_families() -> None:
 
 @pytest.mark.heavy
 def test_who_has_loaded_torch_gets_the_same_bytes_from_a_process_that_has_not(
-    make: Make, tmp_path: Path
+    make: Make, trained: Trained, tmp_path: Path
 ) -> None:
     """A notebook: training, retraining and audits; errors are what they would be here."""
-    config = make()
-    train(config)
+    config = trained(make())
     other = make("other")
     path = saved(other, tmp_path)
     code = f"""
@@ -232,11 +232,10 @@ def test_numbers_flushed_to_zero_are_another_environment(make: Make) -> None:
 @needs_mkl
 @pytest.mark.parametrize("environment", EMULATED, ids=lambda one: "=".join(*one.items()))
 def test_under_another_switch_nodes_have_other_keys(
-    make: Make, tmp_path: Path, environment: dict[str, str]
+    make: Make, trained: Trained, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     """And what there is stays, so that nothing is trained again."""
-    config = make()
-    train(config)
+    config = trained(make())
     before, times = nodes(config), stamps(config)
     gone = sorted(before)[:3]
     for name in gone:
@@ -257,10 +256,11 @@ def test_under_another_switch_nodes_have_other_keys(
 
 @pytest.mark.heavy
 @needs_mkl
-def test_a_run_outlives_the_machine_that_it_was_trained_on(make: Make, tmp_path: Path) -> None:
+def test_a_run_outlives_the_machine_that_it_was_trained_on(
+    make: Make, trained: Trained, tmp_path: Path
+) -> None:
     """Begun here, repaired elsewhere, repaired here again; audited on both."""
-    config = make(partition={"shards": 2, "slices": 2, "salt": "walk", "subject": "who"})
-    train(config)
+    config = trained(make(partition={"shards": 2, "slices": 2, "salt": "walk", "subject": "who"}))
     run, root = RunDir(config.run_dir), str(config.run_dir)
     for subject, environment in (("p03", COMPATIBLE), ("p05", {}), ("p07", COMPATIBLE)):
         forget(config, subject)
@@ -290,10 +290,9 @@ def test_a_run_outlives_the_machine_that_it_was_trained_on(make: Make, tmp_path:
 @pytest.mark.heavy
 @needs_mkl
 def test_a_node_over_a_parent_of_another_environment_is_compared_and_judged(
-    make: Make, tmp_path: Path
+    make: Make, trained: Trained, tmp_path: Path
 ) -> None:
-    config = make()
-    train(config)
+    config = trained(make())
     run = RunDir(config.run_dir)
     children = [node for node in run.plan().forest if node.parent is not None]
     for node in children:
@@ -347,10 +346,11 @@ def test_odd_widths_lose_no_survivor(make: Make, tmp_path: Path, hidden: int, he
     assert compared.same and not compared.different
 
 
-def test_a_process_of_another_environment_trains_no_node_of_the_plan(make: Make) -> None:
+def test_a_process_of_another_environment_trains_no_node_of_the_plan(
+    make: Make, trained: Trained
+) -> None:
     """Another machine type beside the main process, say."""
-    config = make()
-    train(config)
+    config = trained(make())
     run = RunDir(config.run_dir)
     victim = next(node for node in run.plan().forest if node.parent is not None)
     run.store.path(victim.key).unlink()
@@ -462,14 +462,15 @@ def test_a_portable_process_is_started_with_its_switches_alone() -> None:
 # ── the base, the rows that nodes are scored on ──────────────────────────────────────────────
 
 
-def test_other_validation_rows_mean_scoring_again_not_training(make: Make, tmp_path: Path) -> None:
+def test_other_validation_rows_mean_scoring_again_not_training(
+    make: Make, trained: Trained, tmp_path: Path
+) -> None:
     config = make()
     shutil.copy(tmp_path / "public.csv", tmp_path / "validation.csv")
     source = {"format": "csv", "files": str(tmp_path / "validation.csv")}
     data = config.data.model_dump(mode="json")
     data["public"]["validation"] = source
-    config = make(data=data)
-    train(config)
+    config = trained(make(data=data))
     run, before, times = RunDir(config.run_dir), nodes(config), stamps(config)
     with run.ledger() as ledger:
         first = ledger.plans.nodes()
@@ -487,15 +488,14 @@ def test_other_validation_rows_mean_scoring_again_not_training(make: Make, tmp_p
         said = run.store.evidence(key, told.rows)
         assert said is not None and run.store.read_evidence(key).digest == told.evidence
         assert told.evidence != first[key].evidence, "made again with the score"
-    assert audit(run.root, retrain="all", from_scratch=True).holds
+    assert audit(run.root, retrain="all").holds
     with S3T.load(run.root) as model:
         for shard in model.status().shards:
             assert shard.node is not None and shard.score == second[shard.node].score
 
 
-def test_a_score_edited_in_its_file_is_found_and_not_gone_by(make: Make) -> None:
-    config = make()
-    train(config)
+def test_a_score_edited_in_its_file_is_found_and_not_gone_by(make: Make, trained: Trained) -> None:
+    config = trained(make())
     run = RunDir(config.run_dir)
     with S3T.load(run.root) as model:
         before = model.status().shards
@@ -510,13 +510,11 @@ def test_a_score_edited_in_its_file_is_found_and_not_gone_by(make: Make) -> None
 
 
 @pytest.fixture
-def based(make: Make, tmp_path: Path) -> tuple[Config, Path]:
+def based(make: Make, trained: Trained, tmp_path: Path) -> tuple[Config, Path]:
     """A run over a base in a folder."""
-    first = make("first", model={"adapt": {"steps": 2}})
-    train(first)
+    first = trained(make("first", model={"adapt": {"steps": 2}}))
     base = shutil.copytree(first.run_dir / "base", tmp_path / "base")
-    config = make("based", model={"base": str(base), "adapt": None})
-    train(config)
+    config = trained(make("based", model={"base": str(base), "adapt": None}))
     return config, base
 
 

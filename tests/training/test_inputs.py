@@ -18,13 +18,19 @@ from s3t.errors import InputError, IntegrityError
 from s3t.model.base import Base
 from s3t.model.inputs.encoders import TextEncoder
 from s3t.run import RunDir
-from s3t.run.purge import purge
 from s3t.training.prepare.inputs import RunInputs
 from s3t.training.prepare.load import load_prepared
 from s3t.training.prepare.replan import Replan
-from s3t.training.retrain import from_scratch
 from s3t.training.work.train import train
-from tests.support.small_runs import Make, forget, nodes, person_rows, small_configs, write_csv
+from tests.support.small_runs import (
+    Make,
+    Trained,
+    forget,
+    nodes,
+    person_rows,
+    small_configs,
+    write_csv,
+)
 
 
 @pytest.fixture
@@ -97,9 +103,8 @@ def test_clusters_load_once(make: Make, loads: Counter[str]) -> None:
     assert once(loads, encoded=3, bases=2), loads
 
 
-def test_a_resumed_training_loads_once(make: Make, loads: Counter[str]) -> None:
-    config = make(model=ADAPT, stage=PUBLIC_HEAD)
-    train(config)
+def test_a_resumed_training_loads_once(make: Make, trained: Trained, loads: Counter[str]) -> None:
+    config = trained(make(model=ADAPT, stage=PUBLIC_HEAD))
     run, before = RunDir(config.run_dir), nodes(config)
     run.store.path(run.plan().forest.stages()[-1][0].key).unlink()
     loads.clear()
@@ -115,12 +120,16 @@ def test_a_resumed_training_loads_once(make: Make, loads: Counter[str]) -> None:
 
 @pytest.mark.parametrize("add", [False, True])
 def test_a_repair_loads_once(
-    make: Make, tmp_path: Path, loads: Counter[str], monkeypatch: pytest.MonkeyPatch, add: bool
+    make: Make,
+    trained: Trained,
+    tmp_path: Path,
+    loads: Counter[str],
+    monkeypatch: pytest.MonkeyPatch,
+    add: bool,
 ) -> None:
     from s3t.training.work import train as work
 
-    config = make()
-    train(config)
+    config = trained(make())
     forget(config, "p03")
     more = [row | {"id": f"n{row['id']}", "who": f"n{row['who']}"} for row in person_rows(2)]
     write_csv(tmp_path / "more.csv", more)
@@ -131,13 +140,10 @@ def test_a_repair_loads_once(
         patched.setattr(work, "purge", lambda *_, **__: None)
         assert train(config, replan=replan).trained
     assert once(loads, encoded=2), loads
-    purge(RunDir(config.run_dir))
-    assert from_scratch(RunDir(config.run_dir), tmp_path / "scratch").equal
 
 
-def test_a_base_that_was_written_to_is_not_trained_on(make: Make) -> None:
-    config = make()
-    train(config)
+def test_a_base_that_was_written_to_is_not_trained_on(make: Make, trained: Trained) -> None:
+    config = trained(make())
     run = RunDir(config.run_dir)
     inputs, device = RunInputs.of(run), torch.device("cpu")
     with torch.no_grad():
@@ -149,9 +155,8 @@ def test_a_base_that_was_written_to_is_not_trained_on(make: Make) -> None:
         load_prepared(run, device, other)
 
 
-def test_deleted_rows_leave_the_inputs(make: Make) -> None:
-    config = make()
-    train(config)
+def test_deleted_rows_leave_the_inputs(make: Make, trained: Trained) -> None:
+    config = trained(make())
     run = RunDir(config.run_dir)
     inputs = RunInputs.of(run)
     encoded = inputs.encoded(inputs.data.private.rows)

@@ -33,7 +33,7 @@ from s3t.training.rank import MACHINE, MACHINES
 from s3t.training.work.train import train
 from s3t.training.work.worker_state import WorkerState
 from s3t.types import digest
-from tests.support.small_runs import Make, forget, nodes, saved, start, wait_until
+from tests.support.small_runs import Make, Trained, forget, nodes, saved, start, wait_until
 
 LONG = {"epochs": 60, "learning_rate": 1e-3}
 
@@ -107,14 +107,13 @@ def launched(configs: list[Config], folder: Path, port: str) -> list[subprocess.
 @pytest.mark.heavy
 @pytest.mark.parametrize("shared", [True, False], ids=["one folder", "one store"])
 def test_the_nodes_of_a_machine_that_dies_are_taken_up(
-    make: Make, tmp_path: Path, shared: bool
+    make: Make, trained: Trained, tmp_path: Path, shared: bool
 ) -> None:
-    whole = make("whole", stage=LONG)
+    whole = trained(make("whole", stage=LONG))
     configs, port = two_machines(make, tmp_path, shared), free_port()
     machines = launched(configs, tmp_path, port)
     wait_until(lambda: at_work(configs[1], 1), machines[1])
     kill(machines[1])
-    train(whole)  # meanwhile
     _, err = machines[0].communicate(timeout=120)
     assert machines[0].returncode == 0, err
     assert "8 nodes trained, 0 found" in err and "2 × 1 workers" in err
@@ -125,14 +124,13 @@ def test_the_nodes_of_a_machine_that_dies_are_taken_up(
 @pytest.mark.heavy
 @pytest.mark.parametrize("shared", [True, False], ids=["one folder", "one store"])
 def test_without_the_main_machine_the_others_finish_and_it_goes_on(
-    make: Make, tmp_path: Path, shared: bool
+    make: Make, trained: Trained, tmp_path: Path, shared: bool
 ) -> None:
-    whole = make("whole", stage=LONG)
+    whole = trained(make("whole", stage=LONG))
     configs, port = two_machines(make, tmp_path, shared), free_port()
     machines = launched(configs, tmp_path, port)
     wait_until(lambda: at_work(configs[0], 0) and at_work(configs[1], 1), machines[1])
     kill(machines[0])
-    train(whole)  # meanwhile
     _, err = machines[1].communicate(timeout=120)
     assert machines[1].returncode == 0, err
     assert RunDir(configs[1].run_dir).store.keys() == RunDir(whole.run_dir).store.keys()
@@ -154,10 +152,10 @@ def store_files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.heavy
 def test_accelerate_launch_itself_starts_machines_that_do_not_need_each_other(
-    make: Make, tmp_path: Path
+    make: Make, trained: Trained, tmp_path: Path
 ) -> None:
     """Its launchers meet at the start; after that the main machine may die, launcher and all."""
-    whole = make("whole", stage=LONG)
+    whole = trained(make("whole", stage=LONG))
     configs, port = two_machines(make, tmp_path, shared=False), free_port()
     machines = [
         subprocess.Popen(
@@ -177,7 +175,6 @@ def test_accelerate_launch_itself_starts_machines_that_do_not_need_each_other(
     ]
     wait_until(lambda: at_work(configs[0], 0) and at_work(configs[1], 1), machines[1])
     kill(machines[0])
-    train(whole)
     _, err = machines[1].communicate(timeout=120)
     assert machines[1].returncode == 0, err
     assert store_files(tmp_path / "store") == nodes(whole)
@@ -186,9 +183,10 @@ def test_accelerate_launch_itself_starts_machines_that_do_not_need_each_other(
 # ── a machine that shares no folder ──────────────────────────────────────────────────────────
 
 
-def test_a_run_at_a_url_has_the_bytes_of_a_run_of_files(make: Make, memory: str) -> None:
-    plain, there = make("plain"), make("there", store={"url": memory})
-    train(plain)
+def test_a_run_at_a_url_has_the_bytes_of_a_run_of_files(
+    make: Make, trained: Trained, memory: str
+) -> None:
+    plain, there = trained(make("plain")), make("there", store={"url": memory})
     report = train(there)
     assert (report.trained, report.found) == (8, 0)
     kept = MemoryFileSystem.store
@@ -203,7 +201,7 @@ def test_a_run_at_a_url_has_the_bytes_of_a_run_of_files(make: Make, memory: str)
 
 
 def test_another_machine_learns_all_it_needs_over_the_store(
-    make: Make, memory: str, second: None, monkeypatch: pytest.MonkeyPatch
+    make: Make, trained: Trained, memory: str, second: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapt = {
         "base": "make:bert",
@@ -215,7 +213,7 @@ def test_another_machine_learns_all_it_needs_over_the_store(
     with monkeypatch.context() as alone:
         alone.delenv(MACHINE)
         alone.delenv(MACHINES)
-        train(first)
+        trained(first)
     other = make("other", store={"url": memory, "lease": 0.1}, **sections)
     report = train(other)  # all is there, so it need not wait for the main machine
     assert (report.trained, report.found) == (0, 8)
@@ -231,14 +229,14 @@ def test_another_machine_learns_all_it_needs_over_the_store(
 
 
 def test_another_machine_trains_a_repaired_run_without_knowing_who_is_gone(
-    make: Make, memory: str, second: None, monkeypatch: pytest.MonkeyPatch
+    make: Make, trained: Trained, memory: str, second: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = make("first", store={"url": memory})
     other = make("other", store={"url": memory, "lease": 0.1})
     with monkeypatch.context() as alone:
         alone.delenv(MACHINE)
         alone.delenv(MACHINES)
-        train(first)
+        trained(first)
         train(RunDir(first.run_dir).here())  # nothing to do
     train(other)
     joined = RunDir(other.run_dir)
@@ -275,9 +273,8 @@ def test_without_the_machine_that_knows_the_deletions_nothing_new_is_begun(
     assert not config.run_dir.exists()
 
 
-def test_hits_are_told_and_are_proved(make: Make, memory: str) -> None:
-    config = make("first", store={"url": memory})
-    train(config)
+def test_hits_are_told_and_are_proved(make: Make, trained: Trained, memory: str) -> None:
+    config = trained(make("first", store={"url": memory}))
     run = RunDir(config.run_dir)
     assert run.notices().told() == (run.plan().digest, set())
     forget(config, "p03")
@@ -295,9 +292,10 @@ def test_hits_are_told_and_are_proved(make: Make, memory: str) -> None:
         train(config)
 
 
-def test_a_ledger_that_forgot_deletions_is_refused(make: Make, memory: str) -> None:
-    config = make("first", store={"url": memory})
-    train(config)
+def test_a_ledger_that_forgot_deletions_is_refused(
+    make: Make, trained: Trained, memory: str
+) -> None:
+    config = trained(make("first", store={"url": memory}))
     forget(config, "p03")
     train(config)
     fresh = make("fresh", store={"url": memory})
@@ -308,8 +306,8 @@ def test_a_ledger_that_forgot_deletions_is_refused(make: Make, memory: str) -> N
     assert {path: file.getvalue() for path, file in MemoryFileSystem.store.items()} == before
 
 
-def test_the_store_of_another_run_is_refused(make: Make, memory: str) -> None:
-    train(make("first", store={"url": memory}))
+def test_the_store_of_another_run_is_refused(make: Make, trained: Trained, memory: str) -> None:
+    trained(make("first", store={"url": memory}))
     before = {path: file.getvalue() for path, file in MemoryFileSystem.store.items()}
     with pytest.raises(InputError, match="keeps the nodes of another run"):
         train(make("other", lora={"rank": 3}, store={"url": memory}))
@@ -317,12 +315,12 @@ def test_the_store_of_another_run_is_refused(make: Make, memory: str) -> None:
 
 
 def test_a_machine_leaves_what_is_no_run_of_its_own_alone(
-    make: Make, memory: str, second: None, monkeypatch: pytest.MonkeyPatch
+    make: Make, trained: Trained, memory: str, second: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as alone:
         alone.delenv(MACHINE)
         alone.delenv(MACHINES)
-        train(make("first", store={"url": memory}))
+        trained(make("first", store={"url": memory}))
     config = make("other", store={"url": memory, "lease": 0.1})
     config.run_dir.mkdir()
     (config.run_dir / "thesis.txt").write_text("years of work")
@@ -340,9 +338,8 @@ def test_a_store_that_cannot_be_reached_is_named_before_anything_is_written(
     assert not config.run_dir.exists()
 
 
-def test_a_run_at_a_url_is_served_from_there(make: Make, memory: str) -> None:
-    config = make("first", store={"url": memory})
-    train(config)
+def test_a_run_at_a_url_is_served_from_there(make: Make, trained: Trained, memory: str) -> None:
+    config = trained(make("first", store={"url": memory}))
     row, copies = {"text": "person 4 says 5"}, RunDir(config.run_dir).store.root
     with S3T.load(config.run_dir) as service:
         before = service.predict([row])[0].probabilities
@@ -364,8 +361,8 @@ def test_paths_of_a_store_mean_the_same_from_anywhere(make: Make) -> None:
         make("first", store={"cache": "copies"})
 
 
-def test_where_nodes_are_kept_may_change(make: Make, tmp_path: Path) -> None:
-    train(make("run"))
+def test_where_nodes_are_kept_may_change(make: Make, trained: Trained, tmp_path: Path) -> None:
+    trained(make("run"))
     moved = make("run", store={"url": str(tmp_path / "store"), "cache": str(tmp_path / "copies")})
     assert train(moved).trained == 8, "the new place is empty"
     assert RunDir(moved.run_dir).store.root == tmp_path / "copies"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from s3t.audit.audit import audit
 from s3t.config import Config
 from s3t.errors import InputError, S3TError
 from s3t.ledger import Ledger, Witnessed
-from s3t.ledger.planning import Planning
 from s3t.plan import Plan
 from s3t.run import RunDir
 from s3t.run.purge import purge
@@ -23,6 +23,8 @@ from s3t.training.retrain import from_scratch, retrain
 from s3t.training.work.train import Report, train
 from tests.support.small_runs import (
     Make,
+    Rows,
+    Trained,
     dead_keys,
     forget,
     nodes,
@@ -32,6 +34,9 @@ from tests.support.small_runs import (
     wait_until,
     write_csv,
 )
+
+Never = Callable[..., Config]
+"""``never("p03")``: the same run without a person."""
 
 QUESTIONS = [{"text": "person 4 says 5"}, {"text": "person 7 says 1"}]
 
@@ -50,20 +55,32 @@ def prefixes(config: Config) -> list[tuple[int, ...]]:
         return [shard.prefix for shard in service.status().shards]
 
 
-def test_a_repaired_run_is_a_run_that_never_saw_the_sample(make: Make, tmp_path: Path) -> None:
-    write_csv(tmp_path / "kept.csv", [row for row in person_rows() if row["who"] != "p03"])
-    one, never = make("one"), make("never", private="kept.csv")
-    train(one)
-    train(never)
+@pytest.fixture
+def never(make: Make, trained: Trained, tmp_path: Path) -> Never:
+    """A run that was trained from the start on rows without those of some persons."""
+
+    def run(*persons: str, more: Rows | None = None) -> Config:
+        rows = [row for row in person_rows() + (more or []) if row["who"] not in persons]
+        name = "-".join(["never", *persons])
+        write_csv(tmp_path / f"{name}.csv", rows)
+        return trained(make(name, private=f"{name}.csv"))
+
+    return run
+
+
+def test_a_repaired_run_is_a_run_that_never_saw_the_sample(
+    make: Make, trained: Trained, never: Never, tmp_path: Path
+) -> None:
+    one, other = trained(make("one")), never("p03")
     forget(one, "p03")
     dead, before, times = dead_keys(one), nodes(one), stamps(one)
     report = repair(one)
     assert (report.trained, report.found) == (len(dead), len(before) - len(dead))
-    assert nodes(one) == nodes(never), "byte for byte, and nothing else on disk"
+    assert nodes(one) == nodes(other), "byte for byte, and nothing else on disk"
     kept = {name: at for name, at in times.items() if name[:64] not in dead}
     assert kept.items() <= stamps(one).items(), "what survived was not written again"
-    run, other = RunDir(one.run_dir), RunDir(never.run_dir)
-    assert run.plan().forest == other.plan().forest
+    run = RunDir(one.run_dir)
+    assert run.plan().forest == RunDir(other.run_dir).plan().forest
     with run.ledger() as ledger:
         state = ledger.plans.in_force()
         assert (state.generation, state.hits) == (1, ())
@@ -77,24 +94,19 @@ def test_a_repaired_run_is_a_run_that_never_saw_the_sample(make: Make, tmp_path:
         }
     compared = from_scratch(run, tmp_path / "scratch")
     assert compared.equal and compared.same == len(before)
-
-
-def test_deleted_again_and_repaired_again(make: Make, tmp_path: Path) -> None:
-    config = make()
-    train(config)
-    for generation, person in enumerate(("p03", "p04"), start=1):
-        forget(config, person)
-        repair(config)
-        with RunDir(config.run_dir).ledger() as ledger:
-            assert ledger.plans.in_force().generation == generation
-    compared = from_scratch(RunDir(config.run_dir), tmp_path / "scratch")
-    assert compared.equal, compared
+    # deleted again, and repaired again
+    forget(one, "p04")
+    repair(one)
+    with run.ledger() as ledger:
+        assert ledger.plans.in_force().generation == 2
+    assert nodes(one) == nodes(never("p03", "p04"))
 
 
 @pytest.mark.heavy
-def test_workers_and_a_retraining_give_the_bytes_of_a_repair(make: Make, tmp_path: Path) -> None:
-    config = make()
-    train(config)
+def test_workers_and_a_retraining_give_the_bytes_of_a_repair(
+    make: Make, trained: Trained, tmp_path: Path
+) -> None:
+    config = trained(make())
     forget(config, "p03")
     repair(config)
     run = RunDir(config.run_dir)
@@ -103,9 +115,8 @@ def test_workers_and_a_retraining_give_the_bytes_of_a_repair(make: Make, tmp_pat
     assert all(retrain(run, keys, tmp_path / "again").values())
 
 
-def test_an_unrepaired_run_lacks_what_it_lost(make: Make, tmp_path: Path) -> None:
-    config = make()
-    train(config)
+def test_an_unrepaired_run_lacks_what_it_lost(make: Make, trained: Trained, tmp_path: Path) -> None:
+    config = trained(make())
     forget(config, "p03")
     compared = from_scratch(RunDir(config.run_dir), tmp_path / "scratch")
     dead = dead_keys(config)
@@ -113,9 +124,8 @@ def test_an_unrepaired_run_lacks_what_it_lost(make: Make, tmp_path: Path) -> Non
     assert set(compared.only_here) == dead and len(compared.only_there) == len(dead)
 
 
-def test_nothing_to_repair_changes_nothing(make: Make) -> None:
-    config = make()
-    train(config)
+def test_nothing_to_repair_changes_nothing(make: Make, trained: Trained) -> None:
+    config = trained(make())
     with RunDir(config.run_dir).ledger() as ledger:
         view, log = ledger.view(), list(ledger.log())
     times = stamps(config)
@@ -126,26 +136,22 @@ def test_nothing_to_repair_changes_nothing(make: Make) -> None:
     assert stamps(config) == times
 
 
-def test_a_slice_that_is_empty_is_left_out(make: Make, tmp_path: Path) -> None:
-    config = make()
-    train(config)
+def test_a_slice_that_is_empty_is_left_out(make: Make, trained: Trained, tmp_path: Path) -> None:
+    config = trained(make())
     run = RunDir(config.run_dir)
     with run.ledger() as ledger:
         people = {str(entry.subject) for entry in ledger.samples(slot=(0, 1))}
         others = {str(entry.subject) for entry in ledger.samples(slot=(1, 0))}
-    for person in sorted(people):
-        forget(config, person)
+    forget(config, *sorted(people))
     repair(config)
     assert run.plan().sizes[0][1] == 0
     assert run.plan().sequences[0] == ((0,),)
     assert prefixes(config)[0] == (0,)
     assert from_scratch(run, tmp_path / "scratch").equal
-    for person in sorted(others):
-        forget(config, person)
+    forget(config, *sorted(others))
     with run.ledger() as ledger:
         rest = {str(entry.subject) for entry in ledger.samples(slot=(1, 1))}
-    for person in sorted(rest):
-        forget(config, person)
+    forget(config, *sorted(rest))
     repair(config)
     assert run.plan().sequences[1] == ()
     assert prefixes(config) == [(0,), ()]
@@ -153,20 +159,17 @@ def test_a_slice_that_is_empty_is_left_out(make: Make, tmp_path: Path) -> None:
         assert service.predict(QUESTIONS), "the other shard answers"
 
 
-def test_all_samples_gone_is_told(make: Make) -> None:
-    config = make()
-    train(config)
-    for person in sorted({str(row["who"]) for row in person_rows()}):
-        forget(config, person)
+def test_all_samples_gone_is_told(make: Make, trained: Trained) -> None:
+    config = trained(make())
+    forget(config, *sorted({str(row["who"]) for row in person_rows()}))
     before = RunDir(config.run_dir).plan_path.read_bytes()
     with pytest.raises(InputError, match="no private sample is left"):
         repair(config)
     assert RunDir(config.run_dir).plan_path.read_bytes() == before
 
 
-def test_who_serves_goes_on_and_takes_up_new_nodes(make: Make) -> None:
-    config = make()
-    train(config)
+def test_who_serves_goes_on_and_takes_up_new_nodes(make: Make, trained: Trained) -> None:
+    config = trained(make())
     with S3T.load(config.run_dir) as service:
         service.deactivate(subjects=["p03"])
         hit = service.predict(QUESTIONS)
@@ -190,12 +193,11 @@ def dead_of(service: S3T) -> set[str]:
 
 
 def test_a_deletion_while_it_is_repaired_is_kept_out(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, trained: Trained, never: Never, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from s3t.training.work import train as walk
 
-    config = make()
-    train(config)
+    config = trained(make())
     forget(config, "p03")
     replan_run = walk.replan_run
 
@@ -210,14 +212,13 @@ def test_a_deletion_while_it_is_repaired_is_kept_out(
     assert not dead_keys(config) & {name[:64] for name in nodes(config)}, "purged or never trained"
     monkeypatch.undo()
     repair(config)
-    assert from_scratch(RunDir(config.run_dir), tmp_path / "scratch").equal
+    assert nodes(config) == nodes(never("p03", "p04"))
 
 
 @pytest.mark.heavy
-def test_killed_anywhere_a_repair_goes_on(make: Make, tmp_path: Path) -> None:
+def test_killed_anywhere_a_repair_goes_on(make: Make, trained: Trained, tmp_path: Path) -> None:
     stage = {"epochs": 30, "learning_rate": 1e-3}
-    config = make("one", stage=stage, training={"workers": 1})
-    train(config)
+    config = trained(make("one", stage=stage, training={"workers": 1}))
     forget(config, "p03")
     run, finished = RunDir(config.run_dir), stamps(config)
     before = len(finished)
@@ -239,33 +240,32 @@ def test_killed_anywhere_a_repair_goes_on(make: Make, tmp_path: Path) -> None:
     assert from_scratch(run, tmp_path / "scratch").equal
 
 
-@pytest.mark.parametrize("step", ["propose", "put_in_force", "settle"])
 def test_between_any_two_steps_of_a_new_plan_the_run_is_whole(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    make: Make, trained: Trained, never: Never, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make()
-    train(config)
+    config = trained(make())
     forget(config, "p03")
     run, before = RunDir(config.run_dir), prefixes(config)
 
     def die(*arguments: Any) -> None:
         raise S3TError("killed")
 
-    with monkeypatch.context() as patched:
-        if step == "settle":
-            patched.setattr("s3t.training.prepare.replan.put_in_force", put_in_force_and_die)
-        else:
-            patched.setattr(Planning, step, die)
-        with pytest.raises(S3TError, match="killed"):
+    for name, killed in (
+        ("s3t.ledger.planning.Planning.propose", die),
+        ("s3t.ledger.planning.Planning.put_in_force", die),
+        ("s3t.training.prepare.replan.put_in_force", put_in_force_and_die),
+    ):
+        with monkeypatch.context() as patched, pytest.raises(S3TError, match="killed"):
+            patched.setattr(name, killed)
             repair(config)
-    assert prefixes(config) == before
-    assert run.plan().digest and run.trained_plan().digest
-    assert not [claim for claim in audit(run.root).claims if claim.status == "broken"]
-    purge(run)
+        assert prefixes(config) == before, name
+        assert run.plan().digest and run.trained_plan().digest, name
+        assert not [claim for claim in audit(run.root).claims if claim.status == "broken"], name
+        purge(run)
     train(config)
     assert prefixes(config), "a plain training goes on with what there is"
     repair(config)
-    assert from_scratch(run, tmp_path / "scratch").equal
+    assert nodes(config) == nodes(never("p03"))
     assert audit(run.root).holds and not run.plans.others()
 
 
@@ -282,7 +282,7 @@ def generation(run: RunDir) -> int:
 # ── additions ────────────────────────────────────────────────────────────────────────────────
 
 
-def new_rows() -> list[dict[str, str]]:
+def new_rows() -> Rows:
     return [
         {
             "id": f"n{number}",
@@ -295,13 +295,11 @@ def new_rows() -> list[dict[str, str]]:
 
 
 def test_added_samples_are_those_of_a_run_with_them_from_the_start(
-    make: Make, tmp_path: Path
+    make: Make, trained: Trained, tmp_path: Path
 ) -> None:
     write_csv(tmp_path / "more.csv", new_rows())
     write_csv(tmp_path / "all.csv", [*person_rows(), *new_rows()])
-    config, whole = make("one"), make("whole", private="all.csv")
-    train(config)
-    train(whole)
+    config, whole = trained(make("one")), trained(make("whole", private="all.csv"))
     before = nodes(config)
     report = add(config, tmp_path / "more.csv")
     assert report.added == 4
@@ -317,9 +315,8 @@ def test_added_samples_are_those_of_a_run_with_them_from_the_start(
     assert (again.added, again.trained) == (0, 0), "what was deleted never comes in again"
 
 
-def test_new_rows_without_add_are_refused(make: Make, tmp_path: Path) -> None:
-    config = make()
-    train(config)
+def test_new_rows_without_add_are_refused(make: Make, trained: Trained, tmp_path: Path) -> None:
+    config = trained(make())
     before = nodes(config)
     write_csv(tmp_path / "private.csv", [*person_rows(), *new_rows()])
     with pytest.raises(InputError, match=r"new or changed: 'n0', 'n1', 'n2' and more.*s3t add"):
@@ -329,9 +326,8 @@ def test_new_rows_without_add_are_refused(make: Make, tmp_path: Path) -> None:
     assert train(config).trained == 0
 
 
-def test_changed_rows_are_no_addition(make: Make, tmp_path: Path) -> None:
-    config = make()
-    train(config)
+def test_changed_rows_are_no_addition(make: Make, trained: Trained, tmp_path: Path) -> None:
+    config = trained(make())
     rows = person_rows()
     rows[0] = rows[0] | {"text": "another text"}
     write_csv(tmp_path / "private.csv", [*rows, *new_rows()])
@@ -342,12 +338,15 @@ def test_changed_rows_are_no_addition(make: Make, tmp_path: Path) -> None:
 
 
 def test_until_it_is_trained_the_run_serves_what_it_did(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make,
+    trained: Trained,
+    never: Never,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from s3t.training.work import train as walk
 
-    config = make()
-    train(config)
+    config = trained(make())
     write_csv(tmp_path / "private.csv", [*person_rows(), *new_rows()])
 
     def die(*arguments: Any) -> None:
@@ -373,12 +372,11 @@ def test_until_it_is_trained_the_run_serves_what_it_did(
         shard.node for shard in S3T.load(config.run_dir).status().shards
     }
     repair(config)
-    assert from_scratch(run, tmp_path / "scratch").equal
+    assert nodes(config) == nodes(never("p03", more=new_rows()))
 
 
-def test_files_that_cannot_be_added(make: Make, tmp_path: Path) -> None:
-    config = make()
-    train(config)
+def test_files_that_cannot_be_added(make: Make, trained: Trained, tmp_path: Path) -> None:
+    config = trained(make())
     before = RunDir(config.run_dir).config_path.read_bytes()
     with pytest.raises(InputError, match="there is no file"):
         add(config, tmp_path / "nowhere.csv")
@@ -388,15 +386,14 @@ def test_files_that_cannot_be_added(make: Make, tmp_path: Path) -> None:
     assert RunDir(config.run_dir).config_path.read_bytes() == before
 
 
-@pytest.mark.parametrize("encrypt", [False, True])
+@pytest.mark.parametrize("encrypt", [pytest.param(False, marks=pytest.mark.heavy), True])
 def test_what_was_added_and_deleted_leaves_the_run_of_before(
-    make: Make, tmp_path: Path, encrypt: bool
+    make: Make, trained: Trained, tmp_path: Path, encrypt: bool
 ) -> None:
     """Nodes that were purged when samples came are wanted again, under the same keys."""
     store = {"encrypt": True, "keys": str(tmp_path / "keys" / "ring")} if encrypt else {}
     write_csv(tmp_path / "more.csv", new_rows())
-    config = make(store=store)
-    train(config)
+    config = trained(make(store=store))
     run = RunDir(config.run_dir)
     before = {key: run.store.content(key) for key in run.store.keys()}  # noqa: SIM118
     add(config, tmp_path / "more.csv")

@@ -27,6 +27,7 @@ from s3t.training.work.worker_state import WorkerState
 from s3t.types import NodeKey
 from tests.support.small_runs import (
     Make,
+    Trained,
     children,
     dead_keys,
     everything,
@@ -44,9 +45,12 @@ from tests.support.small_runs import (
 # ── a plain run ──────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_node_of_the_plan_is_trained_and_proved(make: Make) -> None:
+def test_every_node_of_the_plan_is_trained_and_proved(
+    make: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
     config = make()
     report = train(config)
+    assert "step" not in capfd.readouterr().err, "no progress is shown in a log"
     run = RunDir(config.run_dir)
     plan = run.plan()
     assert (report.nodes, report.trained, report.found, report.skipped) == (8, 8, 0, 0)
@@ -64,9 +68,8 @@ def test_every_node_of_the_plan_is_trained_and_proved(make: Make) -> None:
     assert stamps(config) == stored
 
 
-def test_a_lineage_serves_with_the_head_of_its_last_stage(make: Make) -> None:
-    config = make()
-    train(config)
+def test_a_lineage_serves_with_the_head_of_its_last_stage(make: Make, trained: Trained) -> None:
+    config = trained(make())
     run = RunDir(config.run_dir)
     child = next(node for node in run.plan().forest.nodes if node.stage == 2)
     assert child.parent is not None
@@ -79,9 +82,13 @@ def test_a_lineage_serves_with_the_head_of_its_last_stage(make: Make) -> None:
     assert len(assignment.rows) == child.samples
 
 
-def test_snapshots_carry_whole_adapters(make: Make) -> None:
-    config = make(stage={"isolation": "snapshot", "epochs": 1, "learning_rate": 1e-2})
-    train(config)
+def test_snapshots_carry_whole_adapters_and_may_have_more_slices_than_layers(make: Make) -> None:
+    config = make(
+        partition={"shards": 1, "slices": 3, "salt": "walk", "subject": "who"},
+        sequences={"budget": 1},
+        stage={"isolation": "snapshot", "epochs": 1, "learning_rate": 1e-2},
+    )
+    assert train(config).trained == 3
     run = RunDir(config.run_dir)
     for node in run.plan().forest.nodes:
         tensors = run.store.read(node.key)[1]
@@ -157,9 +164,8 @@ def test_snapshots_may_have_more_slices_than_layers(make: Make) -> None:
     assert train(config).trained == 3
 
 
-def test_current_slices_train_on_the_last_slice_alone(make: Make) -> None:
-    config = make(stage={"slices": "current", "epochs": 1, "learning_rate": 1e-2})
-    train(config)
+def test_current_slices_train_on_the_last_slice_alone(make: Make, trained: Trained) -> None:
+    config = trained(make(stage={"slices": "current", "epochs": 1, "learning_rate": 1e-2}))
     run = RunDir(config.run_dir)
     plan = run.plan()
     state = WorkerState(load_prepared(run, torch.device("cpu")))
@@ -229,9 +235,8 @@ def test_killed_at_any_moment_workers_go_on_to_the_bytes_of_one_process(
     assert run.plan_path.read_bytes() == RunDir(whole.run_dir).plan_path.read_bytes()
 
 
-def test_a_removed_node_is_trained_again_to_the_same_bytes(make: Make) -> None:
-    config = make()
-    train(config)
+def test_a_removed_node_is_trained_again_to_the_same_bytes(make: Make, trained: Trained) -> None:
+    config = trained(make())
     before = nodes(config)
     run = RunDir(config.run_dir)
     middle = next(node for node in run.plan().forest.nodes if node.stage == 1)
@@ -240,9 +245,8 @@ def test_a_removed_node_is_trained_again_to_the_same_bytes(make: Make) -> None:
     assert nodes(config) == before
 
 
-def test_a_damaged_parent_is_never_built_upon(make: Make) -> None:
-    config = make()
-    train(config)
+def test_a_damaged_parent_is_never_built_upon(make: Make, trained: Trained) -> None:
+    config = trained(make())
     run = RunDir(config.run_dir)
     child = next(node for node in run.plan().forest.nodes if node.stage == 2)
     assert child.parent is not None
@@ -256,35 +260,34 @@ def test_a_damaged_parent_is_never_built_upon(make: Make) -> None:
     assert train(config).trained == 2
 
 
-def test_one_training_at_a_time(make: Make) -> None:
-    config = make()
+def test_one_training_at_a_time(make: Make, trained: Trained) -> None:
+    config = trained(make())
     with (
         RunDir(config.run_dir).training_lock(),
         pytest.raises(S3TError, match="is being trained by another process"),
     ):
         train(config)
-    train(config)
+    assert train(config).found == 8
 
 
 # ── E1, E3: what a node depends on ───────────────────────────────────────────────────────────
 
 
-def test_the_order_of_the_rows_changes_no_byte(make: Make, tmp_path: Path) -> None:
+def test_the_order_of_the_rows_changes_no_byte(
+    make: Make, trained: Trained, tmp_path: Path
+) -> None:
     write_csv(tmp_path / "turned.csv", person_rows()[::-1])
-    one, two = make("one"), make("two", private="turned.csv")
-    train(one)
+    one, two = trained(make("one")), make("two", private="turned.csv")
     train(two)
     assert nodes(two) == nodes(one)
 
 
 def test_without_the_deleted_samples_surviving_nodes_have_the_same_bytes(
-    make: Make, tmp_path: Path
+    make: Make, trained: Trained, tmp_path: Path
 ) -> None:
     kept = [row for row in person_rows() if row["who"] != "p03"]
     write_csv(tmp_path / "kept.csv", kept)
-    one, two = make("one"), make("two", private="kept.csv")
-    train(one)
-    train(two)
+    one, two = trained(make("one")), trained(make("two", private="kept.csv"))
     forget(one, "p03")
     dead = {f"{key}.safetensors" for key in dead_keys(one)}
     before, without = nodes(one), nodes(two)
@@ -310,15 +313,16 @@ def deep(make: Make, output: str, sequences: dict[str, Any], **sections: Any) ->
         *(pytest.param(one, marks=pytest.mark.heavy) for one in ("sequences", "bytes")),
     ],
 )
-def test_a_set_tree_is_trained_served_and_proved_like_sequences(make: Make, unit: str) -> None:
+def test_a_set_tree_is_trained_served_and_proved_like_sequences(
+    make: Make, trained: Trained, unit: str
+) -> None:
     cyclic = deep(make, "cyclic", {"strategy": "cyclic"})
     budget = {"sequences": 3, "slice-passes": 10, "bytes": 0}[unit]
     checked = check_run(cyclic)
     plan = checked.plan(checked.base, None)
     whole = len(plan.forest)
     budget = budget or sum(node.bytes for node in plan.forest.of_shard(0)[:5])
-    tree = deep(make, "tree", {"strategy": "tree", "unit": unit, "budget": budget})
-    train(tree)
+    tree = trained(deep(make, "tree", {"strategy": "tree", "unit": unit, "budget": budget}))
     forest = RunDir(tree.run_dir).plan().forest
     sets = [(node.shard, frozenset(node.prefix)) for node in forest]
     assert len(set(sets)) == len(sets) < whole
@@ -362,14 +366,16 @@ def tiered(make: Make, tmp_path: Path, output: str, without: str = "") -> Config
     return make(output, f"{output}.csv", partition={"risk": risk})
 
 
-def test_with_risk_tiers_surviving_nodes_have_the_same_bytes(make: Make, tmp_path: Path) -> None:
+def test_with_risk_tiers_surviving_nodes_have_the_same_bytes(
+    make: Make, trained: Trained, tmp_path: Path
+) -> None:
     one, two = tiered(make, tmp_path, "one"), tiered(make, tmp_path, "two", without="p03")
     notes = preview(one)["notes"]
     assert notes[:2] == [
         "risk tier 0 (age in days below 4628): slice 0 of each shard, 24 samples, rate 3",
         "risk tier 1 (age in days from 4628): slice 1 of each shard, 24 samples, rate 1",
     ]
-    train(one)
+    trained(one)
     with RunDir(one.run_dir).ledger() as ledger:
         assert all(entry.slice == (str(entry.subject) < "p08") for entry in ledger.samples())
     train(two)
@@ -382,9 +388,8 @@ def test_with_risk_tiers_surviving_nodes_have_the_same_bytes(make: Make, tmp_pat
     assert set(again) == {NodeKey(name[:64]) for name in alive} and all(again.values())
 
 
-def test_a_tier_that_changed_is_refused(make: Make, tmp_path: Path) -> None:
-    config = tiered(make, tmp_path, "one")
-    train(config)
+def test_a_tier_that_changed_is_refused(make: Make, trained: Trained, tmp_path: Path) -> None:
+    config = trained(tiered(make, tmp_path, "one"))
     run, private = RunDir(config.run_dir), tmp_path / "one.csv"
     run.store.path(next(iter(run.store.keys()))).unlink()
     before, text = everything(config.run_dir), private.read_text(encoding="utf-8")
@@ -399,9 +404,10 @@ def test_a_tier_that_changed_is_refused(make: Make, tmp_path: Path) -> None:
     assert train(config).trained == 1, "another value of the same tier shapes nothing"
 
 
-def test_after_a_deletion_dead_nodes_are_not_trained(make: Make, tmp_path: Path) -> None:
-    config = make()
-    train(config)
+def test_after_a_deletion_dead_nodes_are_not_trained(
+    make: Make, trained: Trained, tmp_path: Path
+) -> None:
+    config = trained(make())
     before = nodes(config)
     forget(config, "p03")
     for path in RunDir(config.run_dir).store.root.iterdir():
@@ -419,9 +425,10 @@ def test_after_a_deletion_dead_nodes_are_not_trained(make: Make, tmp_path: Path)
             path.unlink()
 
 
-def test_a_node_that_dies_while_it_is_trained_is_not_published(make: Make) -> None:
-    config = make()
-    train(config)
+def test_a_node_that_dies_while_it_is_trained_is_not_published(
+    make: Make, trained: Trained
+) -> None:
+    config = trained(make())
     run = RunDir(config.run_dir)
     prepared = load_prepared(run, torch.device("cpu"))
     first = [node for node in run.plan().forest.nodes if node.stage == 1]
@@ -442,7 +449,9 @@ def test_a_node_that_dies_while_it_is_trained_is_not_published(make: Make) -> No
     assert any(node.key in dead for node in first)
 
 
-def test_a_base_adapted_on_public_data_is_the_same_at_every_run(make: Make) -> None:
+def test_a_base_adapted_on_public_data_is_the_same_at_every_run(
+    make: Make, trained: Trained
+) -> None:
     adapt = {
         "base": "make:bert",
         "make": {"hidden": 16, "layers": 2, "heads": 2},
@@ -456,8 +465,7 @@ def test_a_base_adapted_on_public_data_is_the_same_at_every_run(make: Make) -> N
     assert nodes(one) == nodes(two)
     heads = [RunDir(config.run_dir).head_path.read_bytes() for config in (one, two)]
     assert heads[0] == heads[1]
-    plain = make("c")
-    train(plain)
+    plain = trained(make("c"))
     plans = [RunDir(config.run_dir).plan() for config in (one, plain)]
     assert plans[0].base != plans[1].base, "the steps were taken"
 
@@ -465,9 +473,8 @@ def test_a_base_adapted_on_public_data_is_the_same_at_every_run(make: Make) -> N
 # ── what is refused, and leaves things as they were ──────────────────────────────────────────
 
 
-def test_a_changed_row_is_refused(make: Make, tmp_path: Path) -> None:
-    config = make()
-    train(config)
+def test_a_changed_row_is_refused(make: Make, trained: Trained, tmp_path: Path) -> None:
+    config = trained(make())
     run = RunDir(config.run_dir)
     run.store.path(next(iter(run.store.keys()))).unlink()
     before = everything(config.run_dir)
@@ -482,8 +489,8 @@ def test_a_changed_row_is_refused(make: Make, tmp_path: Path) -> None:
     assert train(config).trained == 1
 
 
-def test_a_changed_config_is_refused_with_the_keys(make: Make) -> None:
-    train(make())
+def test_a_changed_config_is_refused_with_the_keys(make: Make, trained: Trained) -> None:
+    trained(make())
     before = everything(make().run_dir)
     changed = make(lora={"rank": 3}, stage={"epochs": 1, "learning_rate": 1e-2})
     with pytest.raises(InputError) as caught:
@@ -498,9 +505,8 @@ def test_a_changed_config_is_refused_with_the_keys(make: Make) -> None:
     assert train(free).found == 8
 
 
-def test_a_changed_base_is_refused(make: Make) -> None:
-    config = make()
-    train(config)
+def test_a_changed_base_is_refused(make: Make, trained: Trained) -> None:
+    config = trained(make())
     run = RunDir(config.run_dir)
     run.store.path(next(iter(run.store.keys()))).unlink()
     weights = run.base_path / "model.safetensors"
@@ -540,11 +546,6 @@ def test_a_file_in_the_place_of_the_run_is_refused(make: Make) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         train(config)
     assert config.run_dir.read_text() == "years of work"
-
-
-def test_nothing_is_said_into_a_log(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
-    train(make())
-    assert "step" not in capfd.readouterr().err
 
 
 def test_divergence_publishes_nothing(make: Make) -> None:

@@ -157,8 +157,15 @@ def test_nodes_have_the_same_bytes_with_a_shared_cache(tmp_path: Path) -> None:
 WIDTHS = [(10, 2, 40), (30, 3, 90), (32, 4, 37), (12, 2, 48), (64, 4, 172), (100, 4, 400)]
 
 
-@pytest.mark.parametrize(("hidden", "heads", "inner"), WIDTHS)
-@pytest.mark.parametrize("family", ["vit", "bert"])
+@pytest.mark.parametrize(
+    ("family", "hidden", "heads", "inner"),
+    [
+        *(("bert", *width) for width in WIDTHS[::2]),
+        ("vit", *WIDTHS[0]),
+        *(pytest.param("vit", *width, marks=pytest.mark.heavy) for width in WIDTHS[1:]),
+        *(pytest.param("bert", *width, marks=pytest.mark.heavy) for width in WIDTHS[1::2]),
+    ],
+)
 def test_a_rows_states_do_not_depend_on_the_other_rows(
     family: str, hidden: int, heads: int, inner: int
 ) -> None:

@@ -85,7 +85,7 @@ def test_worth_is_the_curve_whose_gain_the_stages_shorten() -> None:
 
 
 def test_the_plans_of_the_paper_are_among_them() -> None:
-    question = Question(1000, 12, 20)
+    question = Question(1000, 8, 20)
     found = candidates(question)
     listed = [(m, slices) for slices, shards in question.cells.items() for m in shards]
     one = found.kinds("one sequence")
@@ -101,7 +101,7 @@ def test_the_plans_of_the_paper_are_among_them() -> None:
 
 
 def test_some_tree_serves_as_well_as_cyclic_for_less() -> None:
-    found = candidates(Question(20_000, 12, 100))
+    found = candidates(Question(20_000, 8, 100))
     for row in np.flatnonzero(found.kinds("cyclic") & (found.slices > 2)):
         same = (found.shards == found.shards[row]) & (found.slices == found.slices[row])
         trees = same & found.kinds("tree") & (found.passes < found.passes[row])
