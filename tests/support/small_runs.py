@@ -80,6 +80,12 @@ def nodes(config: Config) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
 
 
+def evidence(config: Config) -> dict[str, bytes]:
+    """What each node says of the public validation rows, as it lies beside the node."""
+    folder = RunDir(config.run_dir).store.root
+    return {path.stem: path.read_bytes() for path in sorted(folder.glob("*.evidence"))}
+
+
 def stamps(config: Config) -> dict[str, int]:
     folder = RunDir(config.run_dir).store.root
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}

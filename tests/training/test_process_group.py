@@ -29,6 +29,7 @@ from tests.support.small_runs import (
     Make,
     Trained,
     children,
+    evidence,
     forget,
     nodes,
     saved,
@@ -204,8 +205,8 @@ def test_two_processes_give_the_bytes_of_one_that_takes_turns(
     said = together(config, tmp_path)
     assert "8 nodes trained, 0 found" in said and "1 × 2 workers" in said
     train(turns, in_turn=True)
-    assert nodes(config) == nodes(turns)
-    assert len(nodes(config)) == 8
+    assert nodes(config) == nodes(turns) and evidence(config) == evidence(turns)
+    assert len(nodes(config)) == len(evidence(config)) == 8
 
 
 @pytest.mark.heavy
@@ -215,7 +216,7 @@ def test_groups_share_the_nodes_and_a_repair_goes_on(make: Make, tmp_path: Path)
     said = together(config, tmp_path, 4)
     assert "8 nodes trained" in said and "2 × 2 workers" in said
     train(turns, in_turn=True)
-    assert nodes(config) == nodes(turns)
+    assert nodes(config) == nodes(turns) and evidence(config) == evidence(turns)
     forget(config, "p03")
     process = start("repair", str(config.run_dir), "--num_processes", "2")
     _, said = process.communicate(timeout=120)
@@ -253,7 +254,7 @@ def test_a_rank_that_dies_ends_the_group_and_the_same_command_goes_on(
     assert "8 nodes trained" not in (again := together(config, tmp_path))
     assert f"{len(kept)} found" in again
     train(turns, in_turn=True)
-    assert nodes(config) == nodes(turns)
+    assert nodes(config) == nodes(turns) and evidence(config) == evidence(turns)
     assert kept.items() <= nodes(turns).items(), "what was there was whole"
 
 

@@ -154,16 +154,6 @@ def test_a_prefix_serves_what_the_next_stage_begins_with(
     torch.testing.assert_close(one.probabilities(rows), logits.softmax(1), atol=1e-5, rtol=0)
 
 
-def test_snapshots_may_have_more_slices_than_layers(make: Make) -> None:
-    shape = {"shards": 1, "slices": 3, "salt": "walk", "subject": "who"}
-    config = make(
-        partition=shape,
-        sequences={"budget": 1},
-        stage={"isolation": "snapshot", "epochs": 1, "learning_rate": 1e-2},
-    )
-    assert train(config).trained == 3
-
-
 def test_current_slices_train_on_the_last_slice_alone(make: Make, trained: Trained) -> None:
     config = trained(make(stage={"slices": "current", "epochs": 1, "learning_rate": 1e-2}))
     run = RunDir(config.run_dir)
