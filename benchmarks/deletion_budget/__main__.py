@@ -11,6 +11,7 @@
     speed      the simulation against a plain loop
     scale      m = 1,000, L = 64, B = 256, 10⁸ requests; how far exact goes
     accuracy   accuracy along deletions, trained
+    isolations worth by isolation: predicted against trained
 
 Each writes one JSON with the environment, and a picture beside it.
 """
@@ -32,6 +33,7 @@ NAMES = (
     "speed",
     "scale",
     "accuracy",
+    "isolations",
 )
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ the scheduler alone, so streams cost little; one stream per method also goes thr
 service, and must give the same prefixes and the same accuracy.
 
 Writes accuracy.json (with the environment), accuracy.png and curve.csv, the measured utility of a
-single prefix against its samples, which ``s3t budget --curve`` reads. Runs are kept beside them; a
-killed benchmark goes on where it was.
+single prefix of snapshots against its samples, which ``s3t budget --curve`` reads. Runs are kept
+beside them; a killed benchmark goes on where it was.
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ def _forget(asked: Asked, salt: str, runs: Mapping[str, RunDir], found: Gathered
         if salt == asked.salts[0]:
             found.different += checked(scorer, streams[0], traces[0], asked.steps)
     for scorer in scorers.values():
-        found.prefixes += prefixes_of(scorer) if scorer.by_layers else ()
+        found.prefixes += prefixes_of(scorer) if scorer.by_samples else ()
 
 
 def _placed(path: Path, words: Sequence[str], base: Sequence[str], where: Path) -> Config:

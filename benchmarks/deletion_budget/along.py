@@ -96,9 +96,9 @@ class Scorer:
             self._labels = torch.tensor(rows.labels)
 
     @property
-    def by_layers(self) -> bool:
-        """Whether the run is S3T: a prefix of k slices has k blocks of layers."""
-        return self.config.stage.isolation == "layers"
+    def by_samples(self) -> bool:
+        """Whether prefixes differ in their samples alone: each of them adapts all layers."""
+        return self.config.stage.isolation == "snapshot"
 
     def of(self, served: Served) -> float:
         """The metric when the shards serve these nodes; the fallback's if they serve none."""

@@ -26,7 +26,7 @@ from s3t.plan.budget.question import Question
 from s3t.plan.budget.stages import KINDS, Stages
 from s3t.plan.survival.untouched import Floats
 
-__all__ = ["Insurance", "Offer", "Target", "insure"]
+__all__ = ["Insurance", "Offer", "Target", "insure", "worths"]
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,7 @@ def _offer(found: Candidates, target: Target) -> Offer:
     """The best plan of one isolation."""
     question = found.question
     exhausted = found.exhausted
-    start = _worth(question, found.start, np.ones(len(found)), 0.0)
-    along = _worth(question, found.utility, found.living, 0.0)
-    end = _worth(question, found.utility_at_end, found.living_at_end, exhausted)
+    start, along, end = worths(found)
     missing = np.maximum(target.start - start, target.after - end)
     short = np.ceil(np.maximum(missing, 0.0) * 1000 - 1e-6) / 1000 + 0.0
     over = np.where(exhausted <= question.risk, 0.0, exhausted)
@@ -183,28 +181,32 @@ def _offer(found: Candidates, target: Target) -> Offer:
     return Offer(found[row], *(float(of[row]) for of in (start, along, end, short, over)))
 
 
-def _worth(
-    question: Question, utility: Floats, living: Floats, exhausted: Floats | float
-) -> Floats:
-    """Expected worth of the shards that serve, [n], where one LoRA is worth 1.
+def worths(found: Candidates) -> tuple[Floats, Floats, Floats]:
+    """Expected worth of plans at the start, along the deletions and after them, where one LoRA on
+    all samples is worth 1; each [n].
 
     Utilities from 0 are scores, and are divided by one LoRA's; of others, such as
     log-likelihoods, the gain over no training is.
 
-    Args:
-        utility: [n], mean over all shards, where one without a prefix is worth what no data is.
-        living: [n], probability that a shard has a prefix left.
-        exhausted: [n], probability that none has.
+    Raises:
+        InputError: the curve gives one LoRA no worth.
     """
+    question = found.question
     samples = question.samples
     nothing = float(question.curve.utility(0, samples))
     least = min(nothing, 0.0)
     whole = float(question.curve.utility(samples, samples)) - least
     if whole <= 0:
         raise InputError(f"curve {question.curve}: one LoRA on all samples is worth nothing by it")
-    gain = np.divide(utility - nothing, living, out=np.zeros_like(utility), where=living > 1e-12)
-    worth: Floats = (nothing - least + gain * (1 - exhausted)) / whole
-    return worth
+
+    def of_living(utility: Floats, living: Floats) -> Floats:
+        gain = np.zeros_like(utility)
+        return np.divide(utility - nothing, living, out=gain, where=living > 1e-12)
+
+    at_end = of_living(found.utility_at_end, found.living_at_end) * (1 - found.exhausted)
+    gains = (found.start - nothing, of_living(found.utility, found.living), at_end)
+    start, along, end = ((nothing - least + gain) / whole for gain in gains)
+    return start, along, end
 
 
 def _reason(question: Question, target: Target, offers: Sequence[Offer]) -> str:

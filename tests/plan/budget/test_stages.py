@@ -15,6 +15,7 @@ from s3t.plan.budget import stages
 from s3t.plan.budget.candidates import candidates
 from s3t.plan.budget.question import Question
 from s3t.plan.budget.stages import KINDS, Stages, one_lora_curve
+from s3t.plan.budget.target import worths
 
 NESTED, WIDE, RESIDUAL, CURRENT, LAYERS, SNAPSHOT = KINDS
 
@@ -82,8 +83,8 @@ def relative(kind: Stages) -> tuple[float, float]:
     found = candidates(Question(800, 4, 24, curve=one_lora_curve(800), stages=kind))
     cell = (found.shards == 4) & (found.slices == 4) & found.kinds("cyclic")
     (row,) = np.flatnonzero(cell)
-    one = found[row]
-    return one.start, one.utility / one.living / one.start
+    start, along, _ = worths(found)
+    return float(start[row]), float(along[row] / start[row])
 
 
 MEASURED = {

@@ -27,7 +27,7 @@ SNAPSHOT = Stages("snapshot")
 
 
 def test_public_names() -> None:
-    assert target_module.__all__ == ["Insurance", "Offer", "Target", "insure"]
+    assert target_module.__all__ == ["Insurance", "Offer", "Target", "insure", "worths"]
 
 
 def worth(one: Candidate, question: Question) -> tuple[float, float]:
