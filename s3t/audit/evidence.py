@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -84,6 +85,17 @@ class RunEvidence:
     def loaded(self) -> LoadedBase:
         """The base."""
         return self._once("the base", self._load_base)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels, in order.
+
+        Raises:
+            DataError: they come from the public data, which cannot be read.
+        """
+        from s3t.data import label_names
+
+        return label_names(self.config)
 
     @property
     def here(self) -> Digest:

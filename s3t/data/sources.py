@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -272,13 +273,7 @@ def _digits(source: SourceConfig, columns: ColumnsConfig) -> Table:
     """A split of scikit-learn's digits: 8×8×1 float32 from 0 to 1, by a permutation fixed here."""
     import numpy as np
 
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        problem = "format 'digits' needs scikit-learn: pip install 's3t[digits]'"
-        raise DataError([problem]) from None
-
-    digits = load_digits()
+    digits = _all_digits()
     name = source.split.partition("[")[0]
     start, stop = DIGITS_SPLITS[name]
     # RandomState's stream is frozen by numpy for good, Generator's is not.
@@ -294,6 +289,17 @@ def _digits(source: SourceConfig, columns: ColumnsConfig) -> Table:
         classes={columns.label: tuple(str(digit) for digit in range(10))},
         ids=tuple(f"digit-{row:04d}" for row in rows),
     )
+
+
+@cache
+def _all_digits() -> Any:
+    """All of them, from a packed file of text, of which each source takes a part."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        problem = "format 'digits' needs scikit-learn: pip install 's3t[digits]'"
+        raise DataError([problem]) from None
+    return load_digits()
 
 
 FORMATS: Mapping[str, Reader] = {

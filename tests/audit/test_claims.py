@@ -168,10 +168,8 @@ class TestNothingIsWritten:
 class TestTheWayOfADeletion:
     """One run: deleted, purged, repaired; by hand, as the commands do it."""
 
-    def test_from_pending_to_from_scratch(self, tmp_path: Path) -> None:
-        config = small_configs(tmp_path)()
-        train(config)
-        run = RunDir(config.run_dir)
+    def test_from_pending_to_from_scratch(self, small_run: RunDir, tmp_path: Path) -> None:
+        run, config = small_run, small_run.here()
         forget(config, "p03")
         waiting = audit(run.root)
         assert {claim.name for claim in waiting.claims if claim.status == "pending"} == {"E7"}
@@ -199,10 +197,10 @@ class TestTheWayOfADeletion:
         assert hit.holds, hit
         assert "that s3t repair RUN would train" in hit["E3"].checked
 
-    def test_new_samples_are_pending_until_they_are_trained(self, tmp_path: Path) -> None:
-        config = small_configs(tmp_path)()
-        train(config)
-        run = RunDir(config.run_dir)
+    def test_new_samples_are_pending_until_they_are_trained(
+        self, small_run: RunDir, tmp_path: Path
+    ) -> None:
+        run = small_run
         rows = [{**row, "id": f"n{row['id']}", "who": f"n{row['who']}"} for row in person_rows(3)]
         write_csv(tmp_path / "more.csv", rows)
         with run.training_lock():
@@ -210,7 +208,7 @@ class TestTheWayOfADeletion:
         planned = audit(run.root, retrain=1, from_scratch=True)
         wrong = {claim.name: claim.status for claim in planned.claims if claim.problems}
         assert wrong == {"E1": "pending", "E2": "pending", "E3": "pending"}
-        train(run.config(), replan=Replan(True))
+        train(run.here(), replan=Replan(True))
         added = audit(run.root, retrain="all")
         assert added.holds, added
 

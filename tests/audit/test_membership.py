@@ -144,7 +144,12 @@ def skewed(draw: Draw, auc: float, m: int, n: int) -> tuple[np.ndarray, np.ndarr
 
 @pytest.mark.parametrize(
     ("law", "auc", "m", "n"),
-    [(normal, 0.5, 50, 50), (normal, 0.7, 8, 8), (skewed, 0.9, 20, 100), (skewed, 0.98, 20, 100)],
+    [
+        (normal, 0.7, 8, 8),
+        pytest.param(normal, 0.5, 50, 50, marks=pytest.mark.heavy),
+        pytest.param(skewed, 0.9, 20, 100, marks=pytest.mark.heavy),
+        pytest.param(skewed, 0.98, 20, 100, marks=pytest.mark.heavy),
+    ],
 )
 def test_interval_holds_the_true_auc_as_often_as_it_says(
     law: Callable[..., tuple[np.ndarray, np.ndarray]], auc: float, m: int, n: int
@@ -181,7 +186,9 @@ def test_one_false_alarm_is_allowed_from_a_hundred_others() -> None:
     assert attack("a", [98.0, 99.5], list(range(100))).tpr == 0.5
 
 
-@pytest.mark.parametrize("others", [20, 100, 250])
+@pytest.mark.parametrize(
+    "others", [20, *(pytest.param(more, marks=pytest.mark.heavy) for more in (100, 250))]
+)
 def test_tpr_by_chance_is_what_blind_scores_reach(others: int) -> None:
     draw = np.random.default_rng(2)
     found = [
@@ -212,6 +219,7 @@ def test_resampled_threshold_has_its_exact_law(confidence: float, reached: bool)
     assert (found.tpr, found.tpr_high == 1.0) == (0.0, reached)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("shift", "members", "others"), [(0.0, 400, 400), (2.0, 100, 1000)])
 def test_interval_holds_the_true_tpr_with_many_others(
     shift: float, members: int, others: int

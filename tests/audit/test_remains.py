@@ -29,17 +29,22 @@ def stores(run: RunDir, dry_run: bool = False) -> dict[str, Store]:
     "name",
     [
         "old.safetensors",
-        "notes.tmp",
-        "ledger.db.bak",
-        "jobs.json",
-        "reports.txt",
-        "plan.json.1",
         ".hidden",
-        "base/old.safetensors",
-        "base/model.safetensors.bak",
         "base/persons.csv",
         "copy/ledger.db",
-        "base/deep/config.json",
+        *(
+            pytest.param(name, marks=pytest.mark.heavy)
+            for name in (
+                "notes.tmp",
+                "ledger.db.bak",
+                "jobs.json",
+                "reports.txt",
+                "plan.json.1",
+                "base/old.safetensors",
+                "base/model.safetensors.bak",
+                "base/deep/config.json",
+            )
+        ),
     ],
 )
 def test_strangers_are_told_and_left(name: str, small_run: RunDir) -> None:
@@ -105,7 +110,16 @@ def test_what_lies_beside_the_ledger_is_told(statement: str, what: str, small_ru
     assert f"{what} in " in stores(small_run)["other files"].note
 
 
-@pytest.mark.parametrize("form", ["{}", '{{"sample": "{}"}}', "view,{},3", "deleted {} at noon"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        '{{"sample": "{}"}}',
+        *(
+            pytest.param(form, marks=pytest.mark.heavy)
+            for form in ("{}", "view,{},3", "deleted {} at noon")
+        ),
+    ],
+)
 def test_reports_that_name_deleted_samples_are_told(form: str, small_run: RunDir) -> None:
     (small_run.root / "reports").mkdir()
     report = small_run.root / "reports" / "notes.txt"
@@ -140,7 +154,17 @@ def test_reports_that_name_deleted_persons_are_told(tmp_path: Path) -> None:
         assert str(report) in stores(run)["reports"].note
 
 
-@pytest.mark.parametrize("folder", ["base", "reports", "tracking/deep", ".work", ".scratch/old"])
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "base",
+        ".scratch/old",
+        *(
+            pytest.param(folder, marks=pytest.mark.heavy)
+            for folder in ("reports", "tracking/deep", ".work")
+        ),
+    ],
+)
 def test_copies_of_nodes_and_of_the_ledger_are_strangers_under_any_name(
     folder: str, small_run: RunDir
 ) -> None:

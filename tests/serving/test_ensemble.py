@@ -146,7 +146,7 @@ def test_a_member_that_lacks_an_adapter_of_its_layers_is_refused() -> None:
 
 
 @pytest.mark.parametrize("family", ["vit", "bert", "gpt2"])
-@pytest.mark.parametrize("tokens", [1, 16, 100, 200, 1000])
+@pytest.mark.parametrize("tokens", [1, 100, 1000])
 def test_passes_change_nothing(family: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     language_model = family == "gpt2"
     base = tiny_base(family, DEPTH, language_model)

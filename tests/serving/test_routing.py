@@ -63,8 +63,9 @@ def counted(base: Base) -> Iterator[list[int]]:
         del base.run
 
 
-@pytest.mark.parametrize("layer", [0, 1, 3, DEPTH])
-@pytest.mark.parametrize("family", ["vit", "bert"])
+@pytest.mark.parametrize(
+    ("family", "layer"), [("vit", 0), ("vit", 3), ("bert", 1), ("bert", DEPTH)]
+)
 def test_each_row_is_answered_by_the_member_of_its_cluster_alone(family: str, layer: int) -> None:
     base, rows = tiny_base(family, DEPTH), tiny_rows(family, 23)
     members, prototypes = members_of(base), prototypes_near(base, rows, layer)

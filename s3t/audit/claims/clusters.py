@@ -58,7 +58,7 @@ def judge_prototypes(evidence: RunEvidence, found: Findings, again: bool) -> Pro
 
 def judge_clusters(evidence: RunEvidence, found: Findings) -> None:
     """Judge what E3 says of clusters: a sample's shard is that of the nearest prototype."""
-    from s3t.data import label_names, load_private
+    from s3t.data import load_private
     from s3t.model.prototypes import read_prototypes
     from s3t.training.prepare.clusters import clustered
 
@@ -70,7 +70,7 @@ def judge_clusters(evidence: RunEvidence, found: Findings) -> None:
         return
     own = read_prototypes(evidence.run.prototypes_path, loaded.base.fingerprint)
     shards = _shards(evidence)
-    private = load_private(config, label_names(config)).without(evidence.run.gone())
+    private = load_private(config, evidence.labels).without(evidence.run.gone())
     samples = clustered(private, own, loaded.base, loaded.encoder, {}).samples
     there = [sample for sample in samples if sample.id in shards]
     wrong = [sample.id for sample in there if sample.cluster != shards[sample.id]]
@@ -95,10 +95,10 @@ def _shards(evidence: RunEvidence) -> dict[SampleId, int]:
 
 
 def _made_again(evidence: RunEvidence, config: Config) -> Prototypes:
-    from s3t.data import label_names, load_public
+    from s3t.data import load_public
     from s3t.model.prototypes import find_prototypes
     from s3t.training.node.rows import encode_rows
 
     loaded = evidence.loaded
-    rows = load_public(config, "adapt", label_names(config))
+    rows = load_public(config, "adapt", evidence.labels)
     return find_prototypes(config, loaded.base, encode_rows(loaded.encoder, rows).rows)

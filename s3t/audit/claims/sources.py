@@ -42,12 +42,11 @@ def judge_sources(evidence: RunEvidence, found: Findings, head_too: bool) -> Non
 
 
 def _recipe(evidence: RunEvidence, found: Findings, head_too: bool) -> None:
-    from s3t.data import label_names
     from s3t.training.prepare.checks import sequences_of
     from s3t.training.prepare.recipe import recipe_of
 
     config, plan, loaded = evidence.config, evidence.plan, evidence.loaded
-    labels = label_names(config)
+    labels = evidence.labels
     head = _public_head(evidence, config, loaded, head_too, found)
     own = judge_prototypes(evidence, found, head_too)
     places = None if own is None else own.digest
@@ -101,7 +100,7 @@ def _public_head(
         if any(head not in (None, own) for head in told):
             found.broken(f"the public head {path} is not the one that the log names: restore it")
         again = again and evidence.here == evidence.plan.prepared
-        if again and _trained_head(config, loaded) != own:
+        if again and _trained_head(evidence) != own:
             found.broken(
                 f"the public head {path} is not what training on the public data gives here: "
                 "restore it"
@@ -113,14 +112,14 @@ def _public_head(
     return own if starts else None
 
 
-def _trained_head(config: Config, loaded: LoadedBase) -> Digest:
+def _trained_head(evidence: RunEvidence) -> Digest:
     """Digest of the public head, trained again here."""
-    from s3t.data import label_names, load_public
+    from s3t.data import load_public
     from s3t.store import tensors_digest
     from s3t.training.node.rows import encode_rows
     from s3t.training.prepare.adapt import public_head
 
-    labels = label_names(config)
+    config, loaded, labels = evidence.config, evidence.loaded, evidence.labels
     rows = encode_rows(loaded.encoder, load_public(config, "adapt", labels))
     return tensors_digest(public_head(config, loaded.base, rows, len(labels)))
 

@@ -100,11 +100,11 @@ def _said(evidence: RunEvidence, found: Findings) -> None:
 
 def _scored(evidence: RunEvidence, found: Findings) -> None:
     """Judge that scores were computed on the public validation rows as they are now."""
-    from s3t.data import label_names, load_public
+    from s3t.data import load_public
 
     config, told = evidence.config, evidence.ledger.nodes
     try:
-        now = load_public(config, "validation", label_names(config)).digest()
+        now = load_public(config, "validation", evidence.labels).digest()
     except InputError as error:
         found.checked(
             f"scores not held against data.public.validation, which is not here ({error})"
