@@ -29,6 +29,9 @@ from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 
+POINTS = ("accepted", "claimed", "deleted", "ended", "told")
+"""Where a process is killed (``tests/support/killed.py``)."""
+
 
 class Stuck:
     """A model that cannot delete until it is let."""
@@ -101,8 +104,16 @@ def test_any_replica_answers_for_what_another_has_accepted(replicas: tuple[Path,
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("alone", [False, True], ids=["beside another", "started again"])
-@pytest.mark.parametrize("point", ["accepted", "claimed", "deleted", "ended", "told"])
+@pytest.mark.parametrize(
+    ("either_run", "alone", "point"),
+    [
+        *(("sqlite", True, point) for point in POINTS),  # started again
+        *(("postgresql", False, point) for point in POINTS),  # beside another, its disk is lost
+        ("sqlite", False, "claimed"),
+        ("postgresql", True, "claimed"),
+    ],
+    indirect=["either_run"],
+)
 def test_a_kill_loses_neither_the_deletion_nor_its_callback(
     replicas: tuple[Path, Path],
     receiver: Receiver,

@@ -55,7 +55,7 @@ class StandIn:
         self.loaded: dict[str, tuple[str, Any]] = {}
         self.calls: list[tuple[str, str, str]] = []
         self.fault: Fault = lambda route, body: None
-        self._base = AutoModelForCausalLM.from_pretrained(base).eval()
+        self._base = _base_in(base)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -235,3 +235,15 @@ class StandIn:
         if self.target == "vllm":
             return status, {"error": {"message": message, "type": "Error", "code": status}}
         return status, {"success": False, "error_message": message, "loaded_adapters": {}}
+
+
+_BASES: dict[bytes, Any] = {}
+"""Models by the contents of their folder: copies of a run have the same base."""
+
+
+def _base_in(folder: Path) -> Any:
+    """A model of its own; read from the disk once."""
+    found = b"".join(path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file())
+    if found not in _BASES:
+        _BASES[found] = AutoModelForCausalLM.from_pretrained(folder).eval()
+    return copy.deepcopy(_BASES[found])
