@@ -30,6 +30,7 @@ from tests.support.tiny import (
     inputs_of,
     random_adapter,
     real,
+    shared_base,
     tiny_base,
     tiny_model,
     tiny_rows,
@@ -49,7 +50,7 @@ def test_the_parts_together_are_the_untouched_model(family: str) -> None:
     rows = tiny_rows(family, 5)
     with torch.no_grad():
         whole = tiny_model(family)(**inputs_of(rows)).last_hidden_state[real(rows)]
-    found = parts(tiny_base(family), rows)[real(rows)]
+    found = parts(shared_base(family), rows)[real(rows)]
     assert torch.allclose(found, whole, rtol=0, atol=2e-5 * float(whole.abs().max()))
 
 
@@ -58,7 +59,7 @@ def test_a_language_model_answers_through_its_own_head(family: str) -> None:
     rows = tiny_rows(family, 5)
     with torch.no_grad():
         whole = tiny_model(family, language_model=True)(**inputs_of(rows)).logits[real(rows)]
-        base = tiny_base(family, language_model=True)
+        base = shared_base(family, language_model=True)
         assert base.lm_head is not None
         found = base.lm_head(parts(base, rows))[real(rows)]
     assert torch.allclose(found, whole, rtol=0, atol=2e-5 * float(whole.abs().max()))
@@ -66,7 +67,7 @@ def test_a_language_model_answers_through_its_own_head(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_stop_between_any_two_layers_changes_no_byte(family: str) -> None:
-    base, rows = tiny_base(family), tiny_rows(family, 4)
+    base, rows = shared_base(family), tiny_rows(family, 4)
     expected = parts(base, rows)
     for cut in range(1, base.depth + 1):
         assert torch.equal(parts(base, rows, cut), expected)
@@ -74,7 +75,7 @@ def test_a_stop_between_any_two_layers_changes_no_byte(family: str) -> None:
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in IMAGES])
 def test_other_lengths_than_the_one_it_was_loaded_for(family: str) -> None:
-    base, rows = tiny_base(family), tiny_rows(family, 4, length=32)
+    base, rows = shared_base(family), tiny_rows(family, 4, length=32)
     with torch.no_grad():
         whole = tiny_model(family)(**inputs_of(rows)).last_hidden_state[real(rows)]
     assert torch.allclose(parts(base, rows)[real(rows)], whole, rtol=0, atol=1e-4)
@@ -82,7 +83,7 @@ def test_other_lengths_than_the_one_it_was_loaded_for(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_causal_models_are_told_from_others(family: str) -> None:
-    base = tiny_base(family)
+    base = shared_base(family)
     assert base.causal == (family in DECODERS)
     assert base.pooling == ("last" if family in DECODERS else "first")
     assert base.hidden_size == 32
@@ -91,7 +92,7 @@ def test_causal_models_are_told_from_others(family: str) -> None:
 
 @pytest.mark.parametrize("family", [family for family in NEEDED if family not in IMAGES])
 def test_padding_is_never_seen(family: str) -> None:
-    base, rows = tiny_base(family), tiny_rows(family, 6)
+    base, rows = shared_base(family), tiny_rows(family, 6)
     assert rows.mask is not None
     other = Encoded(torch.where(rows.mask == 0, 7, rows.values), rows.mask)
     one, two = (base.pool(parts(base, r), r.mask) for r in (rows, other))
@@ -102,13 +103,13 @@ def test_pooling() -> None:
     features = torch.randn(3, LENGTH, 4)
     lengths = torch.tensor([1, 5, LENGTH])
     mask = (torch.arange(LENGTH)[None] < lengths[:, None]).long()
-    kinds = {kind: tiny_base("bert", pooling=kind) for kind in ("first", "mean", "last")}
+    kinds = {kind: shared_base("bert", pooling=kind) for kind in ("first", "mean", "last")}
     first, mean, last = (kinds[kind].pool(features, mask) for kind in ("first", "mean", "last"))
     assert torch.equal(first, features[:, 0])
     for row, length in enumerate(lengths.tolist()):
         assert torch.allclose(mean[row], features[row, :length].mean(dim=0), atol=1e-6)
         assert torch.equal(last[row], features[row, length - 1])
-    images = {kind: tiny_base("vit", pooling=kind) for kind in ("first", "mean", "last")}
+    images = {kind: shared_base("vit", pooling=kind) for kind in ("first", "mean", "last")}
     assert torch.equal(images["first"].pool(features, None), features[:, 0])
     assert torch.allclose(images["mean"].pool(features, None), features.mean(dim=1))
     assert torch.equal(images["last"].pool(features, None), features[:, -1])
@@ -119,7 +120,7 @@ def test_pooling() -> None:
 
 @pytest.mark.parametrize("family", NEEDED)
 def test_layers_are_told_by_number(family: str) -> None:
-    base = tiny_base(family, layers=12)
+    base = shared_base(family, layers=12)
     assert sorted({target.layer for target in base.targets}) == list(range(12))
     names = [name for t in base.targets if 1 <= t.layer < 3 for name in (t.a, t.b)]
     assert {re.match(r"layers\.(\d{3})\.", name)[1] for name in names} == {"001", "002"}  # type: ignore[index]
@@ -128,7 +129,7 @@ def test_layers_are_told_by_number(family: str) -> None:
 
 @pytest.mark.parametrize("family", NEEDED)
 def test_an_adapter_acts_in_its_own_layer_alone(family: str) -> None:
-    base, rows = tiny_base(family, layers=12), tiny_rows(family, 2)
+    base, rows = shared_base(family, layers=12), tiny_rows(family, 2)
     own = [target for target in base.targets if target.layer == 1]
     bank = bank_of(base.targets, random_adapter(own), 2.0)
     with torch.no_grad():
@@ -293,9 +294,9 @@ def test_targets_that_are_no_linear_map_are_refused() -> None:
 
 
 def test_chosen_targets() -> None:
-    base = tiny_base("llama", targets=("k_proj", "down_proj"))
+    base = shared_base("llama", targets=("k_proj", "down_proj"))
     assert {t.path for t in base.targets} == {"self_attn.k_proj", "mlp.down_proj"}
-    base = tiny_base("bert", targets=("attention.output.dense",))
+    base = shared_base("bert", targets=("attention.output.dense",))
     assert {t.path for t in base.targets} == {"attention.output.dense"}, "not every dense"
 
 

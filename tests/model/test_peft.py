@@ -28,7 +28,7 @@ from tests.support.tiny import (
     random_adapter,
     random_head,
     real,
-    tiny_base,
+    shared_base,
     tiny_model,
     tiny_rows,
 )
@@ -41,7 +41,7 @@ LOWEST = (pytest.param(0, marks=pytest.mark.heavy), 2)
 @pytest.mark.parametrize("lowest", LOWEST)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_prefix_is_the_same_model_in_peft(family: str, lowest: int) -> None:
-    base, rows = tiny_base(family), tiny_rows(family, 4)
+    base, rows = shared_base(family), tiny_rows(family, 4)
     tensors = random_adapter(base.targets, lowest)
     model = to_peft(tiny_model(family), base.targets, tensors, RANK, ALPHA)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_a_prefix_is_the_same_model_in_peft(family: str, lowest: int) -> None:
 
 @pytest.mark.parametrize("family", LANGUAGE)
 def test_a_language_model_too(family: str) -> None:
-    base, rows = tiny_base(family, language_model=True), tiny_rows(family, 4)
+    base, rows = shared_base(family, language_model=True), tiny_rows(family, 4)
     tensors = random_adapter(base.targets, 1)
     model = to_peft(tiny_model(family, language_model=True), base.targets, tensors, RANK, ALPHA)
     assert base.lm_head is not None
@@ -71,7 +71,7 @@ def test_a_language_model_too(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_back_from_peft_every_byte_is_the_same(family: str) -> None:
-    base = tiny_base(family)
+    base = shared_base(family)
     tensors = random_adapter(base.targets, 1)
     head = random_head(base.hidden_size)
     model = to_peft(tiny_model(family), base.targets, tensors | head, RANK, ALPHA)
@@ -82,7 +82,7 @@ def test_back_from_peft_every_byte_is_the_same(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["vit", "bert", "gpt2", "llama"])
 def test_of_twelve_layers_exactly_the_adapted_ones(family: str) -> None:
-    base = tiny_base(family, layers=12)
+    base = shared_base(family, layers=12)
     chosen = [target for target in base.targets if target.layer in (1, 2)]
     tensors = random_adapter(chosen)
     model = to_peft(tiny_model(family, 12), base.targets, tensors, RANK, ALPHA)
@@ -97,7 +97,7 @@ def test_of_twelve_layers_exactly_the_adapted_ones(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["vit", "bert", "gpt2", "llama"])
 def test_peft_itself_saves_and_loads_it(family: str, tmp_path: Path) -> None:
-    base, rows = tiny_base(family, layers=12), tiny_rows(family, 3)
+    base, rows = shared_base(family, layers=12), tiny_rows(family, 3)
     tensors = random_adapter(base.targets, 1)
     model = to_peft(tiny_model(family, 12), base.targets, tensors, RANK, ALPHA)
     model.save_pretrained(str(tmp_path))
@@ -117,7 +117,7 @@ def test_files_that_peft_loads_without_a_model_to_write_them(
     family: str, lowest: int, tmp_path: Path
 ) -> None:
     language = family in LANGUAGE
-    base, rows = tiny_base(family, language_model=language), tiny_rows(family, 3)
+    base, rows = shared_base(family, language_model=language), tiny_rows(family, 3)
     tensors = random_adapter(base.targets, lowest) | random_head(base.hidden_size)
     files = adapter_files(base, tensors, RANK, ALPHA, "hub/name")
     assert files == adapter_files(base, tensors, RANK, ALPHA, "hub/name")
@@ -136,13 +136,13 @@ def test_files_that_peft_loads_without_a_model_to_write_them(
 
 
 def test_no_files_for_an_empty_prefix() -> None:
-    base = tiny_base("vit")
+    base = shared_base("vit")
     with pytest.raises(InputError, match="no layer carries an adapter"):
         adapter_files(base, random_head(base.hidden_size), RANK, ALPHA, "hub/name")
 
 
 def test_an_empty_prefix_is_refused() -> None:
-    base = tiny_base("vit")
+    base = shared_base("vit")
     model = tiny_model("vit")
     names = [name for name, _ in model.named_modules()]
     for tensors in ({}, random_head(base.hidden_size)):
@@ -154,7 +154,7 @@ def test_an_empty_prefix_is_refused() -> None:
 
 
 def test_adapters_that_do_not_fit_are_refused() -> None:
-    base, model = tiny_base("vit"), tiny_model("vit")
+    base, model = shared_base("vit"), tiny_model("vit")
     names = [name for name, _ in model.named_modules()]
     whole = random_adapter(base.targets)
     half = {name: tensor for name, tensor in whole.items() if name != base.targets[0].b}

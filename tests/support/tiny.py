@@ -7,6 +7,7 @@ far above rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -131,6 +132,10 @@ def tiny_base(
         length=None if family in IMAGES else length,
         targets=targets,
     )
+
+
+shared_base = cache(tiny_base)
+"""The same base at every call with the same words, for tests that write nothing into it."""
 
 
 def tiny_rows(family: str, count: int, seed: int = 0, length: int = LENGTH) -> Encoded:

@@ -23,6 +23,7 @@ import torch
 from s3t.audit.audit import audit
 from s3t.config import Config, load_config
 from s3t.errors import ConfigError, IntegrityError, S3TError
+from s3t.model.loading import load_model, save_model
 from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.store import tensors_digest
@@ -512,9 +513,9 @@ def test_a_score_edited_in_its_file_is_found_and_not_gone_by(make: Make, trained
 @pytest.fixture
 def based(make: Make, trained: Trained, tmp_path: Path) -> tuple[Config, Path]:
     """A run over a base in a folder."""
-    first = trained(make("first", model={"adapt": {"steps": 2}}))
-    base = shutil.copytree(first.run_dir / "base", tmp_path / "base")
-    config = trained(make("based", model={"base": str(base), "adapt": None}))
+    base = tmp_path / "base"
+    save_model(load_model(make("made")), base)
+    config = trained(make("based", model={"base": str(base)}))
     return config, base
 
 

@@ -44,6 +44,7 @@ from tests.support.tiny import (
     labelled,
     node,
     random_head,
+    shared_base,
     tiny_base,
     tiny_rows,
 )
@@ -243,7 +244,7 @@ POOLINGS = ("auto", "mean")
     ],
 )
 def test_an_ensemble_is_the_mean_of_its_members(family: str, pooling: str, count: int) -> None:
-    base = tiny_base(family, pooling=pooling, targets=())
+    base = shared_base(family, pooling=pooling, targets=())
     rows, members = tiny_rows(family, count), members_of(base, STAGES)
     ensemble = Ensemble(base, members, 1.0, "mean-probabilities", "uniform")
     with torch.no_grad():
@@ -266,7 +267,7 @@ def test_the_base_is_one_more_member_without_prompts(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_language_ensemble_is_the_mean_of_its_members(family: str) -> None:
-    base = tiny_base(family, language_model=True, targets=())
+    base = shared_base(family, language_model=True, targets=())
     rows, members = tiny_rows(family, 6), members_of(base, STAGES)
     ensemble = Ensemble(base, members, 1.0, "mean-probabilities", "uniform")
     assert rows.mask is not None
@@ -284,7 +285,7 @@ def test_a_language_ensemble_is_the_mean_of_its_members(family: str) -> None:
 @pytest.mark.parametrize("layer", [0, 3])
 @pytest.mark.parametrize("family", ["vit", "bert"])
 def test_a_router_asks_the_member_of_the_nearest_prototype(family: str, layer: int) -> None:
-    base, rows = tiny_base(family, targets=()), tiny_rows(family, 40)
+    base, rows = shared_base(family, targets=()), tiny_rows(family, 40)
     members = members_of(base, STAGES)
     some = rows.rows(slice(5))
     entering = base.run(base.start(some), 0, layer, base.attention(some.mask))
@@ -299,7 +300,7 @@ def test_a_router_asks_the_member_of_the_nearest_prototype(family: str, layer: i
 
 
 def test_a_member_that_lacks_the_prompts_of_a_stage_is_an_error() -> None:
-    base = tiny_base("vit", targets=())
+    base = shared_base("vit", targets=())
     members = members_of(base, (2, 3))
     torn = {name: t for name, t in members[1].tensors.items() if name != "prompt.002"}
     for broken in (torn, random_head(base.hidden_size)):
@@ -352,7 +353,7 @@ def test_slices_are_not_bounded_by_layers(make: Make) -> None:
 
 
 def test_the_recipe_names_prompts_where_they_are_used_alone(make: Make) -> None:
-    base, encoder = tiny_base("bert"), load_model(make()).encoder
+    base, encoder = shared_base("bert"), load_model(make()).encoder
 
     def recipe(config: Config) -> dict[str, Any]:
         return recipe_of(config, base, encoder, ["a", "b"], None)
@@ -473,7 +474,7 @@ def test_a_run_from_its_training_to_its_purge(which: str, make: Make, tmp_path: 
         assert len(asked(service)) == len(answers)
         service.evaluate()
     assert sorted(map(len, after)) == [config.partition.slices - 1, *map(len, before[1:])]
-    found = audit(run.root, retrain=3)
+    found = audit(run.root, retrain=1)
     assert {claim.name for claim in found.claims if claim.status == "pending"} <= {"E7"}
     assert not [claim for claim in found.claims if claim.status == "broken"]
     assert "prompts of" in found["E9"].checked
