@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import string
 import tempfile
 from pathlib import Path
@@ -170,23 +171,18 @@ def test_who_holds_both_models_tells_who_was_deleted(found: Leakage, language: P
     assert any("possible: dead nodes that are left in it: 1 (" in line for line in lines(found))
 
 
-def test_nothing_is_written_to_the_run_and_nothing_is_left(language: Path, temporary: Path) -> None:
+def test_the_same_seed_gives_the_same_figures_and_nothing_is_written(
+    found: Leakage, language: Path, temporary: Path
+) -> None:
     there = everything(language)
-    leakage(RunDir(language), samples=5)
+    assert leakage(RunDir(language)).to_dict() == found.to_dict()
     assert everything(language) == there
     assert not [*temporary.iterdir()]
 
 
-def test_the_same_seed_gives_the_same_figures(found: Leakage, language: Path) -> None:
-    assert leakage(RunDir(language)).to_dict() == found.to_dict()
-
-
-def test_a_repaired_run_is_its_own_control(tmp_path: Path) -> None:
-    config = texts(tmp_path)
-    train(config)
-    run = RunDir(config.run_dir)
-    forgotten(config, in_slice(run, 1)[4:])
-    train(config, replan=Replan())  # purges too: ids are known by their hashes alone
+def test_a_repaired_run_is_its_own_control(language: Path, tmp_path: Path) -> None:
+    run = RunDir(shutil.copytree(language, tmp_path / "run"))
+    train(run.here(), replan=Replan())  # purges too: ids are known by their hashes alone
     steps: list[str] = []
     found = leakage(run, on_step=steps.append)
     assert len(steps) == 2, "no control was trained"
@@ -224,11 +220,9 @@ def test_a_classifier_is_attacked_by_its_labels(tmp_path: Path) -> None:
     assert found.window == 0 and found.after is not None and found.after.verbatim is None
 
 
-def test_an_exhausted_run_gives_nothing_away(tmp_path: Path) -> None:
-    config = texts(tmp_path)
-    train(config)
-    run = RunDir(config.run_dir)
-    forgotten(config, in_slice(run, 0)[2:])
+def test_an_exhausted_run_gives_nothing_away(language: Path, tmp_path: Path) -> None:
+    run = RunDir(shutil.copytree(language, tmp_path / "run"))
+    forgotten(run.here(), in_slice(run, 0)[2:])
     found = leakage(run)
     assert found.after is None and found.snapshots is None
     assert found.verdicts == () and found.indistinguishable
@@ -429,8 +423,8 @@ def test_a_failing_training_leaves_no_model(
 # --- the command
 
 
-def test_the_command(language: Path, command: Run) -> None:
-    done = command("audit", language, "--leakage", "--leakage-samples", 8, "--json")
+def test_the_command(language: Path, s3t: Run) -> None:
+    done = s3t("audit", language, "--leakage", "--leakage-samples", 8, "--json")
     found = json.loads(done.out)
     leak = found["leakage"]
     assert leak["members"] == 8 and leak["before"]["attacks"][0]["tpr_by_chance"] > 0

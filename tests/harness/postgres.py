@@ -172,6 +172,12 @@ class Server:
         self.sql(f"CREATE DATABASE {name} TEMPLATE {source}")
         return self.url(name)
 
+    def replace(self, url: str, copied: str) -> None:
+        """Make a database again what it was when it was copied."""
+        name, source = (one.rpartition("/")[2] for one in (url, copied))
+        self.sql(f"DROP DATABASE {name} WITH (FORCE)")
+        self.sql(f"CREATE DATABASE {name} TEMPLATE {source}")
+
     def sql(self, statement: str, url: str | None = None) -> list[tuple[Any, ...]]:
         """Run a statement past the ledger, in what a URL names."""
         import psycopg

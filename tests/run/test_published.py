@@ -217,10 +217,10 @@ def test_a_purge_tells_first(config: Config) -> None:
 def test_a_replica_tells_what_another_process_could_not(config: Config, cut: Cut) -> None:
     with S3T.load(config.run_dir) as replica:
         with cut():
-            replica.join("a", 1.0)
+            replica.join("a", 0.4)
             with S3T.load(config.run_dir) as other:
                 assert other.deactivate(subjects=["p03"], request_id="r").untold is not None
-            time.sleep(1)
+            time.sleep(0.4)
             assert replica.receipt("r").effective_at is None, "nor does the replica settle it"
         limit = time.monotonic() + 20
         while replica.receipt("r").effective_at is None:

@@ -314,10 +314,9 @@ def test_a_backup_of_a_sealed_run_forgets_too(make: Make, tmp_path: Path) -> Non
         assert service.predict([{"text": "person 4 says 5"}])
 
 
-def test_a_plain_backup_does_not_forget(make: Make, tmp_path: Path) -> None:
+def test_a_plain_backup_does_not_forget(run: RunDir, tmp_path: Path) -> None:
     """Why there is encryption: what purge says of backups is so."""
-    config = make()
-    train(config)
+    config = run.here()
     forget(config, "p03")
     dead = dead_keys(config)
     backup = shutil.copytree(config.run_dir, tmp_path / "backup")

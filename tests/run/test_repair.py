@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from s3t.run.opened import OpenRun
 from s3t.run.repair import reason, repair_apart
 from s3t.service import S3T
 from s3t.training.retrain import from_scratch
-from tests.support.commands import Run
+from tests.support.commands import Run, here
 from tests.support.small_runs import nodes, start
 
 QUESTIONS = [{"text": "person 4 says 5"}]
@@ -91,6 +93,19 @@ def test_policies_that_say_nothing(run: RunDir, policy: dict[str, Any], problem:
         under(run, **policy)
 
 
+@pytest.fixture
+def repaired_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command that the live object starts runs in this process, which has torch already."""
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert command[1:3] == ["-m", "s3t"]
+        said = here(*command[3:])
+        return subprocess.CompletedProcess(command, said.code, said.out, said.err)
+
+    monkeypatch.setattr("s3t.run.repair.subprocess", SimpleNamespace(run=run))
+
+
+@pytest.mark.usefixtures("repaired_here")
 def test_the_live_object_repairs_and_goes_on(run: RunDir, tmp_path: Path) -> None:
     with S3T.load(run.root) as service:
         service.predict(QUESTIONS)
@@ -104,6 +119,7 @@ def test_the_live_object_repairs_and_goes_on(run: RunDir, tmp_path: Path) -> Non
     assert from_scratch(run, tmp_path / "scratch").equal
 
 
+@pytest.mark.usefixtures("repaired_here")
 def test_a_repair_that_fails_says_why(run: RunDir, tmp_path: Path) -> None:
     config = run.config()
     private = Path(str(config.data.private.files))

@@ -29,12 +29,32 @@ def make(tmp_path: Path) -> Make:
     return small_configs(tmp_path)
 
 
-@pytest.fixture
-def shared(make: Make, database_url: str, tmp_path: Path) -> Config:
-    """A trained run whose ledger and nodes any machine reaches."""
-    config = make(ledger=database_url, store={"url": str(tmp_path / "store")})
+@pytest.fixture(scope="module")
+def trained(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str, Path]:
+    """A run whose ledger and nodes any machine reaches; copies of its database and its folders."""
+    folder = tmp_path_factory.mktemp("shared")
+    url, store = postgres.create_database(), {"url": str(folder / "all" / "store")}
+    config = small_configs(folder)("all/run", ledger=url, store=store)
     train(config)
+    shutil.copytree(folder / "all", folder / "kept")
+    return config, postgres.copy(url), folder / "kept"
+
+
+@pytest.fixture
+def shared(trained: tuple[Config, str, Path], postgres: Server) -> Config:
+    """That run, as it was after its training, where it was."""
+    config, copy, kept = trained
+    assert config.ledger is not None
+    postgres.replace(config.ledger, copy)
+    shutil.rmtree(kept.with_name("all"))
+    shutil.copytree(kept, kept.with_name("all"))
     return config
+
+
+@pytest.fixture
+def store(shared: Config) -> Path:
+    """Where the run keeps its nodes for all machines."""
+    return Path(str(shared.store.url))
 
 
 def rewritten(run: RunDir, **changes: object) -> None:
@@ -46,11 +66,8 @@ def everything(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*")}
 
 
-def test_where_the_ledger_is_shapes_no_node(
-    make: Make, database_url: str, small_run: RunDir
-) -> None:
-    config = make("mine", ledger=database_url)
-    train(config)
+def test_where_the_ledger_is_shapes_no_node(shared: Config, small_run: RunDir) -> None:
+    config = shared
     run = RunDir(config.run_dir)
     assert not run.ledger_path.exists()
     assert run.plan().digest == small_run.plan().digest
@@ -68,8 +85,8 @@ def test_where_the_ledger_is_shapes_no_node(
     assert found.holds, [claim for claim in found.claims if claim.status == "broken"]
 
 
-def test_another_machine_serves_and_deletes(shared: Config, tmp_path: Path) -> None:
-    here, there = RunDir(shared.run_dir), attach(tmp_path / "there", str(tmp_path / "store"))
+def test_another_machine_serves_and_deletes(shared: Config, store: Path, tmp_path: Path) -> None:
+    here, there = RunDir(shared.run_dir), attach(tmp_path / "there", str(store))
     assert not there.ledger_path.exists() and not there.joined
     with S3T.load(here.root) as one, S3T.load(there.root) as two:
         assert one.predict(ROW) == two.predict(ROW)
@@ -93,8 +110,8 @@ def test_another_machine_serves_and_deletes(shared: Config, tmp_path: Path) -> N
     assert audit(there.root).holds
 
 
-def test_one_machine_trains_at_a_time(shared: Config, tmp_path: Path) -> None:
-    here, there = RunDir(shared.run_dir), attach(tmp_path / "there", str(tmp_path / "store"))
+def test_one_machine_trains_at_a_time(shared: Config, store: Path, tmp_path: Path) -> None:
+    here, there = RunDir(shared.run_dir), attach(tmp_path / "there", str(store))
     with here.training_lock():
         with pytest.raises(S3TError, match="on another machine"), there.training_lock():
             pass
@@ -105,21 +122,21 @@ def test_one_machine_trains_at_a_time(shared: Config, tmp_path: Path) -> None:
 
 
 def test_a_machine_that_was_away_attaches_to_the_plan_in_force(
-    shared: Config, tmp_path: Path
+    shared: Config, store: Path, tmp_path: Path
 ) -> None:
     run = RunDir(shared.run_dir)
     with S3T.load(run.root) as service:
         service.deactivate(subjects=["p03"])
     train(run.here(), replan=Replan())
-    there = attach(tmp_path / "there", str(tmp_path / "store"))
+    there = attach(tmp_path / "there", str(store))
     assert there.plan().digest == run.plan().digest
     assert there.plans.others() == []
     with S3T.load(there.root) as service:
         assert service.status().deleted == 3 and service.predict(ROW)
 
 
-def test_copies_of_dead_nodes_are_forgotten(shared: Config, tmp_path: Path) -> None:
-    there = attach(tmp_path / "there", str(tmp_path / "store"))
+def test_copies_of_dead_nodes_are_forgotten(shared: Config, store: Path, tmp_path: Path) -> None:
+    there = attach(tmp_path / "there", str(store))
     here = RunDir(shared.run_dir).store
     assert there.store.copies() == frozenset()
     for key in sorted(here.keys()):
@@ -187,20 +204,19 @@ class TestTheLedgerOfAnotherRun:
 
 
 class TestAttach:
-    def test_from_the_command_line(self, shared: Config, tmp_path: Path, s3t: Run) -> None:
+    def test_from_the_command_line(self, store: Path, tmp_path: Path, s3t: Run) -> None:
         there = tmp_path / "deep" / "there"
-        said = s3t("attach", there, tmp_path / "store", "serve.port=8123", "--json")
+        said = s3t("attach", there, store, "serve.port=8123", "--json")
         assert said.code == 0, said.err
-        assert json.loads(said.out) == {"run": str(there), "url": str(tmp_path / "store")}
+        assert json.loads(said.out) == {"run": str(there), "url": str(store)}
         config = RunDir(there).config()
         assert (config.output, config.serve.port) == (str(there), 8123)
-        assert config.store.url == str(tmp_path / "store")
-        again = s3t("attach", there, tmp_path / "store")
+        assert config.store.url == str(store)
+        again = s3t("attach", there, store)
         assert again.code == 2 and "empty or new" in again.err
 
-    def test_all_or_nothing(self, shared: Config, tmp_path: Path) -> None:
-        there, store = tmp_path / "there", tmp_path / "store"
-        before = everything(tmp_path)
+    def test_all_or_nothing(self, store: Path, tmp_path: Path) -> None:
+        there, before = tmp_path / "there", everything(store.parent)
         url = "ledger=postgresql+psycopg://s3t@127.0.0.1:1/run"
         with pytest.raises(UnavailableError, match="cannot be reached"):
             attach(there, str(store), [url])
@@ -211,7 +227,7 @@ class TestAttach:
         (store / "run" / "plan.json").write_text("{}")
         with pytest.raises(IntegrityError):
             attach(there, str(store))
-        assert everything(tmp_path) - {"nowhere"} == before
+        assert everything(tmp_path) <= {"nowhere"} and everything(store.parent) == before
 
     def test_a_run_whose_ledger_is_a_file_is_not_attached(self, make: Make, tmp_path: Path) -> None:
         config = make(store={"url": str(tmp_path / "store")})
@@ -236,13 +252,13 @@ class TestAttach:
         assert "geheim" not in json.dumps(purge(run).to_dict())
 
 
-def test_a_plan_that_is_nowhere_is_told(shared: Config, tmp_path: Path) -> None:
+def test_a_plan_that_is_nowhere_is_told(shared: Config, store: Path, tmp_path: Path) -> None:
     run = RunDir(shared.run_dir)
-    there = attach(tmp_path / "there", str(tmp_path / "store"))
+    there = attach(tmp_path / "there", str(store))
     with S3T.load(run.root) as service:
         service.deactivate(subjects=["p03"])
     train(run.here(), replan=Replan())
-    plans = tmp_path / "store" / "run" / "plans"
+    plans = store / "run" / "plans"
     kept = plans / f"{run.plan().digest}.json"
     content = kept.read_bytes()
     kept.write_bytes(content.replace(b"0", b"1"))
