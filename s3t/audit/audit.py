@@ -75,21 +75,8 @@ def audit(
     trains, arithmetic = retrain is not None or from_scratch, _arithmetic(directory)
     if not trains or pin(arithmetic):
         return _audit(directory, retrain, from_scratch, keys, receipts)
-    found = call_elsewhere(
-        arithmetic,
-        audit_json,
-        run=str(run),
-        retrain=retrain,
-        from_scratch=from_scratch,
-        public_key=[str(key) for key in keys],
-        receipts=[str(path) for path in receipts],
-    )
-    return Audit.of(found)
-
-
-def audit_json(run: str, **words: Any) -> dict[str, Any]:
-    """``audit`` with arguments and result as JSON values, for ``call_elsewhere``."""
-    return audit(run, **words).to_dict()
+    arguments = directory, retrain, from_scratch, keys, receipts
+    return call_elsewhere(arithmetic, _audit, *arguments)
 
 
 def _arithmetic(run: RunDir) -> Arithmetic:
