@@ -1,6 +1,6 @@
 """Independent evidence: what a run proves about itself, and what its answers still give away.
 
-    evidence.py ◄── ledger_facts, node files, plans, base, config
+    audited.py ◄── ledger_facts, node files, plans, base, config
         └──► claims/, retrain ──► audit.CLAIMS ──► Audit
     leakage/
     ├── membership   which rows were trained on?

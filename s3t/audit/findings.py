@@ -125,7 +125,7 @@ class Findings:
         except S3TError as error:
             self._broken.append(f"not judged: {error}")
         except Exception as error:
-            # damaged evidence may raise anything, and what cannot be judged does not hold
+            # a damaged part may raise anything, and what cannot be judged does not hold
             self._broken.append(
                 f"not judged, since what is there cannot be understood ({type(error).__name__}: "
                 f"{error}): restore it from a copy, or report this"
