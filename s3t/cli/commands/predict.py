@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from s3t.cli.app import AsJson, RunPath, app
-from s3t.cli.output import print_json, quiet, write
+from s3t.cli.output import quiet, show, write
 from s3t.cli.parsing import json_row, numbered
 from s3t.errors import InputError
 
@@ -74,7 +74,5 @@ def evaluate(run: RunPath, as_json: AsJson = False) -> None:
 
     with quiet(), S3T.load(run) as service:
         found = service.evaluate()
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        print(f"{found.metric} {found.value:.4f} on {found.samples} samples, view {found.view}")
+    line = f"{found.metric} {found.value:.4f} on {found.samples} samples, view {found.view}"
+    show(found.to_dict() if as_json else None, [line])
