@@ -32,7 +32,7 @@ from s3t.audit.findings import Audit, Findings, judged
 from s3t.errors import InputError, S3TError
 from s3t.ledger import Verifier
 from s3t.run import RunDir
-from s3t.system.pinned import Arithmetic, call_elsewhere, pin
+from s3t.system.pinned import Arithmetic, call_pinned
 
 __all__ = ["CLAIMS", "audit"]
 
@@ -72,11 +72,10 @@ def audit(
     if isinstance(retrain, int) and retrain < 1:
         raise InputError(f"retrain {retrain}: give a number of nodes, at least 1, or 'all'")
     keys = [public_key] if isinstance(public_key, str | Path) else public_key
-    trains, arithmetic = retrain is not None or from_scratch, _arithmetic(directory)
-    if not trains or pin(arithmetic):
-        return _audit(directory, retrain, from_scratch, keys, receipts)
     arguments = directory, retrain, from_scratch, keys, receipts
-    return call_elsewhere(arithmetic, _audit, *arguments)
+    if retrain is None and not from_scratch:
+        return _audit(*arguments)
+    return call_pinned(_arithmetic(directory), _audit, *arguments)
 
 
 def _arithmetic(run: RunDir) -> Arithmetic:

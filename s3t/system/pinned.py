@@ -35,7 +35,7 @@ from s3t.system.scratch import ended_by_signals
 __all__ = [
     "Arithmetic",
     "arithmetic_here",
-    "call_elsewhere",
+    "call_pinned",
     "pin",
     "pinned_environment",
     "rebuilt",
@@ -142,10 +142,9 @@ def switches(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     return named | ({"GLIBC_TUNABLES": ":".join(tuned)} if tuned else {})
 
 
-def call_elsewhere(
-    arithmetic: Arithmetic, function: Callable[..., Result], *arguments: Any
-) -> Result:
-    """Call a function in a new process with pinned arithmetic, and wait for its result.
+def call_pinned(arithmetic: Arithmetic, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a function with pinned arithmetic: here if this process is pinned to it or can be, else
+    in a new process, whose result is waited for.
 
     Args:
         arithmetic: what the process is pinned to.
@@ -155,6 +154,17 @@ def call_elsewhere(
     Raises:
         S3TError: the error that the function raised; or the process ended without a reply.
     """
+    if pin(arithmetic):
+        return function(*arguments)
+    result, error = pickle.loads(_asked_elsewhere(arithmetic, (function, arguments)))
+    if error is not None:
+        raise rebuilt(*error)
+    found: Result = result
+    return found
+
+
+def _asked_elsewhere(arithmetic: Arithmetic, request: tuple[Any, ...]) -> bytes:
+    """The reply of a new process to a function and its arguments."""
     reader, writer = os.pipe()
     with (
         os.fdopen(reader, "rb") as replies,
@@ -170,7 +180,7 @@ def call_elsewhere(
         assert process.stdin is not None
         try:
             with ended_by_signals():
-                pickle.dump((function, arguments), process.stdin)  # it stays open: its end is ours
+                pickle.dump(request, process.stdin)  # it stays open: its end is ours
                 process.stdin.flush()
                 reply = replies.read()
         except BaseException:
@@ -186,11 +196,7 @@ def call_elsewhere(
             f"the process that trains ended with exit code {code} and without a reply, maybe since "
             "memory ran out: finished nodes are kept, run the same again to go on"
         )
-    result, error = pickle.loads(reply)
-    if error is not None:
-        raise rebuilt(*error)
-    found: Result = result
-    return found
+    return reply
 
 
 def _is_switch(name: str) -> bool:
@@ -225,7 +231,7 @@ def _end_with_parent() -> None:
 
 
 def main(arithmetic: Arithmetic, pipe: str) -> None:
-    """The new process of ``call_elsewhere``: read a request, call, write the reply."""
+    """The new process of ``call_pinned``: read a request, call, write the reply."""
     pin(arithmetic)
     function, arguments = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, daemon=True).start()

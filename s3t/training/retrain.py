@@ -25,7 +25,7 @@ from s3t.errors import DamagedNodeError, InputError
 from s3t.model.determinism import one_thread
 from s3t.run import RunDir
 from s3t.store import NodeStore
-from s3t.system.pinned import call_elsewhere, pin
+from s3t.system.pinned import call_pinned
 from s3t.training.environment import environment_of
 from s3t.training.prepare.inputs import RunInputs
 from s3t.training.prepare.load import load_prepared
@@ -81,10 +81,7 @@ def retrain(run: RunDir, keys: Iterable[NodeKey], folder: Path) -> dict[NodeKey,
             f"{run.root} takes in new samples, so the data are not those of the nodes it serves: "
             "finish that with s3t add first"
         )
-    arithmetic = run.config().training.arithmetic
-    if pin(arithmetic):
-        return _retrain(run, keys, folder)
-    return call_elsewhere(arithmetic, _retrain, run, [*keys], folder)
+    return call_pinned(run.config().training.arithmetic, _retrain, run, [*keys], folder)
 
 
 def _retrain(run: RunDir, keys: Iterable[NodeKey], folder: Path) -> dict[NodeKey, bool]:
@@ -129,9 +126,7 @@ def from_scratch(run: RunDir, folder: Path, training: Mapping[str, Any] | None =
             "training": config.training.model_copy(update=dict(training or {})),
         }
     )
-    if pin(config.training.arithmetic):
-        return _from_scratch(run, config)
-    return call_elsewhere(config.training.arithmetic, _from_scratch, run, config)
+    return call_pinned(config.training.arithmetic, _from_scratch, run, config)
 
 
 def _from_scratch(run: RunDir, config: Config) -> Compared:

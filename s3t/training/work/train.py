@@ -35,7 +35,7 @@ from s3t.model.determinism import one_thread
 from s3t.run import RunDir
 from s3t.run.purge import purge
 from s3t.store.nodes import STALE
-from s3t.system.pinned import call_elsewhere, pin
+from s3t.system.pinned import call_pinned
 from s3t.training.node.process_group import DistributedGroup
 from s3t.training.prepare.inputs import RunInputs
 from s3t.training.prepare.load import load_prepared
@@ -113,10 +113,8 @@ def train(
     Raises:
         S3TError: see ``prepare`` and ``replan_run``; or a stage diverged, or workers died.
     """
-    if pin(config.training.arithmetic):
-        return _train(config, replan, without, in_turn, public_of)
     arguments = config, replan, without, in_turn, public_of
-    return call_elsewhere(config.training.arithmetic, _train, *arguments)
+    return call_pinned(config.training.arithmetic, _train, *arguments)
 
 
 def _train(
