@@ -26,7 +26,7 @@ from scipy.stats import ks_2samp
 
 from benchmarks.language.questions import Choice, Question
 from s3t import S3T
-from s3t.audit.evidence import RunEvidence
+from s3t.audit.audited_run import AuditedRun
 from s3t.audit.leakage import snapshots
 from s3t.audit.leakage.scores import answers_of
 from s3t.data import Conversation
@@ -49,7 +49,7 @@ class Model:
     """A run as it serves now."""
 
     def __init__(self, run: RunDir) -> None:
-        self._run, self._evidence = run, RunEvidence(run)
+        self._run, self._evidence = run, AuditedRun(run)
 
     @cached_property
     def _ensemble(self) -> Ensemble:

@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.environment import table
 from benchmarks.reports import Report
 from s3t import S3T
-from s3t.audit.evidence import RunEvidence
+from s3t.audit.audited_run import AuditedRun
 from s3t.audit.leakage.leakage import leakage
 from s3t.audit.leakage.membership import Attack
 from s3t.audit.leakage.report import Leakage, ModelLeakage
@@ -69,9 +69,9 @@ def follow(course: Course, output: Path) -> dict[str, Any]:
         service.deactivate(ids)
         values.append(service.evaluate().to_dict())
     deleted = leakage(run, on_step=_say)
-    there = len(dead_nodes(RunEvidence(run)))
+    there = len(dead_nodes(AuditedRun(run)))
     purge(run)
-    left = len(dead_nodes(RunEvidence(run)))
+    left = len(dead_nodes(AuditedRun(run)))
     train(course.config, replan=Replan())
     with S3T.load(run.root) as service:
         values.append(service.evaluate().to_dict())

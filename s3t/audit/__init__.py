@@ -1,7 +1,7 @@
 """Independent evidence: what a run proves about itself, and what its answers still give away.
 
-    evidence.py ◄── ledger_facts, node files, plans, base, config
-        └──► claims/, retrain ──► audit.CLAIMS ──► Audit
+    audited_run ◄── ledger_facts, node files, plans, base, config
+        └──► claims/, comparison ──► audit.CLAIMS ──► Audit
     leakage/
     ├── membership   which rows were trained on?
     └── extraction   which texts can be read back?

@@ -1,6 +1,6 @@
 """An audit of a run: each claim is judged by the files and the ledger, not by code that serves.
 
-    RunEvidence ◄── config, ledger, plans, node files, base
+    AuditedRun ◄── config, ledger, plans, node files, base
       └──► the judges of ``CLAIMS``, one after the other ──► Audit
 
 To add a claim: write its judge in ``claims/`` and name it in ``CLAIMS``.
@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from s3t.audit.audited_run import AuditedRun
 from s3t.audit.claims.clusters import judge_clusters
 from s3t.audit.claims.lineage import judge_lineage, judge_slots
 from s3t.audit.claims.log import judge_ledger
@@ -27,12 +28,11 @@ from s3t.audit.claims.served import judge_deleted, judge_served
 from s3t.audit.claims.sources import judge_sources
 from s3t.audit.claims.weights import judge_blocks, judge_heads, judge_weights
 from s3t.audit.comparison import Count, retrain_some, train_from_scratch
-from s3t.audit.evidence import RunEvidence
 from s3t.audit.findings import Audit, Findings, judged
 from s3t.errors import InputError, S3TError
 from s3t.ledger import Verifier
 from s3t.run import RunDir
-from s3t.system.pinned import Arithmetic, call_elsewhere, pin
+from s3t.system.pinned import Arithmetic, call_pinned
 
 __all__ = ["CLAIMS", "audit"]
 
@@ -72,24 +72,10 @@ def audit(
     if isinstance(retrain, int) and retrain < 1:
         raise InputError(f"retrain {retrain}: give a number of nodes, at least 1, or 'all'")
     keys = [public_key] if isinstance(public_key, str | Path) else public_key
-    trains, arithmetic = retrain is not None or from_scratch, _arithmetic(directory)
-    if not trains or pin(arithmetic):
-        return _audit(directory, retrain, from_scratch, keys, receipts)
-    found = call_elsewhere(
-        arithmetic,
-        audit_json,
-        run=str(run),
-        retrain=retrain,
-        from_scratch=from_scratch,
-        public_key=[str(key) for key in keys],
-        receipts=[str(path) for path in receipts],
-    )
-    return Audit.of(found)
-
-
-def audit_json(run: str, **words: Any) -> dict[str, Any]:
-    """``audit`` with arguments and result as JSON values, for ``call_elsewhere``."""
-    return audit(run, **words).to_dict()
+    arguments = directory, retrain, from_scratch, keys, receipts
+    if retrain is None and not from_scratch:
+        return _audit(*arguments)
+    return call_pinned(_arithmetic(directory), _audit, *arguments)
 
 
 def _arithmetic(run: RunDir) -> Arithmetic:
@@ -109,7 +95,7 @@ def _audit(
 ) -> Audit:
     verifiers = [Verifier.load(key) for key in keys]
     kept = {str(path): _receipt(Path(path)) for path in receipts}
-    return _judge(RunEvidence(directory), Asked(retrain, from_scratch, verifiers, kept))
+    return _judge(AuditedRun(directory), Asked(retrain, from_scratch, verifiers, kept))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,42 +108,42 @@ class Asked:
     receipts: Mapping[str, Any] = field(default_factory=dict)
 
 
-Judge = Callable[[RunEvidence, Asked, Findings], None]
+Judge = Callable[[AuditedRun, Asked, Findings], None]
 
 
-def _ledger(evidence: RunEvidence, asked: Asked, found: Findings) -> None:
-    judge_ledger(evidence, found, asked.verifiers, asked.receipts)
+def _ledger(audited: AuditedRun, asked: Asked, found: Findings) -> None:
+    judge_ledger(audited, found, asked.verifiers, asked.receipts)
 
 
-def _weights(evidence: RunEvidence, asked: Asked, found: Findings) -> None:
-    judge_weights(evidence, found)
+def _weights(audited: AuditedRun, asked: Asked, found: Findings) -> None:
+    judge_weights(audited, found)
     found.tried = asked.retrain is not None
     if asked.retrain is not None:
-        retrain_some(evidence, asked.retrain, found)
+        retrain_some(audited, asked.retrain, found)
     else:
         found.checked("none trained again (--retrain)")
 
 
-def _slots(evidence: RunEvidence, asked: Asked, found: Findings) -> None:
+def _slots(audited: AuditedRun, asked: Asked, found: Findings) -> None:
     with found.part():
-        judge_slots(evidence, found)
+        judge_slots(audited, found)
     if asked.retrain is not None or asked.from_scratch:
         with found.part():
-            judge_clusters(evidence, found)
+            judge_clusters(audited, found)
     found.tried = asked.from_scratch
     if asked.from_scratch:
-        train_from_scratch(evidence, found)
+        train_from_scratch(audited, found)
     else:
         found.checked("no run trained from scratch (--from-scratch)")
 
 
-def _sources(evidence: RunEvidence, asked: Asked, found: Findings) -> None:
-    judge_sources(evidence, found, asked.retrain is not None)
+def _sources(audited: AuditedRun, asked: Asked, found: Findings) -> None:
+    judge_sources(audited, found, asked.retrain is not None)
 
 
-def _always(judge: Callable[[RunEvidence, Findings], None]) -> Judge:
+def _always(judge: Callable[[AuditedRun, Findings], None]) -> Judge:
     """A claim that is judged the same way whatever was asked for."""
-    return lambda evidence, asked, found: judge(evidence, found)
+    return lambda audited, asked, found: judge(audited, found)
 
 
 CLAIMS: Mapping[str, tuple[str, Judge]] = {
@@ -188,16 +174,16 @@ CLAIMS: Mapping[str, tuple[str, Judge]] = {
 """Title and judge of each claim by its name, in the order in which they are judged."""
 
 
-def _judge(evidence: RunEvidence, asked: Asked) -> Audit:
+def _judge(audited: AuditedRun, asked: Asked) -> Audit:
     try:
-        view: int | None = evidence.ledger.view
+        view: int | None = audited.ledger.view
     except (S3TError, LookupError, ValueError):  # the claims report it
         view = None
     claims = tuple(
-        judged(name, partial(judge, evidence, asked), title)
+        judged(name, partial(judge, audited, asked), title)
         for name, (title, judge) in CLAIMS.items()
     )
-    return Audit(str(evidence.run.root), view, claims)
+    return Audit(str(audited.run.root), view, claims)
 
 
 def _receipt(path: Path) -> Any:

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Collection
 from typing import Literal
 
-from s3t.audit.evidence import RunEvidence
+from s3t.audit.audited_run import AuditedRun
 from s3t.audit.findings import Findings
 from s3t.system.scratch import scratch
 from s3t.types import NodeKey
@@ -23,17 +23,17 @@ Count = int | Literal["all"]
 """Number of nodes to train again, at least 1, or all."""
 
 
-def retrain_some(evidence: RunEvidence, count: Count, found: Findings) -> None:
+def retrain_some(audited: AuditedRun, count: Count, found: Findings) -> None:
     """Train living nodes again, drawn at random, and compare the bytes of their files."""
     from s3t.training.retrain import retrain
 
-    if _unfinished(evidence, found):
+    if _unfinished(audited, found):
         return
-    sound = [node for node in evidence.living if evidence.files.sound(node.key) is not None]
-    there = [node.key for node in sound if node.environment == evidence.here]
+    sound = [node for node in audited.living if audited.files.sound(node.key) is not None]
+    there = [node.key for node in sound if node.environment == audited.here]
     keys = _drawn(there, count)
-    with scratch(evidence.run.root) as folder:
-        same = retrain(evidence.run, keys, folder / "nodes")
+    with scratch(audited.run.root) as folder:
+        same = retrain(audited.run, keys, folder / "nodes")
     found.each(
         [
             f"node {key}, trained again without the deleted samples, has other bytes than the file "
@@ -48,33 +48,33 @@ def retrain_some(evidence: RunEvidence, count: Count, found: Findings) -> None:
     )
 
 
-def train_from_scratch(evidence: RunEvidence, found: Findings) -> None:
+def train_from_scratch(audited: AuditedRun, found: Findings) -> None:
     """Train a run that has never seen the deleted samples, and compare all nodes."""
     from s3t.training.retrain import from_scratch, retrain
 
-    if _unfinished(evidence, found):
+    if _unfinished(audited, found):
         return
-    with scratch(evidence.run.root) as folder:
-        compared = from_scratch(evidence.run, folder / "run")
+    with scratch(audited.run.root) as folder:
+        compared = from_scratch(audited.run, folder / "run")
     # what grew on a node of another environment has another key in a run of this one alone
-    forest = evidence.plan.forest
+    forest = audited.plan.forest
     comparable = {
         node.key
-        for node in evidence.living
+        for node in audited.living
         if all(one.environment == compared.environment for one in forest.lineage(node.key))
     }
     over_others = [
         node.key
-        for node in evidence.living
+        for node in audited.living
         if node.environment == compared.environment and node.key not in comparable
-        if evidence.files.sound(node.key) is not None
+        if audited.files.sound(node.key) is not None
     ]
     different = list(compared.different)
     if over_others:
-        with scratch(evidence.run.root) as folder:
-            again = retrain(evidence.run, over_others, folder / "nodes")
+        with scratch(audited.run.root) as folder:
+            again = retrain(audited.run, over_others, folder / "nodes")
         different += sorted(key for key in over_others if not again[key])
-    living = comparable | evidence.wanted()
+    living = comparable | audited.wanted()
     for what, keys in (
         ("has other bytes in a run from scratch without the deleted samples", different),
         (
@@ -94,7 +94,7 @@ def train_from_scratch(evidence: RunEvidence, found: Findings) -> None:
         ],
         "nodes",
     )
-    more = 0 if len(evidence.plan.environments) > 1 else len(compared.only_there) - len(absent)
+    more = 0 if len(audited.plan.environments) > 1 else len(compared.only_there) - len(absent)
     found.checked(
         f"a run from scratch without the deleted samples has {compared.same} nodes with the very "
         "bytes of this one"
@@ -103,7 +103,7 @@ def train_from_scratch(evidence: RunEvidence, found: Findings) -> None:
             f"; {len(over_others)} over nodes of another environment trained again"
             * bool(over_others)
         )
-        + _elsewhere(len(evidence.living), [*comparable, *over_others])
+        + _elsewhere(len(audited.living), [*comparable, *over_others])
     )
 
 
@@ -117,9 +117,9 @@ def _elsewhere(count: int, compared: Collection[NodeKey]) -> str:
     )
 
 
-def _unfinished(evidence: RunEvidence, found: Findings) -> bool:
+def _unfinished(audited: AuditedRun, found: Findings) -> bool:
     """Whether new samples are being added, so that the data are those of the plan to come."""
-    if evidence.ledger.pending is None:
+    if audited.ledger.pending is None:
         return False
     found.pending("new samples are being taken in, nothing was trained again: run s3t add RUN")
     found.tried = False

@@ -12,7 +12,7 @@ need that part; the other claims are judged all the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
@@ -71,12 +71,6 @@ class Audit:
     def __getitem__(self, name: str) -> Claim:
         return next(claim for claim in self.claims if claim.name == name)
 
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Audit:
-        """From ``to_dict``."""
-        claims = ({**one, "problems": tuple(one["problems"])} for one in values["claims"])
-        return cls(values["run"], values["view"], tuple(Claim(**one) for one in claims))
-
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return {
@@ -131,7 +125,7 @@ class Findings:
         except S3TError as error:
             self._broken.append(f"not judged: {error}")
         except Exception as error:
-            # damaged evidence may raise anything, and what cannot be judged does not hold
+            # a damaged part may raise anything, and what cannot be judged does not hold
             self._broken.append(
                 f"not judged, since what is there cannot be understood ({type(error).__name__}: "
                 f"{error}): restore it from a copy, or report this"

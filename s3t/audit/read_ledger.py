@@ -19,7 +19,7 @@ from typing import Any
 from s3t.audit.ledger_facts import LedgerFacts, LogRow
 from s3t.config import PartitionConfig
 from s3t.data.partition import slot_of, tier_slices
-from s3t.ledger import Evidence, Ledger, Witnessed
+from s3t.ledger import Ledger, LedgerTables, Witnessed
 from s3t.types import Digest, NodeKey, Sample, SampleId, Slot, Subject
 
 __all__ = ["read_facts"]
@@ -40,29 +40,29 @@ def read_facts(ledger: Ledger, shape: PartitionConfig | None) -> LedgerFacts:
             None leaves that out.
     """
     faults = ledger.faults()
-    with ledger.evidence() as evidence:
-        facts = _read(ledger, faults, evidence)
-        _Pass(facts, evidence, shape).go()
+    with ledger.tables() as tables:
+        facts = _read(ledger, faults, tables)
+        _Pass(facts, tables, shape).go()
     return facts
 
 
-def _read(ledger: Ledger, faults: list[str], evidence: Evidence) -> LedgerFacts:
+def _read(ledger: Ledger, faults: list[str], tables: LedgerTables) -> LedgerFacts:
     return LedgerFacts(
         database=ledger.database,
         faults=faults,
-        acknowledged=evidence.acknowledged,
-        commitments=evidence.secrets.commitments(),
-        values=evidence.values(),
-        log=[_entry(row) for row in evidence.log()],
-        requests={row.request_id: row for row in evidence.requests()},
-        slots={(row.shard, row.slice): _counters(row) for row in evidence.slots()},
+        acknowledged=tables.acknowledged,
+        commitments=tables.secrets.commitments(),
+        values=tables.values(),
+        log=[_entry(row) for row in tables.log()],
+        requests={row.request_id: row for row in tables.requests()},
+        slots={(row.shard, row.slice): _counters(row) for row in tables.slots()},
         nodes={
             NodeKey(row.key): Witnessed(
                 Digest(row.weights), row.score, Digest(row.rows), row.evidence
             )
-            for row in evidence.nodes()
+            for row in tables.nodes()
         },
-        jobs=evidence.jobs(),
+        jobs=tables.jobs(),
     )
 
 
@@ -86,9 +86,9 @@ class _Pass:
     """The pass over all samples: first the hashes of purged ones, then the rows by id."""
 
     def __init__(
-        self, facts: LedgerFacts, evidence: Evidence, shape: PartitionConfig | None
+        self, facts: LedgerFacts, tables: LedgerTables, shape: PartitionConfig | None
     ) -> None:
-        self.facts, self.evidence, self.shape = facts, evidence, shape
+        self.facts, self.tables, self.shape = facts, tables, shape
         self._plan_view = facts.plan_view
         self._left: dict[Slot, _Lines] = defaultdict(_Lines)
         self._planned: dict[Slot, _Lines] = defaultdict(_Lines)
@@ -99,14 +99,14 @@ class _Pass:
             for entry in facts.of_kind("deletion")
             for name in entry.body.get("deleted", ())
         }
-        self._copies = {row.content: int(row.samples_left) for row in evidence.copies()}
+        self._copies = {row.content: int(row.samples_left) for row in tables.copies()}
         self._counted: Counter[str] = Counter()
         self._all = hashlib.sha256()
         self._tiers = () if shape is None else tier_slices(shape)
 
     def go(self) -> None:
         gone_since = {(row.shard, row.slice) for row in self._purged()}
-        for row in self.evidence.samples():
+        for row in self.tables.samples():
             self._sample(row)
         facts = self.facts
         for slot, counts in facts.recounted.items():
@@ -115,7 +115,7 @@ class _Pass:
             counts.persons += len(self._people[slot])
             counts.persons_left += len(self._people_left[slot])
         facts.samples_digest = Digest(self._all.hexdigest())
-        several = dict(self.evidence.repeated())
+        several = dict(self.tables.repeated())
         for content in sorted({*several, *self._copies}):
             left = several.get(content, self._counted[content])
             if self._copies.get(content) != left:
@@ -124,7 +124,7 @@ class _Pass:
     def _purged(self) -> Iterator[Any]:
         """Count purged samples; yields those that were deleted after the plan."""
         facts, total = self.facts, hashlib.sha256()
-        for row in self.evidence.forgotten():
+        for row in self.tables.forgotten():
             total.update((_LINE.encode(list(row)) + "\n").encode())
             facts.purged_digest = Digest(total.hexdigest())
             if row.shard < 0:  # kept out from the start, never registered here
@@ -145,7 +145,7 @@ class _Pass:
         self._all.update(f"{_LINE.encode(list(row)[:5])}, ".encode())
         subject = row.subject
         if subject is not None and self.facts.purged:  # of whom persons are known by hashes
-            subject = self.evidence.hashed(subject)
+            subject = self.tables.hashed(subject)
         self._person(slot, subject, left=view is None)
         if view is None:
             counts.left += 1
@@ -196,7 +196,7 @@ class _Pass:
             self._hit(*slot, view)
         if not self._receipts and view is None:
             return
-        name = self.evidence.keyed(row.sample_id)
+        name = self.tables.keyed(row.sample_id)
         if view is None and name in self._receipts:
             facts.restored.append((name, slot))
             self._hit(*slot, self._receipts[name])  # it is deleted, whatever its mark says

@@ -8,7 +8,7 @@ Ledger (ledger) ──► registry     samples: written down once, listed ─┐
                ├──► planning     steps of planning and training ──► generations   plans and nodes
                ├──► replicas     who answers, which deletions are effective
                ├──► outbox       accepted and not done: large deletions (jobs), callbacks
-               ├──► evidence     all tables at one moment, for audits
+               ├──► tables       all tables at one moment, for audits
                ├──► log/         chain ──► signing; state: what follows from it; proof: tables held
                │                 against it
                └──► database/    connections, transactions ──► schema   the tables
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from s3t.ledger.database.database import Watch, without_password
 from s3t.ledger.deletion import Decide
-from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import LedgerState, Witnessed, nodes_digest
 from s3t.ledger.jobs import Job
 from s3t.ledger.ledger import Ledger
@@ -32,13 +31,13 @@ from s3t.ledger.replicas import Lease, clock
 from s3t.ledger.samples.counters import SlotPersons
 from s3t.ledger.samples.purging import Forgotten, Gone
 from s3t.ledger.samples.registry import SampleEntry
+from s3t.ledger.tables import LedgerTables
 
 __all__ = [
     "GENESIS",
     "Callback",
     "Decide",
     "Deletion",
-    "Evidence",
     "Forgotten",
     "Generation",
     "Gone",
@@ -47,6 +46,7 @@ __all__ = [
     "Lease",
     "Ledger",
     "LedgerState",
+    "LedgerTables",
     "LogEntry",
     "Outbox",
     "PrefixChange",

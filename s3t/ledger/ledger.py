@@ -22,7 +22,6 @@ from s3t.ledger import generations
 from s3t.ledger.database import schema
 from s3t.ledger.database.database import Database, Watch
 from s3t.ledger.deletion import Decide
-from s3t.ledger.evidence import Evidence
 from s3t.ledger.generations import LedgerState
 from s3t.ledger.jobs import refuse_other
 from s3t.ledger.log import chain, proof
@@ -38,6 +37,7 @@ from s3t.ledger.samples.deleted import DeletedSamples
 from s3t.ledger.samples.purging import Gone
 from s3t.ledger.samples.registry import Offered, SampleEntry
 from s3t.ledger.served import ServedRecords
+from s3t.ledger.tables import LedgerTables
 from s3t.types import Digest, Slot, digest
 
 __all__ = ["Ledger"]
@@ -309,10 +309,10 @@ class Ledger:
         return self._database.engine_name
 
     @contextmanager
-    def evidence(self) -> Iterator[Evidence]:
+    def tables(self) -> Iterator[LedgerTables]:
         """All tables as they are at one moment, for audits, which believe nothing else."""
         with self._database.transaction() as connection:
-            yield Evidence(connection, self._reader.secrets, self._database)
+            yield LedgerTables(connection, self._reader.secrets, self._database)
 
     # ── the log ──────────────────────────────────────────────────────────────────────────────
 

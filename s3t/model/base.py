@@ -16,7 +16,7 @@ Invariant: the base's parameters are never written to; ``check_frozen`` proves i
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any, Literal, assert_never
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,13 +38,12 @@ from s3t.model.frozen import FrozenWeights
 from s3t.model.fused import FusedLayers
 from s3t.model.gates import Gate, find_layers, watched
 from s3t.model.inputs.encoders import Encoded
+from s3t.model.pooling import Pooling, pool, pooled_position
 from s3t.model.quantized import has_quantized
 from s3t.model.reference import PROBE_ROWS, ReferenceModel, function_of
 from s3t.types import Digest, digest
 
 __all__ = ["Base"]
-
-Pooling = Literal["first", "mean", "last"]
 
 
 class Base:
@@ -256,7 +255,7 @@ class Base:
             mask: padding mask [n, T], None for images.
         """
         last, attention = self.depth - 1, self.attention(mask)
-        at = self._position(hidden, mask)
+        at = pooled_position(self.pooling, hidden, mask)
         if last not in self.fused or at is None or lo > last:
             return self.pool(self.finish(self.run(hidden, lo, self.depth, attention)), mask)
         hidden = self.run(hidden, lo, last, attention)
@@ -268,21 +267,7 @@ class Base:
 
     def pool(self, features: Tensor, mask: Tensor | None) -> Tensor:
         """One vector per row, [n, H]; ``mask`` is the padding mask [n, T], None for images."""
-        match self.pooling:
-            case "first":
-                return features[:, 0]
-            case "last":
-                if mask is None:
-                    return features[:, -1]
-                rows = torch.arange(len(features), device=features.device)
-                return features[rows, mask.sum(dim=1) - 1]
-            case "mean":
-                if mask is None:
-                    return features.mean(dim=1)
-                weight = mask.to(features.dtype).unsqueeze(2)
-                return (features * weight).sum(dim=1) / weight.sum(dim=1)
-            case other:
-                assert_never(other)
+        return pool(self.pooling, features, mask)
 
     def attention(self, mask: Tensor | None) -> Tensor | None:
         """Additive attention mask [n, 1, 1, T] of a padding mask [n, T].
@@ -329,20 +314,6 @@ class Base:
 
         again: Tensor = checkpoint(run, hidden, use_reentrant=False, preserve_rng_state=False)
         return again
-
-    def _position(self, hidden: Tensor, mask: Tensor | None) -> Tensor | None:
-        """The position of each row that is pooled, [n]; None if it takes several."""
-        match self.pooling:
-            case "mean":
-                return None
-            case "first":
-                return torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
-            case "last":
-                if mask is None:
-                    return torch.full((len(hidden),), hidden.shape[1] - 1, device=hidden.device)
-                return mask.sum(dim=1) - 1
-            case other:
-                assert_never(other)
 
     def _find_fused(self, probe: Encoded) -> FusedLayers:
         """Layers that can be run written out, all their adapted maps included."""

@@ -101,6 +101,10 @@ class RunDir:
             scratch.sweep(run.root)
         return run
 
+    def __reduce__(self) -> tuple[type[RunDir], tuple[Path]]:
+        """Another process opens it by its path."""
+        return RunDir, (self.root,)
+
     @property
     def prepared(self) -> bool:
         """Whether a run was planned here."""

@@ -63,10 +63,10 @@ def files_naming(files: Collection[Path], ledger: Ledger, gone: Gone) -> list[st
     """Files that name deleted samples, or the persons of some."""
     if not files or not len(gone):
         return []
-    with ledger.evidence() as evidence:
-        marked = (row.subject for row in evidence.samples() if row.deleted_view is not None)
-        hashes = {evidence.hashed(subject) for subject in marked if subject is not None}
-        hashes |= {row.subject for row in evidence.forgotten()} - {None}
+    with ledger.tables() as tables:
+        marked = (row.subject for row in tables.samples() if row.deleted_view is not None)
+        hashes = {tables.hashed(subject) for subject in marked if subject is not None}
+        hashes |= {row.subject for row in tables.forgotten()} - {None}
         people = Gone(gone.secret, frozenset(hashes))
     found = []
     for path in files:

@@ -353,8 +353,8 @@ def _caches(run: RunDir, alone: bool, dry_run: bool) -> Iterator[Store]:
 def _left_alone(run: RunDir, ledger: Ledger, gone: Gone) -> Iterator[Store]:
     """What may be of deleted samples and is not ours to remove; nothing where there is none."""
     others = [*map(str, strangers(run.root, run.plans.others()))]
-    with ledger.evidence() as evidence:
-        others += [f"{name} in {ledger.name}" for name in evidence.strange()]
+    with ledger.tables() as tables:
+        others += [f"{name} in {ledger.name}" for name in tables.strange()]
     if others:
         note = f"no part of a run, left alone: {', '.join(others)}"
         yield Store("other files", str(run.root), len(others), 0, note)

@@ -16,8 +16,8 @@ no third-party package.
 
 from __future__ import annotations
 
-import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
-from typing import Any, Literal, assert_never, cast
+from typing import Any, Literal, TypeVar, assert_never, cast
 
 from s3t import errors
 from s3t.errors import S3TError
@@ -35,7 +35,7 @@ from s3t.system.scratch import ended_by_signals
 __all__ = [
     "Arithmetic",
     "arithmetic_here",
-    "call_elsewhere",
+    "call_pinned",
     "pin",
     "pinned_environment",
     "rebuilt",
@@ -43,6 +43,7 @@ __all__ = [
     "switches",
 ]
 
+Result = TypeVar("Result")
 Arithmetic = Literal["native", "portable"]
 
 _STRICT = ("AUTO", "AVX2", "AVX512")
@@ -141,36 +142,45 @@ def switches(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     return named | ({"GLIBC_TUNABLES": ":".join(tuned)} if tuned else {})
 
 
-def call_elsewhere(arithmetic: Arithmetic, function: Callable[..., Any], **words: Any) -> Any:
-    """Call a function in a new process with pinned arithmetic, and wait for its result.
+def call_pinned(arithmetic: Arithmetic, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a function with pinned arithmetic: here if this process is pinned to it or can be, else
+    in a new process, whose result is waited for.
 
     Args:
         arithmetic: what the process is pinned to.
-        function: a module-level function of this package; its arguments, given by name, and its
-            result are JSON values.
-        words: the arguments.
+        function: a function of a module; its arguments and its result can be pickled.
+        arguments: of it.
 
     Raises:
         S3TError: the error that the function raised; or the process ended without a reply.
     """
-    request = {"function": f"{function.__module__}:{function.__qualname__}", "words": words}
+    if pin(arithmetic):
+        return function(*arguments)
+    result, error = pickle.loads(_asked_elsewhere(arithmetic, (function, arguments)))
+    if error is not None:
+        raise rebuilt(*error)
+    found: Result = result
+    return found
+
+
+def _asked_elsewhere(arithmetic: Arithmetic, request: tuple[Any, ...]) -> bytes:
+    """The reply of a new process to a function and its arguments."""
     reader, writer = os.pipe()
     with (
-        os.fdopen(reader) as replies,
+        os.fdopen(reader, "rb") as replies,
         subprocess.Popen(
             [sys.executable, "-m", "s3t.system.pinned", arithmetic, str(writer)],
             stdin=subprocess.PIPE,
             stdout=2,  # what a library prints must not mix with the reply
             env=pinned_environment(arithmetic),
             pass_fds=(writer,),
-            text=True,
         ) as process,
     ):
         os.close(writer)
         assert process.stdin is not None
         try:
             with ended_by_signals():
-                process.stdin.write(json.dumps(request) + "\n")  # it stays open: its end is ours
+                pickle.dump(request, process.stdin)  # it stays open: its end is ours
                 process.stdin.flush()
                 reply = replies.read()
         except BaseException:
@@ -186,10 +196,7 @@ def call_elsewhere(arithmetic: Arithmetic, function: Callable[..., Any], **words
             f"the process that trains ended with exit code {code} and without a reply, maybe since "
             "memory ran out: finished nodes are kept, run the same again to go on"
         )
-    told = json.loads(reply)
-    if "kind" in told:
-        raise rebuilt(**told)
-    return told["result"]
+    return reply
 
 
 def _is_switch(name: str) -> bool:
@@ -205,32 +212,31 @@ def rebuilt(kind: str, message: str, state: Mapping[str, Any] | None = None) -> 
     return raised
 
 
-def _answer(function: str, words: dict[str, Any]) -> dict[str, Any]:
-    module, _, name = function.partition(":")
+def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Any]:
+    """The result and None; or None and what ``rebuilt`` makes the error of."""
     try:
-        return {"result": getattr(import_module(module), name)(**words)}
+        return function(*arguments), None
     except S3TError as error:
-        state = dict(vars(error))
-        return {"kind": type(error).__name__, "message": str(error), "state": state}
+        return None, (type(error).__name__, str(error), dict(vars(error)))
     except SystemExit as error:
-        return {"kind": "S3TError", "message": f"the process that trains ended ({error})"}
+        return None, ("S3TError", f"the process that trains ended ({error})")
 
 
 def _end_with_parent() -> None:
     """Wait until the pipe from the parent closes, which means that it has ended; then end too."""
-    sys.stdin.read()
+    os.read(sys.stdin.fileno(), 1)  # not by Python's reader: its lock would outlive main
     os.kill(os.getpid(), signal.SIGTERM)  # what must not stay is removed, then it ends
     time.sleep(_CLEANING)
     os._exit(1)
 
 
 def main(arithmetic: Arithmetic, pipe: str) -> None:
-    """The new process of ``call_elsewhere``: read a request, call, write the reply."""
+    """The new process of ``call_pinned``: read a request, call, write the reply."""
     pin(arithmetic)
-    request = json.loads(sys.stdin.readline())
+    function, arguments = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    reply = json.dumps(_answer(**request))
-    with os.fdopen(int(pipe), "w") as replies:
+    reply = pickle.dumps(_answer(function, arguments))
+    with os.fdopen(int(pipe), "wb") as replies:
         replies.write(reply)
 
 

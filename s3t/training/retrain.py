@@ -14,7 +14,7 @@ training starts; equal bytes therefore show that the surviving node has never de
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from s3t.errors import DamagedNodeError, InputError
 from s3t.model.determinism import one_thread
 from s3t.run import RunDir
 from s3t.store import NodeStore
-from s3t.system.pinned import call_elsewhere, pin
+from s3t.system.pinned import call_pinned
 from s3t.training.environment import environment_of
 from s3t.training.prepare.inputs import RunInputs
 from s3t.training.prepare.load import load_prepared
@@ -81,19 +81,13 @@ def retrain(run: RunDir, keys: Iterable[NodeKey], folder: Path) -> dict[NodeKey,
             f"{run.root} takes in new samples, so the data are not those of the nodes it serves: "
             "finish that with s3t add first"
         )
-    arithmetic, words = run.config().training.arithmetic, (str(run.root), sorted(keys), str(folder))
-    if pin(arithmetic):
-        return retrain_words(*words)
-    names = ("root", "keys", "folder")
-    found = call_elsewhere(arithmetic, retrain_words, **dict(zip(names, words, strict=True)))
-    return {NodeKey(key): same for key, same in found.items()}
+    return call_pinned(run.config().training.arithmetic, _retrain, run, [*keys], folder)
 
 
-def retrain_words(root: str, keys: list[NodeKey], folder: str) -> dict[NodeKey, bool]:
-    """``retrain`` of JSON values, in a process whose arithmetic is pinned."""
-    device, run = torch.device("cpu"), RunDir.existing(root)
+def _retrain(run: RunDir, keys: Iterable[NodeKey], folder: Path) -> dict[NodeKey, bool]:
+    device = torch.device("cpu")
     with one_thread(device):
-        prepared = replace(load_prepared(run, device), store=NodeStore(Path(folder)))
+        prepared = replace(load_prepared(run, device), store=NodeStore(folder))
         apart = {"training": prepared.config.training.model_copy(update={"trunk_cache": "memory"})}
         prepared = replace(prepared, config=prepared.config.model_copy(update=apart))
         state = WorkerState(prepared)
@@ -132,21 +126,7 @@ def from_scratch(run: RunDir, folder: Path, training: Mapping[str, Any] | None =
             "training": config.training.model_copy(update=dict(training or {})),
         }
     )
-    if pin(config.training.arithmetic):
-        return _from_scratch(run, config)
-    found = call_elsewhere(
-        config.training.arithmetic,
-        from_scratch_words,
-        root=str(run.root),
-        config=config.model_dump(mode="json"),
-    )
-    lists = {name: tuple(found[name]) for name in ("different", "only_here", "only_there")}
-    return Compared(**{**found, **lists})
-
-
-def from_scratch_words(root: str, config: Any) -> dict[str, Any]:
-    """``from_scratch`` of JSON values, in a process whose arithmetic is pinned."""
-    return asdict(_from_scratch(RunDir.existing(root), Config.model_validate(config)))
+    return call_pinned(config.training.arithmetic, _from_scratch, run, config)
 
 
 def _from_scratch(run: RunDir, config: Config) -> Compared:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from s3t.audit.audit import audit
-from s3t.audit.evidence import RunEvidence
+from s3t.audit.audited_run import AuditedRun
 from s3t.audit.findings import MOST_NAMED, Audit, Claim, Findings, judged
 from s3t.cli import main
 from s3t.data.partition import partition, slice_digest
@@ -106,7 +106,7 @@ class TestReckoning:
                 if number == 2:
                     ledger.deleted.purge(ledger.view(), [], {})
             persons = {(row.shard, row.slice): row for row in ledger.counts.persons()}
-        facts = RunEvidence(run).ledger
+        facts = AuditedRun(run).ledger
         left = {sample.id for sample in self.samples()} - {sample.id for sample in gone}
         for shard, row in enumerate(parts.members):
             for part, members in enumerate(row):
@@ -122,14 +122,14 @@ class TestReckoning:
         assert facts.hits == {slot: view for slot, view in reckoned.items() if view}
 
     def test_all_of_it_is_of_one_moment(self, victim: Victim) -> None:
-        with Ledger.open(victim.run.ledger_path) as ledger, ledger.evidence() as evidence:
-            before = len(list(evidence.samples()))
+        with Ledger.open(victim.run.ledger_path) as ledger, ledger.tables() as tables:
+            before = len(list(tables.samples()))
             victim.delete("third")
             assert victim.sql("SELECT value FROM run WHERE key = 'view'") == [("3",)]
-            rows = list(evidence.samples())
-            assert (len(rows), len(list(evidence.forgotten()))) == (before, 2)
+            rows = list(tables.samples())
+            assert (len(rows), len(list(tables.forgotten()))) == (before, 2)
             assert all(row.deleted_view is None for row in rows)
-            assert evidence.values()["view"] == "2"
+            assert tables.values()["view"] == "2"
 
 
 class TestNothingIsWritten:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from s3t.audit.evidence import RunEvidence
+from s3t.audit.audited_run import AuditedRun
 from s3t.audit.leakage import leakage as leakage_module
 from s3t.audit.leakage import snapshots
 from s3t.audit.leakage.leakage import leakage
@@ -199,7 +199,7 @@ def test_a_leak_is_found(language: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Were the dead node still served, every attack would say so."""
     honest = snapshots._serving
     monkeypatch.setattr(
-        snapshots, "_serving", lambda evidence, run, plan, hits: honest(evidence, run, plan, ())
+        snapshots, "_serving", lambda audited, run, plan, hits: honest(audited, run, plan, ())
     )
     found = leakage(RunDir(language))
     wrong = {verdict.measure for verdict in found.verdicts if not verdict.indistinguishable}
@@ -257,33 +257,33 @@ def written(rows: LabelledSet) -> list[str]:
 
 def test_what_may_stay_is_no_secret(text_run: Path) -> None:
     """Lines 0 and 2 are the same text of two persons: deleting one does not forget it."""
-    evidence = RunEvidence(RunDir(text_run))
-    found = find_suspected_rows(evidence, gone("t00", "t05", "t33", "elsewhere"), None, 0)
+    audited = AuditedRun(RunDir(text_run))
+    found = find_suspected_rows(audited, gone("t00", "t05", "t33", "elsewhere"), None, 0)
     assert sorted(written(found.members)) == ["private line 33", "private line 5"]
     assert (found.deleted, found.absent, found.known) == (4, 1, 1)
     assert "private line 4" in written(found.neighbours), "of the same person and slice"
     assert not {*written(found.neighbours)} & {*written(found.members)}
     assert found.persons, "each row is another person's, or nobody's"
-    both = find_suspected_rows(evidence, gone("t00", "t02", "t05"), None, 0)
+    both = find_suspected_rows(audited, gone("t00", "t02", "t05"), None, 0)
     assert sorted(written(both.members)) == ["private line 5", "said twice", "said twice"]
 
 
 def test_few_persons_are_told_of(text_run: Path) -> None:
-    evidence = RunEvidence(RunDir(text_run))
-    found = find_suspected_rows(evidence, gone("t04", "t05", "t06"), None, 0)
+    audited = AuditedRun(RunDir(text_run))
+    found = find_suspected_rows(audited, gone("t04", "t05", "t06"), None, 0)
     assert len(found.members) == 3 and not found.persons
 
 
 def test_many_persons_give_one_row_each(text_run: Path) -> None:
-    evidence = RunEvidence(RunDir(text_run))
+    audited = AuditedRun(RunDir(text_run))
     everybody = gone(*(f"t{number:02d}" for number in range(40)))
-    found = find_suspected_rows(evidence, everybody, None, 0)
+    found = find_suspected_rows(audited, everybody, None, 0)
     numbers = [int(text.split()[-1]) // 2 for text in written(found.members) if "line" in text]
     assert found.persons and len(found.members) == 24
     assert len([one for one in numbers if one < 16]) == len({one for one in numbers if one < 16})
-    assert len(find_suspected_rows(evidence, everybody, 10, 0).members) == 10
+    assert len(find_suspected_rows(audited, everybody, 10, 0).members) == 10
     drawn = [
-        written(find_suspected_rows(evidence, everybody, 10, seed).members) for seed in (0, 0, 1)
+        written(find_suspected_rows(audited, everybody, 10, seed).members) for seed in (0, 0, 1)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
 
@@ -296,7 +296,7 @@ def test_strangers_are_in_no_training_data(text_run: Path) -> None:
     path = RunDir(text_run).config_path
     old = str(config.data.public.test.files)
     path.write_text(path.read_text(encoding="utf-8").replace(old, str(public)), encoding="utf-8")
-    found = find_suspected_rows(RunEvidence(RunDir(text_run)), gone("t04", "t05"), None, 0)
+    found = find_suspected_rows(AuditedRun(RunDir(text_run)), gone("t04", "t05"), None, 0)
     assert written(found.strangers) == ["public line 0", "heard nowhere"]
 
 
@@ -363,17 +363,17 @@ def test_the_window_is_half_a_public_text() -> None:
 
 
 def test_the_reference_is_the_base_with_the_public_head(digits_run: Path) -> None:
-    evidence = RunEvidence(RunDir(digits_run))
-    with evidence.run.ledger() as ledger:
+    audited = AuditedRun(RunDir(digits_run))
+    with audited.run.ledger() as ledger:
         ids = [str(entry.sample_id) for entry in ledger.samples()][:3]
-    suspected = find_suspected_rows(evidence, gone(*ids), None, 0)
+    suspected = find_suspected_rows(audited, gone(*ids), None, 0)
     assert (len(suspected.members), len(suspected.strangers), suspected.classes) == (3, 400, 10)
-    rows, base = suspected.strangers.rows.rows(slice(0, 5)), evidence.loaded.base
-    head = read_public_head(evidence.run.head_path, base.fingerprint)
+    rows, base = suspected.strangers.rows.rows(slice(0, 5)), audited.loaded.base
+    head = read_public_head(audited.run.head_path, base.fingerprint)
     with torch.no_grad():
         features = base.features(base.start(rows), 0, None)
     expected = (features @ head["head.weight"].T + head["head.bias"]).softmax(1)
-    known = snapshots.reference(evidence, suspected)
+    known = snapshots.reference(audited, suspected)
     assert known is not None
     assert torch.allclose(known.probabilities(rows), expected, rtol=0, atol=1e-5)
 

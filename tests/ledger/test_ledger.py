@@ -57,7 +57,7 @@ def agree(receipt: Receipt, state: LedgerState) -> Receipt:
 
 
 def samples_digest(ledger: Ledger) -> str | None:
-    with ledger.evidence() as tables:
+    with ledger.tables() as tables:
         return tables.values().get("samples_digest")
 
 

@@ -81,7 +81,7 @@ class TestOpen:
         for where in (database_url, str(tmp_path / "ledger.db")):
             with Ledger.open(where, create=True) as opened:
                 opened.register(offered)
-                with opened.evidence() as tables:
+                with opened.tables() as tables:
                     digest = tables.values()["samples_digest"]
                 found.append(([e.sample_id for e in opened.samples()], digest))
         assert found[0] == found[1] and found[0][0] == sorted(names)
@@ -201,11 +201,11 @@ class TestTogether:
             writing.result()
 
     def test_a_reader_sees_one_moment(self, ledger: Ledger) -> None:
-        with ledger.evidence() as evidence:
-            assert len(list(evidence.samples())) == 24
+        with ledger.tables() as tables:
+            assert len(list(tables.samples())) == 24
             ledger.delete(Deletion(["s00000"]), agree)
-            assert not [row for row in evidence.samples() if row.deleted_view is not None]
-            assert evidence.values()["view"] == "0"
+            assert not [row for row in tables.samples() if row.deleted_view is not None]
+            assert tables.values()["view"] == "0"
         assert ledger.view() == 1
 
 
@@ -294,10 +294,10 @@ class TestPurge:
         monkeypatch.setattr(backend, "BUSY_SECONDS", 0.3)
         monkeypatch.setattr("s3t.ledger.database.postgres_compact._TAKE_SECONDS", 0.2)
         ledger.delete(Deletion(["s00003"]), agree)
-        with Ledger.open(database_url) as other, other.evidence() as evidence:
-            evidence.values()  # its moment is before the purge; it has not looked at samples yet
+        with Ledger.open(database_url) as other, other.tables() as tables:
+            tables.values()  # its moment is before the purge; it has not looked at samples yet
             assert not ledger.deleted.purge(ledger.view(), [], {})
-            assert [row.sample_id for row in evidence.samples()][3] == "s00003"
+            assert [row.sample_id for row in tables.samples()][3] == "s00003"
             assert not ledger.deleted.purge(ledger.view(), [], {}), "nor while it holds the table"
         assert ledger.deleted.compact(), "the next one finishes it"
 

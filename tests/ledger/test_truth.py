@@ -401,7 +401,7 @@ def test_a_disk_that_fails_at_the_last_moment(path: Path, monkeypatch: pytest.Mo
 
 
 def acknowledged(ledger: Ledger) -> int:
-    with ledger.evidence() as tables:
+    with ledger.tables() as tables:
         found = tables.acknowledged
     assert found is not None
     return found[0]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from s3t.audit.evidence import RunEvidence
+from s3t.audit.audited_run import AuditedRun
 from s3t.audit.findings import Findings
 from s3t.config import Config
 from s3t.errors import named
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["judge_clusters", "judge_prototypes"]
 
 
-def judge_prototypes(evidence: RunEvidence, found: Findings, again: bool) -> Prototypes | None:
+def judge_prototypes(audited: AuditedRun, found: Findings, again: bool) -> Prototypes | None:
     """Judge what E5 says of prototypes.
 
     Args:
-        evidence: the run.
+        audited: the run.
         found: where to report.
         again: make them again from the public data, and compare.
 
@@ -40,14 +40,14 @@ def judge_prototypes(evidence: RunEvidence, found: Findings, again: bool) -> Pro
     """
     from s3t.model.prototypes import read_prototypes
 
-    config, base = evidence.config, evidence.loaded.base
+    config, base = audited.config, audited.loaded.base
     if config.partition.clusters is None:
         return None
-    own = read_prototypes(evidence.run.prototypes_path, base.fingerprint)
-    again = again and _rounds_alike(evidence)
-    if again and _made_again(evidence, config).digest != own.digest:
+    own = read_prototypes(audited.run.prototypes_path, base.fingerprint)
+    again = again and _rounds_alike(audited)
+    if again and _made_again(audited, config).digest != own.digest:
         found.broken(
-            f"the prototypes {evidence.run.prototypes_path} are not what the public data gives "
+            f"the prototypes {audited.run.prototypes_path} are not what the public data gives "
             "here: restore them, or the public data"
         )
     found.checked(
@@ -56,21 +56,21 @@ def judge_prototypes(evidence: RunEvidence, found: Findings, again: bool) -> Pro
     return own
 
 
-def judge_clusters(evidence: RunEvidence, found: Findings) -> None:
+def judge_clusters(audited: AuditedRun, found: Findings) -> None:
     """Judge what E3 says of clusters: a sample's shard is that of the nearest prototype."""
     from s3t.data import load_private
     from s3t.model.prototypes import read_prototypes
     from s3t.training.prepare.clusters import clustered
 
-    config, loaded = evidence.config, evidence.loaded
+    config, loaded = audited.config, audited.loaded
     if config.partition.clusters is None:
         return
-    if not _rounds_alike(evidence):
+    if not _rounds_alike(audited):
         found.checked("clusters not computed: the run was planned on another kind of machine")
         return
-    own = read_prototypes(evidence.run.prototypes_path, loaded.base.fingerprint)
-    shards = _shards(evidence)
-    private = load_private(config, evidence.labels).without(evidence.run.gone())
+    own = read_prototypes(audited.run.prototypes_path, loaded.base.fingerprint)
+    shards = _shards(audited)
+    private = load_private(config, audited.labels).without(audited.run.gone())
     samples = clustered(private, own, loaded.base, loaded.encoder, {}).samples
     there = [sample for sample in samples if sample.id in shards]
     wrong = [sample.id for sample in there if sample.cluster != shards[sample.id]]
@@ -82,23 +82,23 @@ def judge_clusters(evidence: RunEvidence, found: Findings) -> None:
     found.checked(f"clusters of {len(there)} samples computed from their rows")
 
 
-def _rounds_alike(evidence: RunEvidence) -> bool:
+def _rounds_alike(audited: AuditedRun) -> bool:
     """Whether features have the same bits here as in the environment the run was planned in."""
-    return evidence.here == evidence.plan.prepared
+    return audited.here == audited.plan.prepared
 
 
-def _shards(evidence: RunEvidence) -> dict[SampleId, int]:
+def _shards(audited: AuditedRun) -> dict[SampleId, int]:
     """The shard of each sample in the ledger that is not purged."""
-    at = evidence.run.ledger_at
-    with Ledger.open(at, read_only=True) as ledger, ledger.evidence() as rows:
+    at = audited.run.ledger_at
+    with Ledger.open(at, read_only=True) as ledger, ledger.tables() as rows:
         return {SampleId(row.sample_id): int(row.shard) for row in rows.samples()}
 
 
-def _made_again(evidence: RunEvidence, config: Config) -> Prototypes:
+def _made_again(audited: AuditedRun, config: Config) -> Prototypes:
     from s3t.data import load_public
     from s3t.model.prototypes import find_prototypes
     from s3t.training.node.rows import encode_rows
 
-    loaded = evidence.loaded
-    rows = load_public(config, "adapt", evidence.labels)
+    loaded = audited.loaded
+    rows = load_public(config, "adapt", audited.labels)
     return find_prototypes(config, loaded.base, encode_rows(loaded.encoder, rows).rows)

@@ -10,7 +10,7 @@ what it removed.
 
 from __future__ import annotations
 
-from s3t.audit.evidence import RunEvidence
+from s3t.audit.audited_run import AuditedRun
 from s3t.audit.ledger_facts import LogRow
 from s3t.plan import Plan
 from s3t.types import NodeKey
@@ -23,9 +23,9 @@ PURGE = "run s3t purge RUN"
 class DeadNodes:
     """Judges nodes that the plans in force and to come do not need."""
 
-    def __init__(self, evidence: RunEvidence) -> None:
-        self._ledger, self._plan, self._dead = evidence.ledger, evidence.plan, evidence.dead_slots
-        self._purges = list(evidence.ledger.of_kind("purge"))
+    def __init__(self, audited: AuditedRun) -> None:
+        self._ledger, self._plan, self._dead = audited.ledger, audited.plan, audited.dead_slots
+        self._purges = list(audited.ledger.of_kind("purge"))
         self._last = self._purges[-1] if self._purges else None
 
     def judge(self, key: NodeKey) -> tuple[bool, str]:

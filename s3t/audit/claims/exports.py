@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from s3t.audit.audited_run import AuditedRun
 from s3t.audit.claims.dead_nodes import PURGE, DeadNodes
-from s3t.audit.evidence import RunEvidence
 from s3t.audit.findings import Findings
 from s3t.errors import IntegrityError
 from s3t.types import NodeKey, digest
@@ -32,14 +32,14 @@ _YOUNG = 60.0
 """A half-written adapter younger than this, in seconds, may be of an export under way."""
 
 
-def judge_exports(evidence: RunEvidence, found: Findings) -> None:
+def judge_exports(audited: AuditedRun, found: Findings) -> None:
     """Judge that no exported adapter holds a dead node."""
-    path = evidence.run.root / "exports.json"
+    path = audited.run.root / "exports.json"
     records, owner = _records(path)
     if owner != str(path.parent.resolve()) and (Path(owner) / path.name).exists():
         found.checked(f"exports are of {owner}, of which this run is a copy")
         return
-    needed, dead_nodes = evidence.needed, DeadNodes(evidence)
+    needed, dead_nodes = audited.needed, DeadNodes(audited)
     looked, absent = 0, []
     for folder, known in sorted(records.items()):
         place = Path(folder)

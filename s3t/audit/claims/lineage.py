@@ -9,8 +9,8 @@ computed from their rows. The hits and the schedule are not used.
 
 from __future__ import annotations
 
+from s3t.audit.audited_run import AuditedRun
 from s3t.audit.claims.node_files import NodeFacts
-from s3t.audit.evidence import RunEvidence
 from s3t.audit.findings import Findings
 from s3t.audit.ledger_facts import LedgerFacts
 from s3t.errors import named
@@ -21,21 +21,21 @@ from s3t.types import Digest, digest
 __all__ = ["judge_lineage", "judge_slots"]
 
 
-def judge_lineage(evidence: RunEvidence, found: Findings) -> None:
+def judge_lineage(audited: AuditedRun, found: Findings) -> None:
     """Judge E1: each living node has seen the samples left of its slices, and no other."""
-    plan = evidence.plan
-    row = evidence.ledger.plan
+    plan = audited.plan
+    row = audited.ledger.plan
     if row is not None:
         found.checked(f"plan {row.generation} is the one in force, and proves itself")
     with found.part():
-        _slices(evidence.ledger, plan, found)
+        _slices(audited.ledger, plan, found)
     with found.part():
-        _nodes(evidence, plan, found)
+        _nodes(audited, plan, found)
 
 
-def judge_slots(evidence: RunEvidence, found: Findings) -> None:
+def judge_slots(audited: AuditedRun, found: Findings) -> None:
     """Judge what E3 says of slots: each follows from the sample and the config alone."""
-    ledger, shape = evidence.ledger, evidence.config.partition
+    ledger, shape = audited.ledger, audited.config.partition
     wrong = ledger.misplaced
     if wrong:
         found.broken(
@@ -98,13 +98,13 @@ def _added_since(ledger: LedgerFacts) -> bool:
     return any(entry.number > max(made, default=0) for entry in ledger.of_kind("samples"))
 
 
-def _nodes(evidence: RunEvidence, plan: Plan, found: Findings) -> None:
+def _nodes(audited: AuditedRun, plan: Plan, found: Findings) -> None:
     """Judge whether each living node's file agrees with the plan, and saw only samples left."""
-    ledger, recipe = evidence.ledger, digest(plan.recipe)
-    living = evidence.living
+    ledger, recipe = audited.ledger, digest(plan.recipe)
+    living = audited.living
     count = 0
     for node in living:
-        facts = evidence.files.sound(node.key)
+        facts = audited.files.sound(node.key)
         if facts is None:  # missing or damaged, which E8 names
             continue
         count += 1

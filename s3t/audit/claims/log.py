@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-from s3t.audit.evidence import RunEvidence, short
+from s3t.audit.audited_run import AuditedRun, short
 from s3t.audit.findings import RESTORE, Findings
 from s3t.audit.ledger_facts import LedgerFacts, LogRow
 from s3t.ledger import GENESIS, Verifier, link
@@ -40,7 +40,7 @@ _ADDED = {
 
 
 def judge_ledger(
-    evidence: RunEvidence,
+    audited: AuditedRun,
     found: Findings,
     verifiers: Sequence[Verifier],
     receipts: Mapping[str, Any],
@@ -48,12 +48,12 @@ def judge_ledger(
     """Judge the claim ``ledger``.
 
     Args:
-        evidence: the run.
+        audited: the run.
         found: where to report.
         verifiers: public keys that entries must be signed with, the oldest first.
         receipts: receipts that the caller kept, by the path of each.
     """
-    ledger = evidence.ledger
+    ledger = audited.ledger
     with found.part():
         _chain(ledger.log, found)
     with found.part():

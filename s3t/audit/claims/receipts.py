@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from s3t.audit.evidence import RunEvidence
+from s3t.audit.audited_run import AuditedRun
 from s3t.audit.findings import RESTORE, Findings
 from s3t.audit.ledger_facts import LedgerFacts, LogRow
 from s3t.plan import Plan, expected_deletions
@@ -25,9 +25,9 @@ from s3t.types import Slot
 __all__ = ["judge_receipts"]
 
 
-def judge_receipts(evidence: RunEvidence, found: Findings) -> None:
+def judge_receipts(audited: AuditedRun, found: Findings) -> None:
     """Judge the claim ``receipts``."""
-    ledger = evidence.ledger
+    ledger = audited.ledger
     entries = list(ledger.of_kind("deletion"))
     with found.part():
         _requests(ledger, entries, found)
@@ -37,7 +37,7 @@ def judge_receipts(evidence: RunEvidence, found: Findings) -> None:
         f"{len(entries)} receipts of {sum(len(e.body['deleted']) for e in entries)} samples"
     )
     with found.part():
-        plan, row = evidence.plan, ledger.plan
+        plan, row = audited.plan, ledger.plan
         if row is not None:
             replayed = _Replay(ledger, plan, row.view, row.generation).judge(found)
             older = len(entries) - replayed

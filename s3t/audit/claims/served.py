@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from s3t.audit.evidence import RunEvidence
+from s3t.audit.audited_run import AuditedRun
 from s3t.audit.findings import RESTORE, Findings
 from s3t.audit.ledger_facts import LedgerFacts
 from s3t.errors import DamagedNodeError
@@ -24,16 +24,16 @@ from s3t.types import NodeKey, Slot
 __all__ = ["judge_deleted", "judge_served"]
 
 
-def judge_deleted(evidence: RunEvidence, found: Findings) -> None:
+def judge_deleted(audited: AuditedRun, found: Findings) -> None:
     """Judge E6: no shard serves a node that has seen a deleted sample."""
-    found.parts(_hits, _counters, of=evidence.ledger)
-    found.parts(_served, _recorded, of=evidence)
+    found.parts(_hits, _counters, of=audited.ledger)
+    found.parts(_served, _recorded, of=audited)
 
 
-def judge_served(evidence: RunEvidence, found: Findings) -> None:
+def judge_served(audited: AuditedRun, found: Findings) -> None:
     """Judge E8: every living node exists and proves its key."""
-    files, told = evidence.files, evidence.ledger.nodes
-    living, missing, damaged = evidence.living, [], {}
+    files, told = audited.files, audited.ledger.nodes
+    living, missing, damaged = audited.living, [], {}
     for node in living:
         try:
             files.facts(node.key)
@@ -52,8 +52,8 @@ def judge_served(evidence: RunEvidence, found: Findings) -> None:
     found.each(missing, "missing nodes")
     found.each(list(damaged.values()), "damaged nodes")
     keys = {node.key for node in living}
-    for last in _prefixes(evidence, keys, evidence.dead_slots):
-        for node in () if last is None else evidence.plan.forest.lineage(last.key):
+    for last in _prefixes(audited, keys, audited.dead_slots):
+        for node in () if last is None else audited.plan.forest.lineage(last.key):
             if last is not None and node.key in damaged:
                 found.broken(
                     f"shard {last.shard} should serve {_arrows(last)}, and cannot: node {node.key} "
@@ -106,12 +106,12 @@ def _counters(ledger: LedgerFacts, found: Findings) -> None:
     found.checked(f"counters of {len(ledger.slots)} slices, {left} samples left")
 
 
-def _served(evidence: RunEvidence, found: Findings) -> None:
+def _served(audited: AuditedRun, found: Findings) -> None:
     """Compare what processes serve, by the hits in the log, with the rows of deleted samples."""
-    ledger, files = evidence.ledger, evidence.files
+    ledger, files = audited.ledger, audited.files
     hits = [slot for slot, view in ledger.hits.items() if view > ledger.plan_view]
-    shown, dead = [], evidence.dead_slots
-    for shard, node in enumerate(_prefixes(evidence, files.there, hits)):
+    shown, dead = [], audited.dead_slots
+    for shard, node in enumerate(_prefixes(audited, files.there, hits)):
         if node is None:
             continue
         shown.append(f"{shard}: {_arrows(node)}")
@@ -124,11 +124,11 @@ def _served(evidence: RunEvidence, found: Findings) -> None:
     found.checked(f"shards serve {', '.join(shown) or 'nothing'}")
 
 
-def _recorded(evidence: RunEvidence, found: Findings) -> None:
+def _recorded(audited: AuditedRun, found: Findings) -> None:
     """Judge that what is recorded of what serves came of living nodes alone."""
-    living, count = {node.key for node in evidence.living}, 0
+    living, count = {node.key for node in audited.living}, 0
     for key in RECORDS:
-        text = evidence.ledger.values.get(key)
+        text = audited.ledger.values.get(key)
         if text is None:
             continue
         record, count = record_of(text), count + 1
@@ -143,12 +143,12 @@ def _recorded(evidence: RunEvidence, found: Findings) -> None:
 
 
 def _prefixes(
-    evidence: RunEvidence, there: Collection[NodeKey], hits: Iterable[Slot]
+    audited: AuditedRun, there: Collection[NodeKey], hits: Iterable[Slot]
 ) -> tuple[Node | None, ...]:
     """The node that each shard serves, [m], of the nodes that exist, with these slots hit."""
-    files, plan = evidence.files, evidence.plan
+    files, plan = audited.files, audited.plan
     facts = {node.key: files.sound(node.key) for node in plan.forest if node.key in there}
-    told = evidence.ledger.nodes
+    told = audited.ledger.nodes
     scores = {
         key: told[key].score if key in told else one.meta.score
         for key, one in facts.items()

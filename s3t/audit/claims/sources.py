@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from s3t.audit.audited_run import AuditedRun, LoadedBase
 from s3t.audit.claims.clusters import judge_prototypes
-from s3t.audit.evidence import LoadedBase, RunEvidence
 from s3t.audit.findings import Findings
 from s3t.config import Config
 from s3t.plan import Plan, Sequences
@@ -28,27 +28,27 @@ _OF_THE_MACHINE = {"engine"}
 _WORD = re.compile(r"[\w.@:+-]+")
 
 
-def judge_sources(evidence: RunEvidence, found: Findings, head_too: bool) -> None:
+def judge_sources(audited: AuditedRun, found: Findings, head_too: bool) -> None:
     """Judge E5.
 
     Args:
-        evidence: the run.
+        audited: the run.
         found: where to report.
         head_too: train the public head and make the prototypes again, and compare.
     """
     with found.part():
-        _recipe(evidence, found, head_too)
-    found.parts(_names, of=evidence)
+        _recipe(audited, found, head_too)
+    found.parts(_names, of=audited)
 
 
-def _recipe(evidence: RunEvidence, found: Findings, head_too: bool) -> None:
+def _recipe(audited: AuditedRun, found: Findings, head_too: bool) -> None:
     from s3t.training.prepare.checks import sequences_of
     from s3t.training.prepare.recipe import recipe_of
 
-    config, plan, loaded = evidence.config, evidence.plan, evidence.loaded
-    labels = evidence.labels
-    head = _public_head(evidence, config, loaded, head_too, found)
-    own = judge_prototypes(evidence, found, head_too)
+    config, plan, loaded = audited.config, audited.plan, audited.loaded
+    labels = audited.labels
+    head = _public_head(audited, config, loaded, head_too, found)
+    own = judge_prototypes(audited, found, head_too)
     places = None if own is None else own.digest
     now = recipe_of(config, loaded.base, loaded.encoder, labels, head, places)
     for key in sorted({*now, *plan.recipe} - _OF_THE_MACHINE):
@@ -83,24 +83,24 @@ def _shape(config: Config, plan: Plan, listed: Sequences, shards: int) -> Iterat
 
 
 def _public_head(
-    evidence: RunEvidence, config: Config, loaded: LoadedBase, again: bool, found: Findings
+    audited: AuditedRun, config: Config, loaded: LoadedBase, again: bool, found: Findings
 ) -> Digest | None:
     """Judge the public head; returns its digest if stage 1 starts from it."""
     from s3t.model.head import read_public_head
     from s3t.store import tensors_digest
 
-    starts, path = config.stage.starts_public, evidence.run.head_path
+    starts, path = config.stage.starts_public, audited.run.head_path
     serves = config.aggregation.falls_back and not config.generates
     if not (starts or serves or path.is_file()):
         return None
     own = None
     with found.part():
         own = tensors_digest(read_public_head(path, loaded.base.fingerprint))
-        told = [entry.body.get("head") for entry in evidence.ledger.of_kind("plan")]
+        told = [entry.body.get("head") for entry in audited.ledger.of_kind("plan")]
         if any(head not in (None, own) for head in told):
             found.broken(f"the public head {path} is not the one that the log names: restore it")
-        again = again and evidence.here == evidence.plan.prepared
-        if again and _trained_head(evidence) != own:
+        again = again and audited.here == audited.plan.prepared
+        if again and _trained_head(audited) != own:
             found.broken(
                 f"the public head {path} is not what training on the public data gives here: "
                 "restore it"
@@ -112,33 +112,33 @@ def _public_head(
     return own if starts else None
 
 
-def _trained_head(evidence: RunEvidence) -> Digest:
+def _trained_head(audited: AuditedRun) -> Digest:
     """Digest of the public head, trained again here."""
     from s3t.data import load_public
     from s3t.store import tensors_digest
     from s3t.training.node.rows import encode_rows
     from s3t.training.prepare.adapt import public_head
 
-    config, loaded, labels = evidence.config, evidence.loaded, evidence.labels
+    config, loaded, labels = audited.config, audited.loaded, audited.labels
     rows = encode_rows(loaded.encoder, load_public(config, "adapt", labels))
     return tensors_digest(public_head(config, loaded.base, rows, len(labels)))
 
 
-def _names(evidence: RunEvidence, found: Findings) -> None:
+def _names(audited: AuditedRun, found: Findings) -> None:
     """Judge that no file of trackers, reports or trainers names a sample or a person."""
-    files = written_files(evidence.run.root)
+    files = written_files(audited.run.root)
     if not files:
         return
     texts = {path: path.read_bytes().decode(errors="replace") for path in files}
     words = {word for text in texts.values() for word in _WORD.findall(text)}
-    for name in evidence.names_among(lambda name: _may_be(name, words)):
+    for name in audited.names_among(lambda name: _may_be(name, words)):
         for path, text in texts.items():
             if name in text:
                 found.broken(
                     f"{path} holds the id of a sample or person: remove the file, or the line"
                 )
     for path, text in texts.items():
-        if evidence.purged_among(written(text)):
+        if audited.purged_among(written(text)):
             found.broken(
                 f"{path} holds the id of a sample or person that was purged: remove the file, or "
                 "the line"

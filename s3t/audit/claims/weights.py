@@ -13,8 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 
+from s3t.audit.audited_run import AuditedRun
 from s3t.audit.claims.node_files import HEAD, NodeFacts
-from s3t.audit.evidence import RunEvidence
 from s3t.audit.findings import Findings
 from s3t.errors import DamagedNodeError, InputError, S3TError
 from s3t.plan import Plan
@@ -28,18 +28,18 @@ _PROMPT = re.compile(r"prompt\.(\d+)")
 _AGAIN = "remove the file, and run s3t train CONFIG again"
 
 
-def judge_weights(evidence: RunEvidence, found: Findings) -> None:
+def judge_weights(audited: AuditedRun, found: Findings) -> None:
     """Judge what E2 says of files: the weights are those that the trainer announced."""
-    told, living = evidence.ledger.nodes, evidence.living
+    told, living = audited.ledger.nodes, audited.living
     wrong, count = [], 0
     for node in living:
         try:
-            facts = evidence.files.facts(node.key)
+            facts = audited.files.facts(node.key)
         except DamagedNodeError as error:
-            if node.key in evidence.files.there:
+            if node.key in audited.files.there:
                 wrong.append(str(error))
             continue
-        if node.key not in told and evidence.ledger.nodes_growing:
+        if node.key not in told and audited.ledger.nodes_growing:
             found.pending(
                 f"node {node.key} was not announced yet: a training was not finished; run s3t "
                 "train CONFIG or s3t repair RUN again"
@@ -63,14 +63,14 @@ def judge_weights(evidence: RunEvidence, found: Findings) -> None:
             count += 1
     found.each(wrong, "nodes")
     found.checked(f"{count} of {len(living)} living nodes have the weights that training gave")
-    found.parts(_said, _scored, of=evidence)
+    found.parts(_said, _scored, of=audited)
 
 
-def _said(evidence: RunEvidence, found: Findings) -> None:
+def _said(audited: AuditedRun, found: Findings) -> None:
     """Judge that evidence beside nodes is what was announced; a node serves without it too."""
-    told, files = evidence.ledger.nodes, evidence.files
+    told, files = audited.ledger.nodes, audited.files
     wrong, missing, count = [], 0, 0
-    for node in evidence.living:
+    for node in audited.living:
         if node.key not in told or node.key not in files.there:
             continue  # judged above
         if node.key not in files.evidence_there:
@@ -98,19 +98,19 @@ def _said(evidence: RunEvidence, found: Findings) -> None:
     found.checked(f"{count} living nodes say of the public validation rows what was announced")
 
 
-def _scored(evidence: RunEvidence, found: Findings) -> None:
+def _scored(audited: AuditedRun, found: Findings) -> None:
     """Judge that scores were computed on the public validation rows as they are now."""
     from s3t.data import load_public
 
-    config, told = evidence.config, evidence.ledger.nodes
+    config, told = audited.config, audited.ledger.nodes
     try:
-        now = load_public(config, "validation", evidence.labels).digest()
+        now = load_public(config, "validation", audited.labels).digest()
     except InputError as error:
         found.checked(
             f"scores not held against data.public.validation, which is not here ({error})"
         )
         return
-    others = sum(node.key in told and told[node.key].rows != now for node in evidence.living)
+    others = sum(node.key in told and told[node.key].rows != now for node in audited.living)
     if others:
         found.pending(
             f"{others} living nodes were scored on other rows than data.public.validation holds "
@@ -119,13 +119,13 @@ def _scored(evidence: RunEvidence, found: Findings) -> None:
         )
 
 
-def judge_heads(evidence: RunEvidence, found: Findings) -> None:
+def judge_heads(audited: AuditedRun, found: Findings) -> None:
     """Judge E4: each living node has a head of its own, of the right shape."""
-    plan, files = evidence.plan, evidence.files
+    plan, files = audited.plan, audited.files
     classes = len(plan.recipe["labels"])
-    hidden = _hidden(evidence)
+    hidden = _hidden(audited)
     wrong, owner, count = [], dict[Digest, NodeKey](), 0
-    for node in evidence.living:
+    for node in audited.living:
         facts = files.sound(node.key)
         if facts is None:
             continue
@@ -145,16 +145,16 @@ def judge_heads(evidence: RunEvidence, found: Findings) -> None:
     found.checked(f"heads of {count} living nodes: {kind}")
 
 
-def judge_blocks(evidence: RunEvidence, found: Findings) -> None:
+def judge_blocks(audited: AuditedRun, found: Findings) -> None:
     """Judge E9: the base is the plan's, and a node holds tensors of its stage's block alone."""
-    plan = evidence.plan
+    plan = audited.plan
     shapes: Mapping[str, tuple[int, ...]] | None = None
     with found.part():
-        base = evidence.loaded.base
+        base = audited.loaded.base
         if base.fingerprint != plan.base:
             found.broken(
                 "the base is not the one of the plan, a weight of it differs: restore "
-                f"{evidence.run.base_path if evidence.run.base_path.is_dir() else 'model.base'}"
+                f"{audited.run.base_path if audited.run.base_path.is_dir() else 'model.base'}"
             )
         else:
             found.checked(
@@ -164,8 +164,8 @@ def judge_blocks(evidence: RunEvidence, found: Findings) -> None:
         shapes = {t.a: (rank, t.inputs) for t in base.targets}
         shapes |= {t.b: (t.outputs, rank) for t in base.targets}
     wrong, count = [], 0
-    for node in evidence.living:
-        facts = evidence.files.sound(node.key)
+    for node in audited.living:
+        facts = audited.files.sound(node.key)
         if facts is not None:
             count += 1
             wrong += [
@@ -246,10 +246,10 @@ def _trained(
     return {(int(p[1]), p[2], p[3]) for p in parts if p is not None and lo <= int(p[1]) < hi}
 
 
-def _hidden(evidence: RunEvidence) -> int | None:
+def _hidden(audited: AuditedRun) -> int | None:
     """Hidden size of the base; None if the base cannot be loaded (E9 reports that)."""
     try:
-        return evidence.loaded.base.hidden_size
+        return audited.loaded.base.hidden_size
     except S3TError:
         return None
 

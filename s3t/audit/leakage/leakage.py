@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from s3t.audit.evidence import RunEvidence
+from s3t.audit.audited_run import AuditedRun
 from s3t.audit.leakage import membership, snapshots
 from s3t.audit.leakage.extraction import Rate, rate
 from s3t.audit.leakage.membership import Attack
@@ -75,26 +75,26 @@ def leakage(
         IntegrityError: a part of the run is damaged.
         S3TError: the ledger changed meanwhile, or the temporary folder cannot be removed.
     """
-    evidence = RunEvidence(run)
-    gone = _deleted(evidence)
-    suspected = find_suspected_rows(evidence, gone, samples, seed=0)
+    audited = AuditedRun(run)
+    gone = _deleted(audited)
+    suspected = find_suspected_rows(audited, gone, samples, seed=0)
     on_step("asking what the run serves now")
-    attacker = _Attacker(evidence, suspected)
-    serving = snapshots.after(evidence)
+    attacker = _Attacker(audited, suspected)
+    serving = snapshots.after(audited)
     after = None if serving is None else attacker.ask("after", "what the run serves now", serving)
     with scratch(run.root) as folder:
         on_step("training what was there before the deletions, in a temporary folder")
-        old = snapshots.before(evidence, folder / "before")
+        old = snapshots.before(audited, folder / "before")
         before = attacker.ask("before", _of_before(old), old.ensemble)
         both = None
         if serving is not None and after is not None:
             together = attacker.extract(old.ensemble, serving)
-            both = attacker.compare(before, after, together, snapshots.dead_nodes(evidence))
-        if after is not None and snapshots.repaired(evidence):
+            both = attacker.compare(before, after, together, snapshots.dead_nodes(audited))
+        if after is not None and snapshots.repaired(audited):
             control = replace(after, name="control", what=_REPAIRED)
         else:
             on_step("training a control without the deleted samples, in a temporary folder")
-            control = _ask_control(attacker, snapshots.control(evidence, gone, folder / "control"))
+            control = _ask_control(attacker, snapshots.control(audited, gone, folder / "control"))
     shown = attacker.leaks(before)
     return Leakage(
         run=str(run.root),
@@ -112,11 +112,11 @@ def leakage(
     )
 
 
-def _deleted(evidence: RunEvidence) -> Gone:
-    """Who is deleted, at the view that the evidence is of."""
-    with Ledger.open(evidence.run.ledger_at, read_only=True) as ledger:
+def _deleted(audited: AuditedRun) -> Gone:
+    """Who is deleted, at the view at which the run is audited."""
+    with Ledger.open(audited.run.ledger_at, read_only=True) as ledger:
         gone, name = ledger.deleted.all(), ledger.name
-    if gone.view != evidence.ledger.view:
+    if gone.view != audited.ledger.view:
         raise S3TError(f"{name} was written to while it was read: run s3t audit again")
     return gone
 
@@ -140,13 +140,13 @@ class _Attacker:
         confidence: of each interval, by Bonferroni over the verdicts.
     """
 
-    def __init__(self, evidence: RunEvidence, suspected: SuspectedRows) -> None:
+    def __init__(self, audited: AuditedRun, suspected: SuspectedRows) -> None:
         self._suspected = suspected
         if torch.cuda.is_available():
-            evidence.loaded.base.to(torch.device("cuda"))
+            audited.loaded.base.to(torch.device("cuda"))
         self.window = window_of(suspected.strangers)
         self._knows: _Asked | None = None
-        known = snapshots.reference(evidence, suspected)
+        known = snapshots.reference(audited, suspected)
         if known is not None:
             self._knows = self.ask("control", "the base", known)
         self.confidence = 1 - _ERROR / (len(self._names) + bool(self.window))

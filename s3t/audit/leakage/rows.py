@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from s3t.audit.evidence import RunEvidence
+from s3t.audit.audited_run import AuditedRun
 from s3t.data import Data, PrivateData, load_all
 from s3t.data.rows import LabelledRows
 from s3t.errors import InputError
@@ -68,12 +68,12 @@ class SuspectedRows:
 
 
 def find_suspected_rows(
-    evidence: RunEvidence, gone: Gone, samples: int | None, seed: int
+    audited: AuditedRun, gone: Gone, samples: int | None, seed: int
 ) -> SuspectedRows:
     """Choose the rows to attack with, from the user's own data.
 
     Args:
-        evidence: the run.
+        audited: the run.
         gone: its deleted samples.
         samples: maximum number of members; default: all.
         seed: seed of the draws.
@@ -85,11 +85,11 @@ def find_suspected_rows(
         raise InputError(f"samples {samples}: leakage is measured on at least {_LEAST}")
     if not len(gone):
         raise InputError(
-            f"nothing was deleted from {evidence.run.root}, so there is nothing that could leak: "
+            f"nothing was deleted from {audited.run.root}, so there is nothing that could leak: "
             "delete samples with s3t deactivate first"
         )
-    data = load_all(evidence.config)
-    rows = _Rows(evidence, data, gone)
+    data = load_all(audited.config)
+    rows = _Rows(audited, data, gone)
     persons = len({_person(data.private.samples[at]) for at in rows.members}) >= _PERSONS
     draw = np.random.default_rng(seed)
     members = _drawn(rows.members, data.private.samples, persons, samples, draw)
@@ -119,8 +119,8 @@ def find_suspected_rows(
 class _Rows:
     """All rows, encoded, and the row numbers that may be drawn."""
 
-    def __init__(self, evidence: RunEvidence, data: Data, gone: Gone) -> None:
-        self._evidence = evidence
+    def __init__(self, audited: AuditedRun, data: Data, gone: Gone) -> None:
+        self._audited = audited
         samples = data.private.samples
         self.private, self.test = self._encoded(data.private.rows), self._encoded(data.test)
         self.adapt = None if data.adapt is None else self._encoded(data.adapt)
@@ -133,23 +133,23 @@ class _Rows:
         self.members = [at for at in deleted if contents[at] not in taught and at in able]
         self.absent, self.known = len(gone) - len(deleted), len(deleted) - len(self.members)
         seen = public | {*contents}
-        near = _neighbours(evidence, data.private, {*deleted})
+        near = _neighbours(audited, data.private, {*deleted})
         self.neighbours = [at for at in near if at in able]
         able, tests = _askable(self.test), enumerate(_contents(self.test))
         self.strangers = [at for at, one in tests if one not in seen and at in able]
 
     def _encoded(self, rows: LabelledRows) -> LabelledSet:
-        return encode_rows(self._evidence.loaded.encoder, rows)
+        return encode_rows(self._audited.loaded.encoder, rows)
 
 
-def _neighbours(evidence: RunEvidence, private: PrivateData, deleted: set[int]) -> list[int]:
+def _neighbours(audited: AuditedRun, private: PrivateData, deleted: set[int]) -> list[int]:
     """Row numbers of the samples left that share a slot with a deleted one, sorted."""
-    config, loaded = evidence.config, evidence.loaded
-    prototypes = prototypes_of(evidence.run, config, loaded.base)
+    config, loaded = audited.config, audited.loaded
+    prototypes = prototypes_of(audited.run, config, loaded.base)
     samples = clustered(private, prototypes, loaded.base, loaded.encoder, {}).samples
     number = {sample.id: at for at, sample in enumerate(samples)}
     found = []
-    for shard in placed(config, samples, evidence.plan.shards).members:
+    for shard in placed(config, samples, audited.plan.shards).members:
         for part in shard:
             held = [number[sample.id] for sample in part]
             if not deleted.isdisjoint(held):

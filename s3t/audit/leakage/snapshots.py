@@ -17,8 +17,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from s3t.audit.audited_run import AuditedRun
 from s3t.audit.claims.node_files import NodeFiles
-from s3t.audit.evidence import RunEvidence
 from s3t.audit.leakage.rows import SuspectedRows
 from s3t.config import Config, StoreConfig, dump_config
 from s3t.config.operation import ReceiptsConfig, RepairConfig
@@ -55,89 +55,89 @@ class ScratchRun:
     report: Report
 
 
-def after(evidence: RunEvidence) -> Ensemble | None:
+def after(audited: AuditedRun) -> Ensemble | None:
     """The ensemble that the run serves now; None if it is exhausted and refuses to answer."""
-    plan_view, hits = evidence.ledger.plan_view, evidence.ledger.hits
+    plan_view, hits = audited.ledger.plan_view, audited.ledger.hits
     return _serving(
-        evidence,
-        evidence.run,
-        evidence.plan,
+        audited,
+        audited.run,
+        audited.plan,
         {slot for slot, view in hits.items() if view > plan_view},
     )
 
 
-def before(evidence: RunEvidence, folder: Path) -> ScratchRun:
+def before(audited: AuditedRun, folder: Path) -> ScratchRun:
     """The ensemble that the run would serve if nothing had been deleted, trained again for it.
 
     Args:
-        evidence: the run.
+        audited: the run.
         folder: an empty folder, in which a run on all the data is trained.
     """
-    config = _apart(evidence, folder)
+    config = _apart(audited, folder)
     write_durably(folder / "config.yaml", dump_config(config).encode())  # begins a run of ours
-    taken = _take_over(evidence, folder / "nodes")
-    few = taken * _FEW > (_FEW - 1) * len(evidence.plan.forest)
-    return _trained(evidence, _with_one_worker(config) if few else config, None)
+    taken = _take_over(audited, folder / "nodes")
+    few = taken * _FEW > (_FEW - 1) * len(audited.plan.forest)
+    return _trained(audited, _with_one_worker(config) if few else config, None)
 
 
-def control(evidence: RunEvidence, gone: Gone, folder: Path) -> ScratchRun:
+def control(audited: AuditedRun, gone: Gone, folder: Path) -> ScratchRun:
     """The ensemble of a run that has never seen the deleted samples."""
-    return _trained(evidence, _apart(evidence, folder), gone)
+    return _trained(audited, _apart(audited, folder), gone)
 
 
-def repaired(evidence: RunEvidence) -> bool:
+def repaired(audited: AuditedRun) -> bool:
     """Whether the plan in force covers exactly the samples left, and all its nodes exist.
 
     Such a plan has the same keys as the plan of a new run on those samples (E3).
     """
-    if evidence.ledger.plan is None or evidence.dead_slots or evidence.pending is not None:
+    if audited.ledger.plan is None or audited.dead_slots or audited.pending is not None:
         return False
-    return all(evidence.files.sound(node.key) is not None for node in evidence.plan.forest)
+    return all(audited.files.sound(node.key) is not None for node in audited.plan.forest)
 
 
-def dead_nodes(evidence: RunEvidence) -> tuple[NodeKey, ...]:
+def dead_nodes(audited: AuditedRun) -> tuple[NodeKey, ...]:
     """Keys of the nodes in the store, or copied beside the run, that no plan needs, sorted."""
-    files, needed = evidence.files, evidence.needed
+    files, needed = audited.files, audited.needed
     return tuple(sorted((files.there | files.copies) - needed))
 
 
-def reference(evidence: RunEvidence, suspected: SuspectedRows) -> Ensemble | None:
+def reference(audited: AuditedRun, suspected: SuspectedRows) -> Ensemble | None:
     """A model that saw no private sample: the base with its own head, or one of public data.
 
     None for a classifier whose run has no public rows to train a head on.
     """
-    base, head = evidence.loaded.base, dict[str, Tensor]()
+    base, head = audited.loaded.base, dict[str, Tensor]()
     if suspected.classes:
-        if evidence.run.head_path.is_file():
-            head = read_public_head(evidence.run.head_path, base.fingerprint)
+        if audited.run.head_path.is_file():
+            head = read_public_head(audited.run.head_path, base.fingerprint)
         elif suspected.adapt is not None:
-            head = public_head(evidence.config, base, suspected.adapt, suspected.classes)
+            head = public_head(audited.config, base, suspected.adapt, suspected.classes)
         else:
             return None
-    return _ensemble(evidence, base, [base_member(base.depth, head)])
+    return _ensemble(audited, base, [base_member(base.depth, head)])
 
 
-def _trained(evidence: RunEvidence, config: Config, gone: Gone | None) -> ScratchRun:
+def _trained(audited: AuditedRun, config: Config, gone: Gone | None) -> ScratchRun:
     report = train(config, without=gone)
     run = RunDir.existing(config.run_dir)
     plan = run.plan()
-    if plan.base != evidence.loaded.base.fingerprint:
+    if plan.base != audited.loaded.base.fingerprint:
         raise IntegrityError(
-            f"the base of {evidence.run.root} has fingerprint "
-            f"{evidence.loaded.base.fingerprint}, and loaded again {plan.base}: restore model.base"
+            f"the base of {audited.run.root} has fingerprint "
+            f"{audited.loaded.base.fingerprint}, and loaded again {plan.base}: restore model.base"
         )
-    ensemble = _serving(evidence, run, plan, ())
+    ensemble = _serving(audited, run, plan, ())
     if ensemble is None:
         raise InputError(
-            f"no private sample is left, and {evidence.run.root} has nothing to answer with then: "
+            f"no private sample is left, and {audited.run.root} has nothing to answer with then: "
             "a model that never saw the deleted ones would refuse to answer too"
         )
     return ScratchRun(ensemble, report)
 
 
-def _apart(evidence: RunEvidence, folder: Path) -> Config:
+def _apart(audited: AuditedRun, folder: Path) -> Config:
     """The config of a separate run in ``folder``, on the base that the run has."""
-    config, base = evidence.config, evidence.run.base_path
+    config, base = audited.config, audited.run.base_path
     model = config.model
     if base.is_dir():  # made or adapted here; else it is loaded as it was
         model = model.model_copy(update={"base": str(base), "revision": None, "adapt": None})
@@ -159,30 +159,30 @@ def _with_one_worker(config: Config) -> Config:
     return config.model_copy(update={"training": training})
 
 
-def _take_over(evidence: RunEvidence, folder: Path) -> int:
+def _take_over(audited: AuditedRun, folder: Path) -> int:
     """Copy the run's sound nodes into a folder, unsealed; returns how many."""
-    taken, store = 0, evidence.run.store
-    for key in sorted(evidence.files.there):
-        if evidence.files.sound(key) is not None:
+    taken, store = 0, audited.run.store
+    for key in sorted(audited.files.there):
+        if audited.files.sound(key) is not None:
             write_durably(folder / store.path(key).name, store.content(key))
             taken += 1
     return taken
 
 
 def _serving(
-    evidence: RunEvidence, run: RunDir, plan: Plan, hits: Collection[Slot]
+    audited: AuditedRun, run: RunDir, plan: Plan, hits: Collection[Slot]
 ) -> Ensemble | None:
     """The ensemble of the prefixes that a run serves with these slots hit."""
-    files = evidence.files if run is evidence.run else NodeFiles(run.store)
+    files = audited.files if run is audited.run else NodeFiles(run.store)
     facts = {node.key: files.sound(node.key) for node in plan.forest}
     scores = {key: fact.meta.score for key, fact in facts.items() if fact is not None}
     prefixes = Schedule(plan.forest, plan.shards, scores.keys(), scores, hits).prefixes
-    config, base = evidence.config, evidence.loaded.base
+    config, base = audited.config, audited.loaded.base
     members = [_member(run, plan, node, config) for node in prefixes if node is not None]
     if not members and config.aggregation.falls_back:
-        head = read_public_head(evidence.run.head_path, plan.base) if plan.recipe["labels"] else {}
+        head = read_public_head(audited.run.head_path, plan.base) if plan.recipe["labels"] else {}
         members = [base_member(base.depth, head)]
-    return _ensemble(evidence, base, members) if members else None
+    return _ensemble(audited, base, members) if members else None
 
 
 def _member(run: RunDir, plan: Plan, node: Node, config: Config) -> Member:
@@ -194,8 +194,8 @@ def _member(run: RunDir, plan: Plan, node: Node, config: Config) -> Member:
     return Member(node.shard, plan.recipe["blocks"][node.stage - 1][0], tensors, seen)
 
 
-def _ensemble(evidence: RunEvidence, base: Base, members: list[Member]) -> Ensemble:
+def _ensemble(audited: AuditedRun, base: Base, members: list[Member]) -> Ensemble:
     """An ensemble of members, aggregated as the run's config says."""
-    lora, how = evidence.config.lora, evidence.config.aggregation
-    places = prototypes_of(evidence.run, evidence.config, base)
+    lora, how = audited.config.lora, audited.config.aggregation
+    places = prototypes_of(audited.run, audited.config, base)
     return Ensemble(base, members, lora.scale, how.method, how.weights, None, places)

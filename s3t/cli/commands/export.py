@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,15 +73,7 @@ def export(
 def _document(done: Export | None, checked: list[Checked]) -> dict[str, object]:
     found: dict[str, object] = {} if done is None else done.to_dict()
     if checked:
-        found["checked"] = [
-            {
-                "name": one.name,
-                "difference": one.difference,
-                "tolerance": one.tolerance,
-                "holds": one.holds,
-            }
-            for one in checked
-        ]
+        found["checked"] = [asdict(one) | {"holds": one.holds} for one in checked]
     return found
 
 

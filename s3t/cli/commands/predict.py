@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from s3t.cli.app import AsJson, RunPath, app
-from s3t.cli.output import print_json, quiet, write
+from s3t.cli.output import quiet, show, write
 from s3t.cli.parsing import json_row, numbered
 from s3t.cli.tables import weight_line
 from s3t.errors import InputError
@@ -76,11 +76,9 @@ def evaluate(run: RunPath, as_json: AsJson = False) -> None:
 
     with quiet(), S3T.load(run) as service:
         found = service.evaluate()
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        print(f"{found.metric} {found.value:.4f} on {found.samples} samples, view {found.view}")
-        if found.base is not None:
-            print(f"{found.metric} of the base alone {found.base:.4f}")
-        if found.validation is not None:
-            print(weight_line(asdict(found.validation) | {"shards": found.validation.members}))
+    lines = [f"{found.metric} {found.value:.4f} on {found.samples} samples, view {found.view}"]
+    if found.base is not None:
+        lines.append(f"{found.metric} of the base alone {found.base:.4f}")
+    if found.validation is not None:
+        lines.append(weight_line(asdict(found.validation) | {"shards": found.validation.members}))
+    show(found.to_dict() if as_json else None, lines)

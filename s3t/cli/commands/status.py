@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated
 import typer
 
 from s3t.cli.app import AsJson, RunPath, app
-from s3t.cli.output import print_json, show, write
+from s3t.cli.output import show, write
 from s3t.cli.tables import forecast_lines, log_line, sample_line, status_lines, stored_receipt_lines
 
 __all__: list[str] = []
@@ -44,10 +43,7 @@ def samples(run: RunPath, as_json: AsJson = False) -> None:
 
     with RunDir.existing(run).ledger() as ledger:
         for entry in ledger.samples():
-            if as_json:
-                print(json.dumps(asdict(entry), ensure_ascii=False))
-            else:
-                print(sample_line(entry))
+            show(asdict(entry) if as_json else None, [sample_line(entry)])
 
 
 @app.command()
@@ -79,10 +75,7 @@ def log(run: RunPath, as_json: AsJson = False) -> None:
 
     with RunDir.existing(run).ledger() as ledger:
         for entry in ledger.log():
-            if as_json:
-                print_json(asdict(entry))
-            else:
-                print(log_line(entry))
+            show(asdict(entry) if as_json else None, [log_line(entry)])
 
 
 @app.command()
@@ -100,7 +93,5 @@ def report(run: RunPath, output: Output = None, as_json: AsJson = False) -> None
     target = run / "reports" / "report.html" if output is None else output
     write(target, page_of(data), "--output")
     view, at = data["picture"]["view"], data["made_at"]
-    if as_json:
-        print_json({"report": str(target), "view": view, "made_at": at})
-    else:
-        print(f"{target}: view {view} at {at}")
+    document = {"report": str(target), "view": view, "made_at": at}
+    show(document if as_json else None, [f"{target}: view {view} at {at}"])

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from s3t.cli.app import AsJson, ConfigPath, Overrides, RunPath, app
 from s3t.cli.launch import launch
-from s3t.cli.output import print_json, quiet
+from s3t.cli.output import print_json, quiet, show
 from s3t.cli.parsing import split_launch
 from s3t.errors import InputError
 from s3t.system.pinned import pin
@@ -53,7 +54,7 @@ def train(context: typer.Context, config: ConfigPath, as_json: AsJson = False) -
         from s3t.training.work.train import train as walk
 
         report = walk(resolved)
-    _tell(report, as_json)
+    show(asdict(report) if as_json else None, [report.sentence()])
 
 
 @app.command(context_settings=_TRAINS)
@@ -82,10 +83,8 @@ def repair(
         if why is not None:
             print(f"s3t: {run} is repaired: {why}", file=sys.stderr)
             _renew("repair", run, [], options, as_json)
-        elif watch is None and as_json:
-            print_json({"run": str(run), "due": None})
         elif watch is None:
-            print(f"{run}: not due")
+            show({"run": str(run), "due": None} if as_json else None, [f"{run}: not due"])
         if watch is None:
             return
         time.sleep(watch)
@@ -117,10 +116,8 @@ def attach(
         from s3t.training.work.remote_run import attach as make
 
         made = make(run, url, overrides or [])
-    if as_json:
-        print_json({"run": str(made.root), "url": url})
-    else:
-        print(f"{made.root}: attached to {url}")
+    document = {"run": str(made.root), "url": url}
+    show(document if as_json else None, [f"{made.root}: attached to {url}"])
 
 
 def _due(run: Path) -> str | None:
@@ -129,11 +126,8 @@ def _due(run: Path) -> str | None:
     from s3t.run.opened import OpenRun
     from s3t.run.repair import reason
 
-    opened = OpenRun(RunDir.existing(run))
-    try:
+    with closing(OpenRun(RunDir.existing(run))) as opened:
         return reason(opened)
-    finally:
-        opened.close()
 
 
 def _renew(what: str, run: Path, files: list[str], options: list[str], as_json: bool) -> None:
@@ -149,8 +143,8 @@ def _renew(what: str, run: Path, files: list[str], options: list[str], as_json: 
         from s3t.training.prepare.replan import Replan
         from s3t.training.work.train import train
 
-        report: Any = train(config, replan=Replan(what == "add", tuple(files)))
-    _tell(report, as_json)
+        report = train(config, replan=Replan(what == "add", tuple(files)))
+    show(asdict(report) if as_json else None, [report.sentence()])
 
 
 def _launch(arguments: list[str], options: list[str], run: Path, as_json: bool) -> None:
@@ -161,10 +155,3 @@ def _launch(arguments: list[str], options: list[str], run: Path, as_json: bool) 
         raise typer.Exit(code)
     if as_json:
         print_json({"run": str(run)})
-
-
-def _tell(report: Any, as_json: bool) -> None:
-    if as_json:
-        print_json(asdict(report))
-    else:
-        print(report.sentence())

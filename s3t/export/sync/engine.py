@@ -69,11 +69,9 @@ class _Dialect(Protocol):
 
     def question(self, name: str | None, prompts: Prompts) -> tuple[str, dict[str, Any]]:
         """Route and body that ask an adapter, or the base, for one token after each prompt."""
-        ...
 
     def answers(self, body: Any) -> list[EngineAnswer]:
         """What the engine's answer says, prompt by prompt."""
-        ...
 
 
 class _Vllm:

@@ -51,11 +51,9 @@ class Watch(Protocol):
         Raises:
             UnavailableError: the connection to the ledger is lost.
         """
-        ...
 
     def stop(self) -> None:
         """Make ``wait`` give False at once, now and from now on; from any thread."""
-        ...
 
 
 class Backend(Protocol):
@@ -69,32 +67,22 @@ class Backend(Protocol):
         engine: its connections; ``begin`` is called for every transaction on them.
     """
 
-    @property
-    def dialect(self) -> str: ...
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def run(self) -> str: ...
+    dialect: str
+    name: str
+    run: str
+    engine: sa.Engine
 
     @property
     def version(self) -> str: ...
 
-    @property
-    def engine(self) -> sa.Engine: ...
-
     def settle(self) -> None:
         """See once, when it is opened for writing, that the database is set as a ledger needs."""
-        ...
 
     def close(self) -> None:
         """Close what is open besides the connections of the engine."""
-        ...
 
     def made(self, connection: sa.Connection) -> None:
         """Give tables that have just been made what this kind of database needs."""
-        ...
 
     def turn(self, synced: bool) -> AbstractContextManager[None]:
         """Hold what a writer needs besides the lock that its transaction takes.
@@ -102,11 +90,9 @@ class Backend(Protocol):
         Args:
             synced: its commit waits for the disk.
         """
-        ...
 
     def acknowledged(self) -> tuple[int, str] | None:
         """The last entry of our log as it is told beside the database; None where that is not."""
-        ...
 
     def check(self) -> None:
         """See that the database is the one that was opened.
@@ -114,15 +100,12 @@ class Backend(Protocol):
         Raises:
             UnavailableError: it was replaced or removed.
         """
-        ...
 
     def faults(self) -> list[str]:
         """See ``Database.faults``."""
-        ...
 
     def lost(self, error: Exception) -> bool:
         """Whether an error says that the connection is gone."""
-        ...
 
     def explain(self, error: Exception, committing: bool) -> S3TError:
         """The error in our own words.
@@ -131,23 +114,18 @@ class Backend(Protocol):
             error: of the driver, or of SQLAlchemy.
             committing: it came of a commit.
         """
-        ...
 
     def compact(self) -> bool:
         """See ``Database.compact``."""
-        ...
 
     def watch(self) -> AbstractContextManager[Watch]:
         """See ``Database.watch``."""
-        ...
 
     def tell(self, connection: sa.Connection) -> None:
         """See ``Database.tell``."""
-        ...
 
     def training(self) -> AbstractContextManager[bool]:
         """See ``Database.training``."""
-        ...
 
 
 def shown(url: sa.URL) -> sa.URL:

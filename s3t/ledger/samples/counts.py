@@ -22,7 +22,12 @@ _HISTORY = (
 
 
 class Counts:
-    """The counts of one ledger (``Ledger.counts``)."""
+    """The counts of one ledger (``Ledger.counts``).
+
+    Args:
+        reader: of its log.
+        name: of the ledger, for messages.
+    """
 
     def __init__(self, reader: LogReader, name: str) -> None:
         self._reader, self._name = reader, name
@@ -33,10 +38,10 @@ class Counts:
             held, deleted = counters.totals(connection)
         return {"samples": held, "deleted": deleted}
 
-    def hits(self) -> list[tuple[int, int, int]]:
-        """(shard, slice, view) of every slot that was hit, and by which view last."""
+    def hits(self, since_view: int = 0) -> list[tuple[int, int, int]]:
+        """(shard, slice, view) of every slot hit after ``since_view``, and by which view last."""
         with self._reader.transaction() as (_, log):
-            return sorted((*slot, view) for slot, view in log.hits.items())
+            return sorted((*slot, view) for slot, view in log.hits.items() if view > since_view)
 
     def persons(self) -> list[SlotPersons]:
         """The persons of every slot that holds samples, by slot."""

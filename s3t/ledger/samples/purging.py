@@ -12,9 +12,8 @@ import hashlib
 import hmac
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -60,15 +59,6 @@ class Gone:
 
     def __len__(self) -> int:
         return len(self.hashes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"secret": self.secret.hex(), "hashes": sorted(self.hashes), "view": self.view}
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Gone:
-        """From ``to_dict``."""
-        return cls(bytes.fromhex(values["secret"]), frozenset(values["hashes"]), values["view"])
 
 
 @dataclass(frozen=True, slots=True)

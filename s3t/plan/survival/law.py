@@ -59,21 +59,17 @@ class Event(Protocol):
     @property
     def certain(self) -> bool:
         """Whether the event is sure to happen; otherwise R may be infinite."""
-        ...
 
     @property
     def bracket(self) -> tuple[float, float]:
         """Two times: before the first P(T ≤ t) is below 1e-18, after the second P(T > t) below
         1e-20."""
-        ...
 
     def pending(self, times: Times) -> Times:
         """P(T > t), also for complex t ≠ 0, with small relative error where it is small."""
-        ...
 
     def happened(self, times: Times) -> Times:
         """P(T ≤ t), also for complex t ≠ 0, with small relative error where it is small."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,19 +45,15 @@ class NodeLeases(Protocol):
 
     def away(self) -> frozenset[NodeKey]:
         """Nodes in the hands of others that live."""
-        ...
 
     def idle(self) -> int:
         """How many other processes seem to have nothing in hand."""
-        ...
 
     def take(self, keys: Sequence[NodeKey]) -> list[NodeKey]:
         """Those of the nodes that are now ours."""
-        ...
 
     def release(self, keys: Sequence[NodeKey]) -> None:
         """Give nodes up."""
-        ...
 
 
 class Alone:

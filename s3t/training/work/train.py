@@ -20,7 +20,7 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -35,7 +35,7 @@ from s3t.model.determinism import one_thread
 from s3t.run import RunDir
 from s3t.run.purge import purge
 from s3t.store.nodes import STALE
-from s3t.system.pinned import call_elsewhere, pin
+from s3t.system.pinned import call_pinned
 from s3t.training.node.process_group import DistributedGroup
 from s3t.training.prepare.inputs import RunInputs
 from s3t.training.prepare.load import load_prepared
@@ -113,33 +113,8 @@ def train(
     Raises:
         S3TError: see ``prepare`` and ``replan_run``; or a stage diverged, or workers died.
     """
-    if pin(config.training.arithmetic):
-        return _train(config, replan, without, in_turn, public_of)
-    found = call_elsewhere(
-        config.training.arithmetic,
-        train_words,
-        # what is unset stays so: a default may give way where what is asked for is refused
-        config=config.model_dump(mode="json", exclude_unset=True),
-        replan=None if replan is None else asdict(replan),
-        without=None if without is None else without.to_dict(),
-        in_turn=in_turn,
-        public_of=None if public_of is None else str(public_of.root),
-    )
-    return Report(**found)
-
-
-def train_words(
-    config: Any, replan: Any, without: Any, in_turn: bool, public_of: str | None
-) -> dict[str, Any]:
-    """``train`` of JSON values, in a process whose arithmetic is pinned."""
-    report = _train(
-        Config.model_validate(config),
-        None if replan is None else Replan(replan["add"], tuple(replan["files"])),
-        None if without is None else Gone.of(without),
-        in_turn,
-        None if public_of is None else RunDir(public_of),
-    )
-    return asdict(report)
+    arguments = config, replan, without, in_turn, public_of
+    return call_pinned(config.training.arithmetic, _train, *arguments)
 
 
 def _train(

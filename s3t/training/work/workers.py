@@ -92,15 +92,12 @@ class Workers(Protocol):
             inputs: what this process has read of it already.
             on_step: told of the steps that are made.
         """
-        ...
 
     def idle(self) -> list[int]:
         """Numbers of the workers that have no unit."""
-        ...
 
     def start(self, worker: int, unit: Sequence[NodeKey]) -> None:
         """Have an idle worker train nodes of one stage, whose parents are published."""
-        ...
 
     def finished(self, seconds: float) -> list[Finished]:
         """Wait until something happens, and return the units that are finished.
@@ -111,11 +108,9 @@ class Workers(Protocol):
         Raises:
             S3TError: what a worker has met; or no worker is left.
         """
-        ...
 
     def close(self) -> None:
         """Free what the workers hold."""
-        ...
 
 
 def worker_count(wanted: str | int, device: torch.device, processes: int) -> int:
@@ -132,15 +127,12 @@ class UnitTrainer(Protocol):
 
     def open(self, run: RunDir, inputs: RunInputs, on_step: OnStep) -> int:
         """See ``Workers.open``."""
-        ...
 
     def train(self, unit: Sequence[NodeKey]) -> None:
         """Train nodes of one stage, and publish them."""
-        ...
 
     def close(self) -> None:
         """See ``Workers.close``."""
-        ...
 
 
 class Inline:

@@ -13,12 +13,12 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from s3t.audit.audited_run import AuditedRun
 from s3t.audit.claims.lineage import judge_lineage
 from s3t.audit.claims.log import judge_ledger
 from s3t.audit.claims.receipts import judge_receipts
 from s3t.audit.claims.remains import judge_remains
 from s3t.audit.claims.served import judge_deleted, judge_served
-from s3t.audit.evidence import RunEvidence
 from s3t.audit.findings import Claim, Findings, judged
 from s3t.run import RunDir
 from s3t.run.opened import OpenRun
@@ -26,8 +26,8 @@ from tests.harness.damage.made import seen_by
 
 __all__ = ["audited", "in_a_process", "served_dead", "unheld"]
 
-_CLAIMS: dict[str, Callable[[RunEvidence, Findings], None]] = {
-    "ledger": lambda evidence, found: judge_ledger(evidence, found, (), {}),
+_CLAIMS: dict[str, Callable[[AuditedRun, Findings], None]] = {
+    "ledger": lambda checked_run, found: judge_ledger(checked_run, found, (), {}),
     "receipts": judge_receipts,
     "E1": judge_lineage,
     "E6": judge_deleted,
@@ -69,16 +69,16 @@ def audited(run: RunDir, *, pending: bool) -> list[str]:
     """Claims of the audit that are broken, or, if asked for, pending, with their first problems."""
     wrong = ("broken", "pending") if pending else ("broken",)
     for _ in range(_TRIES):
-        claims = _judged(RunEvidence(RunDir(run.root)))
+        claims = _judged(AuditedRun(RunDir(run.root)))
         problems = [f"{one.name}: {one.problems[0]}" for one in claims if one.status in wrong]
         if not problems:
             break
     return problems
 
 
-def _judged(evidence: RunEvidence) -> list[Claim]:
+def _judged(checked_run: AuditedRun) -> list[Claim]:
     return [
-        judged(name, lambda found, of=judge: of(evidence, found))  # type: ignore[misc]
+        judged(name, lambda found, of=judge: of(checked_run, found))  # type: ignore[misc]
         for name, judge in _CLAIMS.items()
     ]
 

@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from s3t.audit.audited_run import AuditedRun
 from s3t.audit.claims.lineage import judge_lineage, judge_slots
 from s3t.audit.claims.log import judge_ledger
 from s3t.audit.claims.receipts import judge_receipts
 from s3t.audit.claims.served import judge_deleted, judge_served
 from s3t.audit.claims.weights import judge_weights
-from s3t.audit.evidence import RunEvidence
 from s3t.audit.findings import Findings, judged
 from s3t.config import Config
 from s3t.errors import S3TError
@@ -40,10 +40,10 @@ __all__ = ["LEDGER_FILES", "Opening", "Seen", "State"]
 
 LEDGER_FILES = ("ledger.db", "ledger.db-wal", "ledger.db-lock")
 
-Judge = Callable[[RunEvidence, Findings], None]
+Judge = Callable[[AuditedRun, Findings], None]
 
 _OF_LEDGER: dict[str, Judge] = {
-    "ledger": lambda evidence, found: judge_ledger(evidence, found, (), {}),
+    "ledger": lambda audited, found: judge_ledger(audited, found, (), {}),
     "receipts": judge_receipts,
     "E1": judge_lineage,
     "E6": judge_deleted,
@@ -143,9 +143,9 @@ class Opening:
         claims = _OF_LEDGER if name in LEDGER_FILES else _OF_NODES
         if name == "config.yaml":
             claims = _OF_CONFIG
-        evidence = RunEvidence(RunDir(self._root))
+        audited = AuditedRun(RunDir(self._root))
         for claim, judge in claims.items():
-            found = judged(claim, lambda findings, judge=judge: judge(evidence, findings))  # type: ignore[misc]
+            found = judged(claim, lambda findings, judge=judge: judge(audited, findings))  # type: ignore[misc]
             if found.status in ("broken", "pending"):
                 return "audit", f"{claim}: {found.problems[0]}"
         other = [key for key in ("status", "samples", "served", "answers")
@@ -195,7 +195,7 @@ class Opening:
 
     def _content(self, name: str, run: _Run, ledger: Ledger, forgetting: OpenRun) -> Any:
         if name in LEDGER_FILES:
-            with ledger.evidence() as rows:
+            with ledger.tables() as rows:
                 tables = (rows.values, rows.log, rows.requests, rows.slots, rows.nodes,
                           rows.forgotten, rows.samples, rows.copies)  # fmt: skip
                 return [[tuple(row) for row in _listed(table())] for table in tables]

@@ -1,4 +1,4 @@
-"""A ledger as evidence: its tables row by row, in one moment, nothing believed or put together.
+"""A ledger as audits read it: its tables row by row, at one moment, nothing put together.
 
     samples, forgotten, log, requests, slots, copies, nodes, jobs, run ──► audits
 
@@ -20,12 +20,12 @@ from s3t.ledger.log.state import Secrets
 from s3t.ledger.samples.purging import hashed
 from s3t.ledger.samples.registry import ROWS
 
-__all__ = ["Evidence"]
+__all__ = ["LedgerTables"]
 
 Row = sa.Row[Any]
 
 
-class Evidence:
+class LedgerTables:
     """The tables of a ledger at one moment. Rows have the columns of ``schema`` by name.
 
     Args:

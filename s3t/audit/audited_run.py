@@ -1,4 +1,4 @@
-"""The evidence that claims are judged by: each part of a run, opened once, or why it cannot be.
+"""The run that claims are judged by: each part of it, opened once, or why it cannot be.
 
     config, facts of the ledger, plan in force, plan to come, node files, base
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from s3t.model.base import Base
     from s3t.model.inputs.encoders import ImageEncoder, TextEncoder
 
-__all__ = ["LoadedBase", "RunEvidence", "short"]
+__all__ = ["AuditedRun", "LoadedBase", "short"]
 
 Part = TypeVar("Part")
 
@@ -45,7 +45,7 @@ class LoadedBase:
     encoder: TextEncoder | ImageEncoder
 
 
-class RunEvidence:
+class AuditedRun:
     """The parts of a run that an audit looks at.
 
     Each property loads its part when it is first asked for, and raises ``S3TError`` if the part is
@@ -146,7 +146,7 @@ class RunEvidence:
     def names_among(self, asked: Callable[[str], bool]) -> list[str]:
         """The ids and subjects in the ledger for which ``asked`` returns true, sorted."""
         at = self.run.ledger_at
-        with Ledger.open(at, read_only=True) as ledger, ledger.evidence() as rows:
+        with Ledger.open(at, read_only=True) as ledger, ledger.tables() as rows:
             names = (name for row in rows.samples() for name in (row.sample_id, row.subject))
             return sorted({name for name in names if name is not None and asked(name)})
 
@@ -155,13 +155,13 @@ class RunEvidence:
 
         The ledger keeps only keyed hashes of those, so each name is hashed and looked up.
         """
-        with Ledger.open(self.run.ledger_at, read_only=True) as ledger, ledger.evidence() as rows:
+        with Ledger.open(self.run.ledger_at, read_only=True) as ledger, ledger.tables() as rows:
             hashes = {one for row in rows.forgotten() for one in (row.sample, row.subject)}
             return sorted(name for name in names if rows.hashed(name) in hashes) if hashes else []
 
     def beside_ledger(self) -> list[str]:
         """Names of the tables and other objects in the ledger's database that s3t did not make."""
-        with Ledger.open(self.run.ledger_at, read_only=True) as ledger, ledger.evidence() as rows:
+        with Ledger.open(self.run.ledger_at, read_only=True) as ledger, ledger.tables() as rows:
             return rows.strange()
 
     def _once(self, name: str, load: Callable[[], Part]) -> Part:
