@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -31,13 +32,13 @@ def trained(tmp_path: Path, once: Once) -> Trained:
     It is a run that was moved: no other lies where it was trained.
     """
 
-    def copied(config: Config) -> Config:
+    def copied(config: Config, **words: Any) -> Config:
         files = [path for path in sorted(tmp_path.iterdir()) if named(path, config)]
         content = [one.read_bytes().hex() for path in files for one in below(path)]
-        key = digest([elsewhere(config, tmp_path, Path("/")).model_dump_json(), *content])
+        key = digest([words, elsewhere(config, tmp_path, Path("/")).model_dump_json(), *content])
         folder = once(
             f"trained-{key[:16]}",
-            lambda folder: fill(folder, files, elsewhere(config, tmp_path, folder)),
+            lambda folder: fill(folder, files, elsewhere(config, tmp_path, folder), words),
         )
         shutil.copytree(folder / KEPT, config.run_dir)
         text = dump_config(anchored(config))
@@ -75,13 +76,13 @@ def elsewhere(config: Config, here: Path, folder: Path) -> Config:
     return Config.model_validate_json(config.model_dump_json().replace(str(here), str(folder)))
 
 
-def fill(folder: Path, files: list[Path], config: Config) -> None:
+def fill(folder: Path, files: list[Path], config: Config, words: dict[str, Any]) -> None:
     """Train a run in a folder, beside copies of the files that it reads."""
     from s3t.training.work.train import train
 
     for path in files:
         copy(path, folder)
-    train(config)
+    train(config, **words)
     config.run_dir.rename(folder / KEPT)
     if in_memory(config):
         memory, root = fsspec.url_to_fs(config.store.url)
