@@ -495,6 +495,6 @@ def test_forecast_that_cannot_be_drawn(
 def test_problems_of_data_base_and_partition_come_together(verb: str, here: Path, s3t: Run) -> None:
     (here / "good.yaml").write_text(yaml.safe_dump(table()))
     before = tree(here)
-    words = ("partition.slices=3", "data.columns.id=nobody", "lora.targets=[nothing]")
+    words = ("partition.slices=3", "stage.isolation=layers", "data.columns.id=nobody")
     refused(s3t(verb, "good.yaml", *words), "problems", "nobody", "partition.slices 3")
     assert tree(here) == before

@@ -127,7 +127,7 @@ def test_nodes_lie_under_their_keys(digits_training: Training, s3t: Run) -> None
     run = digits_training[0]
     files = sorted(path.name for path in (run / "nodes").iterdir())
     keys = sorted(node.key for node in RunDir.existing(run).plan().forest.nodes)
-    assert files == [f"{key}.safetensors" for key in keys]
+    assert files == sorted(f"{key}.{kind}" for key in keys for kind in ("evidence", "safetensors"))
     status = document(s3t("status", run, "--json"))
     assert all(f"{shard['node']}.safetensors" in files for shard in status["shards"])
     assert {path.name for path in run.iterdir()} >= {"config.yaml", "plan.json", "ledger.db"}

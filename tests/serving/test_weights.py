@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from s3t.audit.claim import Claim
 
 from s3t.audit.audit import audit
+from s3t.audit.findings import Claim
 from s3t.config import Config, load_config
 from s3t.data import load_public
 from s3t.errors import ConfigError

@@ -17,8 +17,9 @@ from s3t.types import NodeKey
 
 Rows = list[dict[str, str]]
 Make = Callable[..., Config]
-Trained = Callable[[Config], Config]
-"""Gives a config the run that ``train`` makes of it: ``config = trained(make())``."""
+Trained = Callable[..., Config]
+"""Gives a config the run that ``train`` makes of it: ``config = trained(make())``. More words go to
+``train``."""
 
 
 def person_rows(persons: int = 16, each: int = 3) -> Rows:

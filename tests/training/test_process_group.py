@@ -238,7 +238,7 @@ def ranks(process: subprocess.Popen[str]) -> list[int]:
 @pytest.mark.heavy
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_dies_ends_the_group_and_the_same_command_goes_on(
-    make: Make, tmp_path: Path, rank: int
+    make: Make, trained: Trained, tmp_path: Path, rank: int
 ) -> None:
     stage = {"epochs": 60, "learning_rate": 1e-3, "processes": 2}
     config, turns = make("two", stage=stage), make("turns", stage=stage)
@@ -253,7 +253,7 @@ def test_a_rank_that_dies_ends_the_group_and_the_same_command_goes_on(
     assert 2 <= len(kept) < 8
     assert "8 nodes trained" not in (again := together(config, tmp_path))
     assert f"{len(kept)} found" in again
-    train(turns, in_turn=True)
+    trained(turns, in_turn=True)
     assert nodes(config) == nodes(turns) and evidence(config) == evidence(turns)
     assert kept.items() <= nodes(turns).items(), "what was there was whole"
 

@@ -66,7 +66,8 @@ class Stages:
 
     @property
     def has_blocks(self) -> bool:
-        """Whether each slice needs a layer of its own."""
+        """Whether as many slices are tried as there are layers: with ``layers`` each needs one, and
+        with ``nested`` those beyond would all train the whole base."""
         return self.isolation in ("nested", "layers")
 
     def slices(self, slices: int) -> Floats:
