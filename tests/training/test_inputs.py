@@ -42,7 +42,7 @@ def make(tmp_path: Path) -> Make:
         public[name] = {"format": "csv", "files": str(tmp_path / f"{name}.csv")}
 
     def config(output: str = "run", **sections: Any) -> Config:
-        made = plain(output, **sections).model_dump(mode="json")
+        made = plain(output, **sections).model_dump(mode="json", exclude_unset=True)
         return Config.model_validate(made | {"data": made["data"] | {"public": public}})
 
     return config
