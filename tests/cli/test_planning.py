@@ -133,7 +133,7 @@ BUDGETS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "too few samples": (["--samples", "5"], ["samples 5 do not fill one slice of 8"]),
     "no layers": (["--layers", "0"], ["layers 0: at least 1"]),
     "no number": (["--samples", "many"], ["Invalid value for '--samples'"]),
-    "too little training": (["--max-passes", "10"], ["no plan fits: the cheapest takes 2,000"]),
+    "too little training": (["--max-passes", "10"], ["no plan fits: the cheapest takes 667"]),
     "storage of unknown bytes": (["--max-bytes", "10"], ["max-bytes needs bytes-per-layer"]),
     "no such curve": (["--curve", "steep"], ["--curve steep is neither linear nor power:"]),
     "curve is a folder": (["--curve", "folder"], ["--curve folder is neither"]),

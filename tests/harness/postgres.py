@@ -71,6 +71,7 @@ class Server:
             "unix_socket_directories": str(self.folder),
             "fsync": "on",
             "shared_buffers": "32MB",
+            "dynamic_shared_memory_type": "mmap",  # a killed server leaves nothing in /dev/shm
         }
         initdb = ["initdb", "-D", "data", "-U", _USER, "-A", "trust", "-E", "UTF8", "--no-sync"]
         for locale in (

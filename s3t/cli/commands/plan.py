@@ -19,7 +19,7 @@ __all__: list[str] = []
 
 Samples = Annotated[int, typer.Option(help="number of private samples")]
 Layers = Annotated[
-    int, typer.Option(help="layers of the base, the most slices where stages have blocks")
+    int, typer.Option(help="layers of the base, the most slices if stages train one block each")
 ]
 Deletions = Annotated[int, typer.Option(help="deletion requests that the run has to last")]
 Target = Annotated[

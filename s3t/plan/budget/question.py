@@ -36,8 +36,8 @@ class Question:
 
     Attributes:
         samples: number of private samples.
-        layers: number of layers of the base; each slice of a shard needs at least one, where stages
-            have blocks.
+        layers: number of layers of the base; with isolation by ``layers`` each slice of a shard
+            needs at least one.
         deletions: R, number of deletion requests that are expected.
         curve: utility of a prefix of snapshots by its number of samples.
         stages: what stages train.
@@ -106,7 +106,7 @@ class Question:
         most = min(self.samples // self.least, max(128, 2 * self.deletions))
         powers = [1 << power for power in range(most.bit_length())][-SHARDS:]
         tried = sorted({*SLICES, min(self.layers, SLICES[-1])})
-        deepest = self.layers if self.stages.has_blocks else SLICES[-1]
+        deepest = self.layers if self.stages.needs_layers else SLICES[-1]
         shards = {
             slices: tuple(m for m in powers if m * slices * self.least <= self.samples)
             for slices in tried

@@ -65,10 +65,9 @@ class Stages:
         return self.isolation + "".join(options)
 
     @property
-    def has_blocks(self) -> bool:
-        """Whether as many slices are tried as there are layers: with ``layers`` each needs one, and
-        with ``nested`` those beyond would all train the whole base."""
-        return self.isolation in ("nested", "layers")
+    def needs_layers(self) -> bool:
+        """Whether each slice needs a layer of its own."""
+        return self.isolation == "layers"
 
     def slices(self, slices: int) -> Floats:
         """Slices that stage 1, 2, … L trains on, [L]."""
@@ -100,8 +99,9 @@ class Stages:
         return trained_layers(self.isolation, layers, slices, first)
 
     def _first(self, layers: int, slices: int) -> int:
-        """Layers of block 1."""
-        return min(-(-layers // slices) + self.wider, layers - slices + 1)
+        """Layers of block 1; all only if that is the default, or it would be a snapshot."""
+        default = -(-layers // slices)
+        return max(default, min(default + self.wider, layers - 1))
 
 
 KINDS = (

@@ -19,6 +19,7 @@ from s3t.plan.budget.advice import ENOUGH, NEGLIGIBLE, Budget, advise, config_of
 from s3t.plan.budget.candidates import Candidate, candidates
 from s3t.plan.budget.curve import DEFAULT, Curve, Linear, Measured, Power
 from s3t.plan.budget.question import Question
+from s3t.plan.budget.stages import Stages
 from s3t.plan.strategies import settree
 from s3t.plan.strategies.brief import Brief, spent
 from s3t.plan.strategies.registry import sequences_for
@@ -27,6 +28,7 @@ from s3t.plan.survival.occupancy import occupancy_along
 from s3t.plan.survival.untouched import set_sizes
 from s3t.plan.trie import prefixes
 
+BLOCKS = Stages("layers")
 curves: st.SearchStrategy[Curve] = st.sampled_from(
     [DEFAULT, Linear(), Power(0.95, 0.5, 0.5, 0.4), Measured.of([(0, 0.5), (90, 0.8)], "here")]
 )
@@ -36,6 +38,7 @@ questions = st.builds(
     layers=st.integers(1, 6),
     deletions=st.integers(0, 60),
     curve=curves,
+    stages=st.just(BLOCKS),
     layer_bytes=st.just(1000),
 )
 
@@ -197,7 +200,7 @@ def test_how_long_the_risk_is_kept_to() -> None:
 
 
 def test_one_layer() -> None:
-    found = advise(Question(1000, 1, 30))
+    found = advise(Question(1000, 1, 30, stages=BLOCKS))
     assert {one.slices for one in found.front} == {1}
     assert found.cyclic.sequences == found.recommended.sequences == ((0,),)
     assert "It is the cyclic plan itself." in found.reason
@@ -227,7 +230,7 @@ def test_where_nothing_lasts_it_says_so_and_what_would_help() -> None:
     assert lasting.lasts
     capped = advise(Question(800, 4, 20, max_passes=2001))
     assert capped.lasts
-    capped = advise(Question(800, 4, 120, max_passes=2001))
+    capped = advise(Question(800, 4, 120, max_passes=2001, stages=BLOCKS))
     assert not capped.lasts and "raise the limits: from " in capped.reason
 
 
@@ -248,9 +251,9 @@ def test_limits_of_storage() -> None:
     assert f"{free.recommended.bytes / 2:,.0f} bytes, " in capped.reason
 
 
-@pytest.mark.parametrize("limits", [{"max_passes": 10.0}, {"max_bytes": 1.0, "layer_bytes": 10}])
+@pytest.mark.parametrize("limits", [{"max_passes": 5.0}, {"max_bytes": 1.0, "layer_bytes": 10}])
 def test_what_is_too_cheap_is_refused(limits: dict[str, float]) -> None:
-    with pytest.raises(InputError, match=r"no plan fits: the cheapest takes 13 sample passes"):
+    with pytest.raises(InputError, match=r"no plan fits: the cheapest takes 9 sample passes"):
         advise(Question(100, 8, 5, epochs=1, **limits))  # type: ignore[arg-type]
 
 

@@ -19,6 +19,9 @@ from s3t.plan.trie import prefixes
 CURVES = (DEFAULT, Linear(), Power(0.9, 0.5, 0.5, 0.3), Measured.of([(3, 0.4), (30, 0.8)], "here"))
 
 
+BLOCKS = Stages("layers")
+
+
 def expected(one: Candidate, question: Question) -> tuple[list[float], list[float]]:
     """Mean utility of a shard, and P(exhausted), after 0, 1, … R requests, by enumeration."""
     slots = one.shards * one.slices
@@ -128,8 +131,9 @@ def test_no_curve_no_trees() -> None:
     ("question", "cells"),
     [
         (Question(8, 12, 5), {1: (1,)}),
-        (Question(100, 1, 5), {1: (1, 2, 4, 8)}),
-        (Question(100, 3, 5, least=20), {1: (1, 2, 4), 2: (1, 2), 3: (1,)}),
+        (Question(100, 1, 5, stages=BLOCKS), {1: (1, 2, 4, 8)}),
+        (Question(100, 3, 5, least=20, stages=BLOCKS), {1: (1, 2, 4), 2: (1, 2), 3: (1,)}),
+        (Question(100, 3, 5, least=20), {1: (1, 2, 4), 2: (1, 2), 3: (1,), 4: (1,)}),
         (Question(40, 5, 5), {1: (1, 2, 4), 2: (1, 2), 3: (1,), 4: (1,), 5: (1,)}),
     ],
 )
@@ -140,7 +144,7 @@ def test_small_grids(question: Question, cells: dict[int, tuple[int, ...]]) -> N
 @pytest.mark.parametrize("deletions", [0, 10, 1000, 10**6])
 @pytest.mark.parametrize("layers", [1, 4, 5, 11, 12, 96])
 def test_a_grid_has_64_cells_at_most(layers: int, deletions: int) -> None:
-    cells = Question(10**9, layers, deletions).cells
+    cells = Question(10**9, layers, deletions, stages=BLOCKS).cells
     assert max(cells) == min(layers, 12)
     assert sum(map(len, cells.values())) == 8 * len(cells) <= 64
     most = max(shards[-1] for shards in cells.values())
