@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from s3t.config import Config, dump_config
+import yaml
+
+from s3t.config import Config
 from s3t.run import RunDir
 from s3t.types import NodeKey
 
@@ -102,7 +104,9 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 def saved(config: Config, folder: Path) -> str:
     path = folder / f"{config.name}.yaml"
-    path.write_text(dump_config(config), encoding="utf-8")
+    # what is unset stays so: a default gives way where what is asked for is refused
+    words = config.model_dump(mode="json", exclude_unset=True)
+    path.write_text(yaml.safe_dump(words, sort_keys=False), encoding="utf-8")
     return str(path)
 
 
