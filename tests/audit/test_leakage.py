@@ -94,7 +94,7 @@ def texts(folder: Path, task: str = "causal-lm", **sections: Any) -> Config:
         "lora": {
             "rank": 32,
             "alpha": 64,
-            "targets": ["c_attn", "c_proj", "c_fc"] if language else "auto",
+            "targets": ["c_attn", "c_proj", "c_fc"] if language else ["query", "value"],
         },
         "stage": {"epochs": 60, "learning_rate": 1e-2, "schedule": "cosine"},
         "training": {"workers": 1},
