@@ -81,7 +81,7 @@ def retrain(run: RunDir, keys: Iterable[NodeKey], folder: Path) -> dict[NodeKey,
             f"{run.root} takes in new samples, so the data are not those of the nodes it serves: "
             "finish that with s3t add first"
         )
-    return call_pinned(run.config().training.arithmetic, _retrain, run, [*keys], folder)
+    return call_pinned(run.config().training.arithmetic, _retrain, run, [*keys], Path(folder))
 
 
 def _retrain(run: RunDir, keys: Iterable[NodeKey], folder: Path) -> dict[NodeKey, bool]:
