@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from s3t.errors import S3TError
+from s3t.serving.background import cause_of
 from s3t.serving.ensemble.mixture import Mixture
 from s3t.serving.views import ServingView
 
@@ -86,7 +86,7 @@ class WeightFitter:
                     self._put(served, mixture)
                 self._reason = None
             except Exception as error:  # whatever it is, uniform weights go on
-                why = str(error) if isinstance(error, S3TError) else type(error).__name__
+                why = cause_of(error)
                 if why != self._reason:
                     _log.error("weights are uniform: %s", why)
                 self._reason = why

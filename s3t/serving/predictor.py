@@ -31,7 +31,6 @@ from s3t.model.head import read_public_head
 from s3t.model.inputs.encoders import Encoded, ImageEncoder, TextEncoder
 from s3t.model.loading import build_base, load_model
 from s3t.plan import Plan
-from s3t.plan.blocks import serving_nodes
 from s3t.plan.trie import Node
 from s3t.run import RunDir
 from s3t.serving.checks import check_draw, check_text, image_array, text_pair
@@ -224,8 +223,8 @@ class Predictor:
 
     def _member(self, node: Node, plan: Plan) -> Member:
         isolation = self._config.stage.isolation
-        serving = serving_nodes(isolation, plan.forest.lineage(node.key))
-        tensors = composed(isolation, [self._read(one.key) for one in serving])
+        lineage = plan.forest.lineage(node.key)
+        tensors = composed(isolation, lineage, lambda one: self._read(one.key))
         if isolation == "residual":  # sums are made once, so that the next view finds the same
             with self._lock:
                 tensors = self._added.setdefault(node.key, tensors)

@@ -31,7 +31,6 @@ from s3t.model.adapters.lineage import composed
 from s3t.model.base import Base
 from s3t.model.determinism import draws, processor_flags
 from s3t.model.inputs.encoders import Encoded
-from s3t.plan.blocks import serving_nodes
 from s3t.store import tensors_digest
 from s3t.system.pinned import arithmetic_here, switches
 from s3t.training.node.assignment import CacheSettings, StageRows, StageSettings
@@ -132,7 +131,7 @@ def _step(config: Config, base: Base, classes: int) -> dict[str, Tensor]:
     found = {"sums": torch.tensor(_odd_numbers(drawn))}
     nodes: list[dict[str, Tensor]] = []
     for number, block in enumerate(blocks_of(config, base.depth)[:2]):
-        before = composed(stage.isolation, serving_nodes(stage.isolation, nodes))
+        before = composed(stage.isolation, nodes, lambda tensors: tensors)
         tensors = trainer.step_of(block, f"probe of stage {number}", torch.arange(rows), before)
         found |= {f"{number}.{name}": tensor for name, tensor in tensors.items()}
         nodes.append({name: one for name, one in tensors.items() if name != "gradient"})

@@ -28,7 +28,6 @@ from s3t.model.adapters.lineage import composed
 from s3t.model.base import Base
 from s3t.model.head import read_public_head
 from s3t.plan import Plan
-from s3t.plan.blocks import serving_nodes
 from s3t.plan.schedule import Schedule
 from s3t.plan.trie import Node
 from s3t.run import RunDir
@@ -187,9 +186,8 @@ def _serving(
 
 def _member(run: RunDir, plan: Plan, node: Node, config: Config) -> Member:
     """One shard's prefix, read from node files that prove their keys."""
-    isolation = config.stage.isolation
-    serving = serving_nodes(isolation, plan.forest.lineage(node.key))
-    tensors = composed(isolation, [tensors_of(run.store.content(one.key)) for one in serving])
+    isolation, lineage = config.stage.isolation, plan.forest.lineage(node.key)
+    tensors = composed(isolation, lineage, lambda one: tensors_of(run.store.content(one.key)))
     seen = sum(plan.sizes[node.shard][part] for part in node.prefix)
     return Member(node.shard, plan.recipe["blocks"][node.stage - 1][0], tensors, seen)
 

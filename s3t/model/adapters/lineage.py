@@ -11,25 +11,34 @@ starts from is what the prefix before it serves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from s3t.plan.blocks import serving_nodes
+
 __all__ = ["composed"]
 
+_Node = TypeVar("_Node")
 
-def composed(isolation: str, nodes: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors that a lineage's serving nodes serve together (``plan/blocks.py``).
+
+def composed(
+    isolation: str, lineage: Sequence[_Node], read: Callable[[_Node], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The tensors that a prefix serves.
 
     Args:
         isolation: a value of ``stage.isolation``.
-        nodes: the tensors of each, by stage; or one mapping alone.
+        lineage: the nodes of the prefix, by stage; may be empty.
+        read: gives a node's tensors; asked for those that serve alone (``serving_nodes``).
 
     Returns:
         adapters A [r, inputs] and B [outputs, r] by name, of k residual nodes those of rank k · r,
         with zeros where a node does not adapt a layer; and the last node's head.
     """
+    nodes = [read(node) for node in serving_nodes(isolation, lineage)]
     found: dict[str, Tensor] = {}
     for tensors in nodes:
         found.update(tensors)

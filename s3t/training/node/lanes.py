@@ -141,7 +141,8 @@ class LaneTensors:
             return {}
         return {
             target.a: torch.stack([one.inherited[target.a] for one in ranked]).to(self.base.device)
-            for target in self._frozen_targets((0, 0), ranked)
+            for target in self.base.targets
+            if target.a in ranked[0].inherited
         }
 
     def generators(self, ranked: Sequence[Assignment]) -> list[torch.Generator]:

@@ -15,7 +15,6 @@ from torch import Tensor
 from s3t.errors import S3TError
 from s3t.ledger import Witnessed
 from s3t.model.adapters.lineage import composed
-from s3t.plan.blocks import serving_nodes
 from s3t.plan.trie import Node
 from s3t.store import Evidence, NodeMeta
 from s3t.training.node.assignment import (
@@ -165,9 +164,9 @@ class WorkerState:
     def _inherited(self, node: Node) -> dict[str, Tensor]:
         """What the prefix before the node serves; at stage 1 the public head, if there is one."""
         prepared, isolation = self.prepared, self.prepared.config.stage.isolation
-        before = serving_nodes(isolation, prepared.plan.forest.lineage(node.key)[:-1])
-        nodes = [prepared.store.read(ancestor.key)[1] for ancestor in before]
-        return {**prepared.head, **composed(isolation, nodes)}
+        before = prepared.plan.forest.lineage(node.key)[:-1]
+        served = composed(isolation, before, lambda one: prepared.store.read(one.key)[1])
+        return {**prepared.head, **served}
 
     def _publish(self, trained: TrainedNode) -> None:
         prepared = self.prepared
