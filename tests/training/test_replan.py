@@ -216,7 +216,8 @@ def test_a_deletion_while_it_is_repaired_is_kept_out(
 @pytest.mark.heavy
 def test_killed_anywhere_a_repair_goes_on(make: Make, trained: Trained, tmp_path: Path) -> None:
     stage = {"epochs": 30, "learning_rate": 1e-3}
-    config = trained(make("one", stage=stage, training={"workers": 1}))
+    alone = {"workers": 1, "group_bytes": 1}
+    config = trained(make("one", stage=stage, training=alone))
     forget(config, "p03")
     run, finished = RunDir(config.run_dir), stamps(config)
     before = len(finished)
