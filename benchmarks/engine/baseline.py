@@ -130,8 +130,7 @@ class Baseline:
         return TrainedChains(len(tensors), seconds, steps, whole, whole_cpu, scores)
 
     def _steps(self, node: Node) -> int:
-        stage = self.material.config.stage
-        return steps_of(node, stage.batch_size, stage.epochs)
+        return steps_of(node, self.material.config.stage)
 
     def _inherited(
         self, node: Node, tensors: Mapping[NodeKey, Mapping[str, Tensor]]

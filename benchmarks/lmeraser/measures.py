@@ -85,7 +85,7 @@ def burden(plan: Plan) -> Burden:
             left = max((node.stage for node in nodes if part not in node.prefix), default=0)
             chance = size / total
             numbers += chance * sum(node.bytes // 4 for node in hit)
-            passes += chance * sum(node.passes - plan.epochs for node in hit)
+            passes += chance * sum(node.passes - plan.epochs[node.stage - 1] for node in hit)
             slices += chance * (longest[shard] - left) / sum(longest)
     return Burden(numbers, passes, slices)
 

@@ -95,6 +95,8 @@ class Config(Section):
             found += self._cluster_problems()
         if not {"task", "data", "model", "aggregation"} & {*spoilt}:
             found += self._task_problems()
+        if not {"stage", "partition"} & {*spoilt}:
+            found += self._epoch_problems()
         if not {"task", "data", "stage"} & {*spoilt}:
             found += self._text_problems()
         if not {"lora", "training"} & {*spoilt}:
@@ -131,6 +133,15 @@ class Config(Section):
                 "input: give partition.clusters, or another method"
             )
         return found
+
+    def _epoch_problems(self) -> list[str]:
+        epochs, slices = self.stage.epochs, self.partition.slices
+        if isinstance(epochs, int) or len(epochs) <= slices:
+            return []
+        return [
+            f"stage.epochs has {len(epochs)} numbers, and {slices} slices give as many stages: "
+            "give a number for each stage at most"
+        ]
 
     def _sequence_problems(self) -> list[str]:
         found, slices = [], self.partition.slices

@@ -41,7 +41,11 @@ class StageConfig(Section):
     adapter: Literal["lora", "prompt"] = Field(
         "lora", description="what is trained beside the head: LoRA blocks or soft prompts"
     )
-    epochs: Positive = Field(10, description="passes over the rows of a node")
+    epochs: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
+        10,
+        description="passes over the rows of a node; a list: of stage 1, 2, …, and its last "
+        "number of all after",
+    )
     batch_size: Positive = Field(8, description="rows of a batch")
     gradient_accumulation: Positive = Field(1, description="batches of one step of the optimizer")
     group_by_length: bool = Field(
@@ -135,6 +139,12 @@ class StageConfig(Section):
     def starts_public(self) -> bool:
         """Whether stage 1 starts from a head of public data."""
         return {"fresh": False, "public": True}[self.head]
+
+    def epochs_of(self, stage: int) -> int:
+        """Passes over the rows of a node of this stage, counted from 1."""
+        if isinstance(self.epochs, int):
+            return self.epochs
+        return self.epochs[min(stage, len(self.epochs)) - 1]
 
     @property
     def step_rows(self) -> int:

@@ -47,7 +47,7 @@ class Plan:
             in which the run used them.
         prepared: digest of the environment that made or adapted the base, and trained the public
             head and the prototypes.
-        epochs: epochs per stage.
+        epochs: [L], passes of stage 1, 2, … L over its samples.
         cumulative: whether a stage trains on all slices of its prefix, or on the last one alone.
         stage_bytes: bytes of a node of stage 1, 2, ….
         forest: the nodes.
@@ -60,7 +60,7 @@ class Plan:
     recipe: Mapping[str, Any]
     environments: Mapping[Digest, Mapping[str, Any]]
     prepared: Digest
-    epochs: int
+    epochs: tuple[int, ...]
     cumulative: bool
     stage_bytes: tuple[int, ...]
     forest: Forest
@@ -157,7 +157,7 @@ class Plan:
                 digests=_tuples(body["digests"]),
                 base=body["base"],
                 recipe=body["recipe"],
-                epochs=body["epochs"],
+                epochs=_each(body["epochs"], len(body["sizes"][0])),
                 cumulative=body["cumulative"],
                 stage_bytes=tuple(body["stage_bytes"]),
                 environments=_distinct(*body["environments"]),
@@ -188,7 +188,7 @@ class Plan:
             "recipe": self.recipe,
             "environments": list(self.environments.values()),
             "prepared": self.prepared,
-            "epochs": self.epochs,
+            "epochs": self.epochs[0] if len({*self.epochs}) == 1 else list(self.epochs),
             "cumulative": self.cumulative,
             "stage_bytes": list(self.stage_bytes),
             "sequences": _lists(self.sequences),
@@ -204,7 +204,7 @@ def make_plan(
     sequences: Sequence[Sequence[int]],
     base: Digest,
     recipe: Mapping[str, Any],
-    epochs: int,
+    epochs: int | Sequence[int],
     cumulative: bool,
     stage_bytes: Sequence[int],
     leave_out_empty: bool = False,
@@ -221,7 +221,7 @@ def make_plan(
         base: fingerprint of the frozen base.
         recipe: everything that shapes a node's bytes, epochs and isolation included, as JSON
             values.
-        epochs: epochs per stage.
+        epochs: passes of a stage over its samples, of all stages or [L] of each.
         cumulative: whether stage i trains on the whole prefix or on its last slice alone.
         stage_bytes: bytes of a node of stage 1, 2, …, up to the longest sequence at least.
         leave_out_empty: leave slices without samples out of the sequences (deletions may empty
@@ -241,7 +241,7 @@ def make_plan(
         digests=_tuples(digests),
         base=base,
         recipe=json.loads(json.dumps(recipe, allow_nan=False)),
-        epochs=epochs,
+        epochs=_each(epochs, max(map(len, sizes), default=0)),
         cumulative=cumulative,
         stage_bytes=tuple(stage_bytes),
         environments=_distinct(*known, environment or {}),
@@ -265,7 +265,7 @@ def _grow(
     digests: tuple[tuple[Digest, ...], ...],
     base: Digest,
     recipe: Mapping[str, Any],
-    epochs: int,
+    epochs: tuple[int, ...],
     cumulative: bool,
     stage_bytes: tuple[int, ...],
     environments: Mapping[Digest, Mapping[str, Any]],
@@ -292,7 +292,7 @@ def _grow(
             trained = prefix if cumulative else prefix[-1:]
             samples = sum(sizes[shard][c] for c in trained)
             size = stage_bytes[len(prefix) - 1]
-            passes = samples * epochs
+            passes = samples * epochs[len(prefix) - 1]
             nodes.append(Node(key, parent, shard, prefix, samples, passes, size, environment))
             keys[prefix] = key
     used = {prepared, *(node.environment for node in nodes)}
@@ -309,6 +309,11 @@ def _grow(
         stage_bytes=stage_bytes,
         forest=Forest(nodes),
     )
+
+
+def _each(epochs: int | Sequence[int], stages: int) -> tuple[int, ...]:
+    """The epochs of each stage; of a number, the same for all."""
+    return (epochs,) * stages if isinstance(epochs, int) else tuple(epochs)
 
 
 def _distinct(*environments: Mapping[str, Any]) -> dict[Digest, Mapping[str, Any]]:

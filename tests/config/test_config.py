@@ -54,12 +54,18 @@ def test_every_problem_is_in_one_error() -> None:
         "lora.rank=0": "lora.rank: Input should be greater than or equal to 1 (got 0)",
         "lora.dropout=1.5": "lora.dropout: Input should be less than 1 (got 1.5)",
         "lora.alpha=.nan": "lora.alpha: Input should be a finite number (got nan)",
-        "stage.epochs=ten": "stage.epochs: Input should be a valid integer (got 'ten')",
+        "stage.epochs=ten": "stage.epochs: Input should be a valid integer, or expected a list "
+        "(got 'ten')",
         "sequences.budget=99": "sequences.budget 99 is over the 24 permutations of 4 slices: "
         "lower it or add slices",
     }
     found = problems(DIGITS, *wrong)
     assert sorted(found) == sorted(wrong.values())
+
+
+def test_more_epochs_than_stages_are_refused() -> None:
+    (problem,) = problems(DIGITS, "stage.epochs=[3,2,2,1,1]")
+    assert problem.startswith("stage.epochs has 5 numbers, and 4 slices give as many stages")
 
 
 def test_problems_across_sections_come_with_those_of_single_keys() -> None:

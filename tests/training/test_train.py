@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from s3t.audit.audit import audit
 from s3t.config import Config
 from s3t.errors import ConfigError, DamagedNodeError, DataError, InputError, S3TError
 from s3t.model.adapters.peft import to_peft
@@ -23,7 +24,7 @@ from s3t.training.prepare.load import load_prepared
 from s3t.training.prepare.preview import preview
 from s3t.training.retrain import retrain
 from s3t.training.work.train import train
-from s3t.training.work.worker_state import WorkerState
+from s3t.training.work.worker_state import WorkerState, steps_of
 from s3t.types import NodeKey
 from tests.support.small_runs import (
     Make,
@@ -161,6 +162,21 @@ def test_current_slices_train_on_the_last_slice_alone(make: Make, trained: Train
     state = WorkerState(load_prepared(run, torch.device("cpu")))
     for node in plan.forest.nodes:
         assert len(state._assignment(node).rows) == plan.sizes[node.shard][node.last]
+
+
+def test_each_stage_takes_its_own_epochs(make: Make, trained: Trained) -> None:
+    config = trained(make(stage={"epochs": [3, 1], "learning_rate": 1e-2}))
+    run = RunDir(config.run_dir)
+    plan, state = run.plan(), WorkerState(load_prepared(run, torch.device("cpu")))
+    assert plan.epochs == (3, 1), "as the file gives them back"
+    for node in plan.forest.nodes:
+        epochs = 3 if node.stage == 1 else 1
+        assert node.passes == epochs * node.samples
+        batches = state.trainer.batches(state._assignment(node))
+        assert batches.steps == epochs * -(-node.samples // config.stage.step_rows)
+        assert batches.steps == steps_of(node, config.stage)
+    forget(config, "p03")
+    assert audit(run.root, from_scratch=True)["E3"].status == "holds"
 
 
 # ── E2: how it is spread, and how it is interrupted ──────────────────────────────────────────

@@ -77,7 +77,8 @@ def _shape(config: Config, plan: Plan, listed: Sequences, shards: int) -> Iterat
         kept = (tuple(part for part in sequence if sizes[part]) for sequence in listed)
         if tuple(dict.fromkeys(sequence for sequence in kept if sequence)) != there:
             yield f"the sequences of shard {shard} are not those that the config gives"
-    stated = config.stage.epochs, config.stage.cumulative
+    epochs = tuple(config.stage.epochs_of(stage + 1) for stage in range(plan.slices))
+    stated = epochs, config.stage.cumulative
     if stated != (plan.epochs, plan.cumulative):
         yield "epochs or slices of a stage are others in the plan than in the config"
 

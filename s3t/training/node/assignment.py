@@ -24,11 +24,13 @@ class Assignment:
         rows: numbers of its rows in the private set, sorted, int64.
         inherited: what the prefix before it serves (``lineage.composed``): adapters, and the head
             from which it goes on. Empty at stage 1, or the public head alone.
+        stage: number of its stage, from 1.
     """
 
     key: NodeKey
     rows: Tensor
     inherited: Mapping[str, Tensor]
+    stage: int = 1
 
 
 @dataclass(frozen=True, slots=True)

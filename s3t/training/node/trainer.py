@@ -180,7 +180,8 @@ class StageTrainer:
         recipe, rows = self.recipe, assignment.rows
         lengths = self.private.lengths(rows) if recipe.group_by_length else None
         together = recipe.gradient_accumulation
-        return Batches(assignment.key, rows, recipe.batch_size, recipe.epochs, together, lengths)
+        epochs = recipe.epochs_of(assignment.stage)
+        return Batches(assignment.key, rows, recipe.batch_size, epochs, together, lengths)
 
     def scored(
         self,

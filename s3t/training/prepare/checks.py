@@ -117,7 +117,7 @@ class CheckedRun:
             sequences=self.sequences,
             base=base.fingerprint,
             recipe=recipe_of(config, base, self.encoder, labels, head, prototypes),
-            epochs=config.stage.epochs,
+            epochs=[config.stage.epochs_of(i + 1) for i in range(config.partition.slices)],
             cumulative=config.stage.cumulative,
             stage_bytes=stage_bytes(config, base, self.classes),
             leave_out_empty=True,  # where the partition has let them pass
@@ -270,12 +270,14 @@ def brief_of(config: Config, stage_bytes: Sequence[int], shards: int) -> Brief:
     shape, asked = config.partition, config.sequences
     stages = range(1, shape.slices + 1)
     slices = [stage if config.stage.cumulative else 1 for stage in stages]
-    per_slice = (asked.samples or 0) / (shards * shape.slices) * config.stage.epochs
+    epochs = [config.stage.epochs_of(stage) for stage in stages]
+    samples = (asked.samples or 0) / (shards * shape.slices)
+    passes = [count * each for count, each in zip(slices, epochs, strict=True)]
     costs = {
         "sequences": None,
         "nodes": [1] * shape.slices,
-        "slice-passes": slices,
-        "sample-passes": [count * per_slice for count in slices],
+        "slice-passes": [each / max(epochs) for each in passes],
+        "sample-passes": [each * samples for each in passes],
         "bytes": stage_bytes,
     }[asked.unit]
     return Brief(

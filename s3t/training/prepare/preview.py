@@ -76,12 +76,13 @@ def preview(config: Config, horizon: int | None = None) -> dict[str, Any]:
 
 
 def _cost(checked: CheckedRun, plan: Plan) -> float:
-    """Training cost, where one LoRA on all layers and samples, in as many epochs, takes 1."""
+    """Training cost, where one LoRA on all layers and samples, in as many epochs (the most that a
+    stage has), takes 1."""
     isolation, depth = checked.config.stage.isolation, checked.base.depth
     time = stage_time(isolation, blocks_of(checked.config, depth), depth)
     samples = sum(map(sum, plan.sizes))
     passes = sum(node.passes * time[node.stage - 1] for node in plan.forest)
-    return passes / (samples * plan.epochs)
+    return passes / (samples * max(plan.epochs))
 
 
 def _along(checked: CheckedRun, plan: Plan, horizon: int) -> dict[str, Any]:
@@ -91,8 +92,11 @@ def _along(checked: CheckedRun, plan: Plan, horizon: int) -> dict[str, Any]:
     shape, sizes = checked.config.partition, checked.partition.sizes()
     rates = slice_rates(shape) or (1.0,) * shape.slices
     rotations = cyclic(shape.slices, shape.slices)
-    trained = prefixes(rotations) if plan.cumulative else [p[-1:] for p in prefixes(rotations)]
-    passes = plan.epochs * sum(sum(row[c] for c in prefix) for row in sizes for prefix in trained)
+    passes = sum(
+        plan.epochs[len(prefix) - 1] * sum(row[c] for c in prefix[0 if plan.cumulative else -1 :])
+        for row in sizes
+        for prefix in prefixes(rotations)
+    )
     moments = sorted({round(horizon * part / ROWS) for part in range(ROWS + 1)})
     ours, theirs = (
         along(plan.shards, rates, each, moments) for each in (checked.sequences, rotations)

@@ -198,7 +198,7 @@ class Scheduler:
                     self._bar.update(self._steps(self.forest[key]))
 
     def _steps(self, node: Node) -> int:
-        return steps_of(node, self.config.stage.step_rows, self.config.stage.epochs)
+        return steps_of(node, self.config.stage)
 
     def _cost(self, node: Node) -> int:
         """Time of a node in steps of one layer: a stage passes through all from its lowest."""

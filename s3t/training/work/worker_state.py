@@ -12,6 +12,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
+from s3t.config import StageConfig
 from s3t.errors import S3TError
 from s3t.ledger import Witnessed
 from s3t.model.adapters.lineage import composed
@@ -40,9 +41,9 @@ whatever its size; what it costs on a CPU begins where its activations leave the
 _MOST_LANES = 16
 
 
-def steps_of(node: Node, step_rows: int, epochs: int) -> int:
-    """Optimizer steps that a node takes, of ``step_rows`` rows each."""
-    return -(-node.samples // step_rows) * epochs
+def steps_of(node: Node, stage: StageConfig) -> int:
+    """Optimizer steps that a node takes by the recipe ``stage``."""
+    return -(-node.samples // stage.step_rows) * stage.epochs_of(node.stage)
 
 
 def _cache(prepared: Prepared, shared: bool) -> CacheSettings:
@@ -159,7 +160,7 @@ class WorkerState:
         cumulative = prepared.config.stage.cumulative
         parts = node.prefix if cumulative else node.prefix[-1:]
         rows = torch.cat([prepared.members[node.shard][part] for part in parts])
-        return Assignment(node.key, rows.sort().values, self._inherited(node))
+        return Assignment(node.key, rows.sort().values, self._inherited(node), node.stage)
 
     def _inherited(self, node: Node) -> dict[str, Tensor]:
         """What the prefix before the node serves; at stage 1 the public head, if there is one."""
