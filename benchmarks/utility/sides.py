@@ -17,9 +17,13 @@ LORA, SISA, TODAY, NESTED = "one LoRA", "SISA", "today's defaults", "nested"
 WEIGHTS: Mapping[str, tuple[str, ...]] = {
     "uniform": ("aggregation.weights=uniform",),
     "public": ("aggregation.weights=public",),
+    "merged, uniform": ("aggregation.method=mean-adapters", "aggregation.weights=uniform"),
+    "merged, public": ("aggregation.method=mean-adapters", "aggregation.weights=public"),
     "entropy": ("aggregation.weights=public", "aggregation.tokens=entropy"),
 }
-"""What shapes the answers. The last one is for language models alone."""
+"""What shapes the answers. The last one is for language models alone; merged is one mean adapter."""
+MERGED = (NESTED, "residual")
+"""Trainings that are merged, too."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,12 @@ def sides(task: Task) -> list[Side]:
     ways = [weights for weights in WEIGHTS if task.metric == "perplexity" or weights != "entropy"]
     return [
         *(Side(name, ways[0], words) for name, words in published.items()),
-        *(Side(name, way, words) for way in ways for name, words in weighted.items()),
+        *(
+            Side(name, way, words)
+            for way in ways
+            for name, words in weighted.items()
+            if name in MERGED or not way.startswith("merged")
+        ),
     ]
 
 

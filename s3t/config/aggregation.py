@@ -10,22 +10,23 @@ from s3t.config.section import Section
 
 __all__ = ["AggregationConfig"]
 
-_MIXES = ("mean-probabilities", "mean-logits")
-"""Methods whose answer is a mean of the shards' answers: these can be weighted by public data."""
+_WEIGHED = ("mean-probabilities", "mean-logits", "mean-adapters")
+"""Methods whose answer is of a mean: what the shards count for in it can be fitted."""
 
 
 class AggregationConfig(Section):
     """How the shards' answers become one, and what answers when no shard is left.
 
     ``mean-adapters`` averages the shards' adapters and heads instead of their answers. That is one
-    forward pass for all of them, and may cost accuracy. ``route`` asks only the shard whose
-    prototype is nearest to the input, and needs ``partition.clusters``. The function of each method
-    stands in ``serving/ensemble/members.py``.
+    forward pass for all of them, and may cost accuracy: ``s3t evaluate`` tells how much. ``route``
+    asks only the shard whose prototype is nearest to the input, and needs ``partition.clusters``.
+    The function of each method stands in ``serving/ensemble/members.py``.
 
     Weights ``public`` are fitted on ``data.public.validation`` from what serves, again after each
     deletion, and give the base a weight too (``serving/ensemble/mixture.py``). They need a method
-    that is a mean of answers, and validation rows that are not among ``data.public.adapt``. Where
-    one of the two is missing, the default is ``uniform``.
+    that is a mean, and validation rows that are not among ``data.public.adapt``. Where one of the
+    two is missing, the default is ``uniform``. Of ``mean-adapters`` one number is fitted, by which
+    the mean is multiplied.
     """
 
     method: Literal["mean-probabilities", "mean-logits", "vote", "mean-adapters", "route"] = Field(
@@ -47,18 +48,18 @@ class AggregationConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _default_weights(cls, values: Any) -> Any:
-        """Of a method that mixes no answers the default is uniform."""
+        """Of a method that is no mean the default is uniform."""
         if not isinstance(values, dict) or "weights" in values:
             return values
-        mixes = values.get("method", _MIXES[0]) in _MIXES
-        return values if mixes else values | {"weights": "uniform"}
+        weighed = values.get("method", _WEIGHED[0]) in _WEIGHED
+        return values if weighed else values | {"weights": "uniform"}
 
     @model_validator(mode="after")
     def _weighable(self) -> AggregationConfig:
-        if self.weights == "public" and self.method not in _MIXES:
+        if self.weights == "public" and self.method not in _WEIGHED:
             raise ValueError(
                 f"weights 'public' does not fit method {self.method!r}, which is no mean of the "
-                "shards' answers: use uniform or data, or another method"
+                "shards: use uniform or data, or another method"
             )
         if self.tokens != "none" and self.method != "mean-probabilities":
             raise ValueError(

@@ -261,8 +261,12 @@ class Serving:
             with self._lock:
                 self._put_weighted(model, served, mixture)
 
+        def fit(served: ServingView) -> Mixture | None:
+            assert served.unweighted is not None  # a view without an ensemble is not fitted
+            return public.of(served.view, served.nodes, served.unweighted, served.mixture)
+
         return WeightFitter(
-            lambda served: public.of(served.view, served.nodes, served.mixture),
+            fit,
             lambda served: self._views.current is served,
             put,
         )
@@ -271,7 +275,7 @@ class Serving:
         """Put a view in force again with its weights, unless another one is. Needs ``_lock``."""
         if self._views.current is not served or served.mixture == mixture:
             return
-        uniform = served.uniform or served.ensemble
+        uniform = served.unweighted
         assert uniform is not None  # else nothing was fitted
         new = replace(
             served,

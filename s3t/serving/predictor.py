@@ -13,7 +13,7 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -68,6 +68,7 @@ class Evaluation:
         samples: test rows.
         view: the view that answered.
         base: the same figure of the base alone; None without a head that could answer.
+        ensemble: where adapters are merged, the same figure of the mean of the shards' answers.
         validation: fitted weights of the shards that serve, in their order, and of the base, with
             the likelihood of the public validation rows; None while weights are not fitted.
     """
@@ -78,6 +79,7 @@ class Evaluation:
     view: int
     base: float | None = None
     validation: Mixture | None = None
+    ensemble: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, the figure under its own name."""
@@ -86,6 +88,7 @@ class Evaluation:
             "samples": self.samples,
             "view": self.view,
             "base": self.base,
+            **({} if self.ensemble is None else {"ensemble": self.ensemble}),
             "validation": None if self.validation is None else self.validation.to_dict(),
         }
 
@@ -183,14 +186,14 @@ class Predictor:
         assert self._alone is not None
         return Ensemble(self._base, [self._alone], 1.0, "mean-probabilities", "uniform")
 
-    def base_evidence(self, rows: LabelledSet) -> Tensor:
-        """What the base alone says of rows: log probabilities of all classes, float32 [n, C], or
-        those of the scored tokens, row by row, [tokens]; on the CPU. Only where ``has_head``."""
-        alone = self.base_ensemble()
+    @staticmethod
+    def evidence(ensemble: Ensemble, rows: LabelledSet) -> Tensor:
+        """What an ensemble says of rows: log probabilities of all classes, float32 [n, C], or those
+        of the scored tokens, row by row, [tokens]; on the CPU."""
         if rows.labels is not None:
             tiny = torch.finfo(torch.float32).tiny
-            return alone.probabilities(rows.rows).clamp_min(tiny).log()
-        return -alone.token_losses(rows.rows)[rows.rows.scored[:, 1:].bool()]
+            return ensemble.probabilities(rows.rows).clamp_min(tiny).log()
+        return -ensemble.token_losses(rows.rows)[rows.rows.scored[:, 1:].bool()]
 
     @property
     def has_head(self) -> bool:
@@ -369,11 +372,17 @@ class Predictor:
         if self._alone is None:
             return None
         if self._base_value is None:
-            self._base_value = self.evaluation(self.base_ensemble(), 0).value
+            self._base_value = self._evaluated(self.base_ensemble(), 0).value
         return self._base_value
 
     def evaluation(self, ensemble: Ensemble, view: int) -> Evaluation:
-        """The metric on the public test rows."""
+        """The metric on the public test rows; where adapters are merged also the ensemble's."""
+        found = self._evaluated(ensemble, view)
+        if self._config.aggregation.method != "mean-adapters" or not ensemble.shards:
+            return found
+        return replace(found, ensemble=self._evaluated(ensemble.unmerged(), view).value)
+
+    def _evaluated(self, ensemble: Ensemble, view: int) -> Evaluation:
         rows, labels = self._test
         if labels is not None:
             right = int((ensemble.probabilities(rows).argmax(dim=1) == labels).sum())

@@ -55,6 +55,11 @@ class ServingView:
     uniform: Ensemble | None = None
     readers: int = 0
 
+    @property
+    def unweighted(self) -> Ensemble | None:
+        """What answers without fitted weights; None if nothing can."""
+        return self.uniform or self.ensemble
+
 
 class Views:
     """Views of one process, shared by its threads.

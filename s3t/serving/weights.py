@@ -23,12 +23,13 @@ from s3t.data import load_public
 from s3t.data.rows import overlap
 from s3t.errors import S3TError
 from s3t.plan.trie import Node
-from s3t.serving.ensemble.mixture import DIGITS, Mixture, fit
+from s3t.serving.ensemble.mixture import DIGITS, Mixture, fit, fit_merged
 from s3t.training.node.rows import LabelledSet, encode_rows, evidence_rows
 from s3t.types import Digest, NodeKey
 
 if TYPE_CHECKING:
     from s3t.run.opened import OpenRun
+    from s3t.serving.ensemble.ensemble import Ensemble
     from s3t.serving.predictor import Predictor
 
 __all__ = ["NoWeights", "PublicWeights", "keys_of", "mixture_of", "recorded_mixture"]
@@ -52,13 +53,18 @@ class PublicWeights:
         self._base: Tensor | None = None
 
     def of(
-        self, view: int, nodes: Sequence[Node | None], known: Mixture | None = None
+        self,
+        view: int,
+        nodes: Sequence[Node | None],
+        uniform: Ensemble,
+        known: Mixture | None = None,
     ) -> Mixture | None:
         """The weights of a view, as all processes of the run serve it.
 
         Args:
             view: the ledger's.
             nodes: by shard; those that are None have no part.
+            uniform: the ensemble of these nodes without fitted weights.
             known: fitted on these very nodes, at a view before.
 
         Returns:
@@ -75,7 +81,10 @@ class PublicWeights:
         of = {"nodes": keys, "rows": rows, "method": method, "base": based}
         recorded = self._opened.ledger.served.read()
         if recorded is None or recorded["of"] != of:
-            found = known or self._fitted(keys, rows, encoded, method)
+            if method == "mean-adapters":
+                found = known or self._merged(uniform, len(keys), encoded)
+            else:
+                found = known or self._fitted(keys, rows, encoded, method)
             recorded = self._opened.ledger.served.record(view, of, found.to_dict())
         if recorded is None:
             return None
@@ -95,12 +104,22 @@ class PublicWeights:
             found.append(said)
         if any(one.shape != found[0].shape for one in found):
             raise NoWeights("log probabilities of the nodes are of different public rows")
-        base = None
-        if self._model.has_head:
-            if self._base is None:
-                self._base = self._model.base_evidence(encoded)
-            base = self._base
-        return fit(torch.stack(found).cpu(), base, encoded.labels, method)
+        return fit(torch.stack(found).cpu(), self._of_base(encoded), encoded.labels, method)
+
+    def _merged(self, uniform: Ensemble, members: int, encoded: LabelledSet) -> Mixture:
+        """Fitted by asking the merged adapter itself, since no node's evidence tells of it."""
+        model = self._model
+
+        def said(one: Mixture) -> Tensor:
+            return model.evidence(model.weighted(uniform, one), encoded)
+
+        return fit_merged(said, members, self._of_base(encoded), encoded.labels)
+
+    def _of_base(self, encoded: LabelledSet) -> Tensor | None:
+        """What the base alone says of the rows, asked once; None without a head."""
+        if self._base is None and self._model.has_head:
+            self._base = self._model.evidence(self._model.base_ensemble(), encoded)
+        return self._base
 
     def _public(self) -> tuple[Digest, LabelledSet]:
         """The digest of the public validation rows, and those that evidence is of; read until they
@@ -158,11 +177,13 @@ def mixture_of(values: Any, members: int, based: bool) -> Mixture:
     try:
         found = Mixture(**values | {"members": tuple(map(float, values["members"]))})
         numbers = [*found.members, found.base, found.log_likelihood]
+        unbased = found.method == "mean-adapters" and not based
+        whole = float(found.coefficient or 0.0) if unbased else 1.0
         sound = (
             len(found.members) == members
-            and found.method in ("mean-probabilities", "mean-logits")
+            and found.method in ("mean-probabilities", "mean-logits", "mean-adapters")
             and all(map(math.isfinite, numbers))
-            and abs(math.fsum([*found.members, found.base]) - 1) < 10**-DIGITS / 2
+            and abs(math.fsum([*found.members, found.base]) - whole) < 10**-DIGITS / 2
             and (found.coefficient is not None or min(numbers[:-1]) >= 0)
             and (based or not found.base)
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from s3t.errors import InputError
 from s3t.serving.ensemble.members import aggregate
-from s3t.serving.ensemble.mixture import Mixture, fit
+from s3t.serving.ensemble.mixture import Mixture, fit, fit_merged
 
 
 def spoken(members: int, rows: int, classes: int, skill: list[float], seed: int = 0) -> Any:
@@ -197,3 +197,29 @@ def test_a_mixture_is_read_as_it_is_told() -> None:
     negative = Mixture("mean-probabilities", (1.5, -0.5), 0.0, None, 1, 0.0, None)
     with pytest.raises(NoWeights):
         mixture_of(negative.to_dict(), 2, True)
+
+
+@pytest.mark.parametrize("best", [0.6, 1.0, 1.3])
+@pytest.mark.parametrize("based", [False, True])
+def test_the_coefficient_of_a_mean_adapter_is_the_likeliest(best: float, based: bool) -> None:
+    asked: list[float] = []
+
+    def said(one: Mixture) -> Tensor:
+        assert one.coefficient is not None and one.method == "mean-adapters"
+        assert math.fsum(one.members) == pytest.approx(one.coefficient)
+        assert one.base == pytest.approx(1 - one.coefficient if based else 0)
+        asked.append(one.coefficient)
+        return torch.full((7,), -1 - (one.coefficient - best) ** 2)
+
+    found = fit_merged(said, 3, torch.full((7,), -1.5) if based else None, None)
+    assert found.coefficient == pytest.approx(best, abs=0.03)
+    assert 1.0 in asked and len(asked) == len({*asked}) <= 12
+    assert found.terms == 7 and found.log_likelihood >= -1 - (1.0 - best) ** 2
+
+
+def test_a_mean_adapter_below_the_base_does_not_serve() -> None:
+    labels = torch.tensor([0, 1])
+    base = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()
+    found = fit_merged(lambda one: base.flip(1), 2, base, labels)
+    assert found.base == 1 and not any(found.members)
+    assert found.log_likelihood == found.base_log_likelihood and found.accuracy == 1

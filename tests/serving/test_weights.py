@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from s3t.run.opened import OpenRun
 from s3t.run.status import EvaluationStatus, WeightStatus
 from s3t.service import S3T
 from s3t.serving import weights as fitting
+from s3t.serving.ensemble.ensemble import Ensemble
 from s3t.serving.ensemble.mixture import Mixture
 from s3t.serving.generation.completion import TextGenerator
 from s3t.training.node.rows import encode_rows
@@ -404,8 +406,8 @@ def test_a_run_keeps_the_weights_that_were_settled(small_run: RunDir) -> None:
     assert small_run.config().aggregation.weights == "uniform"
 
 
-@pytest.mark.parametrize("method", ["vote", "mean-adapters", "route"])
-def test_weights_need_a_method_that_is_a_mean_of_answers(
+@pytest.mark.parametrize("method", ["vote", "route"])
+def test_weights_need_a_method_that_is_a_mean(
     method: str, tmp_path: Path, weighed_training: Path
 ) -> None:
     text = (weighed_training / "config.yaml").read_text()
@@ -448,6 +450,56 @@ def test_a_language_model_is_weighed_with_its_base(texts: RunDir) -> None:
         assert -mean == pytest.approx(found.log_likelihood, abs=1e-4)
         told = service.evaluate()
         assert told.base is not None and told.metric == "perplexity"
+
+
+def merged(run: RunDir) -> RunDir:
+    text = run.config_path.read_text()
+    run.config_path.write_text(text.replace("method: mean-probabilities", "method: mean-adapters"))
+    return run
+
+
+def test_a_mean_adapter_gets_a_coefficient_and_tells_what_merging_costs(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fitting.PublicWeights._of_base
+    worse = lambda self, rows: real(self, rows) - 5  # noqa: E731  so that the base does not serve
+    monkeypatch.setattr(fitting.PublicWeights, "_of_base", worse)
+    with S3T.load(merged(run).root) as service:
+        plain, found = chances(service), weights_of(service)
+        model, plan = service.serving.model(), run.plan()
+        nodes = OpenRun(run).schedule.prefixes
+        members = model.members(nodes, plan)
+        scale = service.config.lora.scale
+        one = Ensemble(model.base, members, scale, "mean-adapters", "uniform")
+        rows = model.encode(ROWS)
+        assert torch.allclose(plain, one.probabilities(rows), atol=2e-6), "1.0 until it is fitted"
+        c = found.coefficient
+        assert found.method == "mean-adapters" and c is not None
+        heads = model.base_ensemble()._members[0].tensors
+        moved = []
+        for member in members:  # by hand: the mean of the products, and of the heads
+            own = {name: c * member.tensors[name] + (1 - c) * heads[name] for name in heads}
+            moved.append(replace(member, tensors={**member.tensors, **own}))
+        by_hand = Ensemble(model.base, moved, scale * c, "mean-adapters", "uniform")
+        assert torch.allclose(chances(service), by_hand.probabilities(rows), atol=1e-5)
+        told = service.evaluate()
+        assert told.validation == found and told.ensemble is not None
+        assert told.to_dict()["ensemble"] == told.ensemble
+    with S3T.load(run.root) as other:
+        assert weights_of(other) == found, "recorded, so replicas agree"
+        before = serving_keys(other)
+        other.deactivate([], ["p03"])
+        assert serving_keys(other) != before
+        assert weights_of(other).coefficient is not None
+
+
+def test_a_mean_adapter_of_a_language_model_is_never_below_its_base(texts: RunDir) -> None:
+    with S3T.load(merged(texts).root) as service:
+        found = weights_of(service)
+        assert found.base_log_likelihood is not None
+        assert found.log_likelihood >= found.base_log_likelihood - 1e-6
+        assert found.base == pytest.approx(1 - (found.coefficient or 0))
+        assert service.generate(["person 3 says"], max_new_tokens=3)
 
 
 def test_weighed_texts_are_continued_as_without_a_kv_cache(texts: RunDir) -> None:

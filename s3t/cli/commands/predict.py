@@ -77,6 +77,8 @@ def evaluate(run: RunPath, as_json: AsJson = False) -> None:
     with quiet(), S3T.load(run) as service:
         found = service.evaluate()
     lines = [f"{found.metric} {found.value:.4f} on {found.samples} samples, view {found.view}"]
+    if found.ensemble is not None:
+        lines.append(f"{found.metric} of the shards' mean answer, not merged {found.ensemble:.4f}")
     if found.base is not None:
         lines.append(f"{found.metric} of the base alone {found.base:.4f}")
     if found.validation is not None:

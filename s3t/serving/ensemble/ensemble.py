@@ -137,7 +137,7 @@ class Ensemble:
         """The same members with other weights; what is stacked is shared.
 
         Args:
-            method: ``mean-probabilities`` or ``mean-logits``.
+            method: one of ``Mixture.method``.
             weights: of the members, in the order in which they were given, and of the base behind
                 them if it is given.
             base: the base as one more member, or None.
@@ -145,6 +145,13 @@ class Ensemble:
         members = self._members if base is None else (*self._members, base)
         return Ensemble(
             self._base, members, self._scale, method, weights, before=self, tokens=self._by_token
+        )
+
+    def unmerged(self) -> Ensemble:
+        """The mean of the shards' answers, uniformly weighted, where these are merged."""
+        shards = [member for member in self._members if member.shard >= 0]
+        return Ensemble(
+            self._base, shards, self._scale, "mean-probabilities", "uniform", before=self
         )
 
     @torch.inference_mode()

@@ -8,6 +8,7 @@ Invariant: a member holds the tensors of its own lineage and nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -73,7 +74,7 @@ def averaged(
 
     Args:
         members: of one base.
-        weights: [S], summing to 1.
+        weights: [S]; the sum is 1, or what the adapters are multiplied by. Heads are averaged.
         targets: all adapted maps of the base.
     """
     tensors: dict[str, Tensor] = {}
@@ -85,7 +86,8 @@ def averaged(
     for name in (WEIGHT, BIAS):
         if name in members[0].tensors:
             each = torch.stack([member.tensors[name] for member in members])
-            tensors[name] = torch.einsum("s,s...->...", torch.tensor(weights).to(each), each)
+            shares = torch.tensor(weights, dtype=torch.float64) / math.fsum(weights)
+            tensors[name] = torch.einsum("s,s...->...", shares.to(each), each)
     lowest = min(member.lowest for member in members)
     return Member(members[0].shard, lowest, tensors, sum(member.samples for member in members))
 

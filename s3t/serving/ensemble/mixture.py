@@ -1,10 +1,16 @@
 """Weights of the ensemble's members and of the base, fitted on public validation rows.
 
+    answers are averaged (``fit``):
+
     log probabilities of members and base ─┬─ expectation maximisation ─► mixture: Σ w·p
     on rows that no member has learnt      └─ one coefficient c         ─► product: base + c·mean
                                                                                 (member − base)
                          the likelier of the two, rounded ─► at least the base's likelihood? ─► it
                                                                          └─ no: the base alone
+
+    adapters are averaged (``fit_merged``):
+
+    log probabilities of base + c · mean adapter, for a few c ─► the likeliest c ─► the same floor
 
 A term is a row of a classifier, or a scored token of a language model.
 
@@ -18,7 +24,8 @@ at least the base's likelihood on these terms, less ``_SLACK`` a term, if the ba
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +33,7 @@ from torch import Tensor
 
 from s3t.errors import InputError
 
-__all__ = ["DIGITS", "ROUNDS", "Mixture", "fit"]
+__all__ = ["DIGITS", "ROUNDS", "Mixture", "fit", "fit_merged"]
 
 DIGITS = 4
 """Decimals of the weights and of the coefficient."""
@@ -43,6 +50,8 @@ _STEP, _FEW = 8, 2**14
 """Of more terms than ``_FEW`` three quarters of the rounds see one in ``_STEP``, for a start."""
 _BLOCK = 2**15
 """Terms of one product: as many as stay in the processor's cache."""
+_GOLDEN, _NARROW = (5**0.5 - 1) / 2, 0.05
+"""Golden section, and the width at which the search for the coefficient of adapters ends."""
 _LARGEST = 2.0
 """Of the coefficient c: beyond it, differences would be drawn out by more than their own size."""
 
@@ -52,11 +61,14 @@ class Mixture:
     """What the members and the base count for in an answer.
 
     Attributes:
-        method: ``mean-probabilities`` or ``mean-logits``, by which they are put together.
+        method: ``mean-probabilities``, ``mean-logits`` or ``mean-adapters``, by which they are put
+            together.
         members: weights, in the order in which the members were given.
         base: the base's weight; 0 without one. All weights sum to 1.
         coefficient: c, if the answer is base + c · mean of the members' differences to it: then
-            each of S members has weight c / S, and the base 1 − c, which may be below 0.
+            each of S members has weight c / S, and the base 1 − c, which may be below 0. Always of
+            ``mean-adapters``, where the difference to the base is the adapter; without a head of
+            the base its weight is 0.
         terms: rows or tokens on which the weights were fitted.
         log_likelihood: of these terms, nats a term; of tokens under ``mean-logits`` a lower bound.
         base_log_likelihood: of the base alone; None without one.
@@ -101,12 +113,52 @@ def fit(
         names.append(_product(len(members), _coefficient(parts, labels)))
     found = [_scored(one, parts, labels) for one in names]
     best = max(found, key=lambda one: one.log_likelihood)
-    if best.base_log_likelihood is None:
+    return best if _holds_floor(best) else _base_alone(len(members), parts[-1], labels)
+
+
+def fit_merged(
+    said: Callable[[Mixture], Tensor], members: int, base: Tensor | None, labels: Tensor | None
+) -> Mixture:
+    """Fit the coefficient of averaged adapters on public rows: a search by golden section.
+
+    Args:
+        said: from weights to the log probabilities of what they serve: of all classes, [n, C], or
+            of the tokens, [n]. It is asked about ten times.
+        members: S, how many adapters are averaged.
+        base, labels: as in ``fit``.
+
+    Raises:
+        InputError: as ``fit``.
+    """
+    found: dict[float, Mixture] = {}
+
+    def likelihood(coefficient: float) -> float:
+        coefficient = round(coefficient, 2)
+        if coefficient not in found:
+            one = _averaged(members, coefficient, base is not None)
+            answer = said(one)
+            _check(answer[None], base, labels)
+            found[coefficient] = _measured(one, answer.double(), base, labels)
+        return found[coefficient].log_likelihood
+
+    likelihood(1.0)
+    low, high = 0.0, _LARGEST
+    while high - low > _NARROW:
+        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+        if likelihood(left) >= likelihood(right):
+            high = right
+        else:
+            low = left
+    best = max(found.values(), key=lambda one: one.log_likelihood)
+    if base is None or _holds_floor(best):
         return best
-    if best.log_likelihood >= best.base_log_likelihood - _SLACK:
-        return best
-    alone = _named("mean-probabilities", (0.0,) * len(members) + (1.0,), True)
-    return _scored(alone, parts, labels)
+    return _base_alone(members, base.double(), labels)
+
+
+def _holds_floor(one: Mixture) -> bool:
+    """Whether it is as likely as the base, if that is known."""
+    floor = one.base_log_likelihood
+    return floor is None or one.log_likelihood >= floor - _SLACK
 
 
 def _check(members: Tensor, base: Tensor | None, labels: Tensor | None) -> None:
@@ -206,29 +258,44 @@ def _product(members: int, coefficient: float) -> Mixture:
     return Mixture("mean-logits", each, base, coefficient, 0, 0.0, None)
 
 
+def _averaged(members: int, coefficient: float, based: bool) -> Mixture:
+    """Adapters averaged and multiplied by a coefficient; not scored yet."""
+    base = round(1 - coefficient, DIGITS) if based else 0.0
+    each = (coefficient / members,) * members
+    return Mixture("mean-adapters", each, base, coefficient, 0, 0.0, None)
+
+
+def _base_alone(members: int, base: Tensor, labels: Tensor | None) -> Mixture:
+    """All weight on the base, [n, C] or [n]."""
+    alone = _named("mean-probabilities", (0.0,) * members + (1.0,), True)
+    return _measured(alone, base, base, labels)
+
+
 def _scored(one: Mixture, parts: Tensor, labels: Tensor | None) -> Mixture:
     """The same with its likelihood and accuracy, and the base's, computed in float64."""
     based = len(parts) > len(one.members)
     weights = torch.tensor([*one.members, one.base][: len(parts)], dtype=torch.float64)
     answer = _pooled(one.method, weights, parts)
-    accuracy = base_accuracy = None
+    return _measured(one, answer, parts[-1] if based else None, labels)
+
+
+def _measured(one: Mixture, answer: Tensor, base: Tensor | None, labels: Tensor | None) -> Mixture:
+    """The same with the figures of its answer and of the base, [n, C] or [n]."""
+    found = replace(one, terms=len(answer), log_likelihood=_likelihood(answer, labels))
     if labels is not None:
-        accuracy = float((answer.argmax(dim=1) == labels).double().mean())
-        if based:
-            base_accuracy = float((parts[-1].argmax(dim=1) == labels).double().mean())
-    own = float(_right(answer[None], labels).mean())
-    base = float(_right(parts[-1:], labels).mean()) if based else None
-    return Mixture(
-        one.method,
-        one.members,
-        one.base,
-        one.coefficient,
-        parts.shape[1],
-        own,
-        base,
-        accuracy,
-        base_accuracy,
-    )
+        found = replace(found, accuracy=_accuracy(answer, labels))
+    if base is None:
+        return found
+    found = replace(found, base_log_likelihood=_likelihood(base.double(), labels))
+    return found if labels is None else replace(found, base_accuracy=_accuracy(base, labels))
+
+
+def _likelihood(answer: Tensor, labels: Tensor | None) -> float:
+    return float(_right(answer[None], labels).mean())
+
+
+def _accuracy(answer: Tensor, labels: Tensor) -> float:
+    return float((answer.argmax(dim=1) == labels).double().mean())
 
 
 def _pooled(method: str, weights: Tensor, parts: Tensor) -> Tensor:
