@@ -21,7 +21,7 @@ WEIGHTS: Mapping[str, tuple[str, ...]] = {
     "merged, public": ("aggregation.method=mean-adapters", "aggregation.weights=public"),
     "entropy": ("aggregation.weights=public", "aggregation.tokens=entropy"),
 }
-"""What shapes the answers. The last one is for language models alone; merged is one mean adapter."""
+"""What shapes the answers. The last one is for language models alone; merged: one adapter."""
 MERGED = (NESTED, "residual")
 """Trainings that are merged, too."""
 

@@ -39,7 +39,6 @@ from s3t.serving.ensemble.members import base_member
 from s3t.serving.ensemble.mixture import Mixture
 from s3t.serving.generation.completion import TextGenerator
 from s3t.serving.generation.kv_steps import find_kv_steps
-from s3t.training.node.rows import LabelledSet
 from s3t.training.prepare.clusters import prototypes_of, recipe_digest
 from s3t.training.prepare.recipe import recipe_of
 from s3t.types import Draw, NodeKey
@@ -172,28 +171,19 @@ class Predictor:
         Raises:
             IntegrityError: it names the base, which has no head here.
         """
-        if not mixture.base:
-            return ensemble.weighted(mixture.method, mixture.members, None)
-        if self._alone is None:
+        if mixture.base and self._alone is None:
             raise IntegrityError("weights name the base, which has no public head")
-        if not any(mixture.members):
-            return self.base_ensemble()
-        weights = [*mixture.members, mixture.base]
-        return ensemble.weighted(mixture.method, weights, self._alone)
+        return ensemble.weighted(mixture, self._alone)
 
     def base_ensemble(self) -> Ensemble:
         """The base alone; only where ``has_head``."""
         assert self._alone is not None
         return Ensemble(self._base, [self._alone], 1.0, "mean-probabilities", "uniform")
 
-    @staticmethod
-    def evidence(ensemble: Ensemble, rows: LabelledSet) -> Tensor:
-        """What an ensemble says of rows: log probabilities of all classes, float32 [n, C], or those
-        of the scored tokens, row by row, [tokens]; on the CPU."""
-        if rows.labels is not None:
-            tiny = torch.finfo(torch.float32).tiny
-            return ensemble.probabilities(rows.rows).clamp_min(tiny).log()
-        return -ensemble.token_losses(rows.rows)[rows.rows.scored[:, 1:].bool()]
+    @property
+    def alone(self) -> Member | None:
+        """The base as a member; None without a public head of a classifier."""
+        return self._alone
 
     @property
     def has_head(self) -> bool:

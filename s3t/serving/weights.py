@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,11 +29,23 @@ from s3t.training.node.rows import LabelledSet, encode_rows, evidence_rows
 from s3t.types import Digest, NodeKey
 
 if TYPE_CHECKING:
+    from s3t.config import Config
+    from s3t.model.inputs.encoders import ImageEncoder, TextEncoder
     from s3t.run.opened import OpenRun
-    from s3t.serving.ensemble.ensemble import Ensemble
+    from s3t.serving.ensemble.ensemble import Ensemble, Member
     from s3t.serving.predictor import Predictor
 
-__all__ = ["NoWeights", "PublicWeights", "keys_of", "mixture_of", "recorded_mixture"]
+__all__ = [
+    "Members",
+    "NoWeights",
+    "PublicWeights",
+    "fitted",
+    "keys_of",
+    "mixture_of",
+    "public_terms",
+    "recorded_mixture",
+    "said_of",
+]
 
 
 class NoWeights(S3TError):
@@ -81,62 +94,104 @@ class PublicWeights:
         of = {"nodes": keys, "rows": rows, "method": method, "base": based}
         recorded = self._opened.ledger.served.read()
         if recorded is None or recorded["of"] != of:
-            if method == "mean-adapters":
-                found = known or self._merged(uniform, len(keys), encoded)
-            else:
-                found = known or self._fitted(keys, rows, encoded, method)
+            found = known or self._fitted(keys, rows, encoded, uniform)
             recorded = self._opened.ledger.served.record(view, of, found.to_dict())
         if recorded is None:
             return None
         return mixture_of(recorded["values"], len(keys), based)
 
     def _fitted(
-        self, keys: Sequence[NodeKey], rows: Digest, encoded: LabelledSet, method: str
+        self, keys: Sequence[NodeKey], rows: Digest, encoded: LabelledSet, uniform: Ensemble
     ) -> Mixture:
-        found = []
-        for key in keys:
-            said = self._opened.run.store.evidence(key, rows)
-            if said is None:
-                raise NoWeights(
-                    "a node has no log probabilities of the public validation rows as they are "
-                    "now: s3t train computes them"
-                )
-            found.append(said)
-        if any(one.shape != found[0].shape for one in found):
-            raise NoWeights("log probabilities of the nodes are of different public rows")
-        return fit(torch.stack(found).cpu(), self._of_base(encoded), encoded.labels, method)
-
-    def _merged(self, uniform: Ensemble, members: int, encoded: LabelledSet) -> Mixture:
-        """Fitted by asking the merged adapter itself, since no node's evidence tells of it."""
-        model = self._model
-
-        def said(one: Mixture) -> Tensor:
-            return model.evidence(model.weighted(uniform, one), encoded)
-
-        return fit_merged(said, members, self._of_base(encoded), encoded.labels)
-
-    def _of_base(self, encoded: LabelledSet) -> Tensor | None:
-        """What the base alone says of the rows, asked once; None without a head."""
-        if self._base is None and self._model.has_head:
-            self._base = self._model.evidence(self._model.base_ensemble(), encoded)
-        return self._base
+        model, store = self._model, self._opened.run.store
+        if self._base is None and model.has_head:
+            self._base = said_of(model.base_ensemble(), encoded)
+        return fitted(
+            self._opened.config.aggregation.method,
+            Members([store.evidence(key, rows) for key in keys], uniform, model.alone),
+            self._base,
+            encoded,
+        )
 
     def _public(self) -> tuple[Digest, LabelledSet]:
-        """The digest of the public validation rows, and those that evidence is of; read until they
-        could be used once."""
+        """``public_terms`` of the run; read until they could be used once."""
         if self._rows is None:
-            config, labels = self._opened.config, self._opened.labels
-            rows = load_public(config, "validation", labels)
-            if config.data.public.adapt is not None:
-                count = overlap(rows, load_public(config, "adapt", labels))
-                if count:
-                    raise NoWeights(
-                        f"{count} of {len(rows)} rows of data.public.validation are in .adapt too, "
-                        "so weights cannot be fitted on them: divide the public rows"
-                    )
-            encoded = encode_rows(self._model.encoder, rows)
-            self._rows = rows.digest(), encoded.take(evidence_rows(encoded, len(labels)))
+            self._rows = public_terms(self._opened.config, self._opened.labels, self._model.encoder)
         return self._rows
+
+
+@dataclass(frozen=True)
+class Members:
+    """What weights are fitted for.
+
+    Attributes:
+        said: evidence of each member, by shard; None where there is none.
+        uniform: their ensemble without fitted weights.
+        alone: the base as one more member; None if it has no head.
+    """
+
+    said: Sequence[Tensor | None]
+    uniform: Ensemble
+    alone: Member | None
+
+
+def fitted(method: str, members: Members, base: Tensor | None, rows: LabelledSet) -> Mixture:
+    """The weights of members, fitted on public rows.
+
+    Args:
+        method: ``aggregation.method``.
+        members: of one view, at least one.
+        base: what the base says of the rows; None if it has no head.
+        rows: the public rows, as ``public_terms`` gives them.
+
+    Raises:
+        NoWeights: evidence is missing, or of other rows.
+    """
+    if method == "mean-adapters":  # no node's evidence tells of the merged adapter: it is asked
+
+        def merged(one: Mixture) -> Tensor:
+            return said_of(members.uniform.weighted(one, members.alone), rows)
+
+        return fit_merged(merged, len(members.said), base, rows.labels)
+    said = [one for one in members.said if one is not None]
+    if len(said) < len(members.said):
+        raise NoWeights(
+            "a node has no log probabilities of the public validation rows as they are now: s3t "
+            "train computes them"
+        )
+    if any(one.shape != said[0].shape for one in said):
+        raise NoWeights("log probabilities of the nodes are of different public rows")
+    return fit(torch.stack(said).cpu(), base, rows.labels, method)
+
+
+def said_of(ensemble: Ensemble, rows: LabelledSet) -> Tensor:
+    """What an ensemble says of rows: log probabilities of all classes, float32 [n, C], or those of
+    the scored tokens, row by row, [tokens]; on the CPU."""
+    if rows.labels is not None:
+        tiny = torch.finfo(torch.float32).tiny
+        return ensemble.probabilities(rows.rows).clamp_min(tiny).log()
+    return -ensemble.token_losses(rows.rows)[rows.rows.scored[:, 1:].bool()]
+
+
+def public_terms(
+    config: Config, labels: Sequence[str], encoder: TextEncoder | ImageEncoder
+) -> tuple[Digest, LabelledSet]:
+    """The digest of the public validation rows, and those of them that evidence is of.
+
+    Raises:
+        NoWeights: the base was adapted on some of them.
+        DataError: they cannot be read.
+    """
+    rows = load_public(config, "validation", labels)
+    if config.data.public.adapt is not None:
+        count = overlap(rows, load_public(config, "adapt", labels))
+        if count:
+            raise NoWeights(
+                f"{count} of {len(rows)} rows of data.public.validation are in .adapt too, so "
+                "weights cannot be fitted on them: divide the public rows"
+            )
+    encoded = encode_rows(encoder, rows)
+    return rows.digest(), encoded.take(evidence_rows(encoded, len(labels)))
 
 
 def keys_of(nodes: Sequence[Node | None]) -> list[NodeKey]:

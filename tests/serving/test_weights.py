@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from s3t.audit.audit import audit
+from s3t.audit.audited_run import AuditedRun
 from s3t.audit.findings import Claim
+from s3t.audit.leakage import snapshots
 from s3t.config import Config, load_config
 from s3t.data import load_public
 from s3t.errors import ConfigError
@@ -461,9 +463,9 @@ def merged(run: RunDir) -> RunDir:
 def test_a_mean_adapter_gets_a_coefficient_and_tells_what_merging_costs(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = fitting.PublicWeights._of_base
-    worse = lambda self, rows: real(self, rows) - 5  # noqa: E731  so that the base does not serve
-    monkeypatch.setattr(fitting.PublicWeights, "_of_base", worse)
+    real = fitting.fit_merged
+    worse = lambda said, count, base, labels: real(said, count, base - 5, labels)  # noqa: E731
+    monkeypatch.setattr(fitting, "fit_merged", worse)  # so that the base does not serve alone
     with S3T.load(merged(run).root) as service:
         plain, found = chances(service), weights_of(service)
         model, plan = service.serving.model(), run.plan()
@@ -500,6 +502,20 @@ def test_a_mean_adapter_of_a_language_model_is_never_below_its_base(texts: RunDi
         assert found.log_likelihood >= found.base_log_likelihood - 1e-6
         assert found.base == pytest.approx(1 - (found.coefficient or 0))
         assert service.generate(["person 3 says"], max_new_tokens=3)
+
+
+@pytest.mark.parametrize("merges", [False, True])
+def test_attacks_ask_what_is_served(run: RunDir, merges: bool) -> None:
+    if merges:
+        merged(run)
+    with S3T.load(run.root) as service:
+        service.deactivate([], ["p03"])
+        uniform, found = chances(service), weights_of(service)
+        served, rows = chances(service), service.serving.model().encode(ROWS)
+        assert found.base and not torch.allclose(served, uniform, atol=1e-4)
+    attacked = snapshots.after(AuditedRun(run))
+    assert attacked is not None
+    assert torch.allclose(attacked.probabilities(rows), served, atol=2e-6)
 
 
 def test_weighed_texts_are_continued_as_without_a_kv_cache(texts: RunDir) -> None:

@@ -24,6 +24,7 @@ from s3t.run import RunDir
 from s3t.service import S3T
 from s3t.serving.ensemble.ensemble import Ensemble, Member
 from s3t.serving.ensemble.members import base_member
+from s3t.serving.ensemble.mixture import Mixture
 from s3t.training.node.assignment import (
     Assignment,
     CacheSettings,
@@ -258,7 +259,8 @@ def test_the_base_is_one_more_member_without_prompts(family: str) -> None:
     members = members_of(base, (2, 1))
     own = base_member(base.depth, random_head(base.hidden_size, 9))
     plain = Ensemble(base, members, 1.0, "mean-probabilities", "uniform")
-    found = plain.weighted("mean-probabilities", [0.5, 0.2, 0.3], own).probabilities(rows)
+    mixture = Mixture("mean-probabilities", (0.5, 0.2), 0.3, None, 1, 0.0, 0.0)
+    found = plain.weighted(mixture, own).probabilities(rows)
     by_base = Ensemble(base, [own], 1.0, "mean-probabilities", "uniform").probabilities(rows)
     with torch.no_grad():
         first, second = (alone(base, member, rows) for member in members)

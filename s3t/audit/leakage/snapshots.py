@@ -11,7 +11,7 @@ ensemble come from node files that prove their keys.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from s3t.plan.trie import Node
 from s3t.run import RunDir
 from s3t.serving.ensemble.ensemble import Ensemble, Member
 from s3t.serving.ensemble.members import base_member
+from s3t.serving.weights import Members, NoWeights, fitted, keys_of, public_terms, said_of
 from s3t.store import write_durably
 from s3t.store.content import tensors_of
 from s3t.training.prepare.adapt import public_head
@@ -178,10 +179,39 @@ def _serving(
     prefixes = Schedule(plan.forest, plan.shards, scores.keys(), scores, hits).prefixes
     config, base = audited.config, audited.loaded.base
     members = [_member(run, plan, node, config) for node in prefixes if node is not None]
-    if not members and config.aggregation.falls_back:
-        head = read_public_head(audited.run.head_path, plan.base) if plan.recipe["labels"] else {}
-        members = [base_member(base.depth, head)]
-    return _ensemble(audited, base, members) if members else None
+    if members:
+        return _weighted(audited, run, keys_of(prefixes), _ensemble(audited, base, members))
+    if not config.aggregation.falls_back:
+        return None
+    return _ensemble(audited, base, [_alone(audited)])
+
+
+def _weighted(
+    audited: AuditedRun, run: RunDir, keys: Sequence[NodeKey], uniform: Ensemble
+) -> Ensemble:
+    """With the weights that are fitted for such nodes; uniform where they cannot be, as it is
+    served then."""
+    config, labels = audited.config, audited.plan.recipe["labels"]
+    if config.aggregation.weights != "public":
+        return uniform
+    based = not labels or audited.run.head_path.is_file()
+    alone = _alone(audited) if based else None
+    try:
+        digest, rows = public_terms(config, labels, audited.loaded.encoder)
+        members = Members([run.store.evidence(key, digest) for key in keys], uniform, alone)
+        base = None
+        if alone is not None:
+            base = said_of(_ensemble(audited, audited.loaded.base, [alone]), rows)
+        return uniform.weighted(fitted(config.aggregation.method, members, base, rows), alone)
+    except NoWeights:
+        return uniform
+
+
+def _alone(audited: AuditedRun) -> Member:
+    """The base as a member, with the run's public head if it classifies."""
+    base, classes = audited.loaded.base, audited.plan.recipe["labels"]
+    head = read_public_head(audited.run.head_path, base.fingerprint) if classes else {}
+    return base_member(base.depth, head)
 
 
 def _member(run: RunDir, plan: Plan, node: Node, config: Config) -> Member:

@@ -40,6 +40,7 @@ from s3t.serving.ensemble.members import (
     mean_by_entropy,
     shares,
 )
+from s3t.serving.ensemble.mixture import Mixture
 from s3t.serving.ensemble.prompts import MemberPrompts
 from s3t.serving.ensemble.routing import Router, TrunkPass
 from s3t.serving.ensemble.stack import AdapterStack
@@ -133,19 +134,22 @@ class Ensemble:
         """KV caches of the texts under way, by the object that holds a text; an entry goes with
         that object, or with this ensemble."""
 
-    def weighted(self, method: str, weights: Sequence[float], base: Member | None) -> Ensemble:
-        """The same members with other weights; what is stacked is shared.
+    def weighted(self, mixture: Mixture, alone: Member | None) -> Ensemble:
+        """The same members with fitted weights; what is stacked is shared.
 
         Args:
-            method: one of ``Mixture.method``.
-            weights: of the members, in the order in which they were given, and of the base behind
-                them if it is given.
-            base: the base as one more member, or None.
+            mixture: fitted on the members, in the order in which they were given.
+            alone: the base as one more member; None only if it has no weight.
         """
-        members = self._members if base is None else (*self._members, base)
-        return Ensemble(
-            self._base, members, self._scale, method, weights, before=self, tokens=self._by_token
-        )
+        if not mixture.base:
+            members, weights = self._members, mixture.members
+        else:
+            assert alone is not None
+            if not any(mixture.members):
+                return Ensemble(self._base, [alone], 1.0, "mean-probabilities", "uniform")
+            members, weights = (*self._members, alone), (*mixture.members, mixture.base)
+        scale, tokens = self._scale, self._by_token
+        return Ensemble(self._base, members, scale, mixture.method, weights, self, None, tokens)
 
     def unmerged(self) -> Ensemble:
         """The mean of the shards' answers, uniformly weighted, where these are merged."""
