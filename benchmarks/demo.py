@@ -2,8 +2,9 @@
 
     1  S3T on digits: 4 shards × 4 slices, 4 rotations, a ViT whose base has seen public data only
     2  the set tree at 60 % of the rotations' training; nodes that both have are trained once
-    3  beside them S3T as in the paper (a stage trains its block alone), SISA on the same shards
-       (one sequence) and one LoRA fine-tune on all private data
+    3  beside them S3T as in the paper (a stage trains query and value maps of its block alone, and
+       shards count alike), SISA on the same shards (one sequence) and one LoRA fine-tune on all
+       private data
     4  samples are forgotten one request after another while a thread keeps predicting
     5  a table and a picture: accuracy and surviving prefixes against deletions
     6  surviving nodes are trained again without the deleted samples: the bytes must be equal
@@ -53,7 +54,11 @@ FULL = (
 )
 SISA = ("sequences.budget=1", "stage.isolation=snapshot")
 TREE = ("sequences={strategy: tree, unit: slice-passes, budget: 24}",)
-PAPER = ("stage.isolation=layers",)
+PAPER = (
+    "stage.isolation=layers",
+    "lora.targets=[q_proj, v_proj]",
+    "aggregation.weights=uniform",
+)
 NAMES = {
     "s3t": "S3T, 4 rotations",
     "tree": "S3T, set tree",

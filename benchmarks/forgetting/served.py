@@ -131,7 +131,7 @@ def task_config(task: Task, folder: Path) -> Config:
                 "schedule": "cosine",
                 "max_grad_norm": 1.0,
             },
-            "aggregation": {"on_exhausted": "base"},
+            "aggregation": {"weights": "uniform", "on_exhausted": "base"},
             "training": {"workers": 1},  # one core, as for all methods
         }
     )

@@ -3,9 +3,10 @@
     a run that memorises ─► delete ─► attacked ─► purge ─► repair ─► attacked again
                                         └─ before, after, control   └─ before, repaired
 
-    digits    a small ViT on few images, many epochs
-    persons   a tiny GPT-2 on made rows with a number that only memory gives
-    authors   stories260k, a pretrained Llama, on TOFU's invented authors
+    digits      a small ViT on few images, many epochs
+    persons     a tiny GPT-2 on made rows with a number that only memory gives
+    authors     stories260k, a pretrained Llama, on TOFU's invented authors
+    isolations  nested and residual stages with public weights, at least 400 rows deleted, audited
 
 Invariant: each run memorises so much that the attacks tell its members before the deletion; else
 that they do not afterwards would show nothing.

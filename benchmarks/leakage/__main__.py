@@ -8,5 +8,5 @@ from benchmarks.leakage import OUTPUT
 from benchmarks.reports import main_of_all
 
 if __name__ == "__main__":
-    names = ("digits", "persons", "authors")
+    names = ("digits", "persons", "authors", "isolations")
     sys.exit(main_of_all("benchmarks.leakage", names, __doc__, OUTPUT))
