@@ -3,8 +3,8 @@
     python -m benchmarks.leakage.isolations [--output DIR] [--quick]
 
 Each task is trained in one shard. At least 400 rows are deleted at once (all of some slices). Then
-the run is audited with ``--retrain all`` and ``--from-scratch``, and attacked, by membership and by
-two snapshots. Tasks that need ../shared/data (S3T_SHARED_DATA) are skipped without it.
+the run is attacked, by membership and by two snapshots, purged, and audited with ``--retrain all``
+and ``--from-scratch``. Tasks that need ../shared/data (S3T_SHARED_DATA) are skipped without it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from s3t.audit.leakage.leakage import leakage
 from s3t.audit.leakage.report import Leakage
 from s3t.config import Config
 from s3t.run import RunDir
+from s3t.run.purge import purge
 from s3t.training.work.train import train
 
 __all__ = ["run"]
@@ -50,17 +51,22 @@ class _Task:
 _TREE = "{strategy: explicit, explicit: [[0, 1, 2, 3], [2, 3]]}"
 _TASKS = {
     "digits": _Task(
-        ("partition.slices=4", f"sequences={_TREE}", "stage.epochs=20", "lora.targets=auto"), (2, 3)
+        ("partition.slices=4", f"sequences={_TREE}", "stage.epochs=40", "lora.targets=auto"), (0, 1)
     ),
     "banking77": _Task(
-        ("sequences={strategy: explicit, explicit: [[0, 1, 2], [2, 0]]}", "stage.epochs=6"), (2,)
+        (
+            "sequences={strategy: explicit, explicit: [[0, 1, 2], [2, 0]]}",
+            "stage.epochs=4",
+            "data.private.split=train[:65%]",
+        ),
+        (2,),
     ),
     "shakespeare": _Task(
         (
             "partition.slices=4",
             f"sequences={_TREE}",
             "stage.epochs=6",
-            "data.private.split=train[:12%]",
+            "data.private.split=train[:16%]",
         ),
         (2, 3),
     ),
@@ -102,7 +108,7 @@ def _config(output: Path, name: str, task: _Task, isolation: str, quick: bool) -
 
 
 def _measured(config: Config, slices: tuple[int, ...]) -> dict[str, Any]:
-    """Train, delete, audit and attack one run."""
+    """Train, delete, attack, purge and audit one run."""
     started, run = time.monotonic(), RunDir(config.run_dir)
     shutil.rmtree(run.root, ignore_errors=True)
     train(config)
@@ -112,8 +118,9 @@ def _measured(config: Config, slices: tuple[int, ...]) -> dict[str, Any]:
         before = service.evaluate().to_dict()
         service.deactivate(ids)
         after = service.evaluate().to_dict()
-    judged = audit(run.root, retrain="all", from_scratch=True)
     attacked = leakage(run)
+    purge(run)
+    judged = audit(run.root, retrain="all", from_scratch=True)
     return {
         "deleted_samples": len(ids),
         "served": {"before": before, "after": after},
