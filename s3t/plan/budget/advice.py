@@ -204,8 +204,8 @@ def config_of(candidate: Candidate, question: Question, explicit: bool = False) 
         explicit: name a tree's sequences, so that the run has this very tree.
     """
     shape = f"partition: {{shards: {candidate.shards}, slices: {candidate.slices}}}\n"
-    section = candidate.stages.section(question.layers, candidate.slices)
-    stage = f"stage: {{{section}, epochs: {question.epochs}}}\n"
+    section = candidate.stages.section(question.layers, candidate.slices, question.epochs)
+    stage = f"stage: {{{section}}}\n"
     if candidate.kind != "tree":
         budget = len(candidate.sequences)
         return f"{shape}sequences: {{strategy: cyclic, budget: {budget}}}\n{stage}"
@@ -219,7 +219,7 @@ def config_of(candidate: Candidate, question: Question, explicit: bool = False) 
     utility = ", ".join(f"{value:.{max(digits, 0)}f}" for value in worth)
     return (
         f"{shape}sequences:\n  strategy: tree\n  unit: slice-passes\n"
-        f"  budget: {candidate.slice_passes}\n  horizon: {horizon:.6g}\n"
+        f"  budget: {candidate.slice_passes(question.epochs)}\n  horizon: {horizon:.6g}\n"
         f"  utility: [{utility}]\n{stage}"
     )
 

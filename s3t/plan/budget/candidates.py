@@ -103,11 +103,10 @@ class Candidate:
         values = {name: value for name, value in vars(self).items() if name != "sequences"}
         return values | {"stages": str(self.stages), "leaves": len(self.sequences)}
 
-    @property
-    def slice_passes(self) -> int:
+    def slice_passes(self, epochs: int) -> int:
         """Training cost of one shard in slice passes, as ``sequences.unit: slice-passes``
-        counts."""
-        return round(spent(self.sequences, self.stages.slices(self.slices).tolist()))
+        counts, of stages of which the first has so many epochs."""
+        return round(spent(self.sequences, self.stages.slices(self.slices, epochs).tolist()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +181,7 @@ def candidates(question: Question, whole: bool = False) -> Candidates:
     plans: list[tuple[Kind, Sequences]] = []
     parts = []
     for slices, shards in question.cells.items():
-        found = _plans(replace(question, stages=_grown_for(question.stages)), slices, shards)
+        found = _plans(_grown_for(question), slices, shards)
         if whole:
             found += tuple(("tree", _lengthened(plan, slices)) for _, plan in found[2:])
         parts.append(_weighed(question, slices, shards, [plan for _, plan in found], len(plans)))
@@ -191,9 +190,14 @@ def candidates(question: Question, whole: bool = False) -> Candidates:
     return Candidates(question, tuple(plans), *columns)
 
 
-def _grown_for(stages: Stages) -> Stages:
-    """The stages for which trees are grown: what protects well hardly depends on the isolation."""
-    return Stages("snapshot", current=stages.current)
+def _grown_for(question: Question) -> Question:
+    """The question for which trees are grown: what protects well hardly depends on the isolation,
+    and not at all on limits, so that few trees are grown for all of them."""
+    equal = question.stages.current or question.stages.falling
+    stages = Stages("snapshot", current=equal)
+    return replace(
+        question, stages=stages, max_passes=math.inf, max_bytes=math.inf, layer_bytes=None
+    )
 
 
 @lru_cache(maxsize=64)
@@ -213,7 +217,8 @@ def _plans(
 def _trees(question: Question, slices: int, shards: int) -> Iterator[Sequences]:
     """Set trees grown for one cell: each is the one before with one more chain."""
     training = question.samples / (shards * slices) * question.epochs
-    costs = tuple((question.stages.slices(slices) + question.overhead / training).tolist())
+    each = question.stages.slices(slices, question.epochs)
+    costs = tuple((each + question.overhead / training).tolist())
     worth, rotations = question.worth(shards, slices), cyclic(slices, slices)
     horizon = question.horizon(shards, slices)
     utility = tuple(worth.tolist())
@@ -241,7 +246,8 @@ def _weighed(
     stages = np.array([np.bincount([len(p) for p in n], minlength=slices + 1)[1:] for n in nodes])
     m = np.array(shards)
     isolation, layers = question.stages, question.layers
-    training = question.samples / slices * question.epochs * isolation.slices(slices)
+    each = isolation.slices(slices, question.epochs)
+    training = question.samples / slices * question.epochs * each
     overhead = question.overhead * stages.sum(axis=1)[:, None] * m
     passes = (stages @ training)[:, None] + overhead
     weighed = (stages @ (training * isolation.time(layers, slices)))[:, None] + overhead

@@ -44,6 +44,9 @@ layers: 0.983, 0.912, 0.74, 0.956; residual: 0.995, 1.035, 1.001 (not on banking
 the current slice: 0.978, on digits alone, where prefixes of 2 to 4 slices have 0.974, 0.972 and
 0.974."""
 
+_FALLING = -0.015
+"""What a full prefix loses where later stages take fewer epochs, so that all take as many steps."""
+
 
 @dataclass(frozen=True)
 class Stages:
@@ -54,14 +57,18 @@ class Stages:
         wider: layers that block 1 has more than by default, as far as there are layers.
         current: whether a stage trains on its last slice alone, so that all stages take as many
             steps (``stage.slices: current``).
+        falling: whether stage k takes a k-th of the first stage's epochs, rounded up, so that all
+            stages take about as many steps (``stage.epochs`` as a list).
     """
 
     isolation: Isolation = "nested"
     wider: int = 0
     current: bool = False
+    falling: bool = False
 
     def __str__(self) -> str:
         options = [", wide"] * bool(self.wider) + [", current"] * self.current
+        options += [", equal steps"] * self.falling
         return self.isolation + "".join(options)
 
     @property
@@ -69,9 +76,15 @@ class Stages:
         """Whether each slice needs a layer of its own."""
         return self.isolation == "layers"
 
-    def slices(self, slices: int) -> Floats:
-        """Slices that stage 1, 2, … L trains on, [L]."""
-        return np.ones(slices) if self.current else np.arange(1.0, slices + 1)
+    def slices(self, slices: int, epochs: int) -> Floats:
+        """Slice passes of stage 1, 2, … L, in the epochs of the first stage, [L]."""
+        seen = np.ones(slices) if self.current else np.arange(1.0, slices + 1)
+        found: Floats = seen * self.epochs(slices, epochs) / epochs
+        return found
+
+    def epochs(self, slices: int, epochs: int) -> list[int]:
+        """Epochs of stage 1, 2, … L, of which the first has ``epochs``, [L]."""
+        return [-(-epochs // (stage if self.falling else 1)) for stage in range(1, slices + 1)]
 
     def held(self, layers: int, slices: int) -> Floats:
         """Fraction of the layers that a node of stage 1, 2, … L holds, [L]."""
@@ -84,15 +97,17 @@ class Stages:
     def factor(self, layers: int, slices: int) -> Floats:
         """Worth of a prefix of 1, 2, … L slices beside a snapshot on the same samples, [L]."""
         later = np.arange(slices) / max(slices - 1, 1)
-        change = _LATER["current" if self.current else self.isolation]
+        change = _LATER["current" if self.current else self.isolation] + _FALLING * self.falling
         reached = [(layers - lo) / layers for lo, _ in self._trained(layers, slices)]
         factor: Floats = np.interp(reached, *_REACHED) * (1 + change * later)
         return factor
 
-    def section(self, layers: int, slices: int) -> str:
+    def section(self, layers: int, slices: int, epochs: int) -> str:
         """The keys of the config's section ``stage`` that ask for it."""
         first = f", first_block: {self._first(layers, slices)}" if self.wider else ""
-        return f"isolation: {self.isolation}{first}" + (", slices: current" if self.current else "")
+        first += ", slices: current" if self.current else ""
+        each = self.epochs(slices, epochs)
+        return f"isolation: {self.isolation}{first}, epochs: {each if self.falling else epochs}"
 
     def _trained(self, layers: int, slices: int) -> tuple[tuple[int, int], ...]:
         first = self._first(layers, slices) if self.wider else None
@@ -109,6 +124,8 @@ KINDS = (
     Stages("nested", wider=2),
     Stages("residual"),
     Stages("residual", current=True),
+    Stages("nested", falling=True),
+    Stages("residual", falling=True),
     Stages("layers"),
     Stages("snapshot"),
 )

@@ -150,7 +150,7 @@ def test_the_config_brings_a_tree_as_cheap_and_as_good(
     brief = asked(found)
     monkeypatch.setattr(settree, "_SHAKES", 8)  # restarts of the search
     grown = sequences_for("tree", brief)
-    assert spent(grown, brief.node_costs) <= brief.budget == one.slice_passes
+    assert spent(grown, brief.node_costs) <= brief.budget == one.slice_passes(question.epochs)
     table = length_table(prefixes(grown), one.slices)
     occupied = occupancy_along(one.slices, one.shards * one.slices, question.deletions)[0]
     sizes = set_sizes(one.slices)

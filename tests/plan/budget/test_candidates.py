@@ -70,7 +70,7 @@ def test_costs_and_storage() -> None:
         passes = one.shards * sum(len(node) * per_slice * 3 + 11 for node in nodes)
         assert one.passes == pytest.approx(passes)
         assert one.nodes == one.shards * len(nodes)
-        assert one.slice_passes == sum(map(len, nodes))
+        assert one.slice_passes(question.epochs) == sum(map(len, nodes))
         # 8 layers in 3 blocks: 3, 3, 2; a nested stage holds its block and those above
         sizes = [8 // one.slices + (k < 8 % one.slices) for k in range(one.slices)]
         layers = one.shards * sum(sum(sizes[: len(node)]) for node in nodes)

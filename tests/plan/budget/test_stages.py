@@ -18,7 +18,7 @@ from s3t.plan.budget.question import Question
 from s3t.plan.budget.stages import KINDS, Stages, one_lora_curve
 from s3t.plan.budget.target import worths
 
-NESTED, WIDE, RESIDUAL, CURRENT, LAYERS, SNAPSHOT = KINDS
+NESTED, WIDE, RESIDUAL, CURRENT, EQUAL, _, LAYERS, SNAPSHOT = KINDS
 
 
 def test_public_names() -> None:
@@ -31,6 +31,7 @@ def test_public_names() -> None:
         (NESTED, [1, 2, 3], [3, 6, 8], [3, 6, 8]),
         (WIDE, [1, 2, 3], [5, 7, 8], [5, 7, 8]),
         (RESIDUAL, [1, 2, 3], [8, 8, 8], [8, 8.8, 8.8]),
+        (EQUAL, [1, 1, 1], [3, 6, 8], [3, 6, 8]),
         (CURRENT, [1, 1, 1], [8, 8, 8], [8, 8.8, 8.8]),
         (LAYERS, [1, 2, 3], [3, 3, 2], [3, 6, 8]),
         (SNAPSHOT, [1, 2, 3], [8, 8, 8], [8, 8, 8]),
@@ -40,17 +41,19 @@ def test_public_names() -> None:
 def test_eight_layers_in_three_stages(
     kind: Stages, slices: list[float], held: list[float], time: list[float]
 ) -> None:
-    assert kind.slices(3).tolist() == slices
+    assert kind.slices(3, 6).tolist() == slices
     assert kind.held(8, 3) * 8 == pytest.approx(held)
     assert kind.time(8, 3) * 8 == pytest.approx(time)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_the_section_of_a_config_asks_for_it(kind: Stages) -> None:
-    section = yaml.safe_load(f"{{{kind.section(8, 3)}}}")
+    section = yaml.safe_load(f"{{{kind.section(8, 3, 10)}}}")
     config = StageConfig.model_validate(section)
     assert config.isolation == kind.isolation
     assert (config.slices == "current") == kind.current
+    assert [config.epochs_of(stage) for stage in (1, 2, 3)] == kind.epochs(3, 10)
+    assert kind.epochs(3, 10) == ([10, 5, 4] if kind.falling else [10, 10, 10])
     trained = trained_layers(config.isolation, 8, 3, config.first_block, config.span)
     assert list(stage_time(config.isolation, trained, 8)) == kind.time(8, 3).tolist()
 
@@ -123,12 +126,13 @@ def test_costs_and_storage_follow_the_stages() -> None:
             passes, time, held = (
                 values.tolist()
                 for values in (
-                    kind.slices(one.slices),
+                    kind.slices(one.slices, 3),
                     kind.time(8, one.slices),
                     kind.held(8, one.slices),
                 )
             )
-            assert one.slice_passes == sum(passes[k] for k in of)
-            assert one.passes == pytest.approx(1200 * 3 * one.slice_passes / one.slices)
+            total = sum(passes[k] for k in of)
+            assert one.slice_passes(3) == round(total)
+            assert one.passes == pytest.approx(1200 * 3 * total / one.slices)
             assert one.cost == pytest.approx(sum(passes[k] * time[k] for k in of) / one.slices)
             assert one.adapters == pytest.approx(one.shards * sum(held[k] for k in of))
