@@ -23,6 +23,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import yaml
 
 from benchmarks.adoption import on_base_of, trained
 from benchmarks.deletion_budget import OUTPUT
@@ -39,7 +40,7 @@ from s3t.plan.budget.target import worths
 
 __all__ = ["run"]
 
-SHARDS, SLICES, DELETIONS = 4, 4, 24
+SHARDS, SLICES, DELETIONS, EPOCHS = 4, 4, 24, 10
 WEAK = ("model.adapt.rotations=true", "stage.head=fresh")
 PLAN = (
     f"sequences={{strategy: cyclic, budget: {SLICES}}}",
@@ -58,8 +59,8 @@ def run(output: Path, quick: bool) -> dict[str, Any]:
     layers = int(load_config(CONFIG).model.make.layers)
     entries = []
     for kind in _distinct(layers):
-        section = kind.section(layers, SLICES).split(", ")
-        stage = [f"stage.{key}={value}" for key, value in (part.split(": ") for part in section)]
+        section = yaml.safe_load(f"{{{kind.section(layers, SLICES, 1 if quick else EPOCHS)}}}")
+        stage = [f"stage.{key}={value}" for key, value in section.items()]
         name = str(kind).replace(", ", "-")
         done = trained(_placed((*words, *base, *stage), folder / name))
         measured = _measured(Scorer(done.run, {}), 1 if quick else 20, one_lora)

@@ -69,6 +69,11 @@ def sides(task: Task) -> list[Side]:
         "residual": (whole, tree, "stage.isolation=residual"),
         "residual, current": (whole, tree, "stage.isolation=residual", "stage.slices=current"),
     }
+    finer = {
+        f"{name}, finer slices": (*weighted[name][:1], *task.finer, *weighted[name][2:])
+        for name in (NESTED, "residual")
+        if task.finer
+    }
     ways = [weights for weights in WEIGHTS if task.metric == "perplexity" or weights != "entropy"]
     return [
         *(Side(name, ways[0], words) for name, words in published.items()),
@@ -78,6 +83,7 @@ def sides(task: Task) -> list[Side]:
             for name, words in weighted.items()
             if name in MERGED or not way.startswith("merged")
         ),
+        *(Side(name, "public", words) for name, words in finer.items()),
     ]
 
 

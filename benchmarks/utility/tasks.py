@@ -57,6 +57,7 @@ class Task:
         prepare: from the shared data, a folder, the seed and whether it is a quick look.
         by_subject: whether persons are deleted, the one with the most samples first.
         repairs: whether the run is repaired after the last deletion.
+        finer: overrides for more and smaller slices, which last longer and cost more; or none.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Task:
     prepare: Callable[[Path, Path, int, bool], Prepared] = lambda *_: Prepared()
     by_subject: bool = False
     repairs: bool = False
+    finer: tuple[str, ...] = ()
 
     def missing(self) -> str:
         """Why the task cannot run here; empty if it can."""
@@ -202,6 +204,7 @@ _DIGITS = Task(
     points=(1, 2, 4, 8, 16, 24),
     few=(4, 12, 24),
     metric="accuracy",
+    finer=("partition.slices=8", "sequences={strategy: tree, budget: 8}"),
 )
 _BANKING = Task(
     name="banking77",
