@@ -5,10 +5,12 @@
 Each task is trained in one shard. At least 400 rows are deleted at once (all of some slices). Then
 the run is attacked, by membership and by two snapshots, purged, and audited with ``--retrain all``
 and ``--from-scratch``. Tasks that need ../shared/data (S3T_SHARED_DATA) are skipped without it.
+What was measured is kept beside its run, and not measured again.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import table
+from benchmarks.environment import table, write_json
 from benchmarks.leakage import OUTPUT
 from benchmarks.prepared_data import ROOT
 from benchmarks.reports import Report, main
@@ -25,10 +27,12 @@ from s3t import S3T, load_config
 from s3t.audit.audit import audit
 from s3t.audit.leakage.leakage import leakage
 from s3t.audit.leakage.report import Leakage
-from s3t.config import Config
+from s3t.config import Config, dump_config
 from s3t.run import RunDir
 from s3t.run.purge import purge
+from s3t.training.prepare.recipe import ENGINE
 from s3t.training.work.train import train
+from s3t.types import digest
 
 __all__ = ["run"]
 
@@ -82,7 +86,7 @@ def run(output: Path, quick: bool) -> dict[str, Any]:
             continue
         for isolation in ISOLATIONS:
             title = f"{name}, {isolation}"
-            found[title] = _measured(_config(output, name, task, isolation, quick), task.slices)
+            found[title] = _kept(_config(output, name, task, isolation, quick), task.slices)
             print(f"{title}: {found[title]['seconds']} s", flush=True)
     rows = [[title, *row] for title, one in found.items() for row in _rows(one)]
     head = ["", "deleted", "audit", "attack", "before", "deleted", "control", "two snapshots"]
@@ -105,6 +109,17 @@ def _config(output: Path, name: str, task: _Task, isolation: str, quick: bool) -
         f"output={output / 'runs' / f'{name}-{isolation}'}",
     )
     return load_config(ROOT / "configs" / f"{shared.config}.yaml", words)
+
+
+def _kept(config: Config, slices: tuple[int, ...]) -> dict[str, Any]:
+    """What was measured of this config, or is measured now."""
+    root = config.run_dir
+    path = root.parent / f"{root.name}-{digest([ENGINE, dump_config(config), *slices])[:8]}.json"
+    if path.exists():
+        kept: dict[str, Any] = json.loads(path.read_text())
+        return kept
+    write_json(path, measured := _measured(config, slices))
+    return measured
 
 
 def _measured(config: Config, slices: tuple[int, ...]) -> dict[str, Any]:
