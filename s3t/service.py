@@ -13,11 +13,11 @@ lineage holds a deleted sample. Answers that were under way have ended by then: 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from s3t.errors import InputError
 from s3t.ledger import Deletion, Ledger, Receipt
@@ -385,20 +385,30 @@ class S3T:
 
         return pipeline_of(self.serving, self.config, self._opened.labels, **options)
 
-    def evaluate(self) -> Evaluation:
+    @overload
+    def evaluate(self) -> Evaluation: ...
+    @overload
+    def evaluate(self, ends: Callable[[], bool]) -> Evaluation | None: ...
+
+    def evaluate(self, ends: Callable[[], bool] | None = None) -> Evaluation | None:
         """Accuracy, or perplexity for a language model, on the public test data; the base's too.
 
-        Waits until weights of the view in force are fitted, if they are to be.
+        Waits until weights of the view in force are fitted, if they are to be. A deletion waits
+        for a part of the rows alone; the evaluation then begins again. It is recorded in the
+        ledger, for status and the page.
+
+        Args:
+            ends: asked between parts; if it says so, the evaluation is given up.
+
+        Returns:
+            the evaluation; None if it was given up.
 
         Raises:
             ExhaustedError, IntegrityError: as ``predict``.
         """
-        model = self.serving.model()
-        self.serving.settle_weights()
-        found = self.serving.answer(model.evaluation)
-        fitted = self.serving.fitted(found.view)
-        found = replace(found, base=model.base_value(), validation=fitted)
-        self.serving.record_evaluation(found)
+        found = self.serving.evaluation(ends)
+        if found is not None:
+            self.serving.record_evaluation(found)
         return found
 
 

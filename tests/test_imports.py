@@ -76,7 +76,7 @@ DOORS = {
     ),
     "fsspec": ("s3t.store.objects",),
     "cryptography": ("s3t.store", "s3t.ledger"),
-    "matplotlib": ("s3t.cli.budget_picture",),
+    "matplotlib": ("s3t.cli.pictures",),
     "psycopg": ("s3t.ledger",),
     "fastapi": ("s3t.server",),
     "starlette": ("s3t.server",),

@@ -737,6 +737,30 @@ def test_evaluate_is_accuracy_of_predict(service: S3T, digits_run: Path) -> None
         service.deactivate([one_of_each(digits_run)[0, view][0]])
 
 
+def test_a_deletion_waits_for_a_part_of_an_evaluation_which_begins_again(
+    service: S3T, digits_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked, receipts = service.serving.model(), [], []
+    tally, victim = model.tally, one_of_each(digits_run)[0, 0][0]
+
+    def deleting(part: slice, ensemble: Any) -> Any:
+        asked.append(part)
+        if len(asked) == 1:  # in a thread, as another request: it is not held up until the end
+            thread = threading.Thread(target=lambda: receipts.append(service.deactivate([victim])))
+            thread.start()
+            until(lambda: service.ledger.view() == 1)
+        elif len(asked) == 2:
+            until(lambda: bool(receipts))
+        return tally(part, ensemble)
+
+    monkeypatch.setattr(model, "tally", deleting)
+    assert len(model.test_parts) > 1
+    found = service.evaluate()
+    assert receipts[0].effective_at is not None and found.view == 1
+    assert asked[-len(model.test_parts) :] == list(model.test_parts)
+    assert service.evaluate(lambda: True) is None
+
+
 def test_predictions_are_whole(service: S3T, images: list[np.ndarray]) -> None:
     found = service.predict(images)
     for one in found:

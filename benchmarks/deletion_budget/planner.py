@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.deletion_budget import OUTPUT
 from benchmarks.environment import median, table
 from benchmarks.reports import Report, main
-from s3t.cli.budget_picture import draw_budget
+from s3t.cli.pictures import draw_budget
 from s3t.plan.budget.advice import Budget, advise
 from s3t.plan.budget.candidates import candidates
 from s3t.plan.budget.curve import Linear, Power

@@ -19,6 +19,7 @@ __all__ = [
     "MaxLoss",
     "Merging",
     "Overrides",
+    "Picture",
     "Rank",
     "RunPath",
     "app",
@@ -50,6 +51,7 @@ Rank = Annotated[
     int | None,
     typer.Option("--rank", metavar="R", help="cut the merged adapter to this rank, by SVD"),
 ]
+Picture = Annotated[Path | None, typer.Option(help="draw the result to this file: png, svg or pdf")]
 MaxLoss = Annotated[
     float | None,
     typer.Option(help="refuse a merged adapter that loses more than this to the ensemble"),

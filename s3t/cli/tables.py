@@ -141,14 +141,14 @@ def insurance_lines(found: Any) -> Iterator[str]:
     known = question.layer_bytes is not None
     unit = "bytes" if known else "adapters"
     yield (
-        f"stages             shards  slices  plan          leaves  nodes   cost  {unit:>14s}  "
+        f"stages                 shards  slices  plan          leaves  nodes   cost  {unit:>14s}  "
         "start  along    end  exhausted"
     )
     for offer in found.offers:
         one = offer.plan
         stored = f"{one.bytes:,d}" if known else f"{one.adapters:,.1f}"
         yield (
-            f"{one.stages!s:17s}  {one.shards:6d}  {one.slices:6d}  {one.kind:12s}  "
+            f"{one.stages!s:21s}  {one.shards:6d}  {one.slices:6d}  {one.kind:12s}  "
             f"{len(one.sequences):6d}  {one.nodes:5d}  {one.cost:5.2f}  {stored:>14s}  "
             f"{offer.start:5.3f}  {offer.along:5.3f}  {offer.end:5.3f}  {one.exhausted:9.2g}"
             + ("  ◄" if offer is found.recommended else "" if offer.reached else "  short")

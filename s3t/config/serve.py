@@ -69,6 +69,11 @@ class ServeConfig(Section):
     job_samples: Natural = Field(
         1000, description="a deletion that names more samples and persons is done in the background"
     )
+    evaluate: Annotated[float, Field(ge=0)] = Field(
+        60.0,
+        description="seconds between looks at whether what serves was evaluated on the public test "
+        "rows, which is done then; 0 never",
+    )
     open_metrics: bool = Field(False, description="serve /metrics without a token")
     drain: _Seconds = Field(
         30.0, description="seconds to finish what is under way when the service ends"

@@ -2,10 +2,12 @@
 
     fitted by a process ─► one row, if it is still of the present view ─► taken up by the others
     a deletion of samples ─► no row
+    evaluated ─► one more figure of the history ─► a purge takes away those of older views
 
-Invariant: what is recorded came of nodes that all live. A deletion takes the rows away in its own
+Invariants: what is recorded came of nodes that all live. A deletion takes the rows away in its own
 transaction, and nothing of an older view is recorded after it. So the log, which keeps what it is
-told for good, holds none of this.
+told for good, holds none of this. Figures of the history are shown and nothing else is done with
+them; none outlives the weights that it is of.
 """
 
 from __future__ import annotations
@@ -17,13 +19,29 @@ import sqlalchemy as sa
 
 from s3t.ledger.database import schema
 from s3t.ledger.database.database import Database
+from s3t.ledger.log import chain
 from s3t.ledger.log.state import LogReader
+from s3t.ledger.samples import counters
 
-__all__ = ["EVALUATION", "RECORDS", "WEIGHTS", "ServedRecords", "forget_records", "record_of"]
+__all__ = [
+    "EVALUATION",
+    "HISTORY",
+    "RECORDS",
+    "WEIGHTS",
+    "ServedRecords",
+    "forget_history",
+    "forget_records",
+    "history_of",
+    "record_of",
+]
 
 WEIGHTS, EVALUATION = "weights", "evaluation"
 RECORDS = (WEIGHTS, EVALUATION)
 """Keys of the table ``run`` under which they lie."""
+HISTORY = "evaluations"
+"""Key of the table ``run`` with the figures of all views since the last purge."""
+_KEPT = 500
+"""Figures of the history, at most; the oldest go."""
 
 _FORGET = sa.delete(schema.run).where(schema.run.c.key.in_(RECORDS))
 
@@ -66,6 +84,45 @@ class ServedRecords:
             found = {"of": of, "view": view, "values": values}
             schema.set_value(connection, key, json.dumps(found))
             return found
+
+    def record_evaluation(self, view: int, of: dict[str, Any], values: dict[str, Any]) -> None:
+        """Record an evaluation of what serves, and remember its figures beside the earlier ones.
+
+        Args:
+            view, of, values: as ``record``.
+        """
+        if self.record(view, of, values, EVALUATION) is None:
+            return
+        with self._reader.transaction(writes=True, synced=False) as (connection, log):
+            if log.view != view:
+                return
+            earlier = history_of(schema.value(connection, HISTORY))
+            others = [one for one in earlier if one["view"] != view]
+            _, deleted = counters.totals(connection)
+            now = {"view": view, "at": chain.now(), "deleted": deleted, **values}
+            schema.set_value(connection, HISTORY, json.dumps([*others, now][-_KEPT:]))
+
+    def history(self) -> list[dict[str, Any]]:
+        """Figures of evaluations since the last purge, by view: ``view``, ``at``, ``deleted``
+        samples, and the values of the record."""
+        with self._database.transaction() as connection:
+            return history_of(schema.value(connection, HISTORY))
+
+
+def forget_history(connection: sa.Connection, view: int) -> None:
+    """Take the figures of views before this one away, in the transaction of a purge."""
+    left = [one for one in history_of(schema.value(connection, HISTORY)) if one["view"] >= view]
+    schema.set_value(connection, HISTORY, json.dumps(left))
+
+
+def history_of(text: str | None) -> list[dict[str, Any]]:
+    """The history as it lies in the table; what cannot be understood is left out."""
+    try:
+        found = json.loads(text or "[]")
+    except ValueError:
+        return []
+    each = found if isinstance(found, list) else []
+    return [one for one in each if isinstance(one, dict) and isinstance(one.get("view"), int)]
 
 
 def forget_records(connection: sa.Connection) -> None:

@@ -18,12 +18,14 @@ def overview(opened: OpenRun) -> dict[str, Any]:
     """Shards × slices, what serves, and the state of every node, at the ledger's present view.
 
     Returns:
-        ``hits`` as [shard, slice]; ``jobs`` and ``callbacks`` that wait; ``serving`` the prefix of
-        each shard; ``nodes`` with ``state`` ``serving`` (part of the prefix that serves),
-        ``alive``, ``dead`` or ``missing``.
+        ``name`` of the run; ``hits`` as [shard, slice]; ``jobs`` and ``callbacks`` that wait;
+        ``evaluations`` since the last purge, each with its ``view`` and the samples ``deleted`` by
+        then; ``serving`` the prefix of each shard; ``nodes`` with ``state`` ``serving`` (part of
+        the prefix that serves), ``alive``, ``dead`` or ``missing``.
     """
     now, generation, nodes = survey(opened)
     return {
+        "name": opened.config.name,
         "view": now.view,
         "generation": generation,
         "shards": len(now.shards),
@@ -35,6 +37,7 @@ def overview(opened: OpenRun) -> dict[str, Any]:
         "hits": [[one.shard, part] for one in now.shards for part in one.slices_hit],
         "jobs": now.jobs,
         "callbacks": now.callbacks,
+        "evaluations": opened.ledger.served.history(),
         "serving": [list(one.prefix) for one in now.shards],
         "nodes": [
             {

@@ -6,6 +6,7 @@
                                  ├─ streams          completions
                                  ├─ deletions        deletions, their jobs and callbacks
                                  ├─ maintenance      repair, purge, reload
+                                 ├─ evaluation       on the public test rows, now and then
                                  ├─ lookups, probes  thread pools for requests that only read
                                  └─ metrics, failures
 
@@ -25,6 +26,7 @@ from s3t.server.metrics import Metrics
 from s3t.server.security.access import AccessControl
 from s3t.server.security.tokens import TokenFile, token_path
 from s3t.server.work.batcher import Batcher
+from s3t.server.work.evaluation import RegularEvaluation
 from s3t.server.work.maintenance import Maintenance
 from s3t.server.work.streams import Streams
 from s3t.server.work.threads import ThreadPool
@@ -51,6 +53,7 @@ class Service:
         streams: completions.
         deletions: deletions, their jobs and callbacks.
         maintenance: repair, purge and reload.
+        evaluation: how what serves does on the public test rows.
         lookups: threads for routes that only read.
         probes: a thread for the ledger read of ``/metrics``.
         draining: the process is about to end and accepts no new work.
@@ -64,13 +67,15 @@ class Service:
         self.streams = Streams(config.streams, self.metrics)
         self.deletions = DeletionService(model, config, insecure)
         self.maintenance = Maintenance(model)
+        self.evaluation = RegularEvaluation(model, config.evaluate)
         self.lookups = ThreadPool("lookups", 2, 32)
         self.probes = ThreadPool("probes", 1, 4)
         self.draining = False
 
     def start(self) -> None:
-        """Start the threads of deletion jobs and callbacks."""
+        """Start the threads of deletion jobs, callbacks and evaluations."""
         self.deletions.start()
+        self.evaluation.start()
 
     def close(self) -> None:
         """Wait for work under way. The model stays open."""
@@ -79,6 +84,7 @@ class Service:
         self.streams.close()
         self.deletions.close()
         self.maintenance.close()
+        self.evaluation.close()
         self.lookups.close()
         self.probes.close()
 

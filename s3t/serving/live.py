@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from s3t.errors import DamagedNodeError, ExhaustedError, IntegrityError, S3TError
 from s3t.ledger import Deletion, Receipt
-from s3t.ledger.served import EVALUATION
 from s3t.plan.blocks import serving_nodes
 from s3t.plan.trie import Node
 from s3t.run import prove_locks
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from s3t.serving.ensemble.mixture import Mixture
     from s3t.serving.fitting import WeightFitter, WeightState
     from s3t.serving.generation.completion import Completion
-    from s3t.serving.predictor import Evaluation, Predictor
+    from s3t.serving.predictor import Evaluation, Predictor, Tally
     from s3t.store import Stamp
 
 __all__ = ["Serving"]
@@ -229,13 +229,38 @@ class Serving:
         been answered yet."""
         return None if self._fitter is None else self._fitter.state(self._views.current)
 
-    def fitted(self, view: int) -> Mixture | None:
-        """The fitted weights of the view in force, if it is this one and has them."""
-        current = self._views.current
-        return current.mixture if current is not None and current.view == view else None
+    def evaluation(self, ends: Callable[[], bool] | None = None) -> Evaluation | None:
+        """How the view in force does on the public test rows, once its weights are fitted.
+
+        The rows are answered in parts, so that a deletion waits for one part; if another view or
+        other weights come meanwhile, all begins again.
+
+        Args:
+            ends: asked before each part; if it says so, there is no evaluation.
+
+        Raises:
+            ExhaustedError, IntegrityError, UnavailableError: as ``answer``.
+        """
+        model = self.model()
+        while True:
+            self.settle_weights()
+            tallies: list[Tally] = []
+            views: list[ServingView] = []
+            for part in model.test_parts:
+                if ends is not None and ends():
+                    return None
+                tally, pinned = self._answered(partial(_tallied, model, part))
+                tallies.append(tally)
+                views.append(pinned)
+                if pinned is not views[0]:
+                    break
+            else:
+                found = model.evaluation_of(tallies, views[0].view)
+                return replace(found, base=model.base_value(), validation=views[0].mixture)
 
     def record_evaluation(self, found: Evaluation) -> None:
-        """Have status tell an evaluation of the view in force, until the next deletion."""
+        """Have status tell an evaluation of the view in force, until the next deletion, and the
+        page its figures until the next purge."""
         current = self._views.current
         if current is None or current.view != found.view:
             return
@@ -244,7 +269,7 @@ class Serving:
         values = {name: getattr(found, name) for name in ("metric", "value", "base", "samples")}
         try:
             of = {"nodes": nodes, "weights": fitted}
-            self._opened.ledger.served.record(found.view, of, values, EVALUATION)
+            self._opened.ledger.served.record_evaluation(found.view, of, values)
         except S3TError as error:
             _log.warning("the evaluation is not recorded: %s", error)
 
@@ -482,3 +507,9 @@ class Serving:
                 self._take_up(self.model(), view)
         self._views.wait(view, seconds)
         return self._views.oldest(view)
+
+
+def _tallied(
+    model: Predictor, part: slice, ensemble: Ensemble, pinned: ServingView
+) -> tuple[Tally, ServingView]:
+    return model.tally(part, ensemble), pinned

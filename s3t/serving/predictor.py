@@ -13,7 +13,7 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -43,9 +43,11 @@ from s3t.training.prepare.clusters import prototypes_of, recipe_digest
 from s3t.training.prepare.recipe import recipe_of
 from s3t.types import Draw, NodeKey
 
-__all__ = ["Evaluation", "Prediction", "Predictor"]
+__all__ = ["Evaluation", "Prediction", "Predictor", "Tally"]
 
 _log = logging.getLogger(__name__)
+_PART = 128
+"""Test rows of one part of an evaluation: a deletion waits for one part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,19 @@ class Evaluation:
             **({} if self.ensemble is None else {"ensemble": self.ensemble}),
             "validation": None if self.validation is None else self.validation.to_dict(),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What some test rows add to an evaluation.
+
+    Attributes:
+        served: right answers of a classifier; sum of the tokens' losses of a language model, nats.
+        unmerged: where adapters are merged, the same of the mean of the shards' answers.
+    """
+
+    served: float
+    unmerged: float | None = None
 
 
 class Predictor:
@@ -362,24 +377,56 @@ class Predictor:
         if self._alone is None:
             return None
         if self._base_value is None:
-            self._base_value = self._evaluated(self.base_ensemble(), 0).value
+            base = self.base_ensemble()
+            self._base_value = self.evaluation(base, 0).value
         return self._base_value
 
     def evaluation(self, ensemble: Ensemble, view: int) -> Evaluation:
         """The metric on the public test rows; where adapters are merged also the ensemble's."""
-        found = self._evaluated(ensemble, view)
-        if self._config.aggregation.method != "mean-adapters" or not ensemble.shards:
-            return found
-        return replace(found, ensemble=self._evaluated(ensemble.unmerged(), view).value)
+        tallies = [self.tally(part, ensemble) for part in self.test_parts]
+        return self.evaluation_of(tallies, view)
 
-    def _evaluated(self, ensemble: Ensemble, view: int) -> Evaluation:
+    @cached_property
+    def test_parts(self) -> tuple[slice, ...]:
+        """The public test rows in parts that each take little time, in order."""
+        return tuple(slice(at, at + _PART) for at in range(0, len(self._test[0]), _PART))
+
+    def tally(self, part: slice, ensemble: Ensemble) -> Tally:
+        """What some of the public test rows add to an evaluation."""
+        merges = self._config.aggregation.method == "mean-adapters" and ensemble.shards
+        unmerged = self._tallied(part, ensemble.unmerged()) if merges else None
+        return Tally(self._tallied(part, ensemble), unmerged)
+
+    def evaluation_of(self, tallies: Sequence[Tally], view: int) -> Evaluation:
+        """The evaluation of all test rows.
+
+        Args:
+            tallies: of all parts.
+            view: the one that answered them all.
+        """
         rows, labels = self._test
-        if labels is not None:
-            right = int((ensemble.probabilities(rows).argmax(dim=1) == labels).sum())
-            return Evaluation("accuracy", right / len(rows), len(rows), view)
-        lost = ensemble.token_losses(rows).double().sum()
-        mean = float(lost / rows.scored[:, 1:].sum())
-        return Evaluation("perplexity", math.exp(mean), len(rows), view)
+        terms = len(rows) if labels is not None else int(rows.scored[:, 1:].sum())
+
+        def value(each: Sequence[float]) -> float:
+            mean = math.fsum(each) / terms
+            return mean if labels is not None else math.exp(mean)
+
+        apart = [one.unmerged for one in tallies if one.unmerged is not None]
+        return Evaluation(
+            "perplexity" if labels is None else "accuracy",
+            value([one.served for one in tallies]),
+            len(rows),
+            view,
+            ensemble=value(apart) if apart else None,
+        )
+
+    def _tallied(self, part: slice, ensemble: Ensemble) -> float:
+        """Right answers, or the sum of the tokens' losses."""
+        rows, labels = self._test
+        some = rows.rows(part)
+        if labels is None:
+            return float(ensemble.token_losses(some).double().sum())
+        return float((ensemble.probabilities(some).argmax(dim=1) == labels[part]).sum())
 
     @cached_property
     def _test(self) -> tuple[Encoded, Tensor | None]:

@@ -475,7 +475,9 @@ def test_forecast(digits_run: Path, s3t: Run) -> None:
 
 
 def test_forecast_without_a_rate(text_run: Path, s3t: Run) -> None:
-    lines = s3t("forecast", text_run).out.splitlines()
+    picture = text_run / "left.svg"
+    lines = s3t("forecast", text_run, "--picture", picture).out.splitlines()
+    assert "<!-- the first shard dies -->" in picture.read_text()
     assert "no rate in time before two deletions" in lines
     assert not any(line.startswith("days") for line in lines)
     told = json.loads(s3t("forecast", text_run, "--json").out)

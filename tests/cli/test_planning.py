@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -209,9 +210,17 @@ def test_plan_along_a_horizon(s3t: Run) -> None:
     )
 
 
-def test_plan_along_a_horizon_for_people(s3t: Run) -> None:
+def svg_text(path: Path) -> str:
+    """What a picture says: matplotlib keeps each text as a comment beside its glyphs."""
+    return " ".join(re.findall(r"<!-- (.*?) -->", path.read_text()))
+
+
+def test_plan_along_a_horizon_for_people(s3t: Run, here: Path) -> None:
     tree_of_less = ["sequences={strategy: tree, unit: slice-passes, budget: 24}"]
-    lines = s3t("plan", DIGITS, *tree_of_less, "--horizon", "2").out.splitlines()
+    asked = ("--horizon", "2", "--picture", "along.svg")
+    lines = s3t("plan", DIGITS, *tree_of_less, *asked).out.splitlines()
+    assert "cyclic plan" in svg_text(here / "along.svg")
+    assert "--horizon as well" in s3t("plan", DIGITS, "--picture", "along.svg").err
     at = lines.index("deletions  slices   data  exhausted │ slices   data  exhausted")
     rows = [line.replace("│", " ").split() for line in lines[at + 1 : at + 4]]
     assert [row[0] for row in rows] == ["0", "1", "2"]

@@ -15,6 +15,7 @@ import pytest
 from s3t import S3T
 from s3t.errors import IntegrityError, S3TError
 from s3t.run import RunDir
+from s3t.server.work.evaluation import RegularEvaluation
 from tests.server.test_deletions import Wrapped
 from tests.support.asked import Asked, asked
 from tests.support.waiting import until
@@ -34,6 +35,20 @@ def state_of(site: Asked) -> Any:
 
 def with_repair(repair: Callable[..., Any]) -> Callable[[S3T], Any]:
     return lambda model: Wrapped(model, repair=repair)
+
+
+# ── evaluating ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_serves_is_evaluated_once_for_each_view(site: Asked) -> None:
+    every = RegularEvaluation(site.model, 0.01)
+    every.start()
+    until(lambda: site.model.status().evaluation is not None)
+    site.delete(sample_ids=["s000"], subject_request_id="r-1")
+    until(lambda: site.model.status().evaluation is not None)
+    every.close()
+    told = site.ask("GET", "/v1/picture", "audit").json()["evaluations"]
+    assert [(one["view"], one["deleted"]) for one in told] == [(0, 0), (1, 1)]
 
 
 # ── looking ──────────────────────────────────────────────────────────────────────────────────

@@ -20,7 +20,7 @@ from s3t import S3T
 from s3t.run import RunDir
 from s3t.server.report import page_files
 from tests.conftest import Run
-from tests.support.browser import PHONE, Tab, chromium, expected_grid, expected_tree, tab
+from tests.support.browser import DESK, PHONE, Tab, chromium, expected_grid, expected_tree, tab
 
 pytest.importorskip("fastapi", reason="pip install 's3t[serve]'")
 
@@ -138,6 +138,7 @@ def test_it_shows_the_picture_and_loads_from_nowhere_else(browser: Any, site: Si
         assert shown.page.get_attribute("button.shard >> nth=1", "aria-pressed") == "true"
         assert "ticket-1" in shown.page.inner_text("#receipts")
         assert f"view {picture['view']}" in shown.page.inner_text("#view")
+        site.ask("POST", "/v1/predict", {"rows": ["a text"]})
         shown.page.wait_for_selector("#traffic .spark", state="attached")
         assert shown.problems == []
         assert all(url.startswith(site.url) for url in shown.asked), shown.asked
@@ -157,6 +158,41 @@ def test_a_deletion_shows_without_a_reload(browser: Any, site: Site) -> None:
         assert "deleted" in shown.page.inner_text("#news")
         assert shown.page.evaluate("window.still") == 1
         assert shown.problems == []
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_shows_how_accuracy_went_and_begins_a_repair_when_little_is_left(
+    browser: Any,
+    site: Site,
+    size: dict[str, int],
+    scheme: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun = threading.Event()
+    monkeypatch.setattr(site.model, "repair", lambda: begun.set() or {})
+    values = [site.model.evaluate().value]
+    for person in ("p03", "p05", "p07", "p01"):
+        site.model.deactivate(subjects=[person], request_id=f"{person}-{'long' * 20}")
+        values.append(site.model.evaluate().value)
+    with tab(browser, size, scheme) as shown:
+        opened(shown, site)
+        name = site.picture()["name"]
+        assert (shown.page.inner_text("#run"), shown.page.title()) == (name, f"{name} – s3t")
+        said = shown.page.inner_text("#course")
+        assert f"{100 * values[-1]:.3g} %" in said and f"{100 * values[0]:.3g} %" in said
+        assert shown.page.locator("#course circle").count() == len(values)
+        assert " min" not in shown.page.inner_text("#figures"), "no rate from a minute of deletions"
+        for row in shown.page.locator("#receipts td").all():
+            box = row.bounding_box()
+            assert box is not None and 0 <= box["x"] <= size["width"] - box["width"]
+        assert shown.overflow() <= 0
+        shown.page.click("#low button")
+        assert not begun.is_set(), "it asks a second time"
+        shown.page.click("#low button")
+        shown.page.wait_for_selector("#low .note:not(:empty)")
+        assert begun.wait(5) and shown.problems == []
 
 
 @pytest.mark.heavy

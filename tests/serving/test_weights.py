@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -320,6 +321,13 @@ def test_evaluate_tells_base_and_validation(run: RunDir, evidence: Evidence) -> 
         service.deactivate(subjects=["p03"])
         assert service.status().evaluation is None
         assert service.ledger.served.read(EVALUATION) is None
+        then = service.evaluate()
+        before, after = service.picture()["evaluations"]
+        assert (before["deleted"], before["value"]) == (0, found["accuracy"])
+        assert (after["view"], after["value"]) == (then.view, then.value)
+        assert after["deleted"] == service.status().deleted and after["base"] == again.value
+        service.purge()
+        assert service.picture()["evaluations"] == [after], "the figure of dead weights is gone"
     assert found["base"] == again.value and 0 <= found["accuracy"] <= 1
     assert found["validation"] == fitted.to_dict()
     validation = found["validation"]
@@ -558,7 +566,9 @@ def test_commands_wait_for_the_fit_and_tell_it(run: RunDir, tmp_path: Path, s3t:
     found = json.loads(s3t("evaluate", run.root, "--json").out)
     validation = found["validation"]
     assert validation["log_likelihood"] >= validation["base_log_likelihood"] - 1e-6
-    assert "weights: shards 0." in s3t("evaluate", run.root).out
+    picture = tmp_path / "along.svg"
+    assert "weights: shards 0." in s3t("evaluate", run.root, "--picture", picture).out
+    assert "<!-- the base alone -->" in picture.read_text()
     told = s3t("status", run.root).out
     assert f"accuracy {found['accuracy']:.4f} (base {found['base']:.4f})" in told
     assert "weights: shards 0." in told
@@ -584,6 +594,21 @@ def test_an_audit_finds_records_of_dead_nodes(run: RunDir, evidence: Evidence) -
         service.ledger.served.record(receipt.view, recorded["of"], recorded["values"])
     found = evidence_claim(run)
     assert found.status == "broken" and "came of nodes that are dead" in str(found.problems)
+
+
+def test_an_audit_finds_figures_that_outlived_a_purge(run: RunDir, evidence: Evidence) -> None:
+    with S3T.load(run.root) as service:
+        service.evaluate()
+        kept = json.dumps(service.ledger.served.history())
+        service.deactivate(subjects=["p03"])
+        service.purge()
+        assert evidence_claim(run).status == "holds"
+        assert service.ledger.served.history() == []
+    with sqlite3.connect(run.root / "ledger.db") as database:
+        database.execute("UPDATE run SET value = ? WHERE key = 'evaluations'", (kept,))
+    database.close()
+    found = evidence_claim(run)
+    assert found.status == "broken" and "taken away by a purge" in str(found.problems)
 
 
 def evidence_claim(run: RunDir) -> Claim:

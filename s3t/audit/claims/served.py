@@ -16,7 +16,7 @@ from s3t.audit.audited_run import AuditedRun
 from s3t.audit.findings import RESTORE, Findings
 from s3t.audit.ledger_facts import LedgerFacts
 from s3t.errors import DamagedNodeError
-from s3t.ledger.served import RECORDS, record_of
+from s3t.ledger.served import HISTORY, RECORDS, history_of, record_of
 from s3t.plan.schedule import Schedule
 from s3t.plan.trie import Node
 from s3t.types import NodeKey, Slot
@@ -138,6 +138,12 @@ def _recorded(audited: AuditedRun, found: Findings) -> None:
                 f"the {key} that the ledger holds came of nodes that are dead, or of which it "
                 "does not tell: a deletion takes them away, so the table run was changed"
             )
+    last = max((int(one.body["view"]) for one in audited.ledger.of_kind("purge")), default=0)
+    if any(one["view"] < last for one in history_of(audited.ledger.values.get(HISTORY))):
+        found.broken(
+            f"the ledger holds an evaluation of a view before {last}, taken away by a purge: "
+            "the table run was changed"
+        )
     if count:
         found.checked(f"{count} records of what serves came of living nodes")
 

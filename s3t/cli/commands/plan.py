@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import inf
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from s3t.cli.app import AsJson, ConfigPath, Overrides, app
-from s3t.cli.output import quiet, show, write
+from s3t.cli.app import AsJson, ConfigPath, Overrides, Picture, app
+from s3t.cli.output import quiet, show
 from s3t.cli.parsing import points
 from s3t.cli.tables import budget_lines, insurance_lines, plan_lines
 from s3t.errors import InputError
+from s3t.system.pinned import pin
 from s3t.system.scratch import sweep
 
 __all__: list[str] = []
@@ -56,7 +57,6 @@ Epochs = Annotated[int, typer.Option(help="epochs of each stage")]
 MinSlice = Annotated[int, typer.Option(help="fewest samples in a slice")]
 Overhead = Annotated[float, typer.Option(help="fixed cost of a node, in sample passes")]
 LayerBytes = Annotated[int | None, typer.Option(help="bytes of the adapter of one layer")]
-Picture = Annotated[Path | None, typer.Option(help="draw the result to this file: png, svg or pdf")]
 Horizon = Annotated[
     int | None, typer.Option(min=0, help="also show what serves along this many deletions")
 ]
@@ -118,9 +118,9 @@ def budget(
         raise InputError("--target-after needs --target, the worth before any deletion")
     found = advise(question)
     if picture is not None:
-        from s3t.cli.budget_picture import picture_of
+        from s3t.cli.pictures import draw_budget, write_picture
 
-        write(picture, picture_of(found, picture.suffix.removeprefix(".")), "--picture")
+        write_picture(picture, partial(draw_budget, budget=found), 12)
     show(found.to_dict() if as_json else None, budget_lines(found))
 
 
@@ -129,15 +129,23 @@ def plan(
     config: ConfigPath,
     overrides: Overrides = None,
     horizon: Horizon = None,
+    picture: Picture = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a config would train: slices, sequences, nodes and costs. Trains nothing."""
     from s3t.config import load_config
 
+    if picture is not None and horizon is None:
+        raise InputError("--picture draws what serves along deletions: give --horizon as well")
     sweep()
     resolved = load_config(config, overrides or [])
+    pin(resolved.training.arithmetic)  # before torch is loaded, as training will be
     with quiet():
         from s3t.training.prepare.preview import preview
 
         summary = preview(resolved, horizon)
+    if picture is not None:
+        from s3t.cli.pictures import draw_along, write_picture
+
+        write_picture(picture, partial(draw_along, summary=summary), 10)
     show(summary if as_json else None, plan_lines(summary))

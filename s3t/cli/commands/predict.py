@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from s3t.cli.app import AsJson, RunPath, app
+from s3t.cli.app import AsJson, Picture, RunPath, app
 from s3t.cli.output import quiet, show, write
 from s3t.cli.parsing import json_row, numbered
 from s3t.cli.tables import weight_line
@@ -70,12 +71,20 @@ def _completions(
 
 
 @app.command()
-def evaluate(run: RunPath, as_json: AsJson = False) -> None:
-    """Show the accuracy or perplexity of what serves, on the public test data."""
+def evaluate(run: RunPath, picture: Picture = None, as_json: AsJson = False) -> None:
+    """Show the accuracy or perplexity of what serves, on the public test data.
+
+    --picture draws all evaluations since the last purge, along the deletions.
+    """
     from s3t.service import S3T
 
     with quiet(), S3T.load(run) as service:
         found = service.evaluate()
+        along = service.ledger.served.history()
+    if picture is not None:
+        from s3t.cli.pictures import draw_evaluations, write_picture
+
+        write_picture(picture, partial(draw_evaluations, evaluations=along))
     lines = [f"{found.metric} {found.value:.4f} on {found.samples} samples, view {found.view}"]
     if found.ensemble is not None:
         lines.append(f"{found.metric} of the shards' mean answer, not merged {found.ensemble:.4f}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from s3t.cli.app import AsJson, RunPath, app
+from s3t.cli.app import AsJson, Picture, RunPath, app
 from s3t.cli.output import show, write
 from s3t.cli.tables import forecast_lines, log_line, sample_line, status_lines, stored_receipt_lines
 
@@ -47,12 +48,22 @@ def samples(run: RunPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def forecast(run: RunPath, trials: Trials = None, seed: Seed = 0, as_json: AsJson = False) -> None:
+def forecast(
+    run: RunPath,
+    trials: Trials = None,
+    seed: Seed = 0,
+    picture: Picture = None,
+    as_json: AsJson = False,
+) -> None:
     """Show how many requests and days are left until a shard dies and until exhaustion."""
     from s3t.service import S3T
 
     with S3T.load(run) as service:
         found = service.forecast(trials=trials, seed=seed).to_dict()
+    if picture is not None:
+        from s3t.cli.pictures import draw_forecast, write_picture
+
+        write_picture(picture, partial(draw_forecast, found=found))
     show(found if as_json else None, forecast_lines(found))
 
 

@@ -17,7 +17,8 @@
     callbacks  URLs that are still to be told of a deletion, in the order in which they are told
     claims     which process works at which of them, and its signs of life
     run        ``view``, the ``secret`` of the hashes, digest of the samples; until the next
-               deletion the fitted ``weights`` and the ``evaluation`` of what serves
+               deletion the fitted ``weights`` and the ``evaluation`` of what serves; until the
+               next purge the figures of ``evaluations``
 
 Invariant: there is one schema. A ledger of another is refused; a table that is read by its
 key has no rowid (SQLite), so its rows lie in the order of the key, and no index can disagree.

@@ -1,11 +1,11 @@
 /* Shards × slices: what each slice is to its shard, and what is left of the shard's blocks.
 
-   A cell holds the place of its slice in the prefix that serves, ○ if the slice is intact and not in
-   it, × if it holds a deleted sample. */
+   A cell holds ● if the prefix that serves has learnt its slice, ○ if the slice is intact and not in
+   it, × if it holds a deleted sample. A number is the number of a slice, here as in the tree. */
 
 import { arrows, count, draw, framed, make, short, unseen } from "./elements.js";
 
-const MARKS = { serving: "", intact: "○", hit: "×" };
+const MARKS = { serving: "●", intact: "○", hit: "×" };
 const SAID = { serving: "serves", intact: "intact, not in the prefix", hit: "holds a deleted sample" };
 
 /* Args: what is known; the shard that the tree shows; what to do when another is chosen; and what a
@@ -18,7 +18,7 @@ export function gridOf(known, chosen, choose, doomed) {
   const head = make("tr", {},
     make("th", { scope: "col" }, "shard"),
     slices.map((slice) => make("th", { scope: "col" }, unseen("slice "), String(slice))),
-    ["blocks alive", "dies after ≈", "serves"].map((name) =>
+    ["blocks alive", "dies after ≈", "serves, in the order learnt"].map((name) =>
       make("th", { scope: "col", class: "wide" }, name)));
   const rows = picture.serving.map((prefix, shard) => make("tr", {},
     make("th", { scope: "row" }, chooser(shard, shard === chosen, choose)),
@@ -48,11 +48,10 @@ function chooser(shard, chosen, choose) {
 }
 
 function cell(state, place, doomed) {
-  const mark = state === "serving" ? String(place) : MARKS[state];
   const said = `${SAID[state]}${state === "serving" ? `, learnt as number ${place}` : ""}`
     + (doomed ? ", the dry run would hit it" : "");
   return make("span", { class: `cell ${state}${doomed ? " doomed" : ""}`, title: said },
-    make("span", { "aria-hidden": "true" }, mark), unseen(said));
+    make("span", { "aria-hidden": "true" }, MARKS[state]), unseen(said));
 }
 
 function blocks(nodes) {
@@ -78,13 +77,12 @@ function dies(outlook) {
 }
 
 function legend(rehearsed) {
-  const entry = (state, place, text, doomed = false) => make("li", {},
+  const entry = (state, text, doomed = false) => make("li", {},
     make("span", { class: `cell ${state}${doomed ? " doomed" : ""}`, "aria-hidden": "true" },
-      state === "serving" ? place : MARKS[state]), text);
+      MARKS[state]), text);
   return make("ul", { class: "legend" },
-    entry("serving", "1", "serves, in the order learnt"), entry("intact", "", "intact"),
-    entry("hit", "", "holds a deleted sample"),
-    rehearsed ? entry("intact", "", "hit by the dry run", true) : null);
+    entry("serving", "serves"), entry("intact", "intact, waits"), entry("hit", "holds a deleted sample"),
+    rehearsed ? entry("intact", "hit by the dry run", true) : null);
 }
 
 /* What changed from one picture to the next, in words for who cannot see it. */

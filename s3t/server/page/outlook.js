@@ -2,6 +2,7 @@
 
 import { count, draw, framed, lasting, make, short, whole } from "./elements.js";
 
+const ENOUGH = 1;  // days of deletions, before which a rate says nothing
 const EVENTS = [["first_death", "First shard dies"], ["exhaustion", "Exhausted"]];
 
 /* The figures at the top of the page. */
@@ -9,45 +10,28 @@ export function figuresOf({ status, picture, forecast }) {
   const nodes = (...states) => picture.nodes.filter((node) => states.includes(node.state)).length;
   const serving = picture.serving.filter((prefix) => prefix.length).length;
   return [
-    figure("Until the first shard dies", ...until(forecast?.first_death, status.exhausted)),
-    figure("Until exhaustion", ...until(forecast?.exhaustion, status.exhausted)),
+    figure("Until the first shard dies", ...until(forecast, "first_death", status.exhausted)),
+    figure("Until exhaustion", ...until(forecast, "exhaustion", status.exhausted)),
     figure("Samples left", whole(status.samples - status.deleted), "",
       `${whole(status.deleted)} of ${whole(status.samples)} deleted`),
     figure("Blocks alive", whole(nodes("serving", "alive")), `of ${whole(picture.nodes.length)}`,
       `${serving} of ${count(picture.serving.length, "shard")} serving, ${whole(nodes("missing"))} missing`),
-    ...evaluated(status.evaluation),
-    ...weighted(status.weights),
   ];
 }
 
-/* The last evaluation on the public test rows, beside the base alone; nothing without one. */
-function evaluated(found) {
-  if (!found) return [];
-  const told = (value) => found.metric === "accuracy" ? `${short(100 * value)} %` : short(value);
-  const title = found.metric === "accuracy" ? "Accuracy, test" : "Perplexity, test";
-  return [figure(title, told(found.value), "",
-    found.base === null ? "the base cannot answer alone" : `the base alone ${told(found.base)}`)];
-}
-
-/* How answers do on the public validation rows, beside the base alone; nothing unless fitted. */
-function weighted(weights) {
-  if (!weights?.fitted) return [];
-  const whatOf = weights.accuracy === null
-    ? ["Perplexity, validation", (value) => short(Math.exp(-value)), "log_likelihood"]
-    : ["Accuracy, validation", (value) => `${short(100 * value)} %`, "accuracy"];
-  const [title, told, name] = whatOf;
-  const base = weights[`base_${name}`];
-  return [figure(title, told(weights[name]), "",
-    base === null ? "the base cannot answer alone" : `the base alone ${told(base)}, weight ${weights.base}`)];
-}
-
-function until(outlook, exhausted) {
+function until(forecast, event, exhausted) {
+  const outlook = forecast?.[event];
   if (!outlook) return exhausted ? ["now", "", "no shard serves"] : ["–", "", "no forecast"];
   const { requests, days } = outlook;
   const range = requests.p95 === null ? `${short(requests.p5)} or more at 95 %`
     : `${short(requests.p5)} to ${short(requests.p95)} at 90 %`;
-  const time = days ? `, ≈ ${lasting(days.p50)}` : "";
+  const time = days && rated(forecast) ? `, ≈ ${lasting(days.p50)}` : "";
   return [short(requests.p50), requests.p50 === 1 ? "request" : "requests", `${range}${time}`];
+}
+
+/* Whether requests have come for long enough to speak of time. */
+function rated(forecast) {
+  return (forecast.observed?.days ?? 0) >= ENOUGH;
 }
 
 function figure(title, value, unit, note) {
@@ -66,9 +50,9 @@ export function forecastOf({ status, forecast }) {
   const notes = [
     `${count(forecast.persons_left, "person")} left, ${count(forecast.first_slices_left, "first slice")} `
       + "left that can carry a prefix.",
-    seen
+    rated(forecast)
       ? `${short(seen.per_day)} persons a day, as observed over ${lasting(seen.days)}.`
-      : "No rate in time before two deletions.",
+      : "How long that is can be said after a day of deletions.",
     forecast.trials === null
       ? "All persons are taken for alike: exact."
       : `By the config's risk rates: ${whole(forecast.trials)} simulated streams.`,
@@ -112,7 +96,8 @@ function nice(value) {
 
 function table(forecast) {
   const shares = ["p5", "p50", "p95"];
-  const units = [["requests", "requests", short], ["days", "time", lasting]];
+  const units = [["requests", "requests", short]];
+  if (rated(forecast)) units.push(["days", "time", lasting]);
   const rows = EVENTS.flatMap(([event, title]) => units.map(([unit, name, write]) => {
     const values = forecast[event][unit];
     return values && make("tr", {}, make("th", { scope: "row" }, `${title}, ${name}`),

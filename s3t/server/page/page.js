@@ -9,9 +9,11 @@
 
 import { byId, fill, make, moment } from "./elements.js";
 import { gridOf, newsOf } from "./grid.js";
+import { courseOf } from "./course.js";
 import { figuresOf, forecastOf } from "./outlook.js";
 import { receiptsOf } from "./receipts.js";
 import { rehearse } from "./rehearsal.js";
+import { dueOf, lowOf } from "./repair.js";
 import { replicasOf } from "./replicas.js";
 import { ask, keepToken, Refused, token } from "./service.js";
 import { Traffic } from "./traffic.js";
@@ -26,6 +28,7 @@ let chosen = null;
 let doomed = new Set();
 let ticks = 0;
 let failures = 0;
+let live = true;
 const drawn = new Map();
 const traffic = new Traffic();
 
@@ -41,12 +44,18 @@ function paint() {
   const { status, picture, forecast, receipts, replicas } = known;
   shard = Math.min(shard, picture.shards - 1);
   byId("main").hidden = false;
+  byId("run").textContent = known.name ?? picture.name;
+  document.title = `${known.name ?? picture.name} – s3t`;
   byId("view").textContent = `view ${picture.view}, plan ${picture.generation}`;
   part("figures", [status, picture, forecast], () => figuresOf(known));
   part("grid", [picture, forecast, shard, doomed], () => gridOf(known, shard, choose, slots()));
   const width = byId("tree").clientWidth;
   part("tree", [picture, shard, doomed, width], () => treeOf(picture, shard, chosen, keep, doomed, width));
   part("forecast", [status, forecast], () => forecastOf(known));
+  const due = dueOf(known);
+  part("low", [due, live], () => [due && lowOf(due, live)]);
+  part("course", [picture.evaluations, status.weights], () =>
+    courseOf(picture.evaluations, status.weights));
   part("receipts", [receipts], () => receiptsOf(receipts ?? []));
   byId("replicas-card").hidden = !replicas?.length;
   if (replicas?.length) part("replicas", [replicas], () => [replicasOf(replicas, picture.view)]);
@@ -105,7 +114,7 @@ async function look() {
 async function tick() {
   let wait = EVERY;
   try {
-    if (!document.hidden) await live();
+    if (!document.hidden) await refresh();
   } catch (error) {
     failures += 1;
     wait = Math.min(EVERY * 2 ** (failures - 1), 8 * EVERY);
@@ -114,7 +123,7 @@ async function tick() {
   setTimeout(tick, wait);
 }
 
-async function live() {
+async function refresh() {
   await look();
   failures = 0;
   banner("");
@@ -142,20 +151,18 @@ function refused(error) {
 }
 
 function serve() {
-  byId("place").textContent = location.host;
-  document.title = `s3t ${location.host}`;
   byId("sign-in").addEventListener("submit", (event) => {
     event.preventDefault();
     keepToken(byId("token").value.trim());
     byId("token").value = "";
-    live().catch(refused);
+    refresh().catch(refused);
   });
   byId("sign-out").addEventListener("click", () => {
     keepToken(null);
     location.reload();
   });
   document.addEventListener("visibilitychange", () => {
-    if (!document.hidden) live().catch(refused);
+    if (!document.hidden) refresh().catch(refused);
   });
   rehearse((keys) => {
     doomed = new Set(keys);
@@ -170,8 +177,7 @@ function serve() {
 
 function show(kept) {
   document.body.classList.add("report");
-  byId("place").textContent = kept.name;
-  document.title = `s3t ${kept.name}`;
+  live = false;
   known = kept;
   pill(kept.status.exhausted ? "exhausted" : "report", kept.status.exhausted ? "bad" : "");
   fill(byId("moment"), "made at ", make("time", { datetime: kept.made_at }, kept.made_at),

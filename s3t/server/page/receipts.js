@@ -1,30 +1,32 @@
 /* Receipts of deletions: when each was durable, and when it was effective. Samples are named by
    keyed hashes alone; the page never has their ids. */
 
-import { count, framed, make, moment, seconds } from "./elements.js";
+import { framed, make, moment, seconds, whole } from "./elements.js";
+
+const NAMES = ["request", "accepted", "effective after", "samples", "blocks off", "view", "purged"];
 
 /* Args: receipts, newest first (see `s3t/report.py`). */
 export function receiptsOf(receipts) {
   if (!receipts.length) return make("p", { class: "note" }, "Nothing has been deleted yet.");
-  const names = ["accepted", "effective after", "samples", "blocks off", "view", "purged", "request"];
-  return framed("Recent receipts", make("table", {},
+  return framed("Recent receipts", make("table", { class: "stacked" },
     make("caption", { class: "unseen" }, "Deletions, newest first"),
-    make("thead", {}, make("tr", {}, names.map((name) => make("th", { scope: "col" }, name)))),
+    make("thead", {}, make("tr", {}, NAMES.map((name) => make("th", { scope: "col" }, name)))),
     make("tbody", {}, receipts.map(row))));
 }
 
 function row(receipt) {
   const wait = receipt.effective_at && receipt.accepted_at
     ? (new Date(receipt.effective_at) - new Date(receipt.accepted_at)) / 1000 : null;
-  const hashes = receipt.deleted;
-  const named = hashes.slice(0, 1).map((hash) => make("code", { title: hash }, ` ${hash.slice(0, 10)}…`));
-  const more = hashes.length > 1 ? ` and ${count(hashes.length - 1, "more", "more")}` : "";
-  return make("tr", { "data-request": receipt.request_id },
-    make("td", {}, moment(receipt.accepted_at)),
-    make("td", {}, receipt.effective_at ? seconds(wait) : "not yet"),
-    make("td", {}, String(hashes.length), named, more),
-    make("td", {}, String((receipt.schedule.nodes_dead).length)),
-    make("td", {}, String(receipt.view)),
-    make("td", {}, receipt.purged_at ? moment(receipt.purged_at) : "not yet"),
-    make("td", {}, make("code", {}, receipt.request_id)));
+  const id = receipt.request_id;
+  const cells = [
+    make("code", { class: "request", title: id }, id),
+    moment(receipt.accepted_at),
+    receipt.effective_at ? seconds(wait) : "not yet",
+    make("span", { title: receipt.deleted.join("\n") }, whole(receipt.deleted.length)),
+    whole(receipt.schedule.nodes_dead.length),
+    String(receipt.view),
+    receipt.purged_at ? moment(receipt.purged_at) : "not yet",
+  ];
+  return make("tr", { "data-request": id },
+    cells.map((cell, index) => make("td", { "data-name": NAMES[index] }, cell)));
 }

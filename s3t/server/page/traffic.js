@@ -25,6 +25,9 @@ export class Traffic {
       joined(told.flatMap((one) => one.seconds.filter(({ at }) => at === end - SHOWN + index))));
     const lately = joined(told.flatMap((one) =>
       one.seconds.filter(({ at }) => at >= end - 10 && at < end)));
+    if (!points.some((one) => one.requests)) {
+      return [make("p", { class: "note" }, `No questions in the last ${SHOWN / 60} minutes.`)];
+    }
     const failed = points.reduce((sum, one) => sum + one.failed, 0);
     return [
       make("div", { class: "sparks" },

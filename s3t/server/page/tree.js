@@ -137,10 +137,11 @@ function detailsOf(node, doomed) {
 }
 
 function legend(rehearsed) {
-  const entry = (state, text, doomed = false) => make("li", {},
+  const entry = (state, text, number, doomed = false) => make("li", {},
     draw("svg", { width: 30, height: 30, viewBox: "-15 -15 30 30", "aria-hidden": "true" },
-      draw("g", { class: `node ${state}` }, shape(state, "", doomed))), text);
+      draw("g", { class: `node ${state}` }, shape(state, number, doomed))), text);
   return make("ul", { class: "legend" },
-    entry("serving", "serves"), entry("alive", "alive"), entry("dead", "dead"),
-    entry("missing", "missing"), rehearsed ? entry("alive", "would die", true) : null);
+    entry("serving", "serves", "2"), entry("alive", "alive", "2"), entry("dead", "dead", "2"),
+    entry("missing", "missing", "2"), rehearsed ? entry("alive", "would die", "2", true) : null,
+    make("li", {}, "the number is the slice that the block has learnt last"));
 }

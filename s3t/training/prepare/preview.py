@@ -18,6 +18,7 @@ from s3t.data.partition import slice_rates, tier_slices
 from s3t.model.inputs.encoders import TextEncoder
 from s3t.plan import Plan, cyclic, prefixes
 from s3t.plan.blocks import stage_time
+from s3t.system.pinned import arithmetic_here
 from s3t.training.prepare.checks import CheckedRun, check_run
 from s3t.training.prepare.recipe import blocks_of
 
@@ -57,7 +58,7 @@ def preview(config: Config, horizon: int | None = None) -> dict[str, Any]:
     base = checked.base
     tokens = base.tokens() + config.prompt_tokens
     positions = config.stage.batch_size // config.stage.processes * tokens
-    if not base.rounds_alike(positions):
+    if arithmetic_here() is not None and not base.rounds_alike(positions):  # as training is
         notes.append(
             f"nodes are trained one by one: {config.model.base} is not of float32, widths of its "
             f"layers fill no vectors at {positions} positions of a batch, or MKL is not strict on "
