@@ -17,8 +17,8 @@ def draw(figure: Any, result: Mapping[str, Any]) -> None:
     found = Found(result)
     shape = (len(found.tests), len(found.weights))
     panels = figure.subplots(*shape, sharex=True, sharey="row", squeeze=False)
-    trained = [name for name in found.served_with("uniform") if name != LORA]
-    colours = {name: f"C{number}" for number, name in enumerate(trained)}
+    each = (trained for weights in found.weights for trained in found.served_with(weights).values())
+    colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(each))}
     for row, test in zip(panels, found.tests, strict=True):
         for axes, weights in zip(row, found.weights, strict=True):
             _panel(axes, found, test, weights, colours)
