@@ -1,14 +1,15 @@
 """``make demo``: train on digits, forget people one after another, keep answering, prove it.
 
-    1  S3T on digits: 4 shards × 4 slices, 4 rotations, a ViT whose base has seen public data only
-    2  the set tree at 60 % of the rotations' training; nodes that both have are trained once
-    3  beside them S3T as in the paper (a stage trains query and value maps of its block alone, and
-       shards count alike), SISA on the same shards (one sequence) and one LoRA fine-tune on all
-       private data
-    4  samples are forgotten one request after another while a thread keeps predicting
-    5  a table and a picture: accuracy and surviving prefixes against deletions
-    6  surviving nodes are trained again without the deleted samples: the bytes must be equal
-    7  what is dead is purged, and the run audited
+    1  S3T on digits: 4 shards × 4 slices, a ViT whose base has seen public digits only turned, so
+       that what is learnt of private ones, and forgotten, counts
+    2  beside it S3T with residual stages (better answers for more training), S3T as in the paper
+       (a stage trains query and value maps of its block alone, and shards count alike), SISA on the
+       same shards, and one LoRA fine-tune on all private data
+    3  samples are forgotten one request after another while a thread keeps predicting
+    4  a table and a picture: accuracy along the deletions, data that still serves, and the moment
+       of one deletion
+    5  surviving nodes are trained again without the deleted samples: the bytes must be equal
+    6  what is dead is purged, and the run audited
 
 Exit code 0 only if no request failed, no answer was older than an acknowledged deletion, all bytes
 are equal, and every claim of the audit holds.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -27,7 +29,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,36 +37,56 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a user and the one who forgets: a core each
 
+from accelerate import PartialState
+
 from benchmarks.adoption import Trained, on_base_of, trained
 from s3t import S3T, load_config
 from s3t.audit.audit import audit
 from s3t.config import Config
 from s3t.data import load_public
+from s3t.ledger import Receipt
+from s3t.model.determinism import one_thread
 from s3t.run import RunDir
 from s3t.run.purge import purge
+from s3t.training.prepare.prepare import prepare
 from s3t.training.retrain import retrain
 from s3t.types import NodeKey
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "digits.yaml"
+TURNED = ("model.adapt.rotations=true",)
 FULL = (
     "partition.shards=1",
     "partition.slices=1",
     "sequences.budget=1",
     "stage.isolation=snapshot",
 )
-SISA = ("sequences.budget=1", "stage.isolation=snapshot")
-TREE = ("sequences={strategy: tree, unit: slice-passes, budget: 24}",)
+TREE = ("sequences={strategy: tree, budget: 4}",)
 PAPER = (
     "stage.isolation=layers",
     "lora.targets=[q_proj, v_proj]",
     "aggregation.weights=uniform",
 )
-NAMES = {
-    "s3t": "S3T, 4 rotations",
-    "tree": "S3T, set tree",
-    "paper": "S3T as in the paper",
-    "sisa": "SISA, 1 sequence",
+SISA = ("sequences.budget=1", "stage.isolation=snapshot")
+SIDES = {
+    "s3t": ("S3T", TREE),
+    "residual": ("S3T, residual stages", (*TREE, "stage.isolation=residual")),
+    "paper": ("S3T as in the paper", PAPER),
+    "sisa": ("SISA", SISA),
+    "full": ("one LoRA on all private data", FULL),
 }
+NAMES = {name: title for name, (title, _) in SIDES.items() if name != "full"}
+NEAR = 0.25
+"""Seconds before and after a deletion that the picture shows."""
+COLOURS = dict(zip(NAMES, ("C0", "C2", "C1", "C3"), strict=True))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to a user: when it was asked for and came (s), and the view that gave it."""
+
+    asked: float
+    came: float
+    view: int
 
 
 @dataclass
@@ -74,7 +96,7 @@ class Predictions:
     service: S3T
     images: list[Any]
     acknowledged: int = 0
-    answers: int = 0
+    answers: list[Answer] = field(default_factory=list)
     stale: int = 0
     failures: list[str] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -84,12 +106,13 @@ class Predictions:
         number = 0
         while not self._stop.is_set():
             expected = self.acknowledged  # read before asking: a later answer may not be older
+            asked = time.monotonic()
             try:
                 answer = self.service.predict([self.images[number % len(self.images)]])[0]
             except Exception as error:
                 self.failures.append(f"{type(error).__name__}: {error}")
                 continue
-            self.answers += 1
+            self.answers.append(Answer(asked, time.monotonic(), answer.view))
             self.stale += answer.view < expected
             number += 1
 
@@ -107,14 +130,18 @@ class Point:
         accuracy: on the public test data.
         prefixes: length of each shard's prefix.
         nodes: keys of those that serve.
-        milliseconds: that the last deletion took.
+        asked: when the last deletion was asked for, s.
+        milliseconds: that it took.
+        switched_off: nodes that it switched off.
     """
 
     deletions: int
     accuracy: float
     prefixes: tuple[int, ...]
     nodes: tuple[NodeKey, ...]
-    milliseconds: float
+    asked: float = 0.0
+    milliseconds: float = 0.0
+    switched_off: int = 0
 
 
 def main() -> int:
@@ -127,31 +154,32 @@ def main() -> int:
     logging.disable(logging.WARNING)
     started = time.monotonic()
     shutil.rmtree(options.output, ignore_errors=True)
-    runs = train_all(options.output)
+    runs, seconds = train_all(options.output)
+    costs = {name: seconds[name] / seconds["full"] for name in NAMES}
     ids = sample_ids(runs["s3t"], options.deletions, options.seed)
     with S3T.load(runs["s3t"].root) as service:
         users = Predictions(service, test_images(runs["s3t"].config()))
         points = {"s3t": forget(service, ids, users)}
-    for name in ("tree", "paper", "sisa"):
+    for name in ("residual", "paper", "sisa"):
         with S3T.load(runs[name].root) as service:
             points[name] = forget(service, ids, None)
     with S3T.load(runs["full"].root) as full:
         full_accuracy = accuracy(full)
         full.deactivate(sample_ids(runs["full"], 1, options.seed))
         base_accuracy = accuracy(full)  # its only prefix is gone: base and public head answer
-    shares = {name: cost(runs[name]) / cost(runs["s3t"]) for name in NAMES}
-    print_table(points, shares, base_accuracy, full_accuracy)
-    picture = draw(options.output / "demo.png", points, shares, base_accuracy, full_accuracy)
+    print_table(points, costs, base_accuracy, full_accuracy)
+    lines = Lines(base_accuracy, full_accuracy, len(users.images))
+    picture = draw(options.output / "demo.png", points, costs, lines, users.answers)
     equal = {
         name: retrain(runs[name], survivors, options.output / "retrained" / name)
         for name, survivors in (
             ("s3t", points["s3t"][-1].nodes),
-            ("tree", longest(runs["tree"], points["tree"][-1].nodes)),
+            ("residual", longest(runs["residual"], points["residual"][-1].nodes)),
         )
     }
     latency = sorted(point.milliseconds for point in points["s3t"][1:])
     print(
-        f"\nwhile {len(ids)} deletions came, {users.answers} predictions were answered, "
+        f"\nwhile {len(ids)} deletions came, {len(users.answers)} predictions were answered, "
         f"{len(users.failures)} failed, {users.stale} were older than an acknowledged deletion"
     )
     print(
@@ -161,7 +189,7 @@ def main() -> int:
     checks = [same for found in equal.values() for same in found.values()]
     print(
         f"exactness: {len(checks)} surviving nodes trained again without the deleted samples "
-        f"({len(equal['tree'])} of the set tree), {sum(checks)} with equal bytes"
+        f"({len(equal['residual'])} of residual stages), {sum(checks)} with equal bytes"
     )
     purged, judged = purge(runs["s3t"]), audit(runs["s3t"].root)
     print(
@@ -171,9 +199,9 @@ def main() -> int:
     result = {
         "base": base_accuracy,
         "full_lora": full_accuracy,
-        "cost": shares,
+        "trainings_of_one_lora": costs,
         **{name: [vars_of(point) for point in found] for name, found in points.items()},
-        "answers": users.answers,
+        "answers": len(users.answers),
         "failures": users.failures,
         "stale": users.stale,
         "equal_bytes": equal,
@@ -188,32 +216,26 @@ def main() -> int:
     return 0 if sound and judged.holds else 1
 
 
-def train_all(output: Path) -> dict[str, RunDir]:
-    """Train the five runs; all stand on the first one's base, and none trains a node twice."""
+def train_all(output: Path) -> tuple[dict[str, RunDir], dict[str, float]]:
+    """Train the five runs on the first one's base; returns them, and the seconds that each took."""
     runs: dict[str, RunDir] = {}
-    for name, title, words in (
-        ("s3t", "S3T, 4 rotations", ()),
-        ("tree", "S3T, set tree", TREE),
-        ("paper", "S3T as in the paper", PAPER),
-        ("sisa", "SISA on the same shards", SISA),
-        ("full", "one LoRA fine-tune on all private data", FULL),
-    ):
-        base = on_base_of(runs["s3t"]) if runs else ()
+    seconds: dict[str, float] = {}
+    for name, (title, words) in SIDES.items():
+        base = on_base_of(runs["s3t"]) if runs else TURNED
         where = ("aggregation.on_exhausted=base", f"output={output / name}")
-        found = trained(load_config(CONFIG, (*words, *base, *where)), runs.values())
-        runs[name] = found.run
+        config = load_config(CONFIG, (*words, *base, *where))
+        if not runs:  # the base is made before the clock starts
+            with one_thread(PartialState().device):
+                prepare(config, PartialState().device)
+        found = trained(config, runs.values())
+        runs[name], seconds[name] = found.run, found.seconds
         print(f"trained {title}: {_sentence(found)}", flush=True)
-    return runs
+    return runs, seconds
 
 
 def _sentence(found: Trained) -> str:
     taken = f", {found.adopted} of them taken over" if found.adopted else ""
     return f"{found.nodes} nodes{taken} in {found.seconds:.1f} s"
-
-
-def cost(run: RunDir) -> int:
-    """Sample passes of a run's plan: what training all of it takes."""
-    return int(run.plan().summary()["sample_passes"])
 
 
 def longest(run: RunDir, survivors: Sequence[NodeKey]) -> list[NodeKey]:
@@ -237,16 +259,17 @@ def test_images(config: Config) -> list[Any]:
 
 def forget(service: S3T, ids: list[str], users: Predictions | None) -> list[Point]:
     """Forget one id per request, and look at accuracy and prefixes after each."""
-    points = [point(service, 0, 0.0)]
+    points = [point(service, 0)]
     thread = threading.Thread(target=users.run) if users else None
     if thread is not None:
         thread.start()
     try:
         for number, sample in enumerate(ids, 1):
+            asked = time.monotonic()
             receipt = service.deactivate([sample])
             if users is not None:
                 users.acknowledged = receipt.view
-            points.append(point(service, number, receipt.seconds * 1000))
+            points.append(point(service, number, asked, receipt))
     finally:
         if users is not None and thread is not None:
             users.stop()
@@ -254,12 +277,18 @@ def forget(service: S3T, ids: list[str], users: Predictions | None) -> list[Poin
     return points
 
 
-def point(service: S3T, deletions: int, milliseconds: float) -> Point:
-    """Accuracy, and what serves, as it is now."""
+def point(
+    service: S3T, deletions: int, asked: float = 0.0, receipt: Receipt | None = None
+) -> Point:
+    """Accuracy, and what serves, as it is now, after a deletion with this receipt."""
     shards = service.status().shards
     lengths = tuple(len(shard.prefix) for shard in shards)
     nodes = tuple(shard.node for shard in shards if shard.node is not None)
-    return Point(deletions, accuracy(service), lengths, nodes, milliseconds)
+    found = Point(deletions, accuracy(service), lengths, nodes)
+    if receipt is None:
+        return found
+    took, off = receipt.seconds * 1000, len(receipt.nodes_dead)
+    return replace(found, asked=asked, milliseconds=took, switched_off=off)
 
 
 def accuracy(service: S3T) -> float:
@@ -278,12 +307,12 @@ def vars_of(point: Point) -> dict[str, Any]:
 
 
 def print_table(
-    points: dict[str, list[Point]], shares: dict[str, float], base: float, full: float
+    points: dict[str, list[Point]], costs: dict[str, float], base: float, full: float
 ) -> None:
-    """Accuracy and prefixes against deletions."""
-    print("\naccuracy on public test data; where nothing serves any more the base answers")
-    print(f"base alone with a head of public data {base:.4f}, LoRA on all private data {full:.4f}")
-    print("deletions" + "".join(f"  {_label(name, shares):>26s}" for name in NAMES))
+    """Accuracy and lengths of the prefixes against deletions."""
+    print("\naccuracy on public test data, and slices that each shard's prefix has learnt")
+    print(f"base alone with a head of public data {base:.4f}, one LoRA on all {full:.4f}")
+    print("deletions" + "".join(f"  {_label(name, costs):>26s}" for name in NAMES))
     last = len(points["s3t"]) - 1
     for number in [n for n in (0, 1, 2, 5, 10, 15, 20) if n < last] + [last]:
         of = [points[name][number] for name in NAMES]
@@ -291,43 +320,91 @@ def print_table(
         print(f"{number:9d}" + "".join(f"  {cell:>26s}" for cell in cells))
 
 
-def _label(name: str, shares: dict[str, float]) -> str:
-    """A run's name, with its training as a share of the rotations'."""
-    return f"{NAMES[name]} ({100 * shares[name]:.0f} %)"
+def _label(name: str, costs: dict[str, float]) -> str:
+    """A side's name, and what it took to train, in trainings of one LoRA."""
+    return f"{NAMES[name]}, {costs[name]:.1f} ×"
+
+
+@dataclass(frozen=True)
+class Lines:
+    """What the picture measures by: accuracy of the base alone and of one LoRA; test images."""
+
+    base: float
+    full: float
+    images: int
 
 
 def draw(
     path: Path,
     points: dict[str, list[Point]],
-    shares: dict[str, float],
-    base: float,
-    full: float,
+    costs: dict[str, float],
+    lines: Lines,
+    answers: Sequence[Answer],
 ) -> Path:
-    """Two panels: accuracy, and slices that serve."""
+    """Three panels: accuracy, data that serves, and the moment of a deletion."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    left.axhline(full, color="grey", linestyle=":", label="LoRA on all, nothing deleted")
-    left.axhline(base, color="grey", linestyle="--", label="base with a public head")
-    for (name, series), colour in zip(points.items(), ("C0", "C2", "C1", "C3"), strict=True):
-        at = [point.deletions for point in series]
-        style = {"color": colour, "label": _label(name, shares)}
-        left.plot(at, [point.accuracy for point in series], "o-", ms=3, **style)
-        served = [sum(point.prefixes) for point in series]
-        right.step(at, served, where="post", **style)
-    left.set(xlabel="deletions", ylabel="accuracy on public test data", title="Accuracy")
-    right.set(
-        xlabel="deletions", ylabel="slices in the serving prefixes", title="What still serves"
-    )
-    right.set_ylim(bottom=0)
-    left.legend(fontsize=8)
-    right.legend(fontsize=8, title="share of the rotations' training", title_fontsize=8)
+    figure, panels = plt.subplots(1, 3, figsize=(16, 4.6), layout="constrained")
+    _accuracy(panels[0], points, costs, lines)
+    _served(panels[1], points)
+    hardest = max(points["s3t"][2:], key=lambda point: (point.switched_off, -point.deletions))
+    _moment(panels[2], hardest, answers)
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path
+
+
+def _accuracy(
+    axes: Any, points: dict[str, list[Point]], costs: dict[str, float], lines: Lines
+) -> None:
+    axes.axhline(100 * lines.full, color="grey", ls=":", label="one LoRA, nobody forgotten")
+    axes.axhline(100 * lines.base, color="grey", ls="--", label="the base alone")
+    for name, series in points.items():
+        at = [point.deletions for point in series]
+        values = [point.accuracy for point in series]
+        axes.plot(at, [100 * one for one in values], "o-", ms=3, color=COLOURS[name],
+                  label=_label(name, costs))  # fmt: skip
+        error = [1.96 * math.sqrt(one * (1 - one) / lines.images) for one in values]
+        edges = [[100 * (v + sign * e) for v, e in zip(values, error, strict=True)]
+                 for sign in (-1, 1)]  # fmt: skip
+        if name == "s3t":
+            axes.fill_between(at, *edges, color=COLOURS[name], alpha=0.15, lw=0)
+    axes.set(xlabel="people forgotten", ylabel="accuracy on test images, %",
+             title="How well it answers (band: 95 % for S3T)")  # fmt: skip
+    axes.legend(fontsize=8, title="training: × the time of one LoRA", title_fontsize=8)
+
+
+def _served(axes: Any, points: dict[str, list[Point]]) -> None:
+    whole = sum(points["s3t"][0].prefixes)
+    for name, series in points.items():
+        share = [100 * sum(point.prefixes) / whole for point in series]
+        at = [point.deletions for point in series]
+        axes.step(at, share, where="post", color=COLOURS[name], label=NAMES[name])
+    axes.set(xlabel="people forgotten", ylabel="private data in service, %",
+             title="What the answers still rest on", ylim=(0, 102))  # fmt: skip
+    axes.legend(fontsize=8)
+
+
+def _moment(axes: Any, deletion: Point, answers: Sequence[Answer]) -> None:
+    """Answers around a deletion: when each came, how long it took, and by which view."""
+    done = deletion.asked + deletion.milliseconds / 1000
+    near = [one for one in answers if abs(one.asked - deletion.asked) < NEAR]
+    for name, colour, some in (
+        ("answer that had seen the person", "C3", [a for a in near if a.view < deletion.deletions]),
+        ("answer that had not", "C0", [a for a in near if a.view >= deletion.deletions]),
+    ):
+        at = [1000 * (one.came - deletion.asked) for one in some]
+        axes.plot(at, [1000 * (one.came - one.asked) for one in some], "o", ms=3, color=colour,
+                  label=name)  # fmt: skip
+    axes.axvspan(0, 1000 * (done - deletion.asked), color="grey", alpha=0.25,
+                 label="deactivate: asked for … effective")  # fmt: skip
+    axes.set(xlabel="milliseconds from the request to forget", ylabel="milliseconds for an answer")
+    axes.set_title(f"Deletion {deletion.deletions}: {deletion.switched_off} blocks switched off")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
 
 
 if __name__ == "__main__":
