@@ -18,7 +18,7 @@ export function gridOf(known, chosen, choose, doomed) {
   const head = make("tr", {},
     make("th", { scope: "col" }, "shard"),
     slices.map((slice) => make("th", { scope: "col" }, unseen("slice "), String(slice))),
-    ["blocks alive", "dies after ≈", "serves, in the order learnt"].map((name) =>
+    ["blocks alive", "dies after ≈", "serves"].map((name) =>
       make("th", { scope: "col", class: "wide" }, name)));
   const rows = picture.serving.map((prefix, shard) => make("tr", {},
     make("th", { scope: "row" }, chooser(shard, shard === chosen, choose)),
