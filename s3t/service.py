@@ -13,18 +13,19 @@ lineage holds a deleted sample. Answers that were under way have ended by then: 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from s3t.errors import InputError
-from s3t.ledger import Deletion, Ledger, Receipt
+from s3t.data.given import rows_of
+from s3t.errors import InputError, S3TError
+from s3t.ledger import Deletion, Ledger, Receipt, SampleEntry
 from s3t.run import RunDir
 from s3t.run.opened import OpenRun
 from s3t.run.overview import overview
-from s3t.run.status import Status, status
+from s3t.run.status import Status, said_of, status
 from s3t.serving.effective import stored_receipt
 from s3t.serving.live import Serving
 from s3t.types import Draw
@@ -82,6 +83,18 @@ class S3T:
         if lease is None and self.ledger.shared:
             lease = self.config.serve.lease
         self.serving.join(name or socket.gethostname(), lease)
+
+    def __repr__(self) -> str:
+        try:
+            return f"S3T({str(self.root)!r}: {said_of(self.status())})"
+        except S3TError as error:
+            return f"S3T({str(self.root)!r}: {error})"
+
+    def _repr_html_(self) -> str:
+        """The run in a notebook: shards × slices, and what is left."""
+        from s3t.run.notebook import notebook_of
+
+        return notebook_of(self)
 
     def close(self) -> None:
         """Give the replica lease back, if there is one, and close the ledger. The object cannot be
@@ -244,6 +257,19 @@ class S3T:
         """
         return stored_receipt(self.ledger, request_id, self._opened.notifier.tell)
 
+    def samples(
+        self, subject: str | None = None, *, deleted: bool | None = None
+    ) -> Iterator[SampleEntry]:
+        """The private samples by id, with person, shard, slice, and whether each is deleted.
+
+        Args:
+            subject: only those of this person.
+            deleted: only those deleted, or only those not.
+        """
+        for entry in self.ledger.samples(deleted=deleted):
+            if subject is None or entry.subject == subject:
+                yield entry
+
     def status(self) -> Status:
         """Shards, prefixes and what is left, at the ledger's present view.
 
@@ -281,12 +307,16 @@ class S3T:
 
     # ── answering ────────────────────────────────────────────────────────────────────────────
 
-    def predict(self, batch: Sequence[Any]) -> list[Prediction]:
+    def predict(self, batch: Any) -> list[Prediction]:
         """Classify rows.
 
         Args:
             batch: texts, or images as arrays [height, width(, channels)] (0–255 integers or
-                0–1 floats) or paths; or mappings with the config's input column.
+                0–1 floats) or paths; or mappings with the config's input column; or a table with
+                it (pandas, polars, pyarrow, datasets). One text or mapping alone is one row.
+
+        Returns:
+            one for each row, in order.
 
         Raises:
             ExhaustedError: no shard has a prefix left, and the config names no fallback.
@@ -294,12 +324,12 @@ class S3T:
             IntegrityError: a block that should serve is damaged.
         """
         model = self.serving.model()
-        rows = model.encode(batch)
+        rows = model.encode(rows_of(batch))
         return self.serving.answer(lambda ensemble, view: model.predictions(ensemble, rows, view))
 
     def generate(
         self,
-        prompts: Sequence[Any],
+        prompts: Any,
         *,
         max_new_tokens: int = 32,
         temperature: float = 0.0,
@@ -310,7 +340,8 @@ class S3T:
         """Continue texts with the mixture of the shards' next-token distributions.
 
         Args:
-            prompts: texts, or mappings with the config's text column.
+            prompts: texts, or mappings with the config's text column, or a table with it. One
+                text, mapping or conversation (a list of messages) alone is one prompt.
             max_new_tokens: at most so many; prompt and answer fit ``data.max_length`` together.
             temperature: 0 takes the likeliest token, above it tokens are drawn.
             seed: of the draws.
@@ -321,7 +352,7 @@ class S3T:
             ExhaustedError, InputError, IntegrityError: as ``predict``.
         """
         draw = Draw(max_new_tokens, temperature, seed, top_k, top_p)
-        tokens = self.serving.model().prompts(prompts, draw)
+        tokens = self.serving.model().prompts(_prompts(prompts), draw)
         return self.serving.completions(tokens, draw)
 
     def stream(
@@ -410,6 +441,13 @@ class S3T:
         if found is not None:
             self.serving.record_evaluation(found)
         return found
+
+
+def _prompts(given: Any) -> list[Any]:
+    """What ``generate`` is given, as a list of prompts."""
+    rows = rows_of(given)
+    turns = [isinstance(row, Mapping) and {*row} >= {"role", "content"} for row in rows]
+    return [rows] if rows and all(turns) else rows
 
 
 def pipeline(run: str | Path, **options: Any) -> Pipeline:

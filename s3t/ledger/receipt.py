@@ -156,6 +156,15 @@ class Receipt:
     entry: LogEntry | None = None
     purged_at: str | None = None
 
+    def __repr__(self) -> str:
+        """In short, without ids; the attributes have the rest."""
+        state = "a dry run" if self.dry_run else "replayed" if self.replayed else "new"
+        return (
+            f"Receipt({self.request_id!r}, {state}: {len(self.hashes)} samples deleted, "
+            f"{len(self.nodes_dead)} nodes switched off, view {self.view}, effective "
+            f"{self.effective_at or 'not yet'})"
+        )
+
     def to_row(self) -> dict[str, Any]:
         """The columns of the table ``requests`` that tell of it."""
         return {"request_id": self.request_id, "view": self.view}

@@ -20,6 +20,7 @@ __all__ = [
     "ShardStatus",
     "Status",
     "WeightStatus",
+    "said_of",
     "status",
 ]
 
@@ -138,6 +139,17 @@ class Status:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)
+
+
+def said_of(found: Status) -> str:
+    """A status in one line."""
+    alive = sum(shard.nodes_alive for shard in found.shards)
+    serving = sum(bool(shard.prefix) for shard in found.shards)
+    return (
+        f"view {found.view}, {found.samples - found.deleted:,} of {found.samples:,} samples left, "
+        f"{serving} of {len(found.shards)} shards × {found.slices} slices serve, {alive} nodes "
+        "alive"
+    )
 
 
 def status(opened: OpenRun) -> Status:

@@ -1,0 +1,54 @@
+"""A run as HTML for a notebook: shards × slices, and what is left.
+
+Invariant: text from the run is escaped; there is no script, and no id of a sample.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from s3t.run.status import said_of
+
+if TYPE_CHECKING:
+    from s3t.service import S3T
+
+__all__ = ["notebook_of"]
+
+_CELL = "text-align:center;padding:2px 8px;border:1px solid #bbb"
+_SERVES = f"{_CELL};background:#0b6e5f;color:#fff"
+
+
+def notebook_of(model: S3T) -> str:
+    """The table of a run, as ``_repr_html_`` gives it."""
+    status = model.status()
+    rows = []
+    for shard in status.shards:
+        cells = [_cell(part, shard.prefix, shard.slices_hit) for part in range(status.slices)]
+        serves = " → ".join(map(str, shard.prefix)) or "nothing"
+        rows.append(f"<tr><th>{shard.shard}</th>{''.join(cells)}<td>{serves}</td></tr>")
+    head = "".join(f"<th>{part}</th>" for part in range(status.slices))
+    return (
+        f"<b>{escape(model.config.name or model.root.name)}</b>: {escape(said_of(status))}"
+        f"<table><tr><th>shard</th>{head}<th>serves</th></tr>{''.join(rows)}</table>"
+        "● serves, ○ intact, × holds a deleted sample. "
+        f"{escape(_left(model.forecast().to_dict()))}"
+    )
+
+
+def _cell(part: int, prefix: tuple[int, ...], hit: tuple[int, ...]) -> str:
+    if part in hit:
+        return f'<td style="{_CELL}">×</td>'
+    if part in prefix:
+        return f'<td style="{_SERVES}">●</td>'
+    return f'<td style="{_CELL}">○</td>'
+
+
+def _left(forecast: dict[str, Any]) -> str:
+    """The requests that are left, in words."""
+    found = forecast.get("exhaustion")
+    if not found:
+        return "No shard serves any more."
+    requests = found["requests"]
+    high = "more" if requests["p95"] is None else f"{requests['p95']:g}"
+    return f"About {requests['p50']:g} requests until none serves ({requests['p5']:g} to {high})."
