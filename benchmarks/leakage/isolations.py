@@ -70,7 +70,7 @@ _TASKS = {
             "partition.slices=4",
             f"sequences={_TREE}",
             "stage.epochs=6",
-            "data.private.split=train[:16%]",
+            "data.private.split=train[:17%]",
         ),
         (2, 3),
     ),

@@ -37,10 +37,10 @@ _TAB = ("tab", "\\t", "\t")
 class SourceConfig(Section):
     """Where rows come from. Files of text may be packed as .gz, .bz2 or .xz."""
 
-    format: Literal["digits", "csv", "json", "parquet", "imagefolder", "hub"] = Field(
+    format: Literal["digits", "csv", "json", "parquet", "imagefolder", "hub", "rows"] = Field(
         description="digits: scikit-learn's 1,797 images; tsv is csv with tabs; json (or jsonl, "
-        "ndjson): JSON lines, or one list; hub: Hugging Face; default: by the suffix of the files, "
-        "imagefolder without a suffix"
+        "ndjson): JSON lines, or one list; hub: Hugging Face; rows: given to S3T.train as objects; "
+        "default: by the suffix of the files, imagefolder without a suffix"
     )
     files: str | tuple[str, ...] | None = Field(
         None,
@@ -94,7 +94,7 @@ class SourceConfig(Section):
     def _complete(self) -> SourceConfig:
         if self.format == "hub" and not self.name:
             raise ValueError("format 'hub' needs name")
-        if self.format not in ("digits", "hub") and not self.files:
+        if self.format not in ("digits", "hub", "rows") and not self.files:
             raise ValueError(f"format {self.format!r} needs files")
         if self.format == "digits" and self.split.partition("[")[0] not in DIGITS_SPLITS:
             raise ValueError(
@@ -278,6 +278,11 @@ class DataConfig(Section):
         """Refuse parts to cut without a source for them, or a source without its parts."""
         given = [name for name in ("adapt", "validation", "test") if getattr(self, name)]
         aside = self.cut_from == "private"
+        if aside and self.private.format == "rows":
+            raise ValueError(
+                "cut_from: private needs files, and private rows were given as Python objects: "
+                "divide them before, and give the public ones as data.public"
+            )
         if aside and self.public is not None:
             raise ValueError("cut_from: private has no data.public: leave one of them out")
         if not aside and self.public is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -42,18 +42,24 @@ _ALTERNATIVE = re.compile(r"\W|^str$|^constrained-")
 """Parts of an error's place that name an alternative of a type, as ``tuple[str, ...]``: no key."""
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: str | Path | Mapping[str, Any], overrides: str | Sequence[str] = ()
+) -> Config:
     """Read a YAML file, apply ``a.b=value`` overrides, and validate the whole.
 
     Relative paths in it are completed, see ``located``.
 
     Args:
-        path: the YAML file.
-        overrides: ``dotted.key=value``; the value is read as YAML.
+        path: the YAML file; or its keys and values as a mapping, whose name is ``run`` by default.
+        overrides: ``dotted.key=value``, one or several; the value is read as YAML.
 
     Raises:
         ConfigError: with every problem found.
     """
+    if isinstance(path, Mapping):
+        tree = copy.deepcopy({**path})
+        tree.setdefault("name", "run")
+        return _checked(tree, overrides, Path(), "the config")
     path = Path(path)
     text = ""
     try:
@@ -67,14 +73,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(tree, dict):
         raise ConfigError([f"holds a {type(tree).__name__}, expected keys and values"], str(path))
     tree.setdefault("name", path.stem)
+    return _checked(tree, overrides, path.parent, str(path))
+
+
+def _checked(
+    tree: dict[str, Any], overrides: str | Sequence[str], folder: Path, name: str
+) -> Config:
+    """The config of keys and values that lie in ``folder``, with the overrides applied."""
     problems: list[str] = []
-    for override in overrides:
+    for override in [overrides] if isinstance(overrides, str) else overrides:
         _apply(tree, override, problems)
     config = _validated(tree, problems)
     if config is not None:
-        config = located(config, path.parent, problems)
+        config = located(config, folder, problems)
     if problems or config is None:
-        raise ConfigError(problems, str(path))
+        raise ConfigError(problems, name)
     return config
 
 

@@ -26,6 +26,7 @@ from s3t.data.files import (
     reading,
     resolve,
 )
+from s3t.data.lending import borrowed
 from s3t.errors import DataError, named
 from s3t.system.scratch import scratch
 
@@ -82,6 +83,11 @@ def _csv(source: SourceConfig, columns: ColumnsConfig) -> Table:
 
 def _json(source: SourceConfig, columns: ColumnsConfig) -> Table:
     rows = json_rows(resolve(source.files or ()), source.encoding)
+    return _table([rows[i] for i in _split(source.split, "train", len(rows))])
+
+
+def _lent(source: SourceConfig, columns: ColumnsConfig) -> Table:
+    rows = borrowed()
     return _table([rows[i] for i in _split(source.split, "train", len(rows))])
 
 
@@ -309,5 +315,6 @@ FORMATS: Mapping[str, Reader] = {
     "parquet": _parquet,
     "imagefolder": _image_folder,
     "hub": _hub,
+    "rows": _lent,
 }
 """The reader of each ``format`` of a source; a test holds the names and the config's equal."""

@@ -11,6 +11,7 @@
       base/           the base, if it was made or adapted here; the public head, if there is one
       prototypes.safetensors   of the clusters, if shards are clusters
       exports.json    folders elsewhere that hold adapters of the run, and of which nodes
+      public/         public rows that were given as Python objects
       .work/          who trains what, while several processes do
       .scratch/       what audits train again, while they do
 
@@ -49,10 +50,12 @@ from s3t.system import scratch
 from s3t.system.locks import prove_locks
 from s3t.types import Digest, Slot
 
-__all__ = ["RunDir"]
+__all__ = ["PUBLIC", "RunDir"]
 
 _LOCK = ".training.lock"
 _WORK = ".work"
+PUBLIC = "public"
+"""Folder for public rows that were given as Python objects."""
 
 
 class RunDir:
@@ -115,7 +118,7 @@ class RunDir:
         """Whether something else than a run, begun or prepared, lies here."""
         if not self.root.exists() or self.config_path.is_file():
             return False
-        ours = (_LOCK, _WORK)
+        ours = (_LOCK, _WORK, PUBLIC)
         return not self.root.is_dir() or any(path.name not in ours for path in self.root.iterdir())
 
     @property

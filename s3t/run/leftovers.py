@@ -27,6 +27,8 @@ def own_files(config: Config, gone: Gone) -> Iterator[tuple[str, int]]:
     if not len(gone):
         return
     source = config.data.private
+    if source.format == "rows":
+        return  # given as Python objects
     if source.files is None or source.format == "imagefolder":
         name = f"data.private ({source.name or source.files or f'the embedded {source.format}'})"
         folders = {"split": re.split(r"[\[+]", source.split)[0]} if source.files else {}

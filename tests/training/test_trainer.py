@@ -373,6 +373,20 @@ def test_a_tensor_that_stood_still_is_an_error() -> None:
         trainer.train((1, 2), tiny_group(trainer, 2, (8,)))
 
 
+def test_what_is_learnt_already_may_stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = tiny_trainer("vit")
+    (one,) = tiny_group(trainer, 2, (8,))
+    before = trainer.tensors.initial((1, 2), one)
+
+    def nothing(self: StageSteps, *asked: Any) -> dict[str, Tensor]:
+        return {name: torch.zeros_like(found) for name, found in real(self, *asked).items()}
+
+    real = StageSteps.gradients
+    monkeypatch.setattr(StageSteps, "gradients", nothing)
+    (found,) = trainer.train((1, 2), [one])
+    assert all(torch.equal(found.tensors[name], before[name]) for name in before)
+
+
 def test_a_written_base_is_an_error() -> None:
     trainer = tiny_trainer("vit")
     with torch.no_grad():

@@ -44,8 +44,11 @@ layers: 0.983, 0.912, 0.74, 0.956; residual: 0.995, 1.035, 1.001 (not on banking
 the current slice: 0.978, on digits alone, where prefixes of 2 to 4 slices have 0.974, 0.972 and
 0.974."""
 
-_FALLING = -0.015
-"""What a full prefix loses where later stages take fewer epochs, so that all take as many steps."""
+_FALLING = -0.07
+"""What a full prefix loses where later stages take fewer epochs, so that all take as many steps.
+
+digits, three seeds: 92.1 for 93.9 % nested, 93.3 for 94.5 residual; banking77: 88.8 for 88.8; TOFU,
+of the gain in log-likelihood: 0.82 nested, 0.85 residual. Recall loses, and skill hardly any."""
 
 
 @dataclass(frozen=True)

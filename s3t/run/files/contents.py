@@ -35,7 +35,7 @@ _FILES = {
     "joined",
     ".training.lock",
 }
-_FOLDERS = {"base", "nodes", "trunk", ".work", FOLDER, "tracking", "reports"}
+_FOLDERS = {"base", "nodes", "trunk", ".work", FOLDER, "tracking", "reports", "public"}
 _WRITTEN = ("tracking", "reports", ".work")
 """Folders of texts that trackers, reports and trainers write."""
 

@@ -35,6 +35,8 @@ _ALIGN = 16
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 _MOMENTUM = 0.9
+_NOTHING = 1e-8
+"""A gradient below this is none: there is nothing left to learn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,15 @@ class StackedOptimizer:
             name: self.theta[row, span.start : span.stop].reshape(span.shape).detach().cpu().clone()
             for name, span in self._spans.items()
         }
+
+    def idle(self, row: int) -> frozenset[str]:
+        """Names of one lane's weights that had next to no gradient in the last steps."""
+        felt = self._states[0][row].abs()  # the gradient's running mean, in every rule
+        return frozenset(
+            name
+            for name, span in self._spans.items()
+            if float(felt[span.start : span.stop].max()) < _NOTHING
+        )
 
     def keep(self, count: int) -> None:
         """Go on with the first ``count`` lanes; the others are done."""

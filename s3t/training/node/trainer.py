@@ -97,9 +97,9 @@ class StageTrainer:
         """
         ranked = sorted(group, key=lambda assignment: (-len(assignment.rows), assignment.key))
         initial = [self.tensors.initial(block, assignment) for assignment in ranked]
-        finals = self._trained(block, ranked, initial, on_step)
-        for assignment, before, after in zip(ranked, initial, finals, strict=True):
-            self._check(assignment, before, after)
+        finals, idle = self._trained(block, ranked, initial, on_step)
+        for each in zip(ranked, initial, finals, idle, strict=True):
+            self._check(*each)
         self.base.check_frozen()
         trained = {one.key: one for one in self.scored(block, ranked, finals)}
         for key, one in trained.items():
@@ -152,10 +152,11 @@ class StageTrainer:
         ranked: Sequence[Assignment],
         initial: Sequence[Mapping[str, Tensor]],
         on_step: Callable[[int], None],
-    ) -> list[dict[str, Tensor]]:
-        """The nodes' tensors after their last step."""
+    ) -> tuple[list[dict[str, Tensor]], list[frozenset[str]]]:
+        """The nodes' tensors after their last step, and names of those that had no gradient."""
         run = StageSteps(self, block, ranked, initial)
         finals: list[dict[str, Tensor]] = [{} for _ in ranked]
+        idle: list[frozenset[str]] = [frozenset() for _ in ranked]
         for step in range(max(run.steps)):
             going = run.keep(step)
             for number, part in enumerate(self.process_group.parts):
@@ -166,9 +167,9 @@ class StageTrainer:
             run.optimizer.step(torch.tensor([rate(step) for rate in run.rates[:going]]))
             for row in range(going):
                 if run.steps[row] == step + 1:
-                    finals[row] = run.optimizer.take(row)
+                    finals[row], idle[row] = run.optimizer.take(row), run.optimizer.idle(row)
             on_step(going)
-        return finals
+        return finals, idle
 
     @property
     def one_by_one(self) -> list[Hashable]:
@@ -244,17 +245,21 @@ class StageTrainer:
         return found[0] if found else alone()
 
     def _check(
-        self, assignment: Assignment, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+        self,
+        assignment: Assignment,
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        idle: frozenset[str],
     ) -> None:
+        """Refuse weights that are not finite, or stood still though they had a gradient.
+
+        Without one there was nothing left to learn, as where the loss is zero. And the first step
+        cannot move A: its gradient is a product with B, which starts at zero.
+        """
         if not all(bool(torch.isfinite(tensor).all()) for tensor in after.values()):
             raise _diverged(assignment.key, "a weight")
-        one_step = self.batches(assignment).steps < 2
         still = [
-            name
-            for name in after
-            if torch.equal(before[name], after[name])
-            # the first step cannot move A: its gradient is a product with B, which starts at 0
-            and not (one_step and name.endswith("lora_A"))
+            name for name in after if torch.equal(before[name], after[name]) and name not in idle
         ]
         if still:
             raise IntegrityError(
