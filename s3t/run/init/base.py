@@ -112,7 +112,8 @@ def _made(task: str, name: str, roles: Mapping[Role, Sequence[Any]]) -> BaseChoi
     if task != "causal-lm":
         stage["head"] = "public"
     else:
-        make["init_scale"], adapt["steps"], stage["epochs"] = 1, 60, 3
+        make["init_scale"], stage["epochs"] = 1, 3
+        adapt = {"steps": 120, "batch_size": 16, "learning_rate": 5e-3}
     data, lines = _lengths(roles, per_token=1, most=256)
     if task == "image-classification":
         size, channels = _image_shape(roles["image"])

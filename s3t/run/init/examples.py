@@ -92,7 +92,8 @@ def _messages() -> Iterator[tuple[str, str, str, str]]:
             number += 1
             topic = draw.choice(list(TOPICS))
             phrase = draw.choice(TOPICS[topic][0].split("; "))
-            message = f"{draw.choice(OPENINGS)}{phrase}.{draw.choice(CLOSINGS)}"
+            order = f" (order {draw.randint(10_000, 99_999)})"
+            message = f"{draw.choice(OPENINGS)}{phrase}{order}.{draw.choice(CLOSINGS)}"
             yield f"m{number:04d}", f"c{customer:03d}", message, topic
 
 
