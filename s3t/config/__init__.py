@@ -4,7 +4,7 @@
           ├─► merged tree ─► Config (frozen, unknown keys refused) ─► plain arguments inside
     a.b=c ┘
 
-files ──► config ──► aggregation, data, model, operation, partition, serve, training
+files ──► paths ──► config ──► aggregation, data, model, operation, partition, serve, training
 
 Invariant: a Config that exists is possible in itself. What depends on the data or on the base
 model (empty slices, missing columns, number of layers) is checked where those are known, and is
@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from s3t.config.aggregation import AggregationConfig
 from s3t.config.config import Config, Task
-from s3t.config.data import ColumnsConfig, DataConfig, PublicConfig, SourceConfig
-from s3t.config.files import anchored, dump_config, load_config
+from s3t.config.data import ColumnsConfig, DataConfig, PublicConfig, PublicPart, SourceConfig
+from s3t.config.files import dump_config, load_config
 from s3t.config.model import (
     MADE_BASES,
     AdaptConfig,
@@ -27,6 +27,7 @@ from s3t.config.model import (
 )
 from s3t.config.operation import ReceiptsConfig, RepairConfig, StoreConfig
 from s3t.config.partition import ClustersConfig, PartitionConfig, RiskConfig, SequencesConfig
+from s3t.config.paths import anchored
 from s3t.config.training import StageConfig, TrainingConfig
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "PartitionConfig",
     "PromptConfig",
     "PublicConfig",
+    "PublicPart",
     "ReceiptsConfig",
     "RepairConfig",
     "RiskConfig",

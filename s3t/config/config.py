@@ -113,7 +113,7 @@ class Config(Section):
 
     def _risk_problems(self) -> list[str]:
         risk = self.partition.risk
-        if risk is None or not risk.quantiles or self.data.public.adapt is not None:
+        if risk is None or not risk.quantiles or self.data.adapts:
             return []
         return [
             "partition.risk.quantiles needs data.public.adapt, of whose rows they are: "
@@ -122,7 +122,7 @@ class Config(Section):
 
     def _cluster_problems(self) -> list[str]:
         clusters, found = self.partition.clusters, []
-        if clusters is not None and self.data.public.adapt is None:
+        if clusters is not None and not self.data.adapts:
             found.append(
                 "partition.clusters needs data.public.adapt, of whose rows the prototypes are "
                 "made: name that source, or leave clusters out"
@@ -286,9 +286,9 @@ class Config(Section):
             found.append(f"model.base {base!r} is an encoder: task causal-lm needs a decoder")
         if self.stage.starts_public and self.generates:
             found.append("stage.head=public does not fit task causal-lm: its head is the base's")
-        elif self.stage.starts_public and self.data.public.adapt is None:
+        elif self.stage.starts_public and not self.data.adapts:
             found.append("stage.head=public needs data.public.adapt, on which it is trained")
-        if self.model.adapt and self.data.public.adapt is None:
+        if self.model.adapt and not self.data.adapts:
             found.append("model.adapt needs data.public.adapt")
         if (
             self.model.adapt
@@ -303,7 +303,7 @@ class Config(Section):
                 f"aggregation.tokens {self.aggregation.tokens!r} does not fit task {self.task!r}: "
                 "it is of causal-lm"
             )
-        if self.aggregation.falls_back and not self.generates and self.data.public.adapt is None:
+        if self.aggregation.falls_back and not self.generates and not self.data.adapts:
             found.append(
                 "aggregation.on_exhausted=base needs data.public.adapt, "
                 "on which the fallback's head is trained"

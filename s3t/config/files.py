@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import os
 import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from s3t.config.config import Config
+from s3t.config.paths import located
 from s3t.config.section import Written
 from s3t.errors import ConfigError, named
 
@@ -27,7 +27,7 @@ try:
 except ImportError:  # PyYAML without libyaml
     from yaml import SafeLoader  # type: ignore[assignment]
 
-__all__ = ["anchored", "dump_config", "load_config"]
+__all__ = ["dump_config", "load_config"]
 
 _UNKNOWN = "extra_forbidden"
 _PLAIN = {
@@ -36,12 +36,16 @@ _PLAIN = {
     "string_type": "expected text, in quotes where YAML reads it as true or false, null or a date",
 }
 """pydantic's words for kinds of errors, where they speak of Python."""
+_STRUCTURE = ("[", "{", '"', "'", "!", "&", "|", ">")
+"""How a value of YAML begins that is not plain text."""
 _ALTERNATIVE = re.compile(r"\W|^str$|^constrained-")
 """Parts of an error's place that name an alternative of a type, as ``tuple[str, ...]``: no key."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply ``a.b=value`` overrides, and validate the whole.
+
+    Relative paths in it are completed, see ``located``.
 
     Args:
         path: the YAML file.
@@ -51,13 +55,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: with every problem found.
     """
     path = Path(path)
+    text = ""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.load(text, _Loader)
     except (OSError, UnicodeDecodeError) as error:
         problem = f"cannot read it ({error}): give the path of a YAML file"
         raise ConfigError([problem], str(path)) from None
     except yaml.YAMLError as error:
-        raise ConfigError([f"is not YAML: {' '.join(str(error).split())}"], str(path)) from None
+        raise ConfigError([f"is not YAML: {_told(error, text)}"], str(path)) from None
     if not isinstance(tree, dict):
         raise ConfigError([f"holds a {type(tree).__name__}, expected keys and values"], str(path))
     tree.setdefault("name", path.stem)
@@ -65,40 +71,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply(tree, override, problems)
     config = _validated(tree, problems)
+    if config is not None:
+        config = located(config, path.parent, problems)
     if problems or config is None:
         raise ConfigError(problems, str(path))
     return config
-
-
-def anchored(config: Config) -> Config:
-    """The same config with local paths made absolute, so that it means the same from anywhere."""
-    tree = config.model_dump()
-    sources = [tree["data"]["private"], *tree["data"]["public"].values()]
-    for source in filter(None, sources):
-        files = source["files"]
-        if files:
-            several = [files] if isinstance(files, str) else files
-            absolute = [_absolute(file) for file in several]
-            source["files"] = absolute[0] if isinstance(files, str) else absolute
-        if source["name"] and Path(source["name"]).exists():
-            source["name"] = _absolute(source["name"])
-    if Path(config.model.base).exists():
-        tree["model"]["base"] = _absolute(config.model.base)
-    for key in ("url", "cache"):
-        if tree["store"][key]:
-            tree["store"][key] = _absolute(tree["store"][key])
-    if config.store.keys and not config.store.hooked:
-        tree["store"]["keys"] = _absolute(os.path.expanduser(config.store.keys))
-    template = tree["data"]["chat_template"]
-    if template not in (None, "base") and "{" not in template:
-        tree["data"]["chat_template"] = _absolute(template)
-    if tree["receipts"]["signing_key"]:
-        tree["receipts"]["signing_key"] = _absolute(tree["receipts"]["signing_key"])
-    return Config.model_validate(tree)
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else os.path.abspath(path)
 
 
 def dump_config(config: Config) -> str:
@@ -156,19 +133,35 @@ def _apply(tree: dict[str, Any], override: str, problems: list[str]) -> None:
     try:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        what = " ".join(str(error).split()).partition(" in ")[0]
-        problems.append(f"override {override!r}: the value is not YAML: {what}")
-        return
+        if "\n" in text or text[:1] in _STRUCTURE:
+            what = " ".join(str(error).split()).partition(" in ")[0]
+            how = "; put quotes around text in it that begins with *" if "*" in text else ""
+            problems.append(f"override {override!r}: the value is not YAML: {what}{how}")
+            return
+        value = text  # such as *.csv, which YAML takes for an alias
     *parents, last = key.split(".")
     for parent in parents:
-        child = tree.setdefault(parent, {})
-        if not isinstance(child, dict):
-            if child is not None:
-                problems.append(f"override {override!r}: {parent!r} is not a section")
-                return
-            child = tree[parent] = {}
-        tree = child
+        child = tree.get(parent)
+        if not isinstance(child, dict | None):
+            problems.append(f"override {override!r}: {parent!r} is not a section")
+            return
+        tree[parent] = tree = {**(child or {})}  # a copy: an alias may stand for it elsewhere
     tree[last] = value
+
+
+def _told(error: yaml.YAMLError, text: str) -> str:
+    """What is wrong with a YAML file, by line, and what to do about the usual mistakes."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    problem, context = getattr(error, "problem", ""), getattr(error, "context", None)
+    what = f"{context}, {problem}" if context else str(problem)
+    hint, line = "", ([*text.split("\n"), ""])[mark.line]
+    if "\t" in line[: len(line) - len(line.lstrip())]:
+        hint = ": YAML is indented with blanks, not with tabs"
+    elif "alias" in what:
+        hint = ': put quotes around text that begins with *, such as "*.csv"'
+    return f"{what} (line {mark.line + 1}, column {mark.column + 1}){hint}"
 
 
 def _validated(tree: dict[str, Any], problems: list[str]) -> Config | None:

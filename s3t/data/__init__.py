@@ -15,6 +15,7 @@ from s3t.data.rows import LabelledRows
 from s3t.data.samples import (
     Data,
     PrivateData,
+    cut_names,
     label_names,
     load_all,
     load_private,
@@ -27,6 +28,7 @@ __all__ = [
     "Data",
     "LabelledRows",
     "PrivateData",
+    "cut_names",
     "label_names",
     "load_all",
     "load_private",

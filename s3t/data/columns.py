@@ -150,7 +150,7 @@ def read_columns(config: Config, source: SourceConfig, where: str) -> Columns:
     if not table.size:
         found.problems.append("has no rows: give it data, or another split")
         return found
-    wanted = _wanted(config, source, found)
+    wanted = _wanted(config, source, found, table.names)
     missing = [f"{name!r} ({key})" for key, name in wanted.items() if name not in table.names]
     if missing:
         found.problems.append(
@@ -162,7 +162,9 @@ def read_columns(config: Config, source: SourceConfig, where: str) -> Columns:
     return found
 
 
-def _wanted(config: Config, source: SourceConfig, found: Columns) -> Mapping[str, str]:
+def _wanted(
+    config: Config, source: SourceConfig, found: Columns, names: Sequence[str]
+) -> Mapping[str, str]:
     """Names of the columns to read, by the config key that gives each."""
     columns = config.data.columns
     wanted = _inputs_wanted(config)
@@ -171,7 +173,10 @@ def _wanted(config: Config, source: SourceConfig, found: Columns) -> Mapping[str
     extra, risk, private = {}, config.partition.risk, found.where == "data.private"
     if private:
         extra = {"data.columns.id": columns.id, "partition.subject": config.partition.subject}
-    if risk and (private or (risk.quantiles and found.where == "data.public.adapt")):
+    elif found.where == "data.public" and config.partition.subject in names:
+        extra = {"partition.subject": config.partition.subject}  # rows are cut by person
+    adapts = found.where in ("data.public", "data.public.adapt")
+    if risk and (private or (risk.quantiles and adapts)):
         extra["partition.risk.column"] = risk.column
     set_ = {key: name for key, name in extra.items() if name}
     if source.format != "digits":

@@ -75,14 +75,14 @@ def read_table(source: SourceConfig, columns: ColumnsConfig) -> Table:
     return FORMATS[source.format](source, columns)
 
 
-def _text_files(read: Callable[[Sequence[str]], list[Row]]) -> Reader:
-    """The reader of a format whose files are text that ``read`` takes apart into rows."""
+def _csv(source: SourceConfig, columns: ColumnsConfig) -> Table:
+    rows = csv_rows(resolve(source.files or ()), source.encoding, source.delimiter)
+    return _table([rows[i] for i in _split(source.split, "train", len(rows))])
 
-    def table(source: SourceConfig, columns: ColumnsConfig) -> Table:
-        rows = read(resolve(source.files or ()))
-        return _table([rows[i] for i in _split(source.split, "train", len(rows))])
 
-    return table
+def _json(source: SourceConfig, columns: ColumnsConfig) -> Table:
+    rows = json_rows(resolve(source.files or ()), source.encoding)
+    return _table([rows[i] for i in _split(source.split, "train", len(rows))])
 
 
 def _table(rows: Sequence[Row], classes: Mapping[str, tuple[str, ...]] | None = None) -> Table:
@@ -304,8 +304,8 @@ def _all_digits() -> Any:
 
 FORMATS: Mapping[str, Reader] = {
     "digits": _digits,
-    "csv": _text_files(csv_rows),
-    "json": _text_files(json_rows),
+    "csv": _csv,
+    "json": _json,
     "parquet": _parquet,
     "imagefolder": _image_folder,
     "hub": _hub,

@@ -183,7 +183,7 @@ def public_terms(
         DataError: they cannot be read.
     """
     rows = load_public(config, "validation", labels)
-    if config.data.public.adapt is not None:
+    if config.data.adapts:
         count = overlap(rows, load_public(config, "adapt", labels))
         if count:
             raise NoWeights(

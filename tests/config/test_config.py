@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s3t.config import Config, dump_config, load_config
+from s3t.config import Config, anchored, dump_config, load_config
 from s3t.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -407,3 +407,126 @@ def test_off_is_off_though_yaml_reads_it_as_false(tmp_path: Path) -> None:
     path = tmp_path / "one.yaml"
     path.write_text((ROOT / "configs" / "digits.yaml").read_text(encoding="utf-8"))
     assert load_config(path, ["training.trunk_cache=off"]).training.trunk_cache == "off"
+
+
+# ── plain text, YAML that people write, paths ────────────────────────────────────────────────
+
+
+def test_an_override_that_yaml_refuses_is_the_text_that_it_is(tmp_path: Path) -> None:
+    path = written(tmp_path, SMALL)
+    for text in ("*.csv", "@rows.csv", "%rows.csv", "a: b: c"):
+        assert load_config(path, [f"data.private.files={text}"]).data.private.files == text
+    (problem,) = problems(path, "data.private.files=[*.csv]")
+    assert "is not YAML" in problem and "put quotes around text in it that begins with *" in problem
+
+
+def test_an_override_changes_no_other_place_of_an_alias(tmp_path: Path) -> None:
+    path = written(tmp_path, SMALL)
+    assert "*id001" in path.read_text()
+    data = load_config(path, ["data.private.files=b.csv"]).data
+    assert (data.private.files, data.public.test.files) == ("b.csv", "rows.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("task: a\ndata:\n\tprivate: 1\n", "(line 3, column 1): YAML is indented with blanks, not"),
+        ("task: a\nname: *.csv\n", "(line 2, column 8): put quotes around text that begins with *"),
+        ("task: a\nname: 'x\n", "(line 3, column 1)"),
+    ],
+)
+def test_yaml_errors_name_file_and_line(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text(text)
+    (problem,) = problems(path)
+    assert expected in problem and "<unicode string>" not in problem
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"public": None}, "data: public is missing: name its sources, or cut public rows from"),
+        ({"public": {"validation": SOURCE}}, "data.public: test is missing: add a source, or"),
+        ({"validation": "10%"}, "data: validation: data.public names a source for each part"),
+        (
+            {"public": {**SOURCE, "test": SOURCE}},
+            "data.public: names one source (files, format) and",
+        ),
+        ({"public": SOURCE}, "data: validation and test are missing: give a part to cut"),
+        ({"public": SOURCE, "validation": "10%"}, "data: test is missing: give a part to cut"),
+        ({"public": SOURCE, "validation": 0.1, "test": 0.1, "adapt": 0.1}, "data: adapt is what"),
+        ({"public": SOURCE, "validation": "60%", "test": "40%"}, "and leave none"),
+        ({"cut_from": "private"}, "data: cut_from: private has no data.public"),
+        ({"cut_from": "private", "public": None}, "data: validation and test are missing"),
+        ({"test": "ten"}, "data.test: expected a part of the rows, such as 10% or 0.1"),
+        ({"test": 10}, "data.test: Input should be less than 1"),
+    ],
+)
+def test_parts_and_sources_fit_each_other(tmp_path: Path, data: Any, expected: str) -> None:
+    tree = {**SMALL, "data": {**SMALL["data"], **data}}
+    assert any(expected in problem for problem in problems(written(tmp_path, tree)))
+
+
+def test_parts_read_the_same_when_written_out(tmp_path: Path) -> None:
+    for data in (
+        {"public": SOURCE, "validation": "10%", "test": "12.5%"},
+        {"public": None, "cut_from": "private", "validation": 0.1, "test": "12.5%", "adapt": "1%"},
+    ):
+        config = load_config(written(tmp_path, {**SMALL, "data": {**SMALL["data"], **data}}))
+        assert (config.data.validation, config.data.test) == (0.1, 0.125) and config.data.adapts
+        path = tmp_path / "again.yaml"
+        path.write_text(dump_config(config))
+        assert load_config(path).data == config.data
+
+
+def test_relative_paths_are_beside_the_config_or_in_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "project").mkdir()
+    path = written(tmp_path / "project", SMALL)
+    monkeypatch.chdir(tmp_path)
+    given_ = "rows.csv"
+    assert load_config(path).data.private.files == given_, "which is nowhere"
+    (tmp_path / "project/rows.csv").write_text("text,label\n")
+    beside = str(tmp_path / "project/rows.csv")
+    found = load_config(path, ["data.chat_template="])
+    assert found.data.private.files == found.data.public.test.files == beside
+    assert load_config(Path("project/some.yaml")).data.private.files == "project/rows.csv"
+    assert load_config(path, ["data.private.files=*.csv"]).data.private.files == str(
+        tmp_path / "project/*.csv"
+    )
+    (tmp_path / "rows.csv").write_text("text,label\n")
+    found_problems = problems(path)
+    assert len(found_problems) == 3
+    assert f"is one file beside the config ({beside}) and another in the curr" in found_problems[0]
+    assert (
+        load_config(
+            path,
+            [
+                f"data={{private: {{files: {beside}}}, public: {{files: {beside}}},"
+                " validation: 10%, test: 10%}"
+            ],
+        ).data.private.files
+        == beside
+    )
+    (tmp_path / "project/rows.csv").unlink()
+    assert load_config(path).data.private.files == given_
+    assert anchored(load_config(path)).data.private.files == str(tmp_path / "rows.csv")
+
+
+def test_home_and_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WHERE", str(tmp_path / "data"))
+    monkeypatch.delenv("NOWHERE", raising=False)
+    path = written(tmp_path, SMALL)
+    found = load_config(path, ["data.private.files=[~/a.csv, '${WHERE}/b.csv']", "output=~/run"])
+    assert found.data.private.files == (f"{tmp_path}/a.csv", f"{tmp_path}/data/b.csv")
+    assert found.run_dir == tmp_path / "run"
+    (problem,) = problems(path, "data.private.files=$NOWHERE/a.csv")
+    assert problem == "data.private.files '$NOWHERE/a.csv': the variable $NOWHERE is not set"
+
+
+def test_weights_that_a_config_does_not_name_stay_a_default(tmp_path: Path) -> None:
+    path = written(tmp_path, SMALL)
+    found = load_config(path, ["data.private.files=~/a.csv", "store.url=~/nodes"])
+    assert not found.aggregation.model_fields_set and found.store.model_fields_set == {"url"}

@@ -369,7 +369,7 @@ def test_missing_files_come_together():
         ("a.csv", b"text,label\n", "has no rows"),
         ("a.csv", b"text,label,text\na,b,c\n", "names columns twice: 'text'"),
         ("a.csv", b"text,label\na,bad\nb\nc,bad,x\n", "expected 2 cells in lines 3, 4"),
-        ("a.csv", b"text,label\n\xff,bad\n", "UnicodeDecodeError"),
+        ("a.csv", b"text,label\n\xff,bad\n", "line 2 holds byte 0xff, which is not utf-8"),
         ("a.csv", b'text,label\n"a,bad\n', "cannot read 'a.csv'"),
         ("a.csv.gz", b"not gzip", "cannot read 'a.csv.gz'"),
         (

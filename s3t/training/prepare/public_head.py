@@ -25,10 +25,10 @@ __all__ = ["head_digest", "keep_head", "needs_head", "public_head_of", "starting
 
 def needs_head(config: Config) -> bool:
     """Whether a classifier's run keeps a public head."""
-    how, adapt = config.aggregation, config.data.public.adapt
+    how = config.aggregation
     if config.stage.starts_public or how.falls_back:
         return True
-    return how.weights == "public" and adapt is not None  # the base is weighed beside the shards
+    return how.weights == "public" and config.data.adapts  # the base is weighed beside the shards
 
 
 def keep_head(run: RunDir, inputs: RunInputs, public_of: RunDir | None) -> None:
