@@ -63,7 +63,14 @@ def first_hour(folder: Path) -> dict[str, Any]:
         allowed = AWAITS_PURGE if "audit" in command else (0,)
         if done.returncode not in allowed:
             raise RuntimeError(f"{command}: exit code {done.returncode}\n{done.stderr}")
-        steps.append({"command": command, "seconds": seconds, "said": done.stdout})
+        steps.append(
+            {
+                "command": " ".join(words),
+                "seconds": seconds,
+                "exit": done.returncode,
+                "said": done.stdout,
+            }
+        )
     return {
         "before": BEFORE,
         "commands": len(COMMANDS),

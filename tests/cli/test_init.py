@@ -115,13 +115,16 @@ def test_plan_takes_the_config_from_another_folder(folder: Path, s3t: Run) -> No
     inner = folder / "inner"
     inner.mkdir()
     WRITERS["customers.csv"](inner / "customers.csv")
-    assert s3t("init", "inner/customers.csv", "--yes").code == 0
+    told = s3t("init", "inner/customers.csv", "--yes")
+    assert told.code == 0, told.err
     assert yaml.safe_load((inner / "customers.yaml").read_text())["data"]["private"] == {
         "files": "customers.csv"
     }
     planned = s3t("plan", "inner/customers.yaml", "--json")
     assert planned.code == 0, planned.err
-    assert json.loads(planned.out)["nodes"] > 1
+    found = json.loads(planned.out)
+    assert f", {found['nodes']} nodes: made for" in told.out
+    assert f"cost: {found['cost']:.2f} × " in told.out
 
 
 def test_images_in_folders(folder: Path, s3t: Run) -> None:

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,13 +26,20 @@ DataFiles = Annotated[
         help="files of rows (csv, tsv, JSON lines, JSON, parquet; gz too), or a folder of images",
     ),
 ]
-Column = typer.Option(metavar="COL", help="column of it; default: found by name and content")
-Person = Annotated[
-    str | None,
-    typer.Option(
-        metavar="COL", help="column that names the person of a row; none: rows have no person"
-    ),
-]
+
+
+def _column(what: str) -> Any:
+    return typer.Option(metavar="COL", help=f"column that holds {what}")
+
+
+Text = Annotated[str | None, _column("the text; default of this and of the next ones: found out")]
+Label = Annotated[str | None, _column("the class")]
+Person = Annotated[str | None, _column("the person of a row; none: rows have no person")]
+Id = Annotated[str | None, _column("the id of a row; none: a digest of its content")]
+Prompt = Annotated[str | None, _column("the prompt")]
+Completion = Annotated[str | None, _column("the answer to the prompt")]
+Messages = Annotated[str | None, _column("conversations, lists of {role, content}")]
+Picture = Annotated[str | None, _column("the image")]
 Task = Annotated[
     str | None,
     typer.Option(help="text-classification, image-classification or causal-lm; default: found out"),
@@ -74,14 +81,14 @@ _UNASKED = (
 @app.command()
 def init(
     data: DataFiles = None,
-    text: Annotated[str | None, Column] = None,
-    label: Annotated[str | None, Column] = None,
+    text: Text = None,
+    label: Label = None,
     subject: Person = None,
-    id: Annotated[str | None, Column] = None,
-    prompt: Annotated[str | None, Column] = None,
-    completion: Annotated[str | None, Column] = None,
-    messages: Annotated[str | None, Column] = None,
-    image: Annotated[str | None, Column] = None,
+    id: Id = None,
+    prompt: Prompt = None,
+    completion: Completion = None,
+    messages: Messages = None,
+    image: Picture = None,
     task: Task = None,
     public: Public = None,
     base: Base = None,
@@ -93,8 +100,8 @@ def init(
 ) -> None:
     """Write a first config for one's own data, or an example.
 
-    Columns and task are found out; what is not clear is asked on a terminal, and refused with
-    --yes. s3t train takes the config as it is.
+    Columns and task are found out. What is not clear is asked on a terminal, and elsewhere refused.
+    The config can be trained as it is.
     """
     from s3t.run.init import Given
 

@@ -18,11 +18,13 @@ import yaml
 
 from s3t.data.partition import Partition, partition
 from s3t.errors import DataError
+from s3t.plan.blocks import stage_time, trained_layers
 from s3t.plan.budget.advice import advise, config_of
 from s3t.plan.budget.candidates import Candidate
 from s3t.plan.budget.question import Question
 from s3t.plan.budget.stages import one_lora_curve
 from s3t.plan.forecast import Outlook, RunningSystem, forecast
+from s3t.plan.trie import prefixes
 from s3t.types import Sample
 
 __all__ = ["Grid", "find_grid"]
@@ -48,6 +50,8 @@ class Grid:
         persons: number of persons, or of samples without one.
         plan: what the planner recommends.
         partition: the samples in its slots.
+        cost: of training, where one LoRA on all samples, in as many epochs, takes 1; as
+            ``s3t plan`` counts it.
         sections: sections ``partition``, ``sequences`` and ``stage`` of a config that ask for it.
         lasts: requests until exhaustion, if persons ask one after another in any order.
     """
@@ -56,6 +60,7 @@ class Grid:
     persons: int
     plan: Candidate
     partition: Partition
+    cost: float
     sections: dict[str, dict[str, Any]]
     lasts: Outlook
 
@@ -67,7 +72,7 @@ class Grid:
             f"plan: {_count(plan.shards, 'shard')} × {_count(plan.slices, 'slice')}, {tree}, "
             f"{plan.nodes} nodes: made for {_count(self.deletions, 'deletion')} among "
             f"{self.persons:,} persons (--deletions)",
-            f"cost: {plan.cost:.2f} × the training of one LoRA on all private rows",
+            f"cost: {self.cost:.2f} × the training of one LoRA on all private rows",
             f"lasts: about {lasts.p50:,.0f} deletions until exhaustion (9 in 10 times between "
             f"{lasts.p5:,.0f} and {lasts.p95:,.0f}); s3t repair fills it up again",
         ]
@@ -109,8 +114,9 @@ def find_grid(
         except DataError:
             each *= 2
             continue
-        sections = yaml.safe_load(config_of(plan, question))
-        return Grid(asked, persons, plan, parts, sections, _lasts(plan, parts))
+        sections = yaml.safe_load(config_of(plan, question, explicit=True))
+        cost = _cost(plan, parts, layers)
+        return Grid(asked, persons, plan, parts, cost, sections, _lasts(plan, parts))
     raise DataError(
         [
             f"{persons} persons (or rows without one) are too few for a run in which some can be "
@@ -118,6 +124,19 @@ def find_grid(
         ],
         "data",
     )
+
+
+def _cost(plan: Candidate, parts: Partition, layers: int) -> float:
+    """Training cost with the sizes that the slices have."""
+    isolation = plan.stages.isolation
+    time = stage_time(isolation, trained_layers(isolation, layers, plan.slices), layers)
+    sizes = parts.sizes()
+    passes = sum(
+        time[len(prefix) - 1] * sum(row[part] for part in prefix)
+        for row in sizes
+        for prefix in prefixes(plan.sequences)
+    )
+    return passes / sum(map(sum, sizes))
 
 
 def _lasts(plan: Candidate, parts: Partition) -> Outlook:

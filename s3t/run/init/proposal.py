@@ -86,6 +86,8 @@ def propose(
     for held in (tree["data"]["private"], tree["data"].get("public")):
         if held is not None:
             held["files"] = _beside(held["files"], output)
+    if os.path.exists(chosen.name):
+        tree["model"]["base"] = _beside(os.path.abspath(chosen.name), output)
     return Proposal(config_text(tree, _head(files, output, lines)), lines)
 
 
@@ -152,13 +154,14 @@ def _whole(draft: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
 
 
 def _parts(data: Data) -> str:
-    """How many rows lie in which part."""
+    """How many rows lie in which part, and which of them cannot be forgotten."""
     parts = {"adapt the base": data.adapt, "validate": data.validation, "test": data.test}
     told = [f"{len(rows):,} {what}" for what, rows in parts.items() if rows is not None]
     private = data.private.samples
     persons = {one.subject for one in private if one.subject is not None}
     of = f" of {len(persons):,} persons" if persons else ""
-    return f"rows: {len(private):,} private{of}, which can be forgotten; {', '.join(told)}"
+    line = f"rows: {len(private):,} private{of}, which can be forgotten; {', '.join(told)}"
+    return line if data.cut is None else f"{line} ({data.cut.sentence()})"
 
 
 def _beside(files: str | list[str], output: Path) -> str | list[str]:

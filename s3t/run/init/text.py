@@ -33,7 +33,6 @@ _KEYS = {
     "keyed hash, and the rest adapts the base.",
     "labels": "The classes, read once; they stay if all rows of one are forgotten.",
     "max_length": "Tokens of a text; longer ones are cut.",
-    "horizon": "Deletions per slice that the tree is grown for.",
 }
 """What stands above a key."""
 
