@@ -149,7 +149,7 @@ def guess(role: Role, looks: Iterable[Look]) -> Guess:
         return Guess(tuple(one.name for one in fitting), "by its content: few values, often")
     if role in ("messages", "image"):
         return Guess(tuple(one.name for one in fitting), "by its content")
-    return Guess((), "no column is called so")
+    return Guess((), "no column is named like one")
 
 
 def _fits(role: Role, one: Look) -> bool:

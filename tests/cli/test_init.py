@@ -152,6 +152,15 @@ def test_public_rows_of_a_file_of_their_own(folder: Path, s3t: Run) -> None:
     assert len(load_all(config).private.samples) == len(rows())
 
 
+def test_an_encoding_goes_into_the_config(folder: Path, s3t: Run) -> None:
+    separated(Path("latin.csv"), ";")
+    text = Path("latin.csv").read_text(encoding="utf-8").replace("hello", "grüß Gott")
+    Path("latin.csv").write_text(text, encoding="cp1252")
+    refused(s3t("init", "latin.csv", "--yes"), "latin.csv", "encoding")
+    assert s3t("init", "latin.csv", "--yes", "--encoding", "cp1252").code == 0
+    assert "grüß Gott" in str(load_all(load_config("latin.yaml")).private.rows.inputs[0])
+
+
 @pytest.mark.parametrize("name", ["texts", "chat"])
 def test_examples_can_be_planned(name: str, folder: Path, s3t: Run) -> None:
     said = s3t("init", "--example", name, "here")

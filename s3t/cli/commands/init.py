@@ -58,6 +58,9 @@ Deletions = Annotated[
     int | None,
     typer.Option(min=0, help="deletions that the run has to last; default: 2 % of the persons"),
 ]
+Encoding = Annotated[
+    str | None, typer.Option(help="of csv and JSON files, such as cp1252 (Latin-1); default: utf-8")
+]
 Output = Annotated[
     Path | None, typer.Option(metavar="CONFIG", help="file to write; default: beside the data")
 ]
@@ -93,6 +96,7 @@ def init(
     public: Public = None,
     base: Base = None,
     deletions: Deletions = None,
+    encoding: Encoding = None,
     output: Output = None,
     example: Example = None,
     yes: Yes = False,
@@ -128,6 +132,7 @@ def init(
             public=public or (),
             base=base,
             deletions=deletions,
+            encoding=encoding,
             ask=_ask if asks else None,
         )
     if not (yes or asks):

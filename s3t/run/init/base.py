@@ -37,6 +37,12 @@ TEMPLATE = (
 )
 """Chat template of a base that is made here, which has none of its own."""
 
+_LONGEST = 2048
+"""Most tokens of a prompt."""
+
+_ANSWER = 32
+"""Tokens that are left for the answer to the longest prompt."""
+
 _LAYERS = 12
 """Layers of a base that is not on this machine, for the planner."""
 
@@ -145,13 +151,30 @@ def _lengths(
     )
     fitting = lengths[int(0.95 * (len(lengths) - 1))] if "text" in roles else lengths[-1]
     wanted = fitting / per_token + 2 * len(texts)
-    chosen = min(most, max(32, 16 * -(-int(wanted) // 16)))
+    needed = _room(roles, per_token)
+    chosen = 16 * -(-int(max(32, min(most, wanted), needed)) // 16)
     longer = sum(length / per_token + 2 > chosen for length in lengths)
     unit = "bytes, which are its tokens" if per_token == 1 else "tokens, at 3.5 bytes each"
     cut = (
         f"{longer:,} of {len(lengths):,} rows are longer and are cut" if longer else "all rows fit"
     )
     return {"max_length": chosen}, (f"max_length {chosen} {unit}: {cut}",)
+
+
+def _room(roles: Mapping[Role, Sequence[Any]], per_token: float) -> float:
+    """Tokens that the longest prompt takes, with room for an answer; 0 without prompts.
+
+    Raises:
+        InputError: prompts that leave no room for one.
+    """
+    asked = [len(str(one or "").encode()) / per_token for one in roles.get("prompt", ())]
+    long = sum(length > _LONGEST for length in asked)
+    if long:
+        raise InputError(
+            f"{long:,} prompts are longer than {_LONGEST:,} tokens: shorten or leave them out, "
+            "or write a config by hand with a base that takes so many (data.max_length)"
+        )
+    return max(asked, default=-_ANSWER) + _ANSWER
 
 
 def _written(messages: Any) -> str:

@@ -53,6 +53,7 @@ def propose(
     public: Sequence[str] = (),
     base: str | None = None,
     deletions: int | None = None,
+    encoding: str | None = None,
     ask: Ask | None = None,
 ) -> Proposal:
     """Look at data, and propose a config.
@@ -64,18 +65,20 @@ def propose(
         public: public data; by default rows of the private data are cut aside.
         base: ``model.base``; default: a small one that is made here.
         deletions: number of deletions to plan for; default: 2 % of the persons, at least 5.
+        encoding: of csv and JSON files; default: UTF-8.
         ask: asks for what is not clear; None refuses it.
 
     Raises:
         InputError: what is not clear; DataError: rows that could not be trained on, or too few.
     """
-    table = _table(files)
+    source = _source(files, encoding)
+    table = _table(source)
     choices = choose(look_at(table), given, ask)
     values = {
         role: table.column(choices.columns[role]) for role in _LEARNT & choices.columns.keys()
     }
     chosen = choose_base(choices.task, base, values)
-    draft = _draft(files, public, choices, chosen)
+    draft = _draft(source, _source(public, encoding) if public else None, choices, chosen)
     config = Config.model_validate(draft)
     data = load_all(config)
     salt = config.partition.salt
@@ -91,33 +94,34 @@ def propose(
     return Proposal(config_text(tree, _head(files, output, lines)), lines)
 
 
-def _table(files: Sequence[str]) -> Table:
+def _table(source: Mapping[str, Any]) -> Table:
     """The rows of the private data, by the reader of their format.
 
     Raises:
         DataError: files that cannot be read, or no rows.
     """
-    table = read_table(SourceConfig.model_validate(_source(files)), ColumnsConfig())
+    table = read_table(SourceConfig.model_validate(source), ColumnsConfig())
     if not table.size:
-        raise DataError([f"{named(files)} has no rows: give it data"], "data")
+        raise DataError([f"{source['files']} has no rows: give it data"], "data")
     return table
 
 
-def _source(files: Sequence[str]) -> dict[str, Any]:
+def _source(files: Sequence[str], encoding: str | None) -> dict[str, Any]:
     """A section ``data.private`` or ``data.public`` with absolute paths."""
     absolute = [os.path.abspath(os.path.expanduser(file)) for file in files]
     folders = {"format": "imagefolder"} if all(map(os.path.isdir, absolute)) else {}
-    return folders | {"files": absolute[0] if len(absolute) == 1 else absolute}
+    told = {} if encoding is None else {"encoding": encoding}
+    return folders | {"files": absolute[0] if len(absolute) == 1 else absolute} | told
 
 
 def _draft(
-    files: Sequence[str], public: Sequence[str], choices: Choices, chosen: BaseChoice
+    source: dict[str, Any], public: dict[str, Any] | None, choices: Choices, chosen: BaseChoice
 ) -> dict[str, Any]:
     """All sections but those of the grid."""
     columns = {role: name for role, name in choices.columns.items() if role != "subject"}
-    data: dict[str, Any] = {"private": _source(files), "cut_from": "private"} | _CUTS
-    if public:
-        data = {"private": _source(files), "public": _source(public)} | {
+    data: dict[str, Any] = {"private": source, "cut_from": "private"} | _CUTS
+    if public is not None:
+        data = {"private": source, "public": public} | {
             name: share for name, share in _CUTS.items() if name != "adapt"
         }
     data["columns"] = columns
