@@ -26,7 +26,7 @@ _COMMENTS = {
 """What stands above a section."""
 
 _KEYS = {
-    "cut_from": "These parts of the private rows are cut aside, whole persons, by a keyed hash. "
+    "cut_from": "These parts of the private rows are cut aside by a keyed hash, persons whole. "
     "They adapt the base, choose among prefixes and test. They are public from then on, and "
     "cannot be forgotten. s3t init --public FILE takes other rows for that.",
     "public": "Rows of this file cannot be forgotten: validation and test are cut from them by a "
