@@ -21,6 +21,7 @@ PUBLIC = [
     "ExhaustedError",
     "InputError",
     "IntegrityError",
+    "PublicSampleError",
     "RequestConflictError",
     "S3TError",
     "UnavailableError",
