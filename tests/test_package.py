@@ -22,6 +22,7 @@ PUBLIC = [
     "ExhaustedError",
     "InputError",
     "IntegrityError",
+    "PublicSampleError",
     "RequestConflictError",
     "S3TError",
     "UnavailableError",
