@@ -125,9 +125,8 @@ def _made(task: str, name: str, roles: Mapping[Role, Sequence[Any]]) -> BaseChoi
         size, channels = _image_shape(roles["image"])
         make |= {"patch": max(1, size // 8), "channels": channels}
         data = {"image_size": size, "image_mean": [0] * channels, "image_std": [1] * channels}
-        lines = (
-            f"images of {size} × {size} pixels, {'grey' if channels == 1 else 'colour'}, as the first ones are",
-        )
+        colour = "grey" if channels == 1 else "in colour"
+        lines = (f"images of {size} × {size} pixels, {colour}, as the first ones are",)
     if "messages" in roles:
         data["chat_template"] = TEMPLATE
     why = (
