@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCHMARKS := engine deletion_budget exactness damage leakage forgetting serving \
-    generation export_equality language banking lmeraser utility
+    generation export_equality language banking lmeraser utility \
+    first_hour
 TESTERS ?= 2
 
 .DEFAULT_GOAL := help

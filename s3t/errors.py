@@ -5,6 +5,7 @@
     │   ├── ConfigError          2   the config, all its problems together
     │   ├── DataError            2   the data behind the config
     │   ├── UnknownSampleError   2   ids or subjects that the ledger does not hold
+    │   │   └── PublicSampleError 2  since they are cut aside as public
     │   └── RequestConflictError 2   a request id that was used for another deletion
     ├── ExhaustedError           3   no shard has a surviving prefix
     ├── IntegrityError           4   bytes or lineage that do not prove what they claim
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 __all__ = [
     "ConfigError",
@@ -26,6 +27,7 @@ __all__ = [
     "ExhaustedError",
     "InputError",
     "IntegrityError",
+    "PublicSampleError",
     "RequestConflictError",
     "S3TError",
     "UnavailableError",
@@ -83,16 +85,35 @@ class UnknownSampleError(InputError):
     ) -> None:
         self.sample_ids = tuple(sample_ids)
         self.subjects = tuple(subjects)
-        parts = []
-        if sample_ids:
-            parts.append(f"sample ids {named(sample_ids)}")
-        if subjects:
-            parts.append(f"subjects {named(subjects)}")
+        self.run = run
         self.alike = alike
-        close = f"{alike} samples have names that look alike, but names count byte for byte. "
-        super().__init__(
-            f"unknown {' and '.join(parts)}: nothing was deleted. {close if alike else ''}"
-            f"List what the run holds with: s3t samples {run}"
+        super().__init__(self._message(" and ".join(self._names())))
+
+    def _names(self) -> Iterator[str]:
+        if self.sample_ids:
+            yield f"sample ids {named(self.sample_ids)}"
+        if self.subjects:
+            yield f"subjects {named(self.subjects)}"
+
+    def _message(self, names: str) -> str:
+        close = f"{self.alike} samples have names that look alike, but names count byte for byte. "
+        return (
+            f"unknown {names}: nothing was deleted. {close if self.alike else ''}"
+            f"List what the run holds with: s3t samples {self.run}"
+        )
+
+
+class PublicSampleError(UnknownSampleError):
+    """Sample ids or subjects whose rows ``data.cut_from: private`` has cut aside as public.
+
+    They were never trained on as private rows, so no deletion can take them from what serves.
+    """
+
+    def _message(self, names: str) -> str:
+        return (
+            f"{names} cannot be forgotten: their rows are cut aside as public (data.cut_from: "
+            "private), for validation, test or the base. Nothing was deleted. To be rid of them, "
+            "take them from the data and train a new run"
         )
 
 

@@ -238,6 +238,7 @@ class S3T:
 
         Raises:
             UnknownSampleError: an id or a subject that the run does not hold.
+            PublicSampleError: one whose rows are cut aside as public (``data.cut_from``).
             RequestConflictError: the request id stands for another deletion.
             InputError: nothing to delete.
         """

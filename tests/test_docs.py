@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
-from s3t import S3T, load_config
+from s3t import S3T
 from s3t.cli.reference import commands, keys, reference
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -224,10 +223,3 @@ def test_every_key_has_its_words() -> None:
 
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
-
-
-def test_the_config_of_the_quick_start_is_one(tmp_path: Path) -> None:
-    (text,) = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "yaml")
-    path = tmp_path / "tickets.yaml"
-    path.write_text(text)
-    assert load_config(path).name == yaml.safe_load(text)["name"]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import s3t
-from s3t import errors
+from s3t import errors, version
+from tests.conftest import Run
 
 PUBLIC = [
     "S3T",
@@ -21,6 +22,7 @@ PUBLIC = [
     "ExhaustedError",
     "InputError",
     "IntegrityError",
+    "PublicSampleError",
     "RequestConflictError",
     "S3TError",
     "UnavailableError",
@@ -80,3 +82,16 @@ def test_every_folder_is_a_package(repo_root: Path) -> None:
     folders = {path.parent for path in (repo_root / "s3t").rglob("*.py")}
     bare = sorted(str(folder) for folder in folders if not (folder / "__init__.py").is_file())
     assert not bare, f"a wheel would leave these out, for want of __init__.py: {bare}"
+
+
+def test_configs_ship(repo_root: Path) -> None:
+    setup = configparser.ConfigParser()
+    setup.read(repo_root / "setup.cfg", encoding="utf-8")
+    globs = setup["options.package_data"]["s3t"].split(", ")
+    shipped = {path for one in globs for path in (repo_root / "s3t").glob(one)}
+    wanted = [repo_root / "s3t/configs" / name for name in ("digits.yaml", "hub/roberta_sst2.yaml")]
+    assert shipped.issuperset(wanted)
+
+
+def test_version_is_told(s3t: Run) -> None:
+    assert s3t("--version").out == f"s3t {version.__version__}\n"

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from s3t.errors import S3TError, unavailable
+from s3t.version import __version__
 
 __all__ = [
     "AsJson",
@@ -28,7 +29,6 @@ __all__ = [
 
 app = typer.Typer(
     name="s3t",
-    help="Exact machine unlearning of fine-tuned transformers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -56,6 +56,22 @@ MaxLoss = Annotated[
     float | None,
     typer.Option(help="refuse a merged adapter that loses more than this to the ensemble"),
 ]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"s3t {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="print the version"),
+    ] = False,
+) -> None:
+    """Exact machine unlearning of fine-tuned transformers."""
 
 
 def main() -> int:

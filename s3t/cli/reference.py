@@ -166,7 +166,7 @@ def _values(field: dict[str, Any]) -> str:
     if "anyOf" in field:
         return ", or ".join(_values(one) for one in field["anyOf"] if one.get("type") != "null")
     if "enum" in field or "const" in field:
-        return ", ".join(f"`{one}`" for one in field.get("enum", [field.get("const")]))
+        return ", ".join(f"`{_cell(str(one))}`" for one in field.get("enum", [field.get("const")]))
     if field["type"] == "array":
         return f"list of {_values(field['items'])}"
     kind = {"string": "text", "boolean": "`true`, `false`"}.get(field["type"], field["type"])

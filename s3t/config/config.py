@@ -80,6 +80,22 @@ class Config(Section):
         """Prompt tokens of a row after the last stage, 0 where layers are adapted."""
         return self.prompt.tokens * self.partition.slices if self.stage.prompts else 0
 
+    @property
+    def input_columns(self) -> dict[str, str]:
+        """Names of the columns that are read as input, by the config key that gives each."""
+        columns = self.data.columns
+        if self.of_images:
+            return {"data.columns.image": columns.image}
+        if columns.messages is not None:
+            return {"data.columns.messages": columns.messages}
+        if columns.prompt is not None and columns.completion is not None:
+            return {
+                "data.columns.prompt": columns.prompt,
+                "data.columns.completion": columns.completion,
+            }
+        pair = {} if columns.text_pair is None else {"data.columns.text_pair": columns.text_pair}
+        return {"data.columns.text": columns.text} | pair
+
     def problems(self, spoilt: Collection[str] = ()) -> list[str]:
         """What is impossible across sections, one sentence each.
 
@@ -99,6 +115,8 @@ class Config(Section):
             found += self._epoch_problems()
         if not {"task", "data", "stage"} & {*spoilt}:
             found += self._text_problems()
+        if not {"task", "data", "partition"} & {*spoilt}:
+            found += self._person_problems()
         if not {"lora", "training"} & {*spoilt}:
             found += self._training_problems()
         if not {"training", "model", "stage"} & {*spoilt}:
@@ -196,6 +214,15 @@ class Config(Section):
         if self.stage.group_by_length and self.of_images:
             found.append("stage.group_by_length does not fit images, which are of one size")
         return found
+
+    def _person_problems(self) -> list[str]:
+        subject = self.partition.subject
+        return [
+            f"partition.subject {subject!r} is {key}, what is learnt: name the column that says "
+            "whose row it is, or leave subject out"
+            for key, name in self.input_columns.items()
+            if name == subject
+        ]
 
     def _training_problems(self) -> list[str]:
         if not self.training.gradient_checkpointing or not self.lora.dropout:

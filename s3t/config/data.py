@@ -31,7 +31,7 @@ _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".json": "json", ".jso
     "": "imagefolder",
 }
 _PACKED = (".gz", ".bz2", ".xz")
-_TAB = ("tab", "\\t", "\t")
+_TAB = ("\\t", "\t")
 
 
 class SourceConfig(Section):
@@ -47,8 +47,8 @@ class SourceConfig(Section):
         description="path, glob, or a list of them, beside the config or in the current directory; "
         "not for digits and hub",
     )
-    delimiter: Literal[",", ";", "\t", "|"] | None = Field(
-        None, description="between cells of csv: , ; tab or |; default: found in the first lines"
+    delimiter: Literal[",", ";", "tab", "|"] | None = Field(
+        None, description="between cells of csv; default: found in the first lines"
     )
     encoding: str = Field("utf-8", description="of csv and json, such as cp1252 (Latin-1)")
     name: str | None = Field(None, description="data set name on the hub, or a local data set")
@@ -69,11 +69,11 @@ class SourceConfig(Section):
         if format_ is None and isinstance(files, str | list | tuple) and files:
             format_ = _format_of([files] if isinstance(files, str) else files)
         if format_ == "tsv" and found.get("delimiter") is None:
-            found["delimiter"] = "\t"
+            found["delimiter"] = "tab"
         if isinstance(format_, str):
             found["format"] = _NAMES.get(format_, format_)
         if found.get("delimiter") in _TAB:
-            found["delimiter"] = "\t"
+            found["delimiter"] = "tab"
         return found
 
     @model_validator(mode="after")

@@ -26,6 +26,8 @@ _TEXTS = tuple(f"data.columns.{name}" for name in ("text", "text_pair", "prompt"
 
 _EXACT = 2.0**53
 """Floats up to this are exact integers."""
+_MANY = 20
+"""In so many rows the labels of some are equal, or they are no classes."""
 _LONG = 4096
 """Maximum number of characters of an id or subject, as in the service."""
 
@@ -82,8 +84,14 @@ class Columns:
 
     def check_labels(self, names: Sequence[str]) -> None:
         """Note a problem if a label is not among ``names``."""
-        unknown = sorted({label for label in self.labels or () if label} - set(names))
-        if unknown:
+        labels = [label for label in self.labels or () if label]
+        unknown = sorted({*labels} - set(names))
+        if unknown and len({*labels}) == len(labels) >= _MANY:
+            self.problems.append(
+                f"the label column has another value in each of {len(labels):,} rows, so these are "
+                "no classes: name the column of the class with data.columns.label"
+            )
+        elif unknown:
             self.problems.append(
                 f"labels {named(unknown)} are not among {named(names)}: labels come from "
                 "data.labels or, without it, from the public data, never from private samples"
@@ -167,7 +175,7 @@ def _wanted(
 ) -> Mapping[str, str]:
     """Names of the columns to read, by the config key that gives each."""
     columns = config.data.columns
-    wanted = _inputs_wanted(config)
+    wanted = config.input_columns
     if not config.generates:
         wanted["data.columns.label"] = columns.label
     extra, risk, private = {}, config.partition.risk, found.where == "data.private"
@@ -184,21 +192,6 @@ def _wanted(
     for key, name in set_.items():
         found.problems.append(f"{key} is {name!r}, but digits have no such column: leave it out")
     return wanted
-
-
-def _inputs_wanted(config: Config) -> dict[str, str]:
-    columns = config.data.columns
-    if config.of_images:
-        return {"data.columns.image": columns.image}
-    if columns.messages is not None:
-        return {"data.columns.messages": columns.messages}
-    if columns.prompt is not None and columns.completion is not None:
-        return {
-            "data.columns.prompt": columns.prompt,
-            "data.columns.completion": columns.completion,
-        }
-    pair = {} if columns.text_pair is None else {"data.columns.text_pair": columns.text_pair}
-    return {"data.columns.text": columns.text} | pair
 
 
 def _read(found: Columns, table: Table, present: Mapping[str, str], as_of: date | None) -> None:

@@ -77,7 +77,8 @@ def read_table(source: SourceConfig, columns: ColumnsConfig) -> Table:
 
 
 def _csv(source: SourceConfig, columns: ColumnsConfig) -> Table:
-    rows = csv_rows(resolve(source.files or ()), source.encoding, source.delimiter)
+    delimiter = "\t" if source.delimiter == "tab" else source.delimiter
+    rows = csv_rows(resolve(source.files or ()), source.encoding, delimiter)
     return _table([rows[i] for i in _split(source.split, "train", len(rows))])
 
 

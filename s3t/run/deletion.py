@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from s3t.config import Config
+from s3t.data import cut_names
+from s3t.errors import InputError, PublicSampleError, UnknownSampleError
 from s3t.ledger import Deletion, LedgerState, PrefixChange, Receipt
 from s3t.plan.trie import Node
 from s3t.run.opened import OpenRun
@@ -21,16 +24,33 @@ def delete(opened: OpenRun, deletion: Deletion) -> Receipt:
     """Make one deletion; it is durable when this returns, unless ``dry_run``.
 
     Raises:
-        InputError: nothing to delete, an unknown id or subject, or a request id in use; or one
-            whose deletion was made before samples that it names were taken in.
+        InputError: nothing to delete, an unknown id or subject, or one that is cut aside as public,
+            or a request id in use; or one whose deletion was made before samples that it names
+            were taken in.
         IntegrityError: the ledger contradicts itself.
     """
-    with opened.held():
-        opened.prove_ledger()
-        receipt = opened.ledger.delete(deletion, _Decision(opened).decide, opened.known)
-        if not receipt.dry_run and not receipt.replayed:
-            opened.made(receipt)
+    try:
+        with opened.held():
+            opened.prove_ledger()
+            receipt = opened.ledger.delete(deletion, _Decision(opened).decide, opened.known)
+            if not receipt.dry_run and not receipt.replayed:
+                opened.made(receipt)
+    except UnknownSampleError as error:
+        raise _public_or(error, opened.config) from None
     return receipt
+
+
+def _public_or(error: UnknownSampleError, config: Config) -> UnknownSampleError:
+    """The error that names which of the unknown are public, if any are and the data are here."""
+    try:
+        ids, subjects = cut_names(config)
+    except InputError:
+        return error
+    public_ids = [one for one in error.sample_ids if one in ids]
+    public_subjects = [one for one in error.subjects if one in subjects]
+    if not public_ids and not public_subjects:
+        return error
+    return PublicSampleError(public_ids, public_subjects, error.run)
 
 
 @dataclass(frozen=True, slots=True)

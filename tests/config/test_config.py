@@ -467,6 +467,14 @@ def test_parts_and_sources_fit_each_other(tmp_path: Path, data: Any, expected: s
     assert any(expected in problem for problem in problems(written(tmp_path, tree)))
 
 
+def test_what_is_learnt_is_no_person(tmp_path: Path) -> None:
+    path = written(tmp_path, SMALL)
+    (problem,) = problems(path, "partition.subject=said", "data.columns.text=said")
+    assert problem.startswith("partition.subject 'said' is data.columns.text, what is learnt: name")
+    faces = ["partition.subject=who", "data.columns.label=who"]
+    assert load_config(path, faces).partition.subject == "who", "as the class of a face is"
+
+
 def test_parts_read_the_same_when_written_out(tmp_path: Path) -> None:
     for data in (
         {"public": SOURCE, "validation": "10%", "test": "12.5%"},

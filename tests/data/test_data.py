@@ -344,6 +344,14 @@ def test_many_unknown_labels_are_counted():
     assert "'l09' and 5 more" in problem
 
 
+def test_labels_that_differ_in_each_row_are_no_classes():
+    rows = [{"text": f"t{n}", "label": f"message {n}"} for n in range(20)]
+    (problem,) = problems(load_private, text_config(write("a.csv", rows)), LABELS)
+    assert problem.startswith("the label column has another value in each of 20 rows, so these are")
+    (problem,) = problems(load_private, text_config(write("a.csv", [*rows, rows[0]])), LABELS)
+    assert problem.startswith("labels 'message 0', ")
+
+
 def test_missing_columns_name_those_that_exist():
     config = text_config(
         write("a.csv", ROWS), columns={"text": "body", "id": "key"}, partition={"subject": "p"}

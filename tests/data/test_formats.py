@@ -35,7 +35,7 @@ def texts(path: str, **more: Any) -> list[str]:
     [
         ("a.csv", "csv", None),
         ("A.CSV.GZ", "csv", None),
-        ("a.tsv.xz", "csv", "\t"),
+        ("a.tsv.xz", "csv", "tab"),
         ("rows-*.jsonl.bz2", "json", None),
         (["a.ndjson", "b.json"], "json", None),
         ("part-[0-9].parquet", "parquet", None),
@@ -50,7 +50,7 @@ def test_a_suffix_tells_the_format(files: Any, expected: str, delimiter: str | N
 def test_other_names_of_formats_are_those_formats() -> None:
     for name, format_ in (("jsonl", "json"), ("ndjson", "json"), ("tsv", "csv")):
         one = SourceConfig.model_validate({"format": name, "files": "rows.txt"})
-        assert one.format == format_ and (one.delimiter == "\t") is (name == "tsv")
+        assert one.format == format_ and (one.delimiter == "tab") is (name == "tsv")
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,21 @@ from typing import Any
 import pytest
 import sqlalchemy
 
-from s3t.errors import InputError, RequestConflictError, UnknownSampleError
+from s3t.config import Config
+from s3t.data import cut_names
+from s3t.errors import (
+    InputError,
+    PublicSampleError,
+    RequestConflictError,
+    UnknownSampleError,
+)
 from s3t.ledger import Deletion, Receipt
 from s3t.plan.trie import Node
 from s3t.run import RunDir, deletion
 from s3t.run.forecast import run_forecast
 from s3t.run.opened import OpenRun
 from s3t.run.status import status as status_of
+from tests.conftest import write_lines
 
 TIME = "seconds"
 
@@ -193,6 +201,35 @@ def test_unknown_names_change_nothing(
     assert all(repr(name) in str(caught.value) for names in unknown for name in names)
     assert tables(texts.run.root) == before
     assert status_of(texts) == status
+
+
+def test_names_cut_aside_as_public_are_not_merely_unknown(texts: OpenRun, tmp_path: Path) -> None:
+    rows = [{"key": f"c{n}", "who": f"person {n}", "text": f"line {n}"} for n in range(60)]
+    write_lines(tmp_path / "cut.jsonl", rows)
+    source = {"files": str(tmp_path / "cut.jsonl")}
+    data = {"private": source, "cut_from": "private", "validation": 0.2, "test": 0.2}
+    tree = texts.config.model_dump()
+    tree["data"] |= {**data, "public": None}
+    texts.config = Config.model_validate(tree)
+    ids, people = cut_names(texts.config)
+    one, person, before = min(ids), min(people), tables(texts.run.root)
+    for named_ids, named_people, public in (
+        ([one], [], (one,)),
+        ([], [person], (person,)),
+        (["t00", "no"], [person], (person,)),
+    ):
+        with pytest.raises(PublicSampleError, match="cannot be forgotten: their rows are") as told:
+            delete(texts, *named_ids, subjects=named_people)
+        assert (*told.value.sample_ids, *told.value.subjects) == public
+    left = next(row for row in rows if row["key"] not in ids)
+    for unknown in ("no", left["key"]):
+        with pytest.raises(UnknownSampleError) as said:
+            delete(texts, unknown)
+        assert type(said.value) is UnknownSampleError
+    (tmp_path / "cut.jsonl").unlink()
+    with pytest.raises(UnknownSampleError, match="unknown sample ids"):
+        delete(texts, one)
+    assert tables(texts.run.root) == before
 
 
 def test_an_error_while_deciding_changes_nothing(

@@ -1,5 +1,6 @@
 """The commands. Importing this package registers them; the order here is that of the help.
 
+init        init
 plan        budget, plan
 train       train, repair, add, attach
 status      status, samples, forecast, receipt, log, report
@@ -15,6 +16,7 @@ sync        sync
 
 from __future__ import annotations
 
+from s3t.cli.commands import init
 from s3t.cli.commands import plan
 from s3t.cli.commands import train
 from s3t.cli.commands import status

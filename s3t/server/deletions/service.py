@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from s3t.config.serve import ServeConfig
-from s3t.errors import InputError, S3TError, UnknownSampleError
+from s3t.errors import InputError, PublicSampleError, S3TError, UnknownSampleError
 from s3t.ledger import Deletion, Job, Receipt, Signer
 from s3t.server.deletions.callbacks import Callbacks, Hosts, Seal
 from s3t.server.deletions.jobs import JobQueue, moment
@@ -145,7 +145,7 @@ class DeletionService:
         """Delete; what the run does not hold is named by its place in the body, not by its id.
 
         Raises:
-            Problem: ``unknown_sample``.
+            Problem: ``unknown_sample`` or ``public_sample``.
         """
         try:
             receipt: Receipt = self._model.deactivate(deletion)
@@ -249,7 +249,7 @@ def _deletion(request: DeletionRequest, request_id: str | None) -> Deletion:
 
 
 def _unknown(error: UnknownSampleError, request: DeletionRequest) -> Problem:
-    """The refusal of what the run does not hold."""
+    """The refusal of what the run does not hold, or holds as public."""
     persons = set(error.subjects)
     named = (
         ("sample_ids", request.sample_ids, set(error.sample_ids)),
@@ -263,6 +263,7 @@ def _unknown(error: UnknownSampleError, request: DeletionRequest) -> Problem:
         if value in unknown
     ]
     rest = f" and {len(places) - 10} more" if len(places) > 10 else ""
-    return Problem(
-        "unknown_sample", f"unknown: {', '.join(places[:10])}{rest}; nothing was deleted"
-    )
+    shown = f"{', '.join(places[:10])}{rest}; nothing was deleted"
+    if isinstance(error, PublicSampleError):
+        return Problem("public_sample", f"cut aside as public: {shown}")
+    return Problem("unknown_sample", f"unknown: {shown}")

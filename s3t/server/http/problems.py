@@ -26,6 +26,7 @@ from s3t.errors import (
     ExhaustedError,
     InputError,
     IntegrityError,
+    PublicSampleError,
     RequestConflictError,
     S3TError,
     UnavailableError,
@@ -69,6 +70,7 @@ CODES: Mapping[str, Refusal] = {
     "forbidden": Refusal(403, "The token lacks the role for this"),
     "not_found": Refusal(404, "There is no such thing"),
     "unknown_sample": Refusal(404, "The run does not hold a sample or subject that was named"),
+    "public_sample": Refusal(409, "A sample or subject that was named is public, not forgettable"),
     "method_not_allowed": Refusal(405, "The address does not take this method"),
     "slow_request": Refusal(408, "The request took too long to arrive"),
     "request_conflict": Refusal(409, "The request id stands for another request"),
@@ -181,6 +183,8 @@ def problem_of(error: Exception) -> Problem:
     """The error response to an exception; ``internal`` for an unexpected one."""
     if isinstance(error, Problem):
         return error
+    if isinstance(error, PublicSampleError):
+        return Problem("public_sample", str(error))
     if isinstance(error, UnknownSampleError):
         parts = [
             f"{what} {named(ids)}"

@@ -57,7 +57,8 @@ _Key = Annotated[str, StringConstraints(pattern=REQUEST_ID)]
         201: {"description": "done", "model": Answer, "headers": _LOCATED},
         202: {"description": "accepted", "model": Answer, "headers": _LOCATED},
         **refusals(
-            *("invalid_json", "unknown_sample", "timeout", "request_conflict", "body_too_large"),
+            *("invalid_json", "unknown_sample", "public_sample", "timeout"),
+            *("request_conflict", "body_too_large"),
             *("unsupported_media_type", "invalid_body", "overloaded", "unavailable", "draining"),
             *_REFUSALS,
         ),

@@ -152,6 +152,8 @@ def check_run(
     if data is not None and without is not None:
         inputs.leave_out(without)
     notes = () if data is None else _tried(problems, lambda: settle_weights(inputs)) or ()
+    if data is not None and data.cut is not None:
+        notes = (data.cut.sentence(), *notes)
     base = _tried(problems, lambda: inputs.base)
     parts, chosen, prototypes = None, None, None
     if data is not None and shape.clusters is None:

@@ -20,6 +20,7 @@ from s3t.plan import Plan, cyclic, prefixes
 from s3t.plan.blocks import stage_time
 from s3t.system.pinned import arithmetic_here
 from s3t.training.prepare.checks import CheckedRun, check_run
+from s3t.training.prepare.data_notes import data_notes
 from s3t.training.prepare.recipe import blocks_of
 
 __all__ = ["preview"]
@@ -45,16 +46,7 @@ def preview(config: Config, horizon: int | None = None) -> dict[str, Any]:
     checked = check_run(config)
     plan = checked.plan(checked.base, None)
     data, notes = checked.data, [*checked.notes, *_tier_notes(checked), *_cluster_notes(checked)]
-    if data.private.folded:
-        notes.append(f"{data.private.folded} exact copies of the same subject count once")
-    column, bare = config.partition.subject, [one.subject is None for one in data.private.samples]
-    if column is not None and any(bare):
-        notes.append(f"{sum(bare)} samples name no person in {column!r}: only an id deletes them")
-    if data.overlap:
-        notes.append(
-            f"{data.overlap} private samples are in the public data too: deleting them does not "
-            "remove what the public data taught"
-        )
+    notes += data_notes(config, data)
     base = checked.base
     tokens = base.tokens() + config.prompt_tokens
     positions = config.stage.batch_size // config.stage.processes * tokens
