@@ -5,13 +5,11 @@ Invariant: text from the run is escaped; there is no script, and no id of a samp
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from s3t.run.status import said_of
-
-if TYPE_CHECKING:
-    from s3t.service import S3T
+from s3t.run.status import Status, said_of
 
 __all__ = ["notebook_of"]
 
@@ -19,9 +17,14 @@ _CELL = "text-align:center;padding:2px 8px;border:1px solid #bbb"
 _SERVES = f"{_CELL};background:#0b6e5f;color:#fff"
 
 
-def notebook_of(model: S3T) -> str:
-    """The table of a run, as ``_repr_html_`` gives it."""
-    status = model.status()
+def notebook_of(name: str, status: Status, forecast: Mapping[str, Any]) -> str:
+    """The table of a run.
+
+    Args:
+        name: of the run.
+        status: what serves.
+        forecast: as ``Forecast.to_dict`` gives it, of the same view.
+    """
     rows = []
     for shard in status.shards:
         cells = [_cell(part, shard.prefix, shard.slices_hit) for part in range(status.slices)]
@@ -29,10 +32,10 @@ def notebook_of(model: S3T) -> str:
         rows.append(f"<tr><th>{shard.shard}</th>{''.join(cells)}<td>{serves}</td></tr>")
     head = "".join(f"<th>{part}</th>" for part in range(status.slices))
     return (
-        f"<b>{escape(model.config.name or model.root.name)}</b>: {escape(said_of(status))}"
+        f"<b>{escape(name)}</b>: {escape(said_of(status))}"
         f"<table><tr><th>shard</th>{head}<th>serves</th></tr>{''.join(rows)}</table>"
         "● serves, ○ intact, × holds a deleted sample. "
-        f"{escape(_left(model.forecast().to_dict()))}"
+        f"{escape(_left(forecast))}"
     )
 
 
@@ -44,7 +47,7 @@ def _cell(part: int, prefix: tuple[int, ...], hit: tuple[int, ...]) -> str:
     return f'<td style="{_CELL}">○</td>'
 
 
-def _left(forecast: dict[str, Any]) -> str:
+def _left(forecast: Mapping[str, Any]) -> str:
     """The requests that are left, in words."""
     found = forecast.get("exhaustion")
     if not found:
