@@ -78,6 +78,7 @@ DOORS = {
     "cryptography": ("s3t.store", "s3t.ledger"),
     "matplotlib": ("s3t.cli.pictures",),
     "psycopg": ("s3t.ledger",),
+    "tqdm": ("s3t.system.progress",),
     "fastapi": ("s3t.server",),
     "starlette": ("s3t.server",),
     "uvicorn": ("s3t.server",),

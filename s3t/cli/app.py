@@ -17,10 +17,12 @@ __all__ = [
     "AsJson",
     "ConfigPath",
     "DryRun",
+    "JsonProgress",
     "MaxLoss",
     "Merging",
     "Overrides",
     "Picture",
+    "Quiet",
     "Rank",
     "RunPath",
     "app",
@@ -50,6 +52,10 @@ Merging = Annotated[
 Rank = Annotated[
     int | None,
     typer.Option("--rank", metavar="R", help="cut the merged adapter to this rank, by SVD"),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="tell nothing while it goes on")]
+JsonProgress = Annotated[
+    bool, typer.Option("--json-progress", help="tell how far it is as JSON lines on standard error")
 ]
 Picture = Annotated[Path | None, typer.Option(help="draw the result to this file: png, svg or pdf")]
 MaxLoss = Annotated[

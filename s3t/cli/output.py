@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import warnings
@@ -13,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from s3t.errors import InputError, is_full, unavailable
+from s3t.system.progress import quiet_libraries, tell
 
-__all__ = ["print_json", "quiet", "show", "write"]
+__all__ = ["print_json", "quiet", "show", "telling", "write"]
 
 
 @contextmanager
@@ -24,10 +24,7 @@ def quiet() -> Iterator[None]:
     Progress bars and advice are switched off. Whatever is printed all the same, by Python or by
     native code, goes to standard error, so that standard output holds the command's answer alone.
     """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that it would like
+    quiet_libraries()
     sys.stdout.flush()
     ours = os.dup(1)
     os.dup2(2, 1)
@@ -38,6 +35,11 @@ def quiet() -> Iterator[None]:
     finally:
         os.dup2(ours, 1)
         os.close(ours)
+
+
+def telling(quietly: bool, as_json: bool) -> None:
+    """Say how long work of this command tells how far it is: by default in lines, or a bar."""
+    tell("quiet" if quietly else "json" if as_json else "lines")
 
 
 def print_json(value: Any) -> None:

@@ -30,6 +30,7 @@ from typing import Any, Literal, TypeVar, assert_never, cast
 
 from s3t import errors
 from s3t.errors import S3TError
+from s3t.system.progress import quiet_libraries
 from s3t.system.scratch import ended_by_signals
 
 __all__ = [
@@ -233,6 +234,7 @@ def _end_with_parent() -> None:
 def main(arithmetic: Arithmetic, pipe: str) -> None:
     """The new process of ``call_pinned``: read a request, call, write the reply."""
     pin(arithmetic)
+    quiet_libraries()
     function, arguments = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     reply = pickle.dumps(_answer(function, arguments))

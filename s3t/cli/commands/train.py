@@ -11,12 +11,13 @@ from typing import Annotated
 
 import typer
 
-from s3t.cli.app import AsJson, ConfigPath, Overrides, RunPath, app
+from s3t.cli.app import AsJson, ConfigPath, JsonProgress, Overrides, Quiet, RunPath, app
 from s3t.cli.launch import launch
-from s3t.cli.output import print_json, quiet, show
+from s3t.cli.output import print_json, quiet, show, telling
 from s3t.cli.parsing import split_launch
 from s3t.errors import InputError
 from s3t.system.pinned import pin
+from s3t.system.progress import say
 from s3t.system.scratch import sweep
 
 __all__: list[str] = []
@@ -34,7 +35,13 @@ StoreUrl = Annotated[str, typer.Argument(metavar="URL", help="store.url of the r
 
 
 @app.command(context_settings=_TRAINS)
-def train(context: typer.Context, config: ConfigPath, as_json: AsJson = False) -> None:
+def train(
+    context: typer.Context,
+    config: ConfigPath,
+    quietly: Quiet = False,
+    json_progress: JsonProgress = False,
+    as_json: AsJson = False,
+) -> None:
     """Train a config's missing nodes.
 
     KEY=VALUE arguments after CONFIG override keys of it. Options that s3t does not know, such as
@@ -42,6 +49,7 @@ def train(context: typer.Context, config: ConfigPath, as_json: AsJson = False) -
     on where it was.
     """
     overrides, options = split_launch(context.args)
+    telling(quietly, json_progress)
     sweep()
     from s3t.config import load_config
 
@@ -55,6 +63,8 @@ def train(context: typer.Context, config: ConfigPath, as_json: AsJson = False) -
 
         report = walk(resolved)
     show(asdict(report) if as_json else None, [report.sentence()])
+    run = report.run
+    say(f"next: s3t status {run}, s3t deactivate {run} --ids …, s3t serve {run} --insecure")
 
 
 @app.command(context_settings=_TRAINS)
@@ -63,6 +73,8 @@ def repair(
     run: RunPath,
     if_due: IfDue = False,
     watch: Watch = None,
+    quietly: Quiet = False,
+    json_progress: JsonProgress = False,
     as_json: AsJson = False,
 ) -> None:
     """Train again what deletions took.
@@ -73,6 +85,7 @@ def repair(
     --num_processes 2, are passed on to accelerate launch.
     """
     more, options = split_launch(context.args)
+    telling(quietly, json_progress)
     if more:
         raise InputError(f"s3t repair takes no {more[0]!r}: the run's own config counts")
     if not if_due and watch is None:
@@ -91,7 +104,13 @@ def repair(
 
 
 @app.command(context_settings=_TRAINS)
-def add(context: typer.Context, run: RunPath, as_json: AsJson = False) -> None:
+def add(
+    context: typer.Context,
+    run: RunPath,
+    quietly: Quiet = False,
+    json_progress: JsonProgress = False,
+    as_json: AsJson = False,
+) -> None:
     """Take in new samples: s3t add RUN FILE...
 
     New are the rows of the private data, and of the files named, that the run does not hold. The
@@ -100,6 +119,7 @@ def add(context: typer.Context, run: RunPath, as_json: AsJson = False) -> None:
     know are passed on to accelerate launch.
     """
     files, options = split_launch(context.args)
+    telling(quietly, json_progress)
     _renew("add", run, files, options, as_json)
 
 
@@ -145,6 +165,7 @@ def _renew(what: str, run: Path, files: list[str], options: list[str], as_json: 
 
         report = train(config, replan=Replan(what == "add", tuple(files)))
     show(asdict(report) if as_json else None, [report.sentence()])
+    say(f"next: s3t status {run}, s3t audit {run}")
 
 
 def _launch(arguments: list[str], options: list[str], run: Path, as_json: bool) -> None:

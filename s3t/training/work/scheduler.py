@@ -11,19 +11,17 @@ hit it. A node counts as trained when it is in the store, whatever a worker says
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import tqdm
 
 from s3t.config import Config
 from s3t.errors import S3TError
 from s3t.plan.trie import Node
 from s3t.run import RunDir
+from s3t.system.progress import Progress
 from s3t.training.prepare.inputs import RunInputs
 from s3t.training.rank import Rank
 from s3t.training.work.node_leases import DepotLeases, NodeLeases
@@ -33,7 +31,7 @@ from s3t.training.work.worker_state import steps_of
 from s3t.training.work.workers import Workers
 from s3t.types import NodeKey, Slot
 
-__all__ = ["Scheduler", "silent"]
+__all__ = ["Scheduler"]
 
 _TRIES = 3
 """Times that a node is trained without being there afterwards, before that is an error."""
@@ -75,7 +73,7 @@ class Scheduler:
         self._tries: Counter[NodeKey] = Counter()
         self._own: set[NodeKey] = set()
         self._logged = 0
-        self._bar: Any = None
+        self._bar: Progress | None = None
 
     def train(self, inputs: RunInputs) -> dict[str, int]:
         """Train every node that is missing and alive; returns the counts of the report.
@@ -103,8 +101,7 @@ class Scheduler:
             self.accelerator.init_trackers(self.config.name)
         self._ready.most = self.workers.open(self.run, inputs, self._stepped)
         total = sum(self._steps(self.forest[key]) for key in todo)
-        quiet = silent() or not self.rank.speaks
-        with tqdm(total=total, unit="step", disable=quiet, dynamic_ncols=True) as self._bar:
+        with Progress("training", total, self.rank.speaks) as self._bar:
             while self._hand_out():
                 for finished in self.workers.finished(self.leases.pause):
                     if finished.lost:
@@ -147,6 +144,7 @@ class Scheduler:
         return []
 
     def _stepped(self, steps: int) -> None:
+        assert self._bar is not None  # it is told while training alone
         self._bar.update(steps)
 
     def _trained(self, unit: Sequence[NodeKey]) -> None:
@@ -196,6 +194,7 @@ class Scheduler:
                 self._log(key)
                 if key not in self._own:  # what our workers do they tell step by step
                     self._bar.update(self._steps(self.forest[key]))
+                self._bar.note(nodes=f"{len(there)}/{len(self.forest)}", **self._score(key))
 
     def _steps(self, node: Node) -> int:
         return steps_of(node, self.config.stage)
@@ -205,6 +204,15 @@ class Scheduler:
         blocks = self.plan.recipe["blocks"]  # of prompts none: they pass through all layers
         return self._steps(node) * max(1, int(blocks[0][1] - blocks[node.stage - 1][0]))
 
+    def _score(self, key: NodeKey) -> dict[str, str]:
+        """The public validation score of a node that was just trained here."""
+        if key not in self._own:
+            return {}
+        try:
+            return {"score": f"{self.run.store.meta(key).score:.4g}"}
+        except S3TError:  # a damaged node is told of where it is used
+            return {}
+
     def _log(self, key: NodeKey) -> None:
         """Public validation scores to the trackers: nothing of a private sample is in them."""
         if self.rank.main and self.config.training.trackers:
@@ -212,8 +220,3 @@ class Scheduler:
             values = {"validation": meta.score, "shard": meta.shard, "stage": len(meta.prefix)}
             self.accelerator.log(values, step=self._logged)
             self._logged += 1
-
-
-def silent() -> bool:
-    """A bar on a terminal, nothing in a log file (accelerate's tqdm takes None for False)."""
-    return not sys.stderr.isatty()

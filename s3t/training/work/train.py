@@ -21,12 +21,9 @@ import shutil
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import tqdm
 
 from s3t.config import Config, anchored
 from s3t.errors import InputError, S3TError
@@ -36,6 +33,7 @@ from s3t.run import RunDir
 from s3t.run.purge import purge
 from s3t.store.nodes import STALE
 from s3t.system.pinned import call_pinned
+from s3t.system.progress import Progress, say
 from s3t.training.node.process_group import DistributedGroup
 from s3t.training.prepare.inputs import RunInputs
 from s3t.training.prepare.load import load_prepared
@@ -45,7 +43,7 @@ from s3t.training.rank import Rank, by_itself
 from s3t.training.work.group import GroupLeader, follow, with_one_voice
 from s3t.training.work.node_leases import Alone, DepotLeases
 from s3t.training.work.remote_run import finished, join, joined, publish, refuse_other_store
-from s3t.training.work.scheduler import Scheduler, silent
+from s3t.training.work.scheduler import Scheduler
 from s3t.training.work.worker_state import WorkerState
 from s3t.training.work.workers import Inline, SingleProcess, Subprocesses, Workers, worker_count
 from s3t.types import NodeKey
@@ -254,10 +252,11 @@ def _prepare(
     refuse_other_store(config)
     if leases is not None:
         leases.open()
-    quiet = silent() or config.model.adapt is None
+    say(f"reading the data and loading {config.model.base}")
     if replan is None:
-        with tqdm(desc="adapting the base", unit="step", disable=quiet) as bar:
-            inputs = prepare(config, device, partial(_advance, bar), without, public_of)
+        with Progress("adapting the base", None, config.model.adapt is not None) as bar:
+            done = _Done(bar)
+            inputs = prepare(config, device, done.so_far, without, public_of)
     else:
         added, inputs = replan_run(RunDir(config.run_dir), device, replan)
     run = RunDir(config.run_dir)
@@ -324,6 +323,14 @@ def _remove_shared_cache(config: Config, rank: Rank) -> None:
         shutil.rmtree(run.trunk_path, ignore_errors=True)
 
 
-def _advance(bar: Any, done: int, total: int) -> None:
-    bar.total = total
-    bar.update(done - bar.n)
+class _Done:
+    """Steps that are told as a sum, for a bar that counts them."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar, self._done = bar, 0
+
+    def so_far(self, done: int, total: int) -> None:
+        """So many of so many steps are done."""
+        self._bar.of(total)
+        self._bar.update(done - self._done)
+        self._done = done

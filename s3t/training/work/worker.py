@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from s3t.errors import S3TError, unavailable
 from s3t.system.pinned import Arithmetic, pin
+from s3t.system.progress import quiet_libraries
 
 __all__ = ["main"]
 
@@ -34,6 +35,7 @@ def main(arithmetic: Arithmetic, handle: str) -> None:
     """
     parent: Connection[Any, Any] = Connection(int(handle))
     pin(arithmetic)
+    quiet_libraries()
     try:
         _serve(parent)
     except BrokenPipeError:
