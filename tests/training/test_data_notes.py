@@ -51,6 +51,11 @@ def test_names_that_a_request_may_miss_are_told() -> None:
     assert len(found) == 3
 
 
+def test_words_for_none_are_no_persons() -> None:
+    found = notes(["ann", "NULL", "nan", None])
+    assert found[2].startswith("a person is named 'NULL', 'nan': if that stands for none, leave")
+
+
 def test_copies_and_public_content_are_told() -> None:
     assert [note[:22] for note in notes(["ann"], 2, 3)[1:]] == [
         "2 exact copies of the ",

@@ -144,7 +144,11 @@ def _renew(what: str, run: Path, files: list[str], options: list[str], as_json: 
         from s3t.training.work.train import train
 
         report = train(config, replan=Replan(what == "add", tuple(files)))
-    show(asdict(report) if as_json else None, [report.sentence()])
+    lines = [report.sentence()]
+    if what == "add":
+        nothing = "nothing was new: the run held every sample of its data and of the files named"
+        lines.append(f"{report.added:,} samples taken in" if report.added else nothing)
+    show(asdict(report) if as_json else None, lines)
 
 
 def _launch(arguments: list[str], options: list[str], run: Path, as_json: bool) -> None:
