@@ -148,6 +148,8 @@ def _renew(what: str, run: Path, files: list[str], options: list[str], as_json: 
     if what == "add":
         nothing = "nothing was new: the run held every sample of its data and of the files named"
         lines.append(f"{report.added:,} samples taken in" if report.added else nothing)
+        if config.data.cut_from == "private":
+            lines.append("rows of persons who are cut aside as public are left out")
     show(asdict(report) if as_json else None, lines)
 
 
