@@ -25,11 +25,13 @@ PublicPart = Literal["adapt", "validation", "test"]
 
 _NAMES = {"tsv": "csv", "jsonl": "json", "ndjson": "json"}
 """Other names of formats."""
-_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".json": "json", ".jsonl": "json"} | {
-    ".ndjson": "json",
+_SUFFIXES = {
+    **dict.fromkeys((".csv", ".tsv", ".tab"), "csv"),
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
     ".parquet": "parquet",
     "": "imagefolder",
 }
+"""The format that a file name ends with."""
 _PACKED = (".gz", ".bz2", ".xz")
 _TAB = ("\\t", "\t")
 
