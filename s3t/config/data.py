@@ -25,11 +25,13 @@ PublicPart = Literal["adapt", "validation", "test"]
 
 _NAMES = {"tsv": "csv", "jsonl": "json", "ndjson": "json"}
 """Other names of formats."""
-_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".json": "json", ".jsonl": "json"} | {
-    ".ndjson": "json",
+_SUFFIXES = {
+    **dict.fromkeys((".csv", ".tsv", ".tab"), "csv"),
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
     ".parquet": "parquet",
     "": "imagefolder",
 }
+"""The format that a file name ends with."""
 _PACKED = (".gz", ".bz2", ".xz")
 _TAB = ("\\t", "\t")
 
@@ -242,6 +244,11 @@ class DataConfig(Section):
         None, description="part of the rows cut aside as data.public.validation, such as 10%"
     )
     test: Share | None = Field(None, description="part of the rows cut aside as data.public.test")
+    cut_files: str | tuple[str, ...] | None = Field(
+        None,
+        description="files of data.private that public rows are cut from; default: all. s3t add "
+        "sets it: rows of later files that would be cut aside are left out",
+    )
     columns: ColumnsConfig = ColumnsConfig()
     labels: tuple[str, ...] | None = Field(
         None, description="names of the classes, in order; default: those in the public data"
@@ -290,6 +297,8 @@ class DataConfig(Section):
                 "public is missing: name its sources, or cut public rows from the private data "
                 "with cut_from: private, validation: 10% and test: 10%"
             )
+        if self.cut_files and not aside:
+            raise ValueError("cut_files is of cut_from: private: leave it out")
         if self.cuts and (missing := [one for one in ("validation", "test") if one not in given]):
             raise ValueError(f"{_are_missing(missing)}: give a part to cut, such as 10%")
         if given and not self.cuts:
@@ -320,7 +329,8 @@ class DataConfig(Section):
         if part == "adapt" and not self.adapts:
             return None
         if self.public is None:
-            return "data.private", self.private
+            files = self.cut_files or self.private.files
+            return "data.private", self.private.model_copy(update={"files": files})
         if self.public.rows is not None:
             return "data.public", self.public.rows
         source: SourceConfig = getattr(self.public, part)

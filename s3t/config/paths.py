@@ -26,7 +26,7 @@ _PLACES = ("output", "store.url", "store.cache", "store.keys", "receipts.signing
 """Keys of paths that may be made, or hold secrets: they are never looked for beside a config."""
 _KEYS = (
     *(f"data.{source}.{name}" for source in _SOURCES for name in ("files", "name")),
-    *("model.base", "data.chat_template"),
+    *("data.cut_files", "model.base", "data.chat_template"),
     *_PLACES,
 )
 """Keys of local paths, by their dotted names."""

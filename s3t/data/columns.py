@@ -79,7 +79,9 @@ class Columns:
             if row is not None:
                 found.append(content_digest(row, label))
         for reason, rows in bad.items():
-            self.problems.append(f"images in {_rows(rows)} cannot be read ({reason})")
+            files = [self.origins[row - 1][0] for row in rows if any(self.origins[row - 1 : row])]
+            shown = f" ({named(files)})" if files else ""
+            self.problems.append(f"images in {_rows(rows)}{shown} cannot be read ({reason})")
         return found
 
     def check_labels(self, names: Sequence[str]) -> None:

@@ -165,9 +165,10 @@ def csv_rows(
 def _delimiter(file: str, encoding: str) -> str:
     """The first of ``DELIMITERS`` by which the first lines have two cells or more, all as many.
 
-    A comma if none is: a file of one column.
+    Of a .tsv file the tab is tried first. A comma if none is: a file of one column.
     """
-    for delimiter in DELIMITERS:
+    tabs = {".tsv", ".tab"} & {suffix.lower() for suffix in Path(file).suffixes}
+    for delimiter in ("\t", *DELIMITERS) if tabs else DELIMITERS:
         try:
             with reading(file), _open(file, encoding) as stream:
                 records = filter(None, csv.reader(stream, delimiter=delimiter, strict=True))

@@ -237,7 +237,7 @@ def _read(config: Config, names: Sequence[_Name], contents: bool = True) -> dict
     A source of which several are cut is read once.
     """
     data, salt = config.data, config.partition.salt
-    sources: dict[str, tuple[Columns, list[Digest], dict[str, list[int]]]] = {}
+    sources: dict[object, tuple[Columns, list[Digest], dict[str, list[int]]]] = {}
     parts: dict[str, _Part] = {}
     for name in names:
         place = _place(data, name)
@@ -245,13 +245,16 @@ def _read(config: Config, names: Sequence[_Name], contents: bool = True) -> dict
             continue
         where, source = place
         shares = shares_of(data) if where == _cut_source(data) else {}
-        if where not in sources:
+        key = where, source.files
+        if key not in sources:
             found = read_columns(config, source, where)
             digests = found.digests() if contents else []
-            sources[where] = found, digests, cut(found, salt, shares) if shares else {}
-        found, digests, rows = sources[where]
+            sources[key] = found, digests, cut(found, salt, shares) if shares else {}
+        found, digests, rows = sources[key]
         whole = range(len(found.inputs))
-        own = rows.get(name, rows[REST]) if shares else whole
+        own: Sequence[int] = rows.get(name, rows[REST]) if shares else whole
+        if contents and where == "data.private" and name != "private" and not found.problems:
+            own = _first_copies(found, own, digests)
         if shares and not own and not found.problems:
             found.problems.append(
                 f"no row of {len(whole)} falls into the part {name!r}: give more rows, other "
@@ -259,6 +262,11 @@ def _read(config: Config, names: Sequence[_Name], contents: bool = True) -> dict
             )
         parts[name] = _Part(found, own, digests)
     return parts
+
+
+def _first_copies(found: Columns, rows: Sequence[int], contents: Sequence[Digest]) -> Sequence[int]:
+    """Rows without those that are one sample with an earlier one, as private rows are folded."""
+    return list({_id_of(found, row, contents[row]): row for row in reversed(rows)}.values())[::-1]
 
 
 def _place(data: DataConfig, name: _Name) -> tuple[str, SourceConfig] | None:

@@ -16,6 +16,7 @@ from s3t.data import cut_names, label_names, load_all, load_private, load_public
 from s3t.data.columns import Columns
 from s3t.data.cut import REST, cut
 from s3t.errors import DataError
+from s3t.training.prepare.replan import add_files
 from tests.support.sources import Row, problems, write
 
 SHARES = {"adapt": 0.2, "validation": 0.2, "test": 0.2}
@@ -163,3 +164,34 @@ def test_a_part_without_rows_is_a_problem():
     write("rows.csv", rows(3))
     with pytest.raises(DataError, match="no row of 3 falls into the part"):
         load_all(of_persons())
+
+
+def test_files_that_come_later_change_no_public_row():
+    write("rows.csv", rows(120))
+    write("later.csv", later := [{**row, "id": f"x{row['id']}"} for row in rows(240)])
+    before = load_all(of_persons())
+    for files in (("later.csv",), ("later.csv", "later.csv")):
+        changed = add_files(of_persons(), files)
+        assert changed.data.cut_files == str(Path("rows.csv").absolute())
+        after = load_all(changed)
+        for part in ("adapt", "validation", "test"):
+            assert getattr(after, part).inputs == getattr(before, part).inputs
+            assert load_public(changed, part, ("a", "b")).inputs == getattr(before, part).inputs
+        people = {sample.subject for sample in after.private.samples}
+        assert not people & cut_names(changed)[1]
+        ids = {sample.id for sample in after.private.samples}
+        assert ids > {sample.id for sample in before.private.samples}
+        assert ids & {row["id"] for row in later} == {
+            row["id"] for row in later if row["who"] in people
+        }
+    assert add_files(changed, ("public.jsonl",)).data.cut_files == changed.data.cut_files
+
+
+def test_copies_in_the_rows_cut_aside_count_once():
+    write("rows.csv", rows(60))
+    once = load_all(of_persons(data={"columns": {}}))
+    write("rows.csv", rows(60) * 2)
+    twice = load_all(of_persons(data={"columns": {}}))
+    assert twice.private.folded == len(twice.private.samples)
+    for part in ("adapt", "validation", "test"):
+        assert getattr(twice, part).inputs == getattr(once, part).inputs

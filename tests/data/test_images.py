@@ -193,7 +193,7 @@ def test_files_that_are_no_images_are_named(name: str):
 def test_links_that_lead_nowhere_are_not_passed_over():
     Path("private/cat/gone.png").symlink_to("nothing.png")
     (problem,) = problems(load_private, image_config("private"), ("cat", "dog"))
-    assert "images in row 4 cannot be read (FileNotFoundError" in problem
+    assert "cannot be read (FileNotFoundError" in problem and "images in row 4 ('" in problem
     write("many/a.csv", ROWS)
     Path("many/b.csv").symlink_to("nothing.csv")
     (problem,) = problems(load_private, text_config("many/*.csv"), LABELS)
@@ -225,7 +225,8 @@ def test_a_file_of_several_pictures_is_refused():
     for name in ("9.gif", "9.tiff"):
         frames[0].save(f"private/cat/{name}", save_all=True, append_images=frames[1:])
     (problem,) = problems(load_private, image_config("private"), ("cat", "dog"))
-    assert "images in rows 4, 5 cannot be read (ValueError: holds 3 pictures" in problem
+    assert "images in rows 4, 5 ('private/cat/9.gif', 'private/cat/9.tiff') cannot be" in problem
+    assert "(ValueError: holds 3 pictures" in problem
 
 
 @pytest.mark.usefixtures("folders")

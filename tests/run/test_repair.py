@@ -203,4 +203,10 @@ def test_adding_from_the_command_line(run: RunDir, s3t: Run, tmp_path: Path) -> 
     listed = s3t("samples", run.root).out
     assert "n0" in listed and len(listed.splitlines()) == 49
     assert json.loads(s3t("audit", run.root, "--json").out)["holds"] is True
+    with run.ledger() as ledger:
+        view = ledger.view()
     assert json.loads(s3t("add", run.root, "--json").out)["added"] == 0
+    again = s3t("add", run.root, more)
+    assert again.out.splitlines()[1].startswith("nothing was new: the run held every sample of its")
+    with run.ledger() as ledger:
+        assert ledger.view() == view, "nothing that serves has changed"

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from s3t import S3T
-from s3t.errors import UnavailableError
+from s3t.errors import PublicSampleError, UnavailableError
 from s3t.ledger import Signer
 from s3t.run import RunDir
 from tests.support.asked import Asked, asked
@@ -148,6 +148,19 @@ def test_what_the_run_does_not_hold_is_named_by_its_place(site: Asked) -> None:
         assert place in detail
     said = refused(site, 404, "unknown_sample", sample_ids=[f"no{n}" for n in range(50)])
     assert "and 40 more" in said.json()["detail"]
+
+
+def test_what_is_cut_aside_as_public_is_named_by_its_place(
+    site: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def public(deletion: object) -> None:
+        raise PublicSampleError(["secret-a"], ["secret-b"], "RUN")
+
+    monkeypatch.setattr(site.model, "deactivate", public)
+    said = refused(site, 409, "public_sample", sample_ids=["s0", "secret-a"], subjects=["secret-b"])
+    detail = said.json()["detail"]
+    assert detail == "cut aside as public: sample_ids[1], subjects[0]; nothing was deleted"
+    assert "secret" not in said.text
 
 
 def test_a_dry_run_changes_nothing_and_tells_the_truth(site: Asked) -> None:

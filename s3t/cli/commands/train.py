@@ -164,8 +164,18 @@ def _renew(what: str, run: Path, files: list[str], options: list[str], as_json: 
         from s3t.training.work.train import train
 
         report = train(config, replan=Replan(what == "add", tuple(files)))
+<<<<<<< HEAD
     show(asdict(report) if as_json else None, [report.sentence()])
     say(f"next: s3t status {run}, s3t audit {run}")
+=======
+    lines = [report.sentence()]
+    if what == "add":
+        nothing = "nothing was new: the run held every sample of its data and of the files named"
+        lines.append(f"{report.added:,} samples taken in" if report.added else nothing)
+        if config.data.cut_from == "private":
+            lines.append("rows of persons who are cut aside as public are left out")
+    show(asdict(report) if as_json else None, lines)
+>>>>>>> wt-data
 
 
 def _launch(arguments: list[str], options: list[str], run: Path, as_json: bool) -> None:

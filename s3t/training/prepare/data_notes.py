@@ -21,6 +21,8 @@ __all__ = ["data_notes"]
 FEW = 20
 """In fewer rows than this a column may well have another value in each."""
 _SHOWN = 3
+_GAPS = {"null", "nan", "none", "n/a", "na", "-", "unknown"}
+"""What programs write into a cell that should be empty."""
 
 
 def data_notes(config: Config, data: Data) -> Iterator[str]:
@@ -52,6 +54,12 @@ def _names(persons: Collection[str]) -> Iterator[str]:
     forms: dict[str, list[str]] = {}
     for person in sorted(persons):
         forms.setdefault(plain(person), []).append(person)
+    gaps = [name for name in sorted(persons) if plain(name) in _GAPS]
+    if gaps:
+        yield (
+            f"a person is named {named(gaps)}: if that stands for none, leave those cells empty, "
+            "or all those rows are one person's"
+        )
     alike = [names for names in forms.values() if len(names) > 1]
     if alike:
         shown = "; ".join(named(names, _SHOWN) for names in alike[:_SHOWN])

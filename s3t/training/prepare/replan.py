@@ -124,7 +124,10 @@ def add_files(config: Config, files: Sequence[str]) -> Config:
     before = (source.files,) if isinstance(source.files, str) else source.files
     named = [str(Path(name).absolute()) for name in files]
     together = (*before, *(name for name in named if name not in before))
-    data = config.data.model_copy(update={"private": source.model_copy(update={"files": together})})
+    changes: dict[str, object] = {"private": source.model_copy(update={"files": together})}
+    if config.data.cut_from == "private":  # what is public stays as it was
+        changes["cut_files"] = config.data.cut_files or source.files
+    data = config.data.model_copy(update=changes)
     return anchored(config.model_copy(update={"data": data}))
 
 
