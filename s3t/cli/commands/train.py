@@ -164,10 +164,6 @@ def _renew(what: str, run: Path, files: list[str], options: list[str], as_json: 
         from s3t.training.work.train import train
 
         report = train(config, replan=Replan(what == "add", tuple(files)))
-<<<<<<< HEAD
-    show(asdict(report) if as_json else None, [report.sentence()])
-    say(f"next: s3t status {run}, s3t audit {run}")
-=======
     lines = [report.sentence()]
     if what == "add":
         nothing = "nothing was new: the run held every sample of its data and of the files named"
@@ -175,7 +171,7 @@ def _renew(what: str, run: Path, files: list[str], options: list[str], as_json: 
         if config.data.cut_from == "private":
             lines.append("rows of persons who are cut aside as public are left out")
     show(asdict(report) if as_json else None, lines)
->>>>>>> wt-data
+    say(f"next: s3t status {run}, s3t audit {run}")
 
 
 def _launch(arguments: list[str], options: list[str], run: Path, as_json: bool) -> None:
