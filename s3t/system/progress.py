@@ -14,14 +14,20 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal
 
-__all__ = ["MODE", "Progress", "quiet_libraries", "say", "tell"]
+__all__ = ["MODE", "Progress", "quiet_libraries", "say", "taking_time", "tell"]
 
 MODE = "S3T_PROGRESS"
 """Environment variable that says how, for this process and those that it starts."""
+
+_MOMENT = 2.0
+"""Seconds after which it is told what takes so long."""
 
 _EVERY = {"lines": 20.0, "json": 1.0}
 """Seconds between two tellings."""
@@ -40,13 +46,25 @@ def quiet_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that it would like
 
 
-def say(doing: str) -> None:
-    """Tell what is done now, if it may take more than a moment."""
+@contextmanager
+def taking_time(doing: str) -> Iterator[None]:
+    """Tell what is done in the block, if it takes more than two seconds."""
+    late = threading.Timer(_MOMENT, say, [doing])
+    late.daemon = True
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
+
+
+def say(words: str) -> None:
+    """Tell something beside the answer, such as what is done now."""
     mode = os.environ.get(MODE)
     if mode == "json":
-        _print(json.dumps({"event": "doing", "doing": doing}))
+        _print(json.dumps({"event": "said", "said": words}))
     elif mode != "quiet" and (mode == "lines" or sys.stderr.isatty()):
-        _print(f"s3t: {doing}")
+        _print(f"s3t: {words}")
 
 
 class Progress:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 
 import pytest
 
 from s3t.system import progress
-from s3t.system.progress import MODE, Progress, quiet_libraries, say, tell
+from s3t.system.progress import MODE, Progress, quiet_libraries, say, taking_time, tell
 
 
 @pytest.fixture(autouse=True)
 def unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MODE, "")  # so that it is put back
     monkeypatch.delenv(MODE)
+    monkeypatch.setattr(progress, "_MOMENT", 0.01)
     monkeypatch.setattr(progress, "_EVERY", {"lines": 0.0, "json": 0.0})
 
 
 def work(speaks: bool = True) -> None:
-    say("reading the data")
+    with taking_time("reading the data"):
+        time.sleep(0.05)
     with Progress("training", 4, speaks) as bar:
         bar.update(1)
         bar.note(nodes="1/2", score="0.5")
@@ -40,7 +43,7 @@ def test_json_is_an_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     tell("json")
     work()
     told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert told[0] == {"event": "doing", "doing": "reading the data"}
+    assert told[0] == {"event": "said", "said": "reading the data"}
     last = told[-1]
     assert (last["event"], last["doing"], last["steps"], last["of"]) == (
         *("progress", "training"),
@@ -55,6 +58,15 @@ def test_nothing_is_told_unasked(mode: str | None, capsys: pytest.CaptureFixture
         tell("quiet")
     work()
     assert capsys.readouterr() == ("", "")
+
+
+def test_what_takes_a_moment_is_not_told(capsys: pytest.CaptureFixture[str]) -> None:
+    tell("lines")
+    with taking_time("a moment"):
+        pass
+    say("done")
+    time.sleep(0.05)
+    assert capsys.readouterr().err == "s3t: done\n"
 
 
 def test_of_several_processes_one_speaks(capsys: pytest.CaptureFixture[str]) -> None:
