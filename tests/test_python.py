@@ -24,6 +24,7 @@ def sections(private: Any, public: Any, output: Path) -> dict[str, Any]:
     return {**tree, "output": str(output)}
 
 
+@pytest.mark.heavy
 def test_rows_in_memory_give_the_same_nodes_and_leave_no_copy(
     tmp_path: Path, small_run: RunDir
 ) -> None:

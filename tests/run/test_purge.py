@@ -6,6 +6,7 @@ import gzip
 import json
 import shutil
 import sqlite3
+import tempfile
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -261,7 +262,10 @@ def test_counters_hold_after_a_purge_and_an_addition(run: RunDir) -> None:
         assert (ledger.counts.persons(), ledger.counts.totals()) == before
 
 
-def test_a_training_at_work_keeps_its_caches(run: RunDir) -> None:
+def test_a_training_at_work_keeps_its_caches(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # others have scratch folders too
     delete(run, "p03")
     (run.root / "trunk").mkdir()
     (run.root / "trunk" / "rows").write_bytes(b"hidden states")

@@ -16,6 +16,8 @@ from typing import IO
 import pytest
 import typer.main
 
+from s3t.system.progress import MODE
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -58,6 +60,8 @@ def here(*words: object, cwd: Path | str = ".") -> Said:
         tempfile.TemporaryFile("w+", encoding="utf-8") as err,
         pytest.MonkeyPatch.context() as patch,
     ):
+        patch.setenv(MODE, "")  # so that what the command sets is put back
+        patch.delenv(MODE)
         patch.setattr(sys, "argv", ["s3t", *map(str, words)])
         patch.setattr(typer.main, "get_command", _built)
         with chdir(cwd), _descriptor(1, out), _descriptor(2, err):
