@@ -38,7 +38,7 @@ COMMANDS = (
 BEFORE = {"commands": 7, "lines_of_config": 15}
 """What it took before ``s3t init``, and a script of one's own that cut public rows aside."""
 
-AWAITS_PURGE = (0, 4)
+AWAITS_PURGE = (0, 6)
 """Exit codes of an audit of a run that was not purged: what is dead is still on the disk."""
 
 

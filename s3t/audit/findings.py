@@ -68,6 +68,11 @@ class Audit:
         """Whether no claim is broken or pending."""
         return all(claim.status in ("holds", "not tried") for claim in self.claims)
 
+    @property
+    def pending(self) -> bool:
+        """Whether none is broken, and some await a purge or the end of a training."""
+        return not self.holds and all(claim.status != "broken" for claim in self.claims)
+
     def __getitem__(self, name: str) -> Claim:
         return next(claim for claim in self.claims if claim.name == name)
 

@@ -87,12 +87,17 @@ def json_row(line: str, number: int, path: Path) -> dict[str, Any]:
 
 
 def split_launch(words: list[str]) -> tuple[list[str], list[str]]:
-    """Divide words into overrides (``key=value``) and launch options (``--num_processes 2``)."""
+    """Divide words into overrides (``key=value``) and launch options (``--num_processes 2``).
+
+    Raises:
+        InputError: an option is a key of the config.
+    """
     overrides: list[str] = []
     launch: list[str] = []
     expecting = False
-    for word in words:
+    for number, word in enumerate(words):
         if word.startswith("-"):
+            _refuse_key(word, words[number + 1] if number + 1 < len(words) else "VALUE")
             launch.append(word)
             expecting = "=" not in word
         elif expecting and not _is_override(word):
@@ -102,6 +107,16 @@ def split_launch(words: list[str]) -> tuple[list[str], list[str]]:
             overrides.append(word)
             expecting = False
     return overrides, launch
+
+
+def _refuse_key(word: str, following: str) -> None:
+    """Refuse an option that is a key of the config: ``--stage.epochs 3``."""
+    from s3t.config import Config
+
+    key, sep, value = word.lstrip("-").partition("=")
+    section, dot, _ = key.partition(".")
+    if dot and section in Config.model_fields:
+        raise InputError(f"{word} is no option: write {key}={value if sep else following}")
 
 
 def _is_override(word: str) -> bool:

@@ -281,6 +281,8 @@ def _short(number: float | None) -> str:
 
 def receipt_lines(receipt: Receipt) -> Iterator[str]:
     verb = "would delete" if receipt.dry_run else "deleted"
+    if receipt.replayed:
+        yield f"this request was done at {receipt.accepted_at}: nothing was done again"
     yield (
         f"request {shown(receipt.request_id)}: {verb} {len(receipt.deleted)} samples "
         f"({len(receipt.already_deleted)} were deleted before), view {receipt.view}, "

@@ -229,10 +229,16 @@ def _sentences(entries: Iterable[ErrorDetails]) -> Iterator[str]:
 
 
 def _hint(loc: tuple[int | str, ...]) -> str:
-    close = difflib.get_close_matches(str(loc[-1]), _keys(loc[:-1]), n=1)
-    if not close:
-        return ": remove it"
-    return f": did you mean {'.'.join([*map(str, loc[:-1]), close[0]])!r}?"
+    name = str(loc[-1])
+    close = difflib.get_close_matches(name, _keys(loc[:-1]), n=1)
+    if close:
+        return f": did you mean {'.'.join([*map(str, loc[:-1]), close[0]])!r}?"
+    elsewhere = [
+        f"{section}.{name}" for section in Config.model_fields if name in _keys((section,))
+    ]
+    if elsewhere:
+        return f": did you mean {', or '.join(map(repr, elsewhere))}?"
+    return ": remove it"
 
 
 def _keys(loc: tuple[int | str, ...]) -> list[str]:

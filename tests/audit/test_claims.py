@@ -79,8 +79,8 @@ class TestFindings:
             return Audit("run", 3, claims)
 
         assert found("not tried").holds
-        assert not found("pending").holds
-        assert not found("broken").holds
+        assert not found("pending").holds and found("pending").pending
+        assert not found("broken").holds and not found("broken").pending
         assert found("broken").to_dict()["claims"][1]["status"] == "broken"
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from s3t.cli.parsing import split_launch
+from s3t.errors import InputError
 from s3t.run import RunDir
 from s3t.training.work.train import train
 from tests.conftest import Run
@@ -409,6 +410,24 @@ def test_names_come_from_options_and_files(digits_run: Path, here: Path, s3t: Ru
 )
 def test_launch_options_and_overrides(given: str, overrides: str, launch: str) -> None:
     assert split_launch(given.split()) == (overrides.split(), launch.split())
+
+
+@pytest.mark.parametrize("words", ["--stage.epochs 3", "--stage.epochs=3", "-stage.epochs 3"])
+def test_a_key_is_no_option(words: str) -> None:
+    with pytest.raises(InputError, match=r"is no option: write stage\.epochs=3"):
+        split_launch(["--cpu", *words.split()])
+
+
+def test_an_audit_of_what_awaits_a_purge_has_a_code_of_its_own(digits_run: Path, s3t: Run) -> None:
+    s3t("deactivate", digits_run, "--ids", "digit-0003", "--request-id", "r")
+    assert (
+        "this request was done at 20"
+        in s3t(*("deactivate", digits_run, "--ids", "digit-0003", "--request-id", "r")).out
+    )
+    said = s3t("audit", digits_run)
+    assert said.code == 6 and "more (--json has all)" in said.out
+    assert s3t("purge", digits_run).code == 0
+    assert s3t("audit", digits_run).code == 0
 
 
 # ── what people read ─────────────────────────────────────────────────────────────────────────

@@ -25,6 +25,11 @@ CONFIGS: dict[str, tuple[Callable[[], Any], Sequence[str], Sequence[str]]] = {
         ["lora.rnak=4"],
         ["unknown key 'lora.rnak'", "did you mean 'lora.rank'"],
     ),
+    "key of another section": (
+        table,
+        ["partition.epochs=3", "rank=4"],
+        ["'partition.epochs': did you mean 'stage.epochs'", "'rank': did you mean 'lora.rank'"],
+    ),
     "unknown section": (table, ["zebra=red"], ["unknown key 'zebra': remove it"]),
     "several problems at once": (
         table,

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
+PENDING = 6
+"""Exit code of an audit in which nothing is broken, and something is not done yet."""
+
+_FOLDED = 3
+"""Lines that are shown of what awaits a purge, of each claim."""
+
 
 Retrain = Annotated[
     str | None,
@@ -62,7 +68,10 @@ def audit(
     leakage_samples: LeakSamples = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check ledger, receipts and the claims E1 to E9 from the files. Exit code 4 if one fails.
+    """Check ledger, receipts and the claims E1 to E9 from the files.
+
+    Exit code 4 if one is broken; 6 if none is, and something awaits a purge or the end of a
+    training.
 
     --leakage prints figures with intervals beside the claims. They change no exit code.
     """
@@ -86,7 +95,7 @@ def audit(
         for line in leakage_lines(leaks):
             print(line)
     if not found.holds:
-        raise typer.Exit(IntegrityError.exit_code)
+        raise typer.Exit(PENDING if found.pending else IntegrityError.exit_code)
 
 
 def _leakage(run: Path, samples: int | None) -> Leakage:
@@ -116,8 +125,11 @@ def _count(text: str | None) -> Count | None:
 def _lines(found: Audit) -> Iterator[str]:
     for claim in found.claims:
         yield f"{claim.status:9s}  {claim.name:8s}  {claim.title}: {claim.checked}"
-        for problem in claim.problems:
+        shown = claim.problems if claim.status == "broken" else claim.problems[:_FOLDED]
+        for problem in shown:
             yield f"{'':21s}{problem}"
+        if more := len(claim.problems) - len(shown):
+            yield f"{'':21s}and {more:,} more (--json has all)"
     counts = [
         f"{count} {status}"
         for status in ("holds", "broken", "pending", "not tried")
