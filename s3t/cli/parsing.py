@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from s3t.data.files import once
+from s3t.data.files import csv_rows, json_rows, once
 from s3t.errors import InputError
 
-__all__ = ["json_row", "names", "numbered", "points", "split_launch"]
+__all__ = ["asked_rows", "json_row", "names", "numbered", "points", "split_launch"]
 
 
 def names(given: list[str] | None, path: Path | None) -> list[str]:
@@ -69,6 +70,34 @@ def points(path: str) -> str:
             f"--curve {path} is neither linear nor power:TOP,GAP,EXPONENT, and cannot be read as a "
             f"file of points ({error})"
         ) from None
+
+
+def asked_rows(path: Path) -> list[Any]:
+    """The rows of a file to be answered: mappings, or texts of a .txt file.
+
+    Args:
+        path: its suffix tells the form, see ``s3t predict --help``; ``-`` is standard input.
+
+    Raises:
+        InputError: it cannot be read, or a line is not of that form.
+    """
+    if str(path) == "-":
+        lines = [
+            (n, line) for n, line in enumerate(sys.stdin.read().splitlines(), 1) if line.strip()
+        ]
+        return [
+            json_row(line, number, path) if line.lstrip().startswith("{") else line
+            for number, line in lines
+        ]
+    suffixes = [one.lower() for one in path.suffixes if one.lower() not in (".gz", ".bz2", ".xz")]
+    kind = suffixes[-1] if suffixes else ""
+    if kind in (".csv", ".tsv", ".tab"):
+        return csv_rows([str(path)])
+    if kind == ".txt":
+        return [line for _, line in numbered(path)]
+    if len(path.suffixes) > len(suffixes) or kind == ".json":
+        return json_rows([str(path)])
+    return [json_row(line, number, path) for number, line in numbered(path)]
 
 
 def json_row(line: str, number: int, path: Path) -> dict[str, Any]:

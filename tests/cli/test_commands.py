@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -206,7 +207,7 @@ def test_request_id_of_another_deletion(digits_run: Path, s3t: Run) -> None:
 
 INPUTS: dict[str, tuple[str | bytes | None, Sequence[str]]] = {
     "file missing": (None, ["input.jsonl cannot be read"]),
-    "file empty": ("\n", ["input.jsonl holds no rows", "give JSON lines"]),
+    "file empty": ("\n", ["input.jsonl holds no rows", "give one row a line"]),
     "binary": (bytes(range(128, 256)), ["input.jsonl cannot be read"]),
     "not JSON": ('{"image": []}\nhello\n', ["input.jsonl, line 2 is not JSON"]),
     "not an object": ("[1, 2]\n", ["line 1 holds a list, expected an object"]),
@@ -410,6 +411,35 @@ def test_names_come_from_options_and_files(digits_run: Path, here: Path, s3t: Ru
 )
 def test_launch_options_and_overrides(given: str, overrides: str, launch: str) -> None:
     assert split_launch(given.split()) == (overrides.split(), launch.split())
+
+
+def test_rows_come_in_many_forms(
+    small_run: RunDir, tmp_path: Path, s3t: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = "person 3 says 24", "person 4, who says 28"
+    files = {
+        "rows.jsonl": json.dumps({"id": "a", "text": one}) + "\n" + json.dumps({"text": other}),
+        "rows.json": json.dumps([{"id": "a", "text": one}, {"text": other}]),
+        "rows.csv": f'id;text\na;{one}\n;"{other}"\n',
+        "rows.txt": f"{one}\n\n{other}\n",
+    }
+    expected = s3t("predict", small_run.root, one, other)
+    answers = [json.loads(line) for line in expected.out.splitlines()]
+    assert (expected.code, len(answers)) == (0, 2)
+    for name, content in files.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        said = s3t("predict", small_run.root, "--input", tmp_path / name, "--output", "-")
+        found = [json.loads(line) for line in said.out.splitlines()]
+        ids = [row.pop("id", None) for row in found]
+        assert found == answers and ids[0] == (None if name == "rows.txt" else "a"), name
+    monkeypatch.setattr("sys.stdin", StringIO(f"{json.dumps({'text': one})}\n{other}\n"))
+    assert s3t("predict", small_run.root, "--input", "-").out == expected.out
+    table = tmp_path / "answers.csv"
+    assert s3t("predict", small_run.root, one, "--output", table).code == 0
+    head, row = table.read_text().splitlines()
+    best = answers[0]["probabilities"][answers[0]["label"]]
+    assert (head, row) == ("label,view,probability", f"{answers[0]['label']},0,{best}")
+    assert "give texts, or --input" in s3t("predict", small_run.root).err
 
 
 @pytest.mark.parametrize("words", ["--stage.epochs 3", "--stage.epochs=3", "-stage.epochs 3"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import asdict
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +14,7 @@ import typer
 
 from s3t.cli.app import AsJson, Picture, RunPath, app
 from s3t.cli.output import quiet, show, write
-from s3t.cli.parsing import json_row, numbered
+from s3t.cli.parsing import asked_rows
 from s3t.cli.tables import weight_line
 from s3t.errors import InputError
 
@@ -21,8 +23,25 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
-Input = Annotated[Path, typer.Option("--input", help="JSON lines, one row each")]
-Output = Annotated[Path, typer.Option("--output", help="JSON lines; written whole or not at all")]
+Texts = Annotated[
+    list[str] | None, typer.Argument(metavar="[TEXT]...", help="texts, in place of --input")
+]
+Input = Annotated[
+    Path | None,
+    typer.Option(
+        "--input",
+        help="rows: csv, tsv, JSON lines or one JSON list, by the suffix; .txt has a text a line; "
+        "- reads JSON lines or texts from standard input",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        help="JSON lines, or csv by the suffix; written whole or not at all; default: standard "
+        "output",
+    ),
+]
 MaxNewTokens = Annotated[int, typer.Option(help="language models: number of tokens to generate")]
 Temperature = Annotated[float, typer.Option(help="language models: 0 takes the likeliest token")]
 Seed = Annotated[int, typer.Option(help="language models: seed of the draws")]
@@ -31,19 +50,22 @@ Seed = Annotated[int, typer.Option(help="language models: seed of the draws")]
 @app.command()
 def predict(
     run: RunPath,
-    source: Input,
-    target: Output,
+    texts: Texts = None,
+    source: Input = None,
+    target: Output = None,
     max_new_tokens: MaxNewTokens = 32,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
 ) -> None:
-    """Answer the rows of a file: with labels, or with completions of a language model.
+    """Answer texts or the rows of a file: with labels, or with completions of a language model.
 
     Each answer names the view that gave it.
     """
-    rows = [json_row(line, number, source) for number, line in numbered(source)]
+    if bool(texts) == (source is not None):
+        raise InputError("give texts, or --input FILE with rows (- for standard input)")
+    rows = [*(texts or [])] if source is None else asked_rows(source)
     if not rows:
-        raise InputError(f"--input {source} holds no rows: give JSON lines, one row each")
+        raise InputError(f"--input {source} holds no rows: give one row a line")
     from s3t.config import load_config
     from s3t.run import RunDir
     from s3t.service import S3T
@@ -56,15 +78,38 @@ def predict(
         else:
             answers = [asdict(prediction) for prediction in service.predict(rows)]
     name = config.data.columns.id or "id"
-    lines = [
-        json.dumps(({"id": row[name]} if name in row else {}) | answer, ensure_ascii=False)
+    found = [
+        ({"id": row[name]} if isinstance(row, dict) and name in row else {}) | answer
         for row, answer in zip(rows, answers, strict=True)
     ]
-    write(target, "".join(f"{line}\n" for line in lines).encode(), "--output")
+    if target is not None and target.suffix.lower() == ".csv":
+        write(target, _csv(found), "--output")
+        return
+    lines = [json.dumps(answer, ensure_ascii=False) for answer in found]
+    if target is None or str(target) == "-":
+        show(None, lines)
+    else:
+        write(target, "".join(f"{line}\n" for line in lines).encode(), "--output")
+
+
+def _csv(answers: list[dict[str, Any]]) -> bytes:
+    """Answers as csv: of the probabilities that of the label."""
+    rows = []
+    for answer in answers:
+        rest = {name: value for name, value in answer.items() if name != "probabilities"}
+        if "probabilities" in answer:
+            rest["probability"] = answer["probabilities"][answer["label"]]
+        rows.append(rest)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = StringIO()
+    table = csv.DictWriter(text, names, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue().encode()
 
 
 def _completions(
-    service: S3T, rows: list[dict[str, Any]], tokens: int, temperature: float, seed: int
+    service: S3T, rows: list[Any], tokens: int, temperature: float, seed: int
 ) -> list[dict[str, Any]]:
     found = service.generate(rows, max_new_tokens=tokens, temperature=temperature, seed=seed)
     return [{"completion": one.completion, "view": one.view} for one in found]
