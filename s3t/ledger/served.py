@@ -13,6 +13,7 @@ them; none outlives the weights that it is of.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 import sqlalchemy as sa
@@ -31,6 +32,7 @@ __all__ = [
     "ServedRecords",
     "forget_history",
     "forget_records",
+    "forget_records_of",
     "history_of",
     "record_of",
 ]
@@ -128,6 +130,15 @@ def history_of(text: str | None) -> list[dict[str, Any]]:
 def forget_records(connection: sa.Connection) -> None:
     """Take all records away, in the transaction of a deletion."""
     connection.execute(_FORGET)
+
+
+def forget_records_of(connection: sa.Connection, keys: Collection[str]) -> None:
+    """Take records away that came of one of these nodes, in the transaction of a purge."""
+    for record in RECORDS:
+        found = record_of(schema.value(connection, record))
+        nodes = None if found is None else found["of"].get("nodes")
+        if isinstance(nodes, list) and not {*map(str, nodes)}.isdisjoint(keys):
+            connection.execute(sa.delete(schema.run).where(schema.run.c.key == record))
 
 
 def record_of(text: str | None) -> dict[str, Any] | None:

@@ -596,6 +596,19 @@ def test_an_audit_finds_records_of_dead_nodes(run: RunDir, evidence: Evidence) -
     assert found.status == "broken" and "came of nodes that are dead" in str(found.problems)
 
 
+def test_records_go_with_the_nodes_that_they_are_of(run: RunDir, evidence: Evidence) -> None:
+    with S3T.load(run.root) as service:
+        service.evaluate()
+        recorded = service.ledger.served.read(EVALUATION)
+        assert recorded is not None
+        serving = recorded["of"]["nodes"]
+        others = [*run.store.keys() - {*serving}]
+        service.ledger.deleted.purge(0, others, {})
+        assert service.ledger.served.read(EVALUATION) == recorded
+        service.ledger.deleted.purge(0, serving[:1], {})  # as a plan without it would have it
+        assert service.ledger.served.read(EVALUATION) is None is service.ledger.served.read()
+
+
 def test_an_audit_finds_figures_that_outlived_a_purge(run: RunDir, evidence: Evidence) -> None:
     with S3T.load(run.root) as service:
         service.evaluate()

@@ -13,7 +13,7 @@ from s3t.ledger.log.state import LogReader
 from s3t.ledger.planning import seal
 from s3t.ledger.samples import purging, registry
 from s3t.ledger.samples.purging import Forgotten, Gone
-from s3t.ledger.served import forget_history
+from s3t.ledger.served import forget_history, forget_records_of
 from s3t.types import NodeKey
 
 __all__ = ["DeletedSamples"]
@@ -72,6 +72,7 @@ class DeletedSamples:
             rows = purging.move(connection, self._reader.secrets.forgotten, view)
             generations.forget_nodes(connection, keys)
             forget_history(connection, view)
+            forget_records_of(connection, keys)
             left = purging.left_behind(connection)
             every = registry.digest_of_all(connection)
             body = {
