@@ -16,6 +16,7 @@ from s3t.config import load_config
 from s3t.errors import InputError, S3TError
 from s3t.run import RunDir
 from s3t.system.pinned import pin
+from s3t.system.progress import quiet_libraries
 from s3t.training.rank import Rank
 
 __all__ = ["EXIT_CODE", "REPLANS", "main"]
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except S3TError as error:
         return _failed(error, speak=first)
     pin(config.training.arithmetic)  # before torch is loaded
+    quiet_libraries()
     from s3t.training.node.process_group import depart
     from s3t.training.prepare.replan import Replan
     from s3t.training.work.train import train

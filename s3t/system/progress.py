@@ -100,7 +100,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._every is not None and self._steps:
+        elif self._every is not None and self._steps and kind is None:
             self._tell()
 
     def update(self, steps: int) -> None:
