@@ -32,9 +32,12 @@ public = messages.sample(frac=0.3, random_state=0)
 private = messages.drop(public.index)
 sections = {
     "data": {"private": private, "public": public, "validation": "30%", "test": "30%"},
-    "partition": {"shards": 2, "slices": 3, "subject": "customer"},
+    "partition": {"shards": 2, "slices": 2, "subject": "customer"},
+    "model": {"base": "make:bert", "make": {"hidden": 32, "layers": 2}},  # or a model of the hub
+    "stage": {"epochs": 4},
+    "training": {"workers": 1},
 }
-S3T.train(sections, task="text-classification", model={"base": "make:bert"}, output=run)
+S3T.train(sections, task="text-classification", output=run)
 model = S3T.load(run)
 print(model.predict("it was great, on day 7")[0], model.evaluate())
 print(model.deactivate(subjects=["c7"]))
