@@ -181,7 +181,7 @@ class S3T:
         """The run in a notebook: shards × slices, and what is left."""
         from s3t.run.notebook import notebook_of
 
-        return notebook_of(self.config.name, self.status(), self.forecast().to_dict())
+        return notebook_of(self.config.name, self.status(), self.forecast())
 
     def close(self) -> None:
         """Give the replica lease back, if there is one, and close the ledger. The object cannot be

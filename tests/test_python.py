@@ -54,6 +54,7 @@ def test_rows_in_memory_give_the_same_nodes_and_leave_no_copy(
         assert "45 of 48 samples left" in repr(model)
         html = model._repr_html_()
         assert html.count("×</td>") == 1 and "<script" not in html
+        assert f"{model.forecast()}.".capitalize() in html and "at 90 %" in html
         model.purge()
     blind = S3T.audit(report.run, retrain=1)
     assert not blind.holds and "given as Python objects" in str(blind)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from s3t.ledger import Receipt
+    from s3t.plan.forecast import Forecast
+    from s3t.run.status import Status
 
 __all__ = [
     "budget_lines",
@@ -164,15 +166,10 @@ def _advised(reason: str, config: str) -> Iterator[str]:
         yield f"  {line}"
 
 
-def status_lines(found: Any) -> Iterator[str]:
+def status_lines(found: Status, forecast: Forecast) -> Iterator[str]:
     yield (
         f"view {found.view}: {found.deleted} of {found.samples} samples deleted, "
-        + (
-            "EXHAUSTED"
-            if found.exhausted
-            else f"by rule of thumb {found.expected_deletions_left:.1f} more until exhaustion "
-            "(s3t forecast counts who is left)"
-        )
+        + ("EXHAUSTED" if found.exhausted else str(forecast))
     )
     yield "shard  " + " ".join(f"{part:>2d}" for part in range(found.slices)) + "   serves"
     for shard in found.shards:
@@ -279,7 +276,8 @@ def _short(number: float | None) -> str:
     return f"{number:,.0f}" if whole else f"{number:.3g}"
 
 
-def receipt_lines(receipt: Receipt) -> Iterator[str]:
+def receipt_lines(receipt: Receipt, forecast: Forecast) -> Iterator[str]:
+    """A receipt, and what is left: after the deletion, or now where nothing was deleted."""
     verb = "would delete" if receipt.dry_run else "deleted"
     if receipt.replayed:
         yield f"this request was done at {receipt.accepted_at}: nothing was done again"
@@ -299,7 +297,7 @@ def receipt_lines(receipt: Receipt) -> Iterator[str]:
         yield f"durable, not yet effective: s3t receipt RUN {receipt.request_id} tells when it is"
     yield f"{len(receipt.nodes_dead)} nodes switched off"
     yield from _changes(receipt, "now")
-    yield f"expected deletions left: {receipt.expected_deletions_left:.1f}"
+    yield f"left{' now' if receipt.dry_run else ''}: {forecast}"
     if receipt.untold is not None:
         yield (
             "store not told yet, so it is not effective there: the deletion is durable, and the "

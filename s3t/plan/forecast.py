@@ -161,6 +161,19 @@ class Forecast:
         """Whether no shard serves any more."""
         return self.exhaustion is None
 
+    def __str__(self) -> str:
+        """What is left until exhaustion: the median, and the range that holds 90 %."""
+        if self.exhaustion is None:
+            return "no shard serves any more"
+        low, middle, high = self.exhaustion.p5, self.exhaustion.p50, self.exhaustion.p95
+        if math.isinf(middle):
+            return "more requests than persons are left, until no shard serves"
+        most = "more" if math.isinf(high) else f"{high:,.0f}"
+        return (
+            f"about {middle:,.0f} more requests until no shard serves "
+            f"({low:,.0f} to {most} at 90 %)"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values: null for inf; ``in_each_shard`` only if true."""
         seen = self.observed

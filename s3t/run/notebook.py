@@ -5,10 +5,9 @@ Invariant: text from the run is escaped; there is no script, and no id of a samp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from html import escape
-from typing import Any
 
+from s3t.plan.forecast import Forecast
 from s3t.run.status import Status, said_of
 
 __all__ = ["notebook_of"]
@@ -17,13 +16,13 @@ _CELL = "text-align:center;padding:2px 8px;border:1px solid #bbb"
 _SERVES = f"{_CELL};background:#0b6e5f;color:#fff"
 
 
-def notebook_of(name: str, status: Status, forecast: Mapping[str, Any]) -> str:
+def notebook_of(name: str, status: Status, forecast: Forecast) -> str:
     """The table of a run.
 
     Args:
         name: of the run.
         status: what serves.
-        forecast: as ``Forecast.to_dict`` gives it, of the same view.
+        forecast: of the same view.
     """
     rows = []
     for shard in status.shards:
@@ -35,7 +34,7 @@ def notebook_of(name: str, status: Status, forecast: Mapping[str, Any]) -> str:
         f"<b>{escape(name)}</b>: {escape(said_of(status))}"
         f"<table><tr><th>shard</th>{head}<th>serves</th></tr>{''.join(rows)}</table>"
         "● serves, ○ intact, × holds a deleted sample. "
-        f"{escape(_left(forecast))}"
+        f"{escape(str(forecast).capitalize())}."
     )
 
 
@@ -45,13 +44,3 @@ def _cell(part: int, prefix: tuple[int, ...], hit: tuple[int, ...]) -> str:
     if part in prefix:
         return f'<td style="{_SERVES}">●</td>'
     return f'<td style="{_CELL}">○</td>'
-
-
-def _left(forecast: Mapping[str, Any]) -> str:
-    """The requests that are left, in words."""
-    found = forecast.get("exhaustion")
-    if not found:
-        return "No shard serves any more."
-    requests = found["requests"]
-    high = "more" if requests["p95"] is None else f"{requests['p95']:g}"
-    return f"About {requests['p50']:g} requests until none serves ({requests['p5']:g} to {high})."

@@ -217,7 +217,7 @@ def _run_metrics(picture: Mapping[str, Any] | None, lease_left: float | None) ->
         ("s3t_exhausted", "Whether no block is left.", picture["exhausted"]),
         (
             "s3t_expected_deletions_left",
-            "Random deletions until no block is left, as expected.",
+            "Random deletions until no block is left: the rule of thumb N·H(K).",
             picture["expected_deletions_left"],
         ),
         (

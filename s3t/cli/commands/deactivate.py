@@ -54,7 +54,8 @@ def deactivate(
 
     with S3T.load(run) as service:
         receipt = service.deactivate(sample_ids, people, request_id=request_id, dry_run=dry_run)
-    show(receipt.to_dict() if as_json else None, receipt_lines(receipt))
+        lines = () if as_json else receipt_lines(receipt, service.forecast())
+    show(receipt.to_dict() if as_json else None, lines)
     if receipt.untold is not None:  # the reason was logged
         raise typer.Exit(UnavailableError.exit_code)
 

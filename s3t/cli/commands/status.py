@@ -34,7 +34,8 @@ def status(run: RunPath, as_json: AsJson = False) -> None:
 
     with S3T.load(run) as service:
         found = service.status()
-    show(found.to_dict() if as_json else None, status_lines(found))
+        lines = () if as_json else status_lines(found, service.forecast())
+    show(found.to_dict() if as_json else None, lines)
 
 
 @app.command()

@@ -41,7 +41,7 @@ function figure(title, value, unit, note) {
 }
 
 /* The forecast: a drawing of both intervals, the same as a table, and what it rests on. */
-export function forecastOf({ status, forecast }) {
+export function forecastOf({ forecast }) {
   if (!forecast) return make("p", { class: "note" }, "No forecast yet.");
   if (forecast.exhausted) {
     return make("p", {}, "Exhausted: no shard serves any more. s3t repair trains it again.");
@@ -56,7 +56,6 @@ export function forecastOf({ status, forecast }) {
     forecast.trials === null
       ? "All persons are taken for alike: exact."
       : `By the config's risk rates: ${whole(forecast.trials)} simulated streams.`,
-    `Rule of thumb N·H(K): ${short(status.expected_deletions_left)} requests.`,
   ];
   if (forecast.first_slices_missing) {
     notes.splice(1, 0, `${count(forecast.first_slices_missing, "first slice")} not trained or damaged: `

@@ -1,6 +1,6 @@
 /* The dry run: what a deletion would switch off. The page never asks for a real one. */
 
-import { arrows, byId, count, fill, make, short } from "./elements.js";
+import { arrows, byId, count, fill, make } from "./elements.js";
 import { ask } from "./service.js";
 
 /* Args: told the keys of the nodes that a dry run would kill; none when it is cleared. */
@@ -59,6 +59,5 @@ function outcome(receipt) {
     receipt.look_alikes
       ? make("p", { class: "note" }, `${count(receipt.look_alikes, "sample")} whose id or person looks `
         + "like one named would stay.") : null,
-    make("p", { class: "note" }, `Expected deletions left, by rule of thumb: `
-      + `${short(receipt.expected_deletions_left)}. Nothing was deleted.`));
+    make("p", { class: "note" }, "Nothing was deleted."));
 }
