@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from s3t.errors import S3TError, unavailable
+from s3t.cli.parsing import key_as_option
+from s3t.errors import InputError, S3TError, unavailable
 from s3t.version import __version__
 
 __all__ = [
@@ -115,6 +116,9 @@ def _unexpected(error: Exception) -> int:
     if known is not None:
         return _tell(known)
     if hasattr(error, "exit_code") and hasattr(error, "show"):  # click's usage errors
+        told = key_as_option(getattr(error, "option_name", ""), "VALUE")
+        if told is not None:
+            return _tell(InputError(told))
         error.show()
         return int(error.exit_code)
     if os.environ.get("S3T_TRACEBACK"):

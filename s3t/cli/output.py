@@ -56,6 +56,18 @@ def show(document: Any | None, lines: Iterable[str]) -> None:
         print(line)
 
 
+def make_folder(path: Path, option: str) -> None:
+    """Make the folder that a file is to be written to, before what takes time.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{option} {path} cannot be written ({error.strerror})") from None
+
+
 def write(path: Path, content: bytes, option: str) -> None:
     """Write a file whole or not at all.
 

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from s3t.data.files import csv_rows, json_rows, once
-from s3t.errors import InputError
+from s3t.errors import InputError, UnknownSampleError
+from s3t.ledger.samples.look_alikes import plain
 
-__all__ = ["asked_rows", "json_row", "names", "numbered", "points", "split_launch"]
+if TYPE_CHECKING:
+    from s3t.ledger.samples.registry import SampleEntry
+
+__all__ = [
+    "asked_rows",
+    "json_row",
+    "key_as_option",
+    "names",
+    "near_names",
+    "numbered",
+    "points",
+    "split_launch",
+]
+
+_HINTS = 5
+"""Unknown names for which near ones are looked up."""
 
 
 def names(given: list[str] | None, path: Path | None) -> list[str]:
@@ -36,6 +54,29 @@ def _name(line: str, number: int, path: Path | None) -> str:
             f"{path}, line {number} begins with a quote and is no JSON string ({error}): a name "
             'that holds quotes is written as one, such as "\\"so called\\""'
         ) from None
+
+
+def near_names(error: UnknownSampleError, held: Iterable[SampleEntry]) -> Iterator[str]:
+    """Sentences on what may have been meant by names that a run does not hold.
+
+    Args:
+        error: with those names.
+        held: the run's samples.
+    """
+    entries = list(held)
+    ids: set[str] = {entry.sample_id for entry in entries}
+    persons: set[str] = {entry.subject for entry in entries if entry.subject is not None}
+    asked: list[tuple[str, set[str], set[str], str, str]] = [
+        *((one, ids, persons, "a person", "--subjects") for one in error.sample_ids),
+        *((one, persons, ids, "a sample id", "--ids") for one in error.subjects),
+    ]
+    for name, right, other, what, option in asked[:_HINTS]:
+        close = get_close_matches(name, sorted(right), n=3, cutoff=0.75)
+        alike = [one for one in right if plain(one) == plain(name)]
+        if name in other:
+            yield f"{name!r} is {what}: name it by {option}"
+        elif near := list(dict.fromkeys([*alike, *close]))[:3]:
+            yield f"{name!r} is unknown: did you mean {' or '.join(map(repr, near))}?"
 
 
 def numbered(path: Path) -> list[tuple[int, str]]:
@@ -139,13 +180,20 @@ def split_launch(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _refuse_key(word: str, following: str) -> None:
-    """Refuse an option that is a key of the config: ``--stage.epochs 3``."""
+    told = key_as_option(word, following)
+    if told:
+        raise InputError(told)
+
+
+def key_as_option(word: str, following: str) -> str | None:
+    """What to write for an option that is a key of the config, ``--stage.epochs 3``; else None."""
     from s3t.config import Config
 
     key, sep, value = word.lstrip("-").partition("=")
     section, dot, _ = key.partition(".")
     if dot and section in Config.model_fields:
-        raise InputError(f"{word} is no option: write {key}={value if sep else following}")
+        return f"{word} is no option: write {key}={value if sep else following}"
+    return None
 
 
 def _is_override(word: str) -> bool:

@@ -190,8 +190,8 @@ def status_lines(found: Status, forecast: Forecast) -> Iterator[str]:
         yield f"{one.metric} {one.value:.4f}{base} on {one.samples:,} public test rows"
     if found.weights is not None:
         yield weight_line(asdict(found.weights))
-    for one in found.environments:
-        yield f"{one.nodes} nodes of {one.name}"
+    for place in found.environments:
+        yield f"{place.nodes} nodes of {place.name}"
     for count, what in ((found.jobs, "large deletions"), (found.callbacks, "callbacks")):
         if count:
             yield f"{count} {what} wait in the ledger: s3t serve does them"

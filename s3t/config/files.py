@@ -66,10 +66,15 @@ def load_config(
         text = path.read_text(encoding="utf-8")
         tree = yaml.load(text, _Loader)
     except (OSError, UnicodeDecodeError) as error:
-        problem = f"cannot read it ({error}): give the path of a YAML file"
+        coded = " in UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        problem = f"cannot read it ({error}): give the path of a YAML file{coded}"
         raise ConfigError([problem], str(path)) from None
     except yaml.YAMLError as error:
         raise ConfigError([f"is not YAML: {_told(error, text)}"], str(path)) from None
+    if tree is None:
+        raise ConfigError(
+            ["is empty, expected keys and values: s3t init DATA writes a first config"], str(path)
+        )
     if not isinstance(tree, dict):
         raise ConfigError([f"holds a {type(tree).__name__}, expected keys and values"], str(path))
     tree.setdefault("name", path.stem)

@@ -12,7 +12,7 @@ from typing import Any
 
 from s3t.config import Config, SourceConfig
 from s3t.data.conversations import Conversation, conversation_of, is_text
-from s3t.data.files import numbered, one_line
+from s3t.data.files import numbered, one_line, resolve
 from s3t.data.risk import risk_value, tier_of
 from s3t.data.rows import Images, Pair, content_digest
 from s3t.data.sources import Table, read_table
@@ -158,7 +158,8 @@ def read_columns(config: Config, source: SourceConfig, where: str) -> Columns:
         found.problems.extend(error.problems)
         return found
     if not table.size:
-        found.problems.append("has no rows: give it data, or another split")
+        files = f" ({named(resolve(source.files))})" if source.files else ""
+        found.problems.append(f"has no rows{files}: give it data, or another split")
         return found
     wanted = _wanted(config, source, found, table.names)
     missing = [f"{name!r} ({key})" for key, name in wanted.items() if name not in table.names]

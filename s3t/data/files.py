@@ -269,7 +269,8 @@ def _objects(file: str, encoding: str) -> list[Row]:
         else:
             bad.append(number)
     if bad:
-        raise DataError(
-            [f"{file!r}: expected a JSON object, no key of it twice, in lines {numbered(bad)}"]
-        )
+        wrong = f"{file!r}: expected a JSON object, no key of it twice, in lines {numbered(bad)}"
+        table = not rows and Path(file).suffix.lower() in (".csv", ".tsv", ".tab")
+        advice = ": by its suffix it is a table, so leave format out" if table else ""
+        raise DataError([wrong + advice])
     return rows

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from s3t.data.files import (
 )
 from s3t.data.lending import borrowed
 from s3t.errors import DataError, named
+from s3t.system.hub import hub_in_reach
 from s3t.system.scratch import scratch
 
 __all__ = ["FORMATS", "Table", "read_table"]
@@ -137,8 +138,13 @@ def _hub(source: SourceConfig, columns: ColumnsConfig) -> Table:
 
     # A local data set may be private, so its cache lies in a folder that is removed.
     local = Path(source.name or "").is_dir()
+    unreachable = ""
     try:
-        with _quiet(), scratch() as folder:
+        with (
+            _quiet(),
+            scratch() as folder,
+            nullcontext("") if local else hub_in_reach() as unreachable,
+        ):
             dataset = datasets.load_dataset(
                 source.name,
                 source.subset,
@@ -148,7 +154,7 @@ def _hub(source: SourceConfig, columns: ColumnsConfig) -> Table:
             )
     except Exception as error:  # whatever the hub, the network or a builder raises
         what = f"data set {source.name!r}, split {source.split!r}"
-        raise DataError([f"cannot load {what} ({one_line(error)})"]) from None
+        raise DataError([f"cannot load {what} ({unreachable or one_line(error)})"]) from None
     return replace(_dataset(dataset), guesses=dataset.info.builder_name or "")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,14 @@ from s3t.model.built import build_model, byte_tokenizer
 from s3t.model.inputs.chat import chat_of
 from s3t.model.inputs.encoders import ImageEncoder, TextEncoder
 from s3t.model.quantized import quantizer_version, replace_quantized
+from s3t.system.hub import hub_in_reach
 
 __all__ = ["LoadedModel", "build_base", "load_model", "save_model"]
 
+_GIVE = (
+    "give a hub name, a local folder in transformers' format, or make:vit, make:bert, "
+    "make:roberta, make:gpt2, make:llama"
+)
 _UNUSABLE = (OSError, ValueError, LookupError, ImportError, AttributeError, SafetensorError)
 
 
@@ -61,15 +67,16 @@ def load_model(config: Config, folder: Path | None = None) -> LoadedModel:
             f"model.quantization {config.model.quantization!r} needs bitsandbytes, which is not "
             "installed: pip install 's3t[quantized]', or leave it out"
         )
-    try:
-        model = build_model(config) if built else _pretrained(config, name)
-        encoder = _encoder(config, model, None if built else name)
-    except _UNUSABLE as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"model.base {name!r} cannot be loaded ({reason}): give a hub name, a local folder "
-            "in transformers' format, or make:vit, make:bert, make:roberta, make:gpt2, make:llama"
-        ) from None
+    away = not built and not Path(name).is_dir()
+    if away and name.startswith((".", "/", "~")):
+        raise InputError(f"model.base {name!r} cannot be loaded (there is no such folder): {_GIVE}")
+    with hub_in_reach() if away else nullcontext("") as unreachable:
+        try:
+            model = build_model(config) if built else _pretrained(config, name)
+            encoder = _encoder(config, model, None if built else name)
+        except _UNUSABLE as error:
+            reason = unreachable or " ".join(str(error).split())[:300]
+            raise InputError(f"model.base {name!r} cannot be loaded ({reason}): {_GIVE}") from None
     if not all(hasattr(model.config, needed) for needed in ("num_hidden_layers", "hidden_size")):
         raise InputError(
             f"model.base {name!r} is a {type(model).__name__}, which has no list of layers of one "

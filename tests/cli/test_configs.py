@@ -126,7 +126,7 @@ CONFIGS: dict[str, tuple[Callable[[], Any], Sequence[str], Sequence[str]]] = {
     ),
     "labels named twice": (table, ["data.labels=[a, b, a]"], ["labels holds a name twice"]),
     "no data": (lambda: {"task": "causal-lm"}, [], ["data is missing", "model is missing"]),
-    "empty file": (lambda: None, [], ["holds a NoneType, expected keys and values"]),
+    "empty file": (lambda: None, [], ["is empty, expected keys and values"]),
     "a list": (lambda: [1, 2], [], ["holds a list, expected keys and values"]),
     "override of a value as a section": (
         table,

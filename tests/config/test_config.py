@@ -234,7 +234,7 @@ def test_missing_sections_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (b"", "holds a NoneType, expected keys and values"),
+        (b"", "is empty, expected keys and values"),
         (b"- 1\n- 2\n", "holds a list, expected keys and values"),
         (b"task: [", "is not YAML: while parsing a flow"),
         (b"task: a\ntask: b\n", "is not YAML: keys occur twice: 'task'"),

@@ -9,9 +9,9 @@ import typer
 
 from s3t.cli.app import AsJson, DryRun, RunPath, app
 from s3t.cli.output import quiet, show
-from s3t.cli.parsing import names
+from s3t.cli.parsing import names, near_names
 from s3t.cli.tables import purge_lines, receipt_lines
-from s3t.errors import UnavailableError
+from s3t.errors import InputError, PublicSampleError, UnavailableError, UnknownSampleError
 
 __all__: list[str] = []
 
@@ -50,10 +50,22 @@ def deactivate(
     code 5 if the deletion is durable but the store at store.url could not be told yet.
     """
     sample_ids, people = names(ids, ids_file), names(subjects, subjects_file)
+    if not sample_ids and not people:
+        empty = [f"{path} names none" for path in (ids_file, subjects_file) if path is not None]
+        given = f" ({', '.join(empty)})" if empty else ""
+        raise InputError(
+            f"nothing to delete{given}: give at least one sample id or subject (--ids, --subjects)"
+        )
     from s3t.service import S3T
 
     with S3T.load(run) as service:
-        receipt = service.deactivate(sample_ids, people, request_id=request_id, dry_run=dry_run)
+        try:
+            receipt = service.deactivate(sample_ids, people, request_id=request_id, dry_run=dry_run)
+        except PublicSampleError:
+            raise
+        except UnknownSampleError as error:
+            hints = tuple(near_names(error, service.samples(deleted=False)))
+            raise InputError("\n  - ".join([str(error), *hints])) from None
         lines = () if as_json else receipt_lines(receipt, service.forecast())
     show(receipt.to_dict() if as_json else None, lines)
     if receipt.untold is not None:  # the reason was logged

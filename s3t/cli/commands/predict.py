@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from s3t.cli.app import AsJson, Picture, RunPath, app
-from s3t.cli.output import quiet, show, write
+from s3t.cli.output import make_folder, quiet, show, write
 from s3t.cli.parsing import asked_rows
 from s3t.cli.tables import weight_line
 from s3t.errors import InputError
@@ -42,9 +42,13 @@ Output = Annotated[
         "output",
     ),
 ]
-MaxNewTokens = Annotated[int, typer.Option(help="language models: number of tokens to generate")]
-Temperature = Annotated[float, typer.Option(help="language models: 0 takes the likeliest token")]
-Seed = Annotated[int, typer.Option(help="language models: seed of the draws")]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(help="language models: number of tokens to generate; default: 32")
+]
+Temperature = Annotated[
+    float | None, typer.Option(help="language models: default 0, which takes the likeliest token")
+]
+Seed = Annotated[int | None, typer.Option(help="language models: seed of the draws; default: 0")]
 
 
 @app.command()
@@ -53,9 +57,9 @@ def predict(
     texts: Texts = None,
     source: Input = None,
     target: Output = None,
-    max_new_tokens: MaxNewTokens = 32,
-    temperature: Temperature = 0.0,
-    seed: Seed = 0,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    seed: Seed = None,
 ) -> None:
     """Answer texts or the rows of a file: with labels, or with completions of a language model.
 
@@ -66,15 +70,23 @@ def predict(
     rows = [*(texts or [])] if source is None else asked_rows(source)
     if not rows:
         raise InputError(f"--input {source} holds no rows: give one row a line")
-    from s3t.config import load_config
     from s3t.run import RunDir
     from s3t.service import S3T
 
-    config = load_config(RunDir.existing(run).config_path)
+    config = RunDir.existing(run).config()
+    drawn = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    draw = {key: value for key, value in drawn.items() if value is not None}
+    if draw and not config.generates:
+        option = next(iter(draw)).replace("_", "-")
+        raise InputError(f"--{option} is for language models: {run} is of {config.task}")
+    if target is not None:
+        make_folder(target, "--output")
+    if not config.generates:
+        _check_columns(rows, next(iter(config.input_columns.values())), source)
     with quiet(), S3T.load(run) as service:
         service.serving.settle_weights()
         if config.generates:
-            answers = _completions(service, rows, max_new_tokens, temperature, seed)
+            answers = _completions(service, rows, draw)
         else:
             answers = [asdict(prediction) for prediction in service.predict(rows)]
     name = config.data.columns.id or "id"
@@ -90,6 +102,15 @@ def predict(
         show(None, lines)
     else:
         write(target, "".join(f"{line}\n" for line in lines).encode(), "--output")
+
+
+def _check_columns(rows: list[Any], column: str, source: Path | None) -> None:
+    """Refuse rows without the column before anything is loaded."""
+    for number, row in enumerate(rows):
+        if isinstance(row, dict) and column not in row:
+            raise InputError(
+                f"--input {source}: row {number} has no {column!r}: it has {sorted(row)}"
+            )
 
 
 def _csv(answers: list[dict[str, Any]]) -> bytes:
@@ -108,10 +129,8 @@ def _csv(answers: list[dict[str, Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _completions(
-    service: S3T, rows: list[Any], tokens: int, temperature: float, seed: int
-) -> list[dict[str, Any]]:
-    found = service.generate(rows, max_new_tokens=tokens, temperature=temperature, seed=seed)
+def _completions(service: S3T, rows: list[Any], draw: dict[str, Any]) -> list[dict[str, Any]]:
+    found = service.generate(rows, **draw)
     return [{"completion": one.completion, "view": one.view} for one in found]
 
 

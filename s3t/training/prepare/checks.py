@@ -162,6 +162,8 @@ def check_run(
         classes = len(data.labels)
         chosen = _tried(problems, lambda: sequences_of(config, base, classes, shape.shards))
         problems += unencodable(inputs)
+    if base is not None:
+        problems += _too_wide(config, base)
     if shape.clusters is not None and not problems:
         clustering = partial(_clustered, inputs, device, on_step, public_of)
         prototypes = _tried(problems, clustering)
@@ -221,6 +223,17 @@ def unencodable(inputs: RunInputs) -> list[str]:
             except DataError as error:
                 problems += [f"{where}: {problem}" for problem in error.problems]
     return problems
+
+
+def _too_wide(config: Config, base: Base) -> list[str]:
+    """A rank that no map of the base can use."""
+    widest = max((min(one.inputs, one.outputs) for one in base.targets), default=None)
+    if widest is None or config.lora.rank <= widest:
+        return []
+    return [
+        f"lora.rank {config.lora.rank} is over {widest}, the width of the base's widest map: a "
+        "rank over the width learns nothing more"
+    ]
 
 
 def _parted(inputs: RunInputs, shards: int, spare: bool) -> Partition:

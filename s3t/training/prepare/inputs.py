@@ -13,6 +13,7 @@ taken from here to train is proved to be that of the plan (``load.load_prepared`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Container
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +81,10 @@ class RunInputs:
         if self._base is None:
             loaded = load_model(self.config, self._folder)
             blocks_of(self.config, int(getattr(loaded.model.config, "num_hidden_layers", 0)))
-            self._base, self._encoder = build_base(self.config, loaded), loaded.encoder
+            try:
+                self._base, self._encoder = build_base(self.config, loaded), loaded.encoder
+            except RuntimeError as error:
+                raise _too_large(self.config, error) or error from None
         return self._base
 
     @property
@@ -173,3 +177,14 @@ class RunInputs:
             _ = self.scored_rows  # asked for again at the end
         self.prepared = self._data = self._base = self._encoder = None
         self._encoded.clear()
+
+
+def _too_large(config: Config, error: RuntimeError) -> InputError | None:
+    """What to change where torch found no memory for one pass; None for any other error."""
+    asked = re.search(r"tried to allocate ([\d.]+ ?\w+)", str(error))
+    if asked is None:
+        return None
+    return InputError(
+        f"data.max_length {config.data.max_length} needs more memory than there is for one text "
+        f"({asked[1]} at once): lower it"
+    )
