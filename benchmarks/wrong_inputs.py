@@ -243,9 +243,9 @@ CASES: tuple[Case, ...] = (
 
 _ABOUT = f"""# Wrong inputs
 
-What `s3t` says to {len(CASES)} wrong inputs, and its exit code. No file changed in any case. Made by
-`python -m benchmarks.wrong_inputs --output docs/wrong-inputs.md`; a check of `make test-heavy` holds
-messages, codes and files."""
+What `s3t` says to {len(CASES)} wrong inputs, and its exit code. No file changed in any case.
+Made by `python -m benchmarks.wrong_inputs --output docs/wrong-inputs.md`; a check of
+`make test-heavy` holds messages, codes and files."""
 
 
 def outcomes(folder: Path) -> Iterator[Outcome]:

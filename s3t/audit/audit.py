@@ -33,6 +33,7 @@ from s3t.errors import InputError, S3TError
 from s3t.ledger import Verifier
 from s3t.run import RunDir
 from s3t.system.pinned import Arithmetic, call_pinned
+from s3t.system.progress import Progress
 
 __all__ = ["CLAIMS", "audit"]
 
@@ -179,11 +180,13 @@ def _judge(audited: AuditedRun, asked: Asked) -> Audit:
         view: int | None = audited.ledger.view
     except (S3TError, LookupError, ValueError):  # the claims report it
         view = None
-    claims = tuple(
-        judged(name, partial(judge, audited, asked), title)
-        for name, (title, judge) in CLAIMS.items()
-    )
-    return Audit(str(audited.run.root), view, claims)
+    claims = []
+    with Progress("auditing", len(CLAIMS)) as progress:
+        for name, (title, judge) in CLAIMS.items():
+            progress.note(claim=name)
+            claims.append(judged(name, partial(judge, audited, asked), title))
+            progress.update(1)
+    return Audit(str(audited.run.root), view, tuple(claims))
 
 
 def _receipt(path: Path) -> Any:

@@ -32,6 +32,7 @@ from s3t.run.leftovers import files_naming, own_files
 from s3t.store import Removal
 from s3t.system import scratch
 from s3t.system.durable import remove_whole
+from s3t.system.progress import taking_time
 from s3t.types import NodeKey
 
 __all__ = ["Purge", "Store", "purge"]
@@ -137,25 +138,30 @@ def purge(run: RunDir, *, dry_run: bool = False, locked: bool = False) -> Purge:
         view = ledger.view()  # what dies after this look is left to the next purge
         dead, gone = removable_nodes(run, ledger), ledger.deleted.all()
         exports = ExportRecords(run.root).all()
-        left, nodes_store = _nodes(run, dead, dry_run)
-        stores = [
-            nodes_store,
-            *(_exported(run, one, ledger, dead, dry_run) for one in exports),
-            *_plans(run, dry_run),
-            *_caches(run, alone, dry_run),
-            _scratch(run, dry_run),
-            *_left_alone(run, ledger, gone),
-            _jobs(ledger, dry_run),
-        ]
+        with taking_time(f"removing {len(dead.there)} dead nodes"):
+            left, nodes_store = _nodes(run, dead, dry_run)
+        with taking_time("looking through exports, caches and the run's other files"):
+            stores = [
+                nodes_store,
+                *(_exported(run, one, ledger, dead, dry_run) for one in exports),
+                *_plans(run, dry_run),
+                *_caches(run, alone, dry_run),
+                _scratch(run, dry_run),
+                *_left_alone(run, ledger, gone),
+                _jobs(ledger, dry_run),
+            ]
         nodes = sorted((dead.there | (set(ledger.plans.nodes()) & dead.keys)) - left)
-        stores.append(_rows(ledger, view, nodes, stores, dry_run))
+        with taking_time("removing rows from the ledger, and compacting it"):
+            stores.append(_rows(ledger, view, nodes, stores, dry_run))
+        with taking_time("reading the data for rows of who was deleted"):
+            theirs = tuple(own_files(run.config(), gone))
         return Purge(
             run=str(run.root),
             view=view,
             dry_run=dry_run,
             nodes=tuple(sorted(dead.there - left)),
             stores=tuple(stores),
-            own_files=tuple(own_files(run.config(), gone)),
+            own_files=theirs,
             out_of_reach=tuple(_out_of_reach(run, ledger, bool(exports))),
         )
 

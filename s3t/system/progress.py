@@ -100,7 +100,9 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._every is not None and self._steps and kind is None:
+            return
+        lasted = time.monotonic() - self._started > _MOMENT
+        if self._every is not None and self._steps and kind is None and (self._json or lasted):
             self._tell()
 
     def update(self, steps: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from s3t.audit.leakage.report import lines as leakage_lines
-from s3t.cli.app import AsJson, RunPath, app
-from s3t.cli.output import print_json, quiet
+from s3t.cli.app import AsJson, JsonProgress, Quiet, RunPath, app
+from s3t.cli.output import print_json, quiet, telling
 from s3t.errors import InputError, IntegrityError
+from s3t.system.progress import say
 
 if TYPE_CHECKING:
     from s3t.audit.comparison import Count
@@ -66,6 +66,8 @@ def audit(
     receipt: ReceiptFile = None,
     leakage: Leak = False,
     leakage_samples: LeakSamples = None,
+    quietly: Quiet = False,
+    json_progress: JsonProgress = False,
     as_json: AsJson = False,
 ) -> None:
     """Check ledger, receipts and the claims E1 to E9 from the files.
@@ -75,6 +77,7 @@ def audit(
 
     --leakage prints figures with intervals beside the claims. They change no exit code.
     """
+    telling(quietly, json_progress)
     with quiet():
         from s3t.audit.audit import audit as judge
 
@@ -99,7 +102,7 @@ def audit(
 
 
 def _leakage(run: Path, samples: int | None) -> Leakage:
-    """Attack the answers of a run; each step is printed to standard error, since it takes long."""
+    """Attack the answers of a run; each step is told, since it takes long."""
     with quiet():
         from s3t.audit.leakage.leakage import leakage
         from s3t.run import RunDir
@@ -107,7 +110,7 @@ def _leakage(run: Path, samples: int | None) -> Leakage:
         return leakage(
             RunDir.existing(run),
             samples=samples,
-            on_step=lambda sentence: print(f"s3t: {sentence}", file=sys.stderr, flush=True),
+            on_step=say,
         )
 
 

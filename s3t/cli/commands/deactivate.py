@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from s3t.cli.app import AsJson, DryRun, RunPath, app
-from s3t.cli.output import quiet, show
+from s3t.cli.app import AsJson, DryRun, JsonProgress, Quiet, RunPath, app
+from s3t.cli.output import quiet, show, telling
 from s3t.cli.parsing import names, near_names
 from s3t.cli.tables import purge_lines, receipt_lines
 from s3t.errors import InputError, PublicSampleError, UnavailableError, UnknownSampleError
@@ -73,8 +73,15 @@ def deactivate(
 
 
 @app.command()
-def purge(run: RunPath, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+def purge(
+    run: RunPath,
+    dry_run: DryRun = False,
+    quietly: Quiet = False,
+    json_progress: JsonProgress = False,
+    as_json: AsJson = False,
+) -> None:
     """Remove dead nodes, caches and the rows of deleted samples; report what is out of reach."""
+    telling(quietly, json_progress)
     with quiet():
         from s3t.run import RunDir
         from s3t.run.purge import purge as remove
