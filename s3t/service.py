@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
+from s3t.commands import Commands
 from s3t.data.given import rows_of
 from s3t.errors import InputError, S3TError
 from s3t.ledger import Deletion, Ledger, Receipt, SampleEntry
@@ -31,7 +32,6 @@ from s3t.serving.live import Serving
 from s3t.types import Draw
 
 if TYPE_CHECKING:
-    from s3t.audit.findings import Audit
     from s3t.config import Config
     from s3t.export import Export
     from s3t.export.sync import Synchroniser
@@ -40,12 +40,11 @@ if TYPE_CHECKING:
     from s3t.serving.generation.completion import Completion, Piece
     from s3t.serving.pipelines import Pipeline
     from s3t.serving.predictor import Evaluation, Prediction
-    from s3t.training.work.train import Report
 
 __all__ = ["S3T", "pipeline"]
 
 
-class S3T:
+class S3T(Commands):
     """A run that answers and deletes. Open it with ``S3T.load``; share it between threads.
 
     The model is loaded at the first answer, so deletions and status stay light.
@@ -57,91 +56,6 @@ class S3T:
     def __init__(self, opened: OpenRun) -> None:
         self._opened = opened
         self.serving = Serving(opened)
-
-    @staticmethod
-    def train(
-        config: str | Path | Mapping[str, Any] | Config | None = None,
-        /,
-        *overrides: str,
-        **sections: Any,
-    ) -> Report:
-        """Train every node of a config's plan that is missing; the same call goes on.
-
-        Args:
-            config: the path of a YAML file, or its keys and values. Then ``data.private``,
-                ``data.public`` and its parts may be rows themselves: a table (pandas, polars,
-                pyarrow, datasets) or a list of dicts. Private rows are read for this call alone,
-                and no copy of them is kept; public ones are written into the run.
-            overrides: ``dotted.key=value``.
-            sections: sections of the config, such as ``model={"base": "…"}``, in place of or over
-                those of a mapping.
-
-        Returns:
-            what was done; ``run`` is the directory for ``S3T.load``.
-
-        Raises:
-            ConfigError, DataError, InputError: nothing was trained.
-            S3TError: a stage diverged, or workers died; the same call goes on.
-        """
-        from s3t.training.start import trained
-
-        return trained(config, overrides, sections)
-
-    @staticmethod
-    def plan(
-        config: str | Path | Mapping[str, Any] | Config | None = None,
-        /,
-        *overrides: str,
-        horizon: int | None = None,
-        **sections: Any,
-    ) -> dict[str, Any]:
-        """What a config would train: slices, sequences, nodes and costs. Trains nothing.
-
-        Args:
-            config, overrides, sections: as ``train``.
-            horizon: also what serves along so many deletions.
-
-        Returns:
-            what ``s3t plan --json`` prints.
-
-        Raises:
-            ConfigError, DataError, InputError: as ``train``.
-        """
-        from s3t.training.start import planned
-
-        return planned(config, overrides, sections, horizon)
-
-    @staticmethod
-    def audit(
-        run: str | Path,
-        *,
-        retrain: int | Literal["all"] | None = None,
-        from_scratch: bool = False,
-        public_key: str | Path | Sequence[str | Path] = (),
-        receipts: Sequence[str | Path] = (),
-        data: Any = None,
-    ) -> Audit:
-        """Judge every claim about a run by its files, as ``s3t audit`` does.
-
-        Args:
-            run, retrain, from_scratch, public_key, receipts: see ``s3t.audit.audit.audit``.
-            data: the private rows of a run whose rows were given as objects, for ``retrain`` and
-                ``from_scratch``.
-
-        Raises:
-            InputError: no run, or a key or receipt that cannot be used.
-        """
-        from s3t.audit.audit import audit
-        from s3t.data.lending import lent
-
-        with lent(data):
-            return audit(
-                run,
-                retrain=retrain,
-                from_scratch=from_scratch,
-                public_key=public_key,
-                receipts=receipts,
-            )
 
     @classmethod
     def load(cls, run: str | Path) -> S3T:
@@ -201,11 +115,6 @@ class S3T:
         return self._opened.config
 
     @property
-    def root(self) -> Path:
-        """The run directory."""
-        return self._opened.run.root
-
-    @property
     def ledger(self) -> Ledger:
         """The run's ledger: receipts, log, replicas, and the outbox of what is not done yet."""
         return self._opened.ledger
@@ -245,31 +154,6 @@ class S3T:
         if not isinstance(sample_ids, Deletion):
             sample_ids = Deletion(sample_ids, subjects, request_id, dry_run)
         return self.serving.delete(sample_ids)
-
-    def repair(
-        self: S3T | str | Path, launch: Sequence[str] = (), *, data: Any = None
-    ) -> dict[str, Any]:
-        """Plan the run again on what is left, train what is missing, purge what is dead.
-
-        In a process of its own; this one goes on answering, and takes new nodes up as they come.
-        ``S3T.repair("runs/x")`` repairs a run that is not open.
-
-        Args:
-            launch: options of ``accelerate launch``, such as ``("--num_processes", "2")``.
-            data: the private rows of a run whose rows were given as objects.
-
-        Returns:
-            the report of the training, as ``s3t repair --json`` prints it.
-
-        Raises:
-            S3TError: what the repair ended with; the run serves what it did.
-        """
-        from s3t.data.lending import lent
-        from s3t.run.repair import repair_apart
-
-        root = self.root if isinstance(self, S3T) else RunDir.existing(self).root
-        with lent(data):
-            return repair_apart(root, launch)
 
     def purge(self, *, dry_run: bool = False) -> Purge:
         """Remove what is dead from the disk, and say what could not be reached.

@@ -64,6 +64,11 @@ def test_rows_in_memory_give_the_same_nodes_and_leave_no_copy(
     with pytest.raises(InputError, match=r"S3T\.repair\(run, data=rows\)"):
         S3T.repair(report.run)
     assert S3T.repair(report.run, data=left)["trained"] > 0
+    more = [*left, {**left[0], "id": "new", "who": "p99"}]
+    assert S3T.add(report.run, data=more)["added"] == 1
+    with S3T.load(report.run) as model:
+        assert [one.sample_id for one in model.samples("p99")] == ["new"]
+        assert model.add(data=more)["added"] == 0
 
 
 def test_a_config_comes_as_a_file_a_mapping_or_keywords(tmp_path: Path) -> None:

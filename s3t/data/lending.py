@@ -71,7 +71,7 @@ def borrowed() -> list[Row]:
     if _FILE not in os.environ:
         problem = (
             "rows were given as Python objects, and no copy is kept: give them again, as "
-            "S3T.repair(run, data=rows) or S3T.audit(run, data=rows)"
+            "S3T.repair(run, data=rows), S3T.add(run, data=rows) or S3T.audit(run, data=rows)"
         )
         raise DataError([problem])
     return json_rows([os.environ[_FILE]])

@@ -23,7 +23,7 @@ from s3t.plan.forecast import Outlook
 from s3t.run.forecast import run_forecast
 from s3t.run.opened import OpenRun
 
-__all__ = ["reason", "repair_apart"]
+__all__ = ["reason", "replan_apart"]
 
 
 def reason(opened: OpenRun, now: datetime | None = None) -> str | None:
@@ -60,29 +60,34 @@ def reason(opened: OpenRun, now: datetime | None = None) -> str | None:
     return None
 
 
-def repair_apart(run: Path, launch: Sequence[str] = ()) -> dict[str, Any]:
-    """Run ``s3t repair RUN`` as a process of its own, and wait for it.
+def replan_apart(
+    what: str, run: Path, files: Sequence[str | Path] = (), launch: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Run ``s3t repair RUN`` or ``s3t add RUN`` as a process of its own, and wait for it.
 
     Apart, because training takes torch's threads and memory, and may be killed: who serves loses
     nothing by it.
 
     Args:
+        what: ``repair`` or ``add``.
         run: the run directory.
+        files: more files of private rows, for ``add``.
         launch: options of ``accelerate launch``, such as ``--num_processes 2``.
 
     Returns:
-        its report, as ``s3t repair --json`` prints it.
+        its report, as ``--json`` prints it.
 
     Raises:
         S3TError: what it ended with, of the class that its exit code names.
     """
-    command = [sys.executable, "-m", "s3t", "repair", str(run), "--json", *launch]
+    command = [sys.executable, "-m", "s3t", what, str(run), *map(str, files), "--json", *launch]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONUTF8": "1"}
     )
     if done.returncode:
         said = done.stderr.strip().removeprefix("s3t: ") or f"exit code {done.returncode}"
-        raise _error_of(done.returncode)(f"the repair of {run} failed: {said}")
+        doing = "the repair of" if what == "repair" else "adding to"
+        raise _error_of(done.returncode)(f"{doing} {run} failed: {said}")
     report: dict[str, Any] = json.loads(done.stdout)
     return report
 

@@ -15,7 +15,7 @@ from s3t.config import Config, dump_config
 from s3t.errors import InputError
 from s3t.run import RunDir
 from s3t.run.opened import OpenRun
-from s3t.run.repair import reason, repair_apart
+from s3t.run.repair import reason, replan_apart
 from s3t.service import S3T
 from s3t.training.retrain import from_scratch
 from tests.support.commands import Run, here
@@ -74,7 +74,7 @@ def test_by_schedule(run: RunDir) -> None:
     delete(run, "p03")
     assert due(run, days=6) is None
     assert "8.0 days old" in (due(run, days=8) or "")
-    repair_apart(run.root)
+    replan_apart("repair", run.root)
     delete(run, "p04")
     assert due(run, days=6) is None, "the plan is new"
 

@@ -40,6 +40,7 @@ from s3t.training.prepare.load import load_prepared
 from s3t.training.prepare.prepare import prepare
 from s3t.training.prepare.replan import Replan, replan_run, take_effect
 from s3t.training.rank import Rank, by_itself
+from s3t.training.work.agent_store import main_ended, tell_ended
 from s3t.training.work.group import GroupLeader, follow, with_one_voice
 from s3t.training.work.node_leases import Alone, DepotLeases
 from s3t.training.work.remote_run import finished, join, joined, publish, refuse_other_store
@@ -150,6 +151,8 @@ def _train(
             _score_again(run, device, inputs)
         if rank.main and replan is not None:
             purge(run, locked=True)
+        if rank.main and rank.here > 1:
+            tell_ended()
     return Report(
         run=str(run.root),
         added=added,
@@ -273,12 +276,12 @@ def _await_prepared(config: Config, rank: Rank, leases: DepotLeases, replanned: 
     def needless() -> bool:
         """The run lies here with its ledger, or all of it is trained."""
         if replanned:
-            return False
+            return rank.beside_main and main_ended()
         if run.prepared and not run.joined:
             return run.store.keys().issuperset(_wanted(run))  # else it may be planned again
         return config.store.url is not None and not rank.beside_main and finished(config)
 
-    if not leases.wait_for_main(needless) and not replanned:  # a repair may be through already
+    if not leases.wait_for_main(needless) and not replanned:
         if rank.beside_main:
             raise SystemExit(2)  # it has said why
         raise S3TError(
