@@ -16,8 +16,6 @@ os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS"
 from sklearn.datasets import load_digits
 
 import s3t
-from s3t.audit.audit import audit
-from s3t.training.work.train import train
 
 place = tempfile.TemporaryDirectory()
 run = Path(os.environ.get("RUN", place.name)) / "digits"
@@ -36,7 +34,7 @@ config = s3t.Config.model_validate(
         "task": "image-classification",
         "output": str(run),
         "data": {
-            "private": {"format": "digits", "split": "private"},
+            "private": {"format": "digits", "split": "private[:600]"},
             "public": {
                 "adapt": {"format": "digits", "split": "public"},
                 "validation": {"format": "digits", "split": "public[:100]"},
@@ -46,14 +44,14 @@ config = s3t.Config.model_validate(
         "model": {
             "base": "make:vit",  # or the name of any ViT on the hub
             "make": {"hidden": 32, "layers": 2, "heads": 4, "init_scale": 5},
-            "adapt": {"steps": 200, "rotations": True},  # the base sees turned images alone
+            "adapt": {"steps": 100, "rotations": True},  # the base sees turned images alone
         },
         "partition": {"shards": 2, "slices": 2, "salt": "example"},
         "stage": {"epochs": 6, "learning_rate": 5e-3},
         "training": {"workers": 1},
     }
 )
-report = train(config)
+report = s3t.S3T.train(config)
 print(f"trained {report.trained} nodes in {report.seconds:.0f} s")
 
 # %% [markdown]
@@ -66,7 +64,8 @@ print(f"trained {report.trained} nodes in {report.seconds:.0f} s")
 images = load_digits().images[-5:] / 16
 model = s3t.S3T.load(run)
 print("answers    ", [one.label for one in model.predict(images)], model.evaluate().to_dict())
-receipt = model.deactivate(["digit-0007"])
+first, second, *_ = [row.sample_id for row in model.samples()]
+receipt = model.deactivate([first])
 print(f"forgotten in {1000 * receipt.seconds:.1f} ms: {len(receipt.nodes_dead)} nodes are dead")
 print("answers    ", [one.label for one in model.predict(images)], model.evaluate().to_dict())
 
@@ -79,7 +78,7 @@ print("answers    ", [one.label for one in model.predict(images)], model.evaluat
 # %%
 pipe = model.pipeline(top_k=2)
 print("pipeline   ", pipe(images[0]))
-model.deactivate(["digit-0008"])
+model.deactivate([second])
 print("pipeline   ", pipe(images[0]), "at view", model.status().view)
 
 # %% [markdown]
@@ -91,7 +90,7 @@ print("pipeline   ", pipe(images[0]), "at view", model.status().view)
 # %%
 print("repaired   ", model.repair()["trained"], "nodes;", model.evaluate().to_dict())
 model.close()
-found = audit(run, retrain=1)
+found = s3t.S3T.audit(run, retrain=1)
 print("\n".join(f"{claim.status:12}{claim.name:10}{claim.title}" for claim in found.claims))
 assert found.holds
 place.cleanup()

@@ -15,8 +15,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of a small model threads would only wait 
 os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 import s3t
-from s3t.audit.audit import audit
-from s3t.training.work.train import train
 
 place = tempfile.TemporaryDirectory()
 folder = Path(os.environ.get("RUN", place.name))
@@ -62,15 +60,15 @@ config = s3t.Config.model_validate(
         },
         "model": {  # base: or any Llama, Qwen, Mistral, GPT-2 … on the hub
             "base": "make:llama", "make": {"hidden": 64, "layers": 2, "init_scale": 2},
-            "adapt": {"steps": 200, "batch_size": 32, "learning_rate": 3e-3},
+            "adapt": {"steps": 150, "batch_size": 32, "learning_rate": 3e-3},
         },
         "partition": {"shards": 2, "slices": 2, "salt": "example", "subject": "who"},
         "lora": {"rank": 16, "targets": ["q_proj", "v_proj", "up_proj", "down_proj"]},
-        "stage": {"epochs": 60, "learning_rate": 1e-2},
+        "stage": {"epochs": 40, "learning_rate": 1e-2},
         "training": {"workers": 1},
     }
 )  # fmt: skip
-print(f"trained {train(config).trained} nodes")
+print(f"trained {s3t.S3T.train(config).trained} nodes")
 
 # %% [markdown]
 # ## Ask, forget, ask
@@ -91,7 +89,7 @@ for people in ([], ["Ada"]):
 # %% Train anew what is missing, on what is left; audit it all without the code that serves
 print("repaired", model.repair()["trained"], "nodes;", pipe("Lea lives in"))
 model.close()
-found = audit(config.run_dir, retrain=1)
+found = s3t.S3T.audit(config.run_dir, retrain=1)
 print("\n".join(f"{claim.status:12}{claim.name:10}{claim.title}" for claim in found.claims))
 assert found.holds
 place.cleanup()

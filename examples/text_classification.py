@@ -15,8 +15,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of a small model threads would only wait 
 os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 import s3t
-from s3t.audit.audit import audit
-from s3t.training.work.train import train
 
 place = tempfile.TemporaryDirectory()
 folder = Path(os.environ.get("RUN", place.name))
@@ -74,7 +72,7 @@ config = s3t.Config.model_validate(
         "training": {"workers": 1},
     }
 )  # fmt: skip
-print(f"trained {train(config).trained} nodes")
+print(f"trained {s3t.S3T.train(config).trained} nodes")
 
 # %% [markdown]
 # ## Answer in a transformers pipeline, forget, answer
@@ -92,7 +90,7 @@ print("answers  ", pipe(asked), model.evaluate().to_dict())
 # %% Take what is dead off the disk; audit it all without the code that serves
 model.purge()
 model.close()
-found = audit(config.run_dir, retrain=1)
+found = s3t.S3T.audit(config.run_dir, retrain=1)
 print("\n".join(f"{claim.status:12}{claim.name:10}{claim.title}" for claim in found.claims))
 assert found.holds
 place.cleanup()

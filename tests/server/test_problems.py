@@ -192,10 +192,14 @@ def fill(folder: Path) -> Path:
 
 
 class Service:
-    """``s3t serve`` as a process."""
+    """``s3t serve`` as a process, which waits for a locked ledger for a second."""
 
     def __init__(self, run: Path, *before: str) -> None:
-        words = ["-m", "s3t", "serve", str(run), "--port", "0", "--insecure", "--json-logs"]
+        code = (
+            "import sys; from s3t.cli import main; from s3t.ledger.database import backend; "
+            "backend.BUSY_SECONDS = 1.0; sys.exit(main())"
+        )
+        words = ["-c", code, "serve", str(run), "--port", "0", "--insecure", "--json-logs"]
         self.process = subprocess.Popen(
             [*before, sys.executable, *words],
             cwd=ROOT,

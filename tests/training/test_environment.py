@@ -50,8 +50,8 @@ from tests.support.tiny import CLASSES, tiny_base
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPATIBLE = {"MKL_CBWR": "COMPATIBLE"}
-EMULATED = (COMPATIBLE, {"MKL_CBWR": "AVX2"}, {"ATEN_CPU_CAPABILITY": "avx2"})
-"""Processors whose products round by the place of a row, by alignment, or in other vectors."""
+EMULATED = (COMPATIBLE, {"ATEN_CPU_CAPABILITY": "avx2"})
+"""Processors whose products round by the place of a row, or in other vectors."""
 
 needs_mkl = pytest.mark.skipif(
     not torch.backends.mkl.is_available(), reason="this torch has no MKL, whose switch emulates"
@@ -156,26 +156,20 @@ from s3t.config import load_config
 from s3t.errors import InputError
 from s3t.system.pinned import arithmetic_here
 from s3t.run import RunDir
-from s3t.training.retrain import from_scratch, retrain
 from s3t.training.work.train import train
-from s3t.training.work.worker_state import WorkerState
-from s3t.types import digest
 
 config = load_config({path!r})
 report = train(config)
 run = RunDir(config.run_dir)
-again = retrain(run, run.store.keys(), {str(tmp_path / "again")!r})
-compared = from_scratch(run, {str(tmp_path / "scratch")!r})
-judged = audit(run.root, retrain=1)
+judged = audit(run.root, retrain="all", from_scratch=True)
 try:
     train(load_config({path!r}, ["stage.epochs=3"]))
 except InputError as error:
     said = str(error)
-print(json.dumps([arithmetic_here(), report.trained, sum(again.values()), compared.equal,
-                  judged.holds, said]))
+print(json.dumps([arithmetic_here(), report.trained, judged.holds, said]))
 """
-    here, trained, again, equal, holds, said = json.loads(python(code).splitlines()[-1])
-    assert (here, trained, again, equal, holds) == (None, 8, 8, True, True)
+    here, trained, holds, said = json.loads(python(code).splitlines()[-1])
+    assert (here, trained, holds) == (None, 8, True)
     assert "stage.epochs was 2, is 3" in said
     assert nodes(other) == nodes(config)
 
@@ -260,10 +254,10 @@ def test_under_another_switch_nodes_have_other_keys(
 def test_a_run_outlives_the_machine_that_it_was_trained_on(
     make: Make, trained: Trained, tmp_path: Path
 ) -> None:
-    """Begun here, repaired elsewhere, repaired here again; audited on both."""
+    """Begun here, repaired elsewhere and here again; audited on both."""
     config = trained(make(partition={"shards": 2, "slices": 2, "salt": "walk", "subject": "who"}))
     run, root = RunDir(config.run_dir), str(config.run_dir)
-    for subject, environment in (("p03", COMPATIBLE), ("p05", {}), ("p07", COMPATIBLE)):
+    for subject, environment in (("p03", COMPATIBLE), ("p07", {})):
         forget(config, subject)
         with S3T.load(root) as model:
             alive = sum(one.nodes_alive for one in model.status().shards)
@@ -573,7 +567,7 @@ TESTS = (
 
 @pytest.mark.heavy
 @needs_mkl
-@pytest.mark.parametrize("environment", EMULATED[::2], ids=lambda one: "=".join(*one.items()))
+@pytest.mark.parametrize("environment", EMULATED, ids=lambda one: "=".join(*one.items()))
 def test_the_engine_keeps_its_promises_there_too(environment: dict[str, str]) -> None:
     words = ["-q", "-p", "no:cacheprovider", "-m", "not heavy", "-k", TESTS, "tests/training"]
     done = subprocess.run(

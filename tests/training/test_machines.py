@@ -105,12 +105,11 @@ def launched(configs: list[Config], folder: Path, port: str) -> list[subprocess.
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("shared", [True, False], ids=["one folder", "one store"])
 def test_the_nodes_of_a_machine_that_dies_are_taken_up(
-    make: Make, trained: Trained, tmp_path: Path, shared: bool
+    make: Make, trained: Trained, tmp_path: Path
 ) -> None:
     whole = trained(make("whole", stage=LONG))
-    configs, port = two_machines(make, tmp_path, shared), free_port()
+    configs, port = two_machines(make, tmp_path, shared=False), free_port()
     machines = launched(configs, tmp_path, port)
     wait_until(lambda: at_work(configs[1], 1), machines[1])
     kill(machines[1])
@@ -122,12 +121,12 @@ def test_the_nodes_of_a_machine_that_dies_are_taken_up(
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("shared", [True, False], ids=["one folder", "one store"])
 def test_without_the_main_machine_the_others_finish_and_it_goes_on(
-    make: Make, trained: Trained, tmp_path: Path, shared: bool
+    make: Make, trained: Trained, tmp_path: Path
 ) -> None:
+    """In one folder; with a store each, see ``test_accelerate_launch_itself_…``."""
     whole = trained(make("whole", stage=LONG))
-    configs, port = two_machines(make, tmp_path, shared), free_port()
+    configs, port = two_machines(make, tmp_path, shared=True), free_port()
     machines = launched(configs, tmp_path, port)
     wait_until(lambda: at_work(configs[0], 0) and at_work(configs[1], 1), machines[1])
     kill(machines[0])
@@ -139,11 +138,7 @@ def test_without_the_main_machine_the_others_finish_and_it_goes_on(
     _, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
     assert "0 nodes trained, 8 found" in err
-    if shared:
-        assert before == nodes(whole)
-    else:
-        assert store_files(tmp_path / "store") == nodes(whole)
-        assert before.items() <= nodes(whole).items(), "copies of those it trained or built upon"
+    assert before == nodes(whole)
 
 
 def store_files(folder: Path) -> dict[str, bytes]:
@@ -178,6 +173,8 @@ def test_accelerate_launch_itself_starts_machines_that_do_not_need_each_other(
     _, err = machines[1].communicate(timeout=120)
     assert machines[1].returncode == 0, err
     assert store_files(tmp_path / "store") == nodes(whole)
+    copies = nodes(configs[1]).items()
+    assert copies <= nodes(whole).items(), "of those that it trained or built upon"
 
 
 # ── a machine that shares no folder ──────────────────────────────────────────────────────────
