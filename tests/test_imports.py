@@ -34,6 +34,7 @@ ROOMS = (
     "serving",
     "audit",
     "export",
+    "commands",
     "service",
     "__init__",
     "server",

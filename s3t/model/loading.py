@@ -9,8 +9,8 @@ Invariant: a base that is loaded again has the fingerprint that the plan names, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from s3t.config import Config
 from s3t.errors import InputError, named
@@ -70,7 +71,7 @@ def load_model(config: Config, folder: Path | None = None) -> LoadedModel:
     away = not built and not Path(name).is_dir()
     if away and name.startswith((".", "/", "~")):
         raise InputError(f"model.base {name!r} cannot be loaded (there is no such folder): {_GIVE}")
-    with hub_in_reach() if away else nullcontext("") as unreachable:
+    with _no_bar(), hub_in_reach() if away else nullcontext("") as unreachable:
         try:
             model = build_model(config) if built else _pretrained(config, name)
             encoder = _encoder(config, model, None if built else name)
@@ -87,6 +88,18 @@ def load_model(config: Config, folder: Path | None = None) -> LoadedModel:
     if not built:
         _take_home(model)
     return LoadedModel(model, encoder)
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Keep transformers from drawing a bar for each file of weights, also where a notebook asks."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _take_home(model: PreTrainedModel) -> None:

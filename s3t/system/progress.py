@@ -11,7 +11,6 @@ Invariant: it goes to standard error alone, and names no sample.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import threading
@@ -43,7 +42,6 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that it would like
 
 
 @contextmanager
