@@ -52,9 +52,7 @@ class AdaptConfig(Section):
     )
     steps: Positive = Field(300, description="steps of the optimizer")
     batch_size: Positive = Field(64, description="rows of a step")
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(
-        1.5e-3, description="peak learning rate"
-    )
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1.5e-3, description="peak learning rate")
     rotations: bool = Field(
         False,
         description="images: show each one turned by 90, 180 and 270° only, as 3 × labels classes",

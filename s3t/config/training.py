@@ -57,9 +57,7 @@ class StageConfig(Section):
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp", description="what these divide: batches, or batches and the base's weights (fsdp)"
     )
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(
-        3e-3, description="peak learning rate"
-    )
+    learning_rate: Annotated[float, Field(gt=0)] = Field(3e-3, description="peak learning rate")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimizer")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="weight decay")
     schedule: Literal["constant", "linear", "cosine"] = Field(

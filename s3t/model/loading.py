@@ -37,6 +37,7 @@ from s3t.model.inputs.chat import chat_of
 from s3t.model.inputs.encoders import ImageEncoder, TextEncoder
 from s3t.model.quantized import quantizer_version, replace_quantized
 from s3t.system.hub import hub_in_reach
+from s3t.system.progress import taking_time
 
 __all__ = ["LoadedModel", "build_base", "load_model", "save_model"]
 
@@ -71,7 +72,8 @@ def load_model(config: Config, folder: Path | None = None) -> LoadedModel:
     away = not built and not Path(name).is_dir()
     if away and name.startswith((".", "/", "~")):
         raise InputError(f"model.base {name!r} cannot be loaded (there is no such folder): {_GIVE}")
-    with _no_bar(), hub_in_reach() if away else nullcontext("") as unreachable:
+    reach = hub_in_reach() if away else nullcontext("")
+    with taking_time(f"loading {config.model.base}"), _no_bar(), reach as unreachable:
         try:
             model = build_model(config) if built else _pretrained(config, name)
             encoder = _encoder(config, model, None if built else name)

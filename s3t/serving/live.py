@@ -33,6 +33,7 @@ from s3t.serving.file_check import FileCheck
 from s3t.serving.readers import Readers
 from s3t.serving.replica import ReplicaLease
 from s3t.serving.views import ServingView, Views
+from s3t.system.progress import Progress
 from s3t.types import Draw, NodeKey
 
 if TYPE_CHECKING:
@@ -246,17 +247,19 @@ class Serving:
             self.settle_weights()
             tallies: list[Tally] = []
             views: list[ServingView] = []
-            for part in model.test_parts:
-                if ends is not None and ends():
-                    return None
-                tally, pinned = self._answered(partial(_tallied, model, part))
-                tallies.append(tally)
-                views.append(pinned)
-                if pinned is not views[0]:
-                    break
-            else:
-                found = model.evaluation_of(tallies, views[0].view)
-                return replace(found, base=model.base_value(), validation=views[0].mixture)
+            with Progress("evaluating", len(model.test_parts), ends is None) as progress:
+                for part in model.test_parts:
+                    if ends is not None and ends():
+                        return None
+                    tally, pinned = self._answered(partial(_tallied, model, part))
+                    tallies.append(tally)
+                    views.append(pinned)
+                    progress.update(1)
+                    if pinned is not views[0]:
+                        break
+                else:
+                    found = model.evaluation_of(tallies, views[0].view)
+                    return replace(found, base=model.base_value(), validation=views[0].mixture)
 
     def record_evaluation(self, found: Evaluation) -> None:
         """Have status tell an evaluation of the view in force, until the next deletion, and the

@@ -59,6 +59,8 @@ def taking_time(doing: str) -> Iterator[None]:
 def say(words: str) -> None:
     """Tell something beside the answer, such as what is done now."""
     mode = os.environ.get(MODE)
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return  # the first process of a machine speaks for all
     if mode == "json":
         _print(json.dumps({"event": "said", "said": words}))
     elif mode != "quiet" and (mode == "lines" or sys.stderr.isatty()):

@@ -13,7 +13,7 @@ here, together, before the first byte of a run is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -47,6 +47,9 @@ __all__ = [
 ]
 
 Part = TypeVar("Part")
+
+_STEEP = 0.1
+"""A learning rate over this is told of."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ def check_run(
     notes = () if data is None else _tried(problems, lambda: settle_weights(inputs)) or ()
     if data is not None and data.cut is not None:
         notes = (data.cut.sentence(), *notes)
+    notes = (*notes, *_steep(config))
     base = _tried(problems, lambda: inputs.base)
     parts, chosen, prototypes = None, None, None
     if data is not None and shape.clusters is None:
@@ -223,6 +227,18 @@ def unencodable(inputs: RunInputs) -> list[str]:
             except DataError as error:
                 problems += [f"{where}: {problem}" for problem in error.problems]
     return problems
+
+
+def _steep(config: Config) -> Iterator[str]:
+    """A sentence on each learning rate with which training is likely to diverge."""
+    rates = {"stage.learning_rate": config.stage.learning_rate}
+    if config.stage.optimizer == "sgd":
+        rates = {}
+    if config.model.adapt is not None:
+        rates["model.adapt.learning_rate"] = config.model.adapt.learning_rate
+    for key, rate in rates.items():
+        if rate > _STEEP:
+            yield f"{key} {rate:g} is high for AdamW (1e-4 to 1e-2 is usual): training may diverge"
 
 
 def _too_wide(config: Config, base: Base) -> list[str]:

@@ -26,6 +26,7 @@ from s3t.model.base import Base
 from s3t.model.inputs.encoders import ImageEncoder, TextEncoder
 from s3t.model.loading import LoadedModel, build_base, load_model, save_model
 from s3t.run import RunDir
+from s3t.system.progress import taking_time
 from s3t.training.node.rows import LabelledSet, encode_rows
 from s3t.training.prepare.adapt import adapt_model
 from s3t.training.prepare.prepared import Prepared
@@ -67,7 +68,8 @@ class RunInputs:
             DataError: every problem of them.
         """
         if self._data is None:
-            self._data = load_all(self.config)
+            with taking_time("reading the data"):
+                self._data = load_all(self.config)
         return self._data
 
     @property
@@ -117,7 +119,8 @@ class RunInputs:
             DataError: rows that the encoder cannot take.
         """
         if id(rows) not in self._encoded:
-            self._encoded[id(rows)] = rows, encode_rows(self.encoder, rows)
+            with taking_time(f"encoding {len(rows):,} rows"):
+                self._encoded[id(rows)] = rows, encode_rows(self.encoder, rows)
         return self._encoded[id(rows)][1]
 
     def leave_out(self, gone: Container[str]) -> None:

@@ -33,7 +33,7 @@ from s3t.run import RunDir
 from s3t.run.purge import purge
 from s3t.store.nodes import STALE
 from s3t.system.pinned import call_pinned
-from s3t.system.progress import Progress, taking_time
+from s3t.system.progress import Progress
 from s3t.training.node.process_group import DistributedGroup
 from s3t.training.prepare.inputs import RunInputs
 from s3t.training.prepare.load import load_prepared
@@ -255,12 +255,11 @@ def _prepare(
     refuse_other_store(config)
     if leases is not None:
         leases.open()
-    with taking_time(f"reading the data and loading {config.model.base}"):
-        if replan is None:
-            with Progress("adapting the base", None, config.model.adapt is not None) as bar:
-                inputs = prepare(config, device, _Done(bar).so_far, without, public_of)
-        else:
-            added, inputs = replan_run(RunDir(config.run_dir), device, replan)
+    if replan is None:
+        with Progress("adapting the base", None, config.model.adapt is not None) as bar:
+            inputs = prepare(config, device, _Done(bar).so_far, without, public_of)
+    else:
+        added, inputs = replan_run(RunDir(config.run_dir), device, replan)
     run = RunDir(config.run_dir)
     run.store.sweep(0 if leases is None else STALE)
     publish(run)

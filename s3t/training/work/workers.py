@@ -29,6 +29,7 @@ import torch
 from s3t.errors import S3TError
 from s3t.run import RunDir
 from s3t.system.pinned import Arithmetic, pinned_environment, rebuilt
+from s3t.system.progress import MODE
 from s3t.training.prepare.inputs import RunInputs
 from s3t.training.prepare.load import load_prepared
 from s3t.training.work.worker_state import WorkerState
@@ -299,7 +300,7 @@ class _Process:
                 [sys.executable, "-m", "s3t.training.work.worker", arithmetic, str(handle)],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what a library prints is no output of ours
-                env={**_ENVIRONMENT, **pinned_environment(arithmetic), **_THREADS},
+                env={**_ENVIRONMENT, **pinned_environment(arithmetic), **_THREADS, MODE: "quiet"},
                 pass_fds=(handle,),
             )
 
