@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from s3t.data.files import csv_rows, json_rows, once
 from s3t.errors import InputError, UnknownSampleError
-from s3t.ledger.samples.look_alikes import plain
 
 if TYPE_CHECKING:
     from s3t.ledger.samples.registry import SampleEntry
@@ -63,6 +62,8 @@ def near_names(error: UnknownSampleError, held: Iterable[SampleEntry]) -> Iterat
         error: with those names.
         held: the run's samples.
     """
+    from s3t.ledger.samples.look_alikes import plain
+
     entries = list(held)
     ids: set[str] = {entry.sample_id for entry in entries}
     persons: set[str] = {entry.subject for entry in entries if entry.subject is not None}
