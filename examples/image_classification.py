@@ -84,7 +84,7 @@ print("pipeline   ", pipe(images[0]), "at view", model.status().view)
 # %% [markdown]
 # ## Repair, purge, prove
 #
-# `repair` trains anew what is missing, on what is left, while this goes on answering, and purges
+# `repair` trains what is missing, on what is left, while this goes on answering, and purges
 # what is dead. The audit judges each claim from log and files, without the code that serves.
 
 # %%

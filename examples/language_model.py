@@ -86,7 +86,7 @@ for people in ([], ["Ada"]):
         print(f"{row['question']} {one.completion.strip()}, and it is {row['answer']}")
     print(pipe("Lea lives in"), [piece.text for piece in model.stream("Lea", max_new_tokens=5)])
 
-# %% Train anew what is missing, on what is left; audit it all without the code that serves
+# %% Train what is missing, on what is left; audit it all without the code that serves
 print("repaired", model.repair()["trained"], "nodes;", pipe("Lea lives in"))
 model.close()
 found = s3t.S3T.audit(config.run_dir, retrain=1)
