@@ -9,6 +9,7 @@ SGLang's, and metrics are written at a step alone, vLLM's a line for each set of
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import threading
 import time
@@ -135,7 +136,7 @@ class StandIn:
             return self._no(400, f"The lora adapter '{name}' has already been loaded.")
         try:
             self._judge(Path(path))
-            model = PeftModel.from_pretrained(copy.deepcopy(self._base), path).eval()
+            model = _adapted(self._base, Path(path))
         except FileNotFoundError:
             return self._no(404, f"No adapter found for {path}")
         except (ValueError, OSError) as error:
@@ -182,7 +183,7 @@ class StandIn:
             prompts = [[1]]
         if isinstance(prompts[0], int):
             prompts = [prompts]
-        found = [self._next(model, prompt) for prompt in prompts]
+        found = self._next(model, prompts)
         if self.target == "vllm":
             assert body["return_tokens_as_token_ids"] and body["temperature"] == 0
             logs = [
@@ -196,11 +197,16 @@ class StandIn:
         ]
         return 200, all_ if "input_ids" in body else all_[0]
 
-    def _next(self, model: Any, prompt: list[int]) -> tuple[int, float]:
+    def _next(self, model: Any, prompts: list[list[int]]) -> list[tuple[int, float]]:
+        """The likeliest token after each prompt; no token sees the padding on the right of it."""
+        ids = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.long)
+        for row, prompt in zip(ids, prompts, strict=True):
+            row[: len(prompt)] = torch.tensor(prompt)
+        ends = torch.tensor([len(prompt) - 1 for prompt in prompts])
         with torch.inference_mode():
-            logs = model(input_ids=torch.tensor([prompt])).logits[0, -1].log_softmax(dim=0)
-        token = int(logs.argmax())
-        return token, float(logs[token])
+            logits = model(input_ids=ids).logits[torch.arange(len(prompts)), ends]
+            best = logits.log_softmax(dim=-1).max(dim=-1)
+        return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
     def _step(self) -> None:
         """What an engine writes down when it has computed something."""
@@ -240,6 +246,9 @@ class StandIn:
 _BASES: dict[bytes, Any] = {}
 """Models by the contents of their folder: copies of a run have the same base."""
 
+_ADAPTED: dict[bytes, Any] = {}
+"""Models by the weights of their base and the files of their adapter."""
+
 
 def _base_in(folder: Path) -> Any:
     """A model of its own; read from the disk once."""
@@ -247,3 +256,19 @@ def _base_in(folder: Path) -> Any:
     if found not in _BASES:
         _BASES[found] = AutoModelForCausalLM.from_pretrained(folder).eval()
     return copy.deepcopy(_BASES[found])
+
+
+def _adapted(base: Any, folder: Path) -> Any:
+    """An adapter over a base; equal ones are built once, and nothing writes into them."""
+    files = [folder / name for name in ("adapter_config.json", "adapter_model.safetensors")]
+    known = hashlib.sha256()
+    for content in (*(file.read_bytes() for file in files), *map(_bytes, base.parameters())):
+        known.update(hashlib.sha256(content).digest())
+    key = known.digest()
+    if key not in _ADAPTED:
+        _ADAPTED[key] = PeftModel.from_pretrained(copy.deepcopy(base), str(folder)).eval()
+    return _ADAPTED[key]
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()

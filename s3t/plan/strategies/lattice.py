@@ -40,17 +40,17 @@ def levels(slices: int) -> tuple[Masks, ...]:
 
 
 @cache
-def _extensions(slices: int) -> tuple[tuple[Masks, Masks], ...]:
-    """For each size k < L: the slices that each set lacks, ascending, and the set with each added.
+def _extensions(slices: int) -> tuple[Masks, ...]:
+    """For each size k < L: each set of k slices with one more, [L − k, number of sets of size k].
 
-    Two arrays of shape [number of sets of size k, L − k].
+    The slices that a set lacks are added in ascending order.
     """
     found = []
     for size, masks in enumerate(levels(slices)[:-1]):
         bits = np.arange(slices)
         lacking = (masks[:, None] >> bits & 1) == 0
         added = np.broadcast_to(bits, lacking.shape)[lacking].reshape(len(masks), slices - size)
-        found.append((added, masks[:, None] | 1 << added))
+        found.append(np.ascontiguousarray((masks[:, None] | 1 << added).T))
     return tuple(found)
 
 
@@ -146,25 +146,24 @@ class Coverage:
             and the smallest start.
         """
         deepest = self.slices if deepest is None else deepest
-        ahead = np.zeros(1 << self.slices)
-        choice = np.full(1 << self.slices, -1, dtype=np.int8)
-        closed = np.array(sorted(blocked), dtype=np.intp)
-        open_gains = self.gains * self._bias if self._bias is not None else self.gains.copy()
-        open_gains[closed] = -np.inf
+        cost = [0.0] * self.slices if price is None else price
+        ahead = np.zeros(1 << self.slices)  # of the best chain that goes on from each set
+        from_here = self.gains * self._bias if self._bias is not None else self.gains.copy()
+        from_here[np.array(sorted(blocked), dtype=np.intp)] = -np.inf
         masks, extensions = levels(self.slices), _extensions(self.slices)
         for size in range(deepest - 1, -1, -1):
-            added, larger = extensions[size]
-            worth = open_gains[larger] + ahead[larger]
-            pick = np.argmax(worth, axis=1)
-            best = worth[np.arange(len(pick)), pick] - (price[size] if price is not None else 0.0)
-            go = np.full(len(best), whole) if whole else best > 0
-            ahead[masks[size]] = np.where(go, best, 0.0)
-            choice[masks[size]] = np.where(go, added[np.arange(len(pick)), pick], -1)
+            best = from_here[extensions[size]].max(axis=0) - cost[size]
+            ahead[masks[size]] = best if whole else np.maximum(best, 0.0)
+            from_here[masks[size]] += ahead[masks[size]]
         start = max(sorted(starts), key=lambda mask: ahead[mask])
-        chain, mask = [], start
-        while choice[mask] >= 0 and self._sizes[mask] < deepest:
-            chain.append(int(choice[mask]))
-            mask |= 1 << chain[-1]
+        chain, mask = list[int](), start
+        for size in range(int(self._sizes[start]), deepest):
+            lacking = [c for c in range(self.slices) if not mask >> c & 1]
+            c = max(lacking, key=lambda c: from_here[mask | 1 << c])
+            if not whole and from_here[mask | 1 << c] - cost[size] <= 0:
+                break
+            chain.append(c)
+            mask |= 1 << c
         return float(ahead[start]), start, tuple(chain)
 
     def _refresh(self, sizes: Iterable[int]) -> None:
