@@ -13,10 +13,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -26,6 +25,9 @@ from s3t.errors import InputError, named
 from s3t.model.adapters.lora import LoraTarget, StackedLinear
 from s3t.model.base import Base
 from s3t.model.gates import find_layers
+
+if TYPE_CHECKING:  # it is loaded where it is used, since it takes a second and loads bitsandbytes
+    from peft import LoraConfig, PeftModel
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -93,6 +95,8 @@ def adapter_files(
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """The model with the adapter of a folder, as any user of peft loads it."""
+    from peft import PeftModel
+
     adapted: PeftModel = PeftModel.from_pretrained(model, str(folder))
     adapted.eval()
     return adapted
@@ -116,6 +120,8 @@ def to_peft(
     Raises:
         InputError: no adapter, half of one, one of another rank, or of none of the targets.
     """
+    from peft import get_peft_model
+
     chosen = [target for target in targets if target.a in tensors]
     _check(chosen, tensors, rank)
     adapted = get_peft_model(model, adapter_config(model, chosen, rank, alpha))
@@ -134,6 +140,8 @@ def trainable(model: PreTrainedModel, rank: int) -> PeftModel:
         model: transformers' own, untouched. Called as before, it answers with the adapters.
         rank: of each; alpha is twice as much. A is drawn from torch's generator, B is zero.
     """
+    from peft import LoraConfig, get_peft_model
+
     path, layers = _layers(model)
     maps = [
         f"{path}.{number}.{name}"
@@ -171,6 +179,8 @@ def _config(
     alpha: float,
     name: str | None,
 ) -> LoraConfig:
+    from peft import LoraConfig
+
     whole = int(alpha) if alpha == int(alpha) else alpha  # engines expect a whole number
     return LoraConfig(
         base_model_name_or_path=name,
