@@ -17,7 +17,6 @@ from sklearn.datasets import load_digits
 
 import s3t
 from s3t.audit.audit import audit
-from s3t.training.work.train import train
 
 place = tempfile.TemporaryDirectory()
 run = Path(os.environ.get("RUN", place.name)) / "digits"
@@ -53,7 +52,7 @@ config = s3t.Config.model_validate(
         "training": {"workers": 1},
     }
 )
-report = train(config)
+report = s3t.S3T.train(config)
 print(f"trained {report.trained} nodes in {report.seconds:.0f} s")
 
 # %% [markdown]
@@ -85,7 +84,7 @@ print("pipeline   ", pipe(images[0]), "at view", model.status().view)
 # %% [markdown]
 # ## Repair, purge, prove
 #
-# `repair` trains anew what is missing, on what is left, while this goes on answering, and purges
+# `repair` trains what is missing, on what is left, while this goes on answering, and purges
 # what is dead. The audit judges each claim from log and files, without the code that serves.
 
 # %%

@@ -16,7 +16,6 @@ os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS"
 
 import s3t
 from s3t.audit.audit import audit
-from s3t.training.work.train import train
 
 place = tempfile.TemporaryDirectory()
 folder = Path(os.environ.get("RUN", place.name))
@@ -70,7 +69,7 @@ config = s3t.Config.model_validate(
         "training": {"workers": 1},
     }
 )  # fmt: skip
-print(f"trained {train(config).trained} nodes")
+print(f"trained {s3t.S3T.train(config).trained} nodes")
 
 # %% [markdown]
 # ## Ask, forget, ask
@@ -88,7 +87,7 @@ for people in ([], ["Ada"]):
         print(f"{row['question']} {one.completion.strip()}, and it is {row['answer']}")
     print(pipe("Lea lives in"), [piece.text for piece in model.stream("Lea", max_new_tokens=5)])
 
-# %% Train anew what is missing, on what is left; audit it all without the code that serves
+# %% Train what is missing, on what is left; audit it all without the code that serves
 print("repaired", model.repair()["trained"], "nodes;", pipe("Lea lives in"))
 model.close()
 found = audit(config.run_dir, retrain=1)

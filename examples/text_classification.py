@@ -16,7 +16,6 @@ os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS"
 
 import s3t
 from s3t.audit.audit import audit
-from s3t.training.work.train import train
 
 place = tempfile.TemporaryDirectory()
 folder = Path(os.environ.get("RUN", place.name))
@@ -74,7 +73,7 @@ config = s3t.Config.model_validate(
         "training": {"workers": 1},
     }
 )  # fmt: skip
-print(f"trained {train(config).trained} nodes")
+print(f"trained {s3t.S3T.train(config).trained} nodes")
 
 # %% [markdown]
 # ## Answer in a transformers pipeline, forget, answer

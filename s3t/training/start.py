@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from s3t.config import Config, load_config
 from s3t.data.lending import lent, taken_out
@@ -19,7 +19,9 @@ from s3t.errors import InputError
 from s3t.run.directory import PUBLIC
 from s3t.system.pinned import pin
 from s3t.system.scratch import scratch
-from s3t.training.work.train import Report, train
+
+if TYPE_CHECKING:
+    from s3t.training.work.train import Report
 
 __all__ = ["planned", "trained"]
 
@@ -30,6 +32,9 @@ Given = str | Path | Mapping[str, Any] | Config | None
 def trained(given: Given, overrides: str | tuple[str, ...], sections: Mapping[str, Any]) -> Report:
     """Train; see ``S3T.train``."""
     with _resolved(given, overrides, sections) as config:
+        pin(config.training.arithmetic)  # before torch is loaded: then it is trained here
+        from s3t.training.work.train import train
+
         return train(config)
 
 
@@ -40,10 +45,10 @@ def planned(
     horizon: int | None,
 ) -> dict[str, Any]:
     """What would be trained; see ``S3T.plan``."""
-    from s3t.training.prepare.preview import preview
-
     with scratch() as folder, _resolved(given, overrides, sections, folder) as config:
-        pin(config.training.arithmetic)
+        pin(config.training.arithmetic)  # before torch is loaded
+        from s3t.training.prepare.preview import preview
+
         return preview(config, horizon)
 
 
