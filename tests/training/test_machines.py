@@ -105,12 +105,12 @@ def launched(configs: list[Config], folder: Path, port: str) -> list[subprocess.
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("shared", [True, False], ids=["one folder", "one store"])
 def test_the_nodes_of_a_machine_that_dies_are_taken_up(
-    make: Make, trained: Trained, tmp_path: Path, shared: bool
+    make: Make, trained: Trained, tmp_path: Path
 ) -> None:
+    """Machines that share a store."""
     whole = trained(make("whole", stage=LONG))
-    configs, port = two_machines(make, tmp_path, shared), free_port()
+    configs, port = two_machines(make, tmp_path, shared=False), free_port()
     machines = launched(configs, tmp_path, port)
     wait_until(lambda: at_work(configs[1], 1), machines[1])
     kill(machines[1])
@@ -122,28 +122,23 @@ def test_the_nodes_of_a_machine_that_dies_are_taken_up(
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("shared", [True, False], ids=["one folder", "one store"])
 def test_without_the_main_machine_the_others_finish_and_it_goes_on(
-    make: Make, trained: Trained, tmp_path: Path, shared: bool
+    make: Make, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Machines that share a folder; with a store, the last test of these kills the main one."""
     whole = trained(make("whole", stage=LONG))
-    configs, port = two_machines(make, tmp_path, shared), free_port()
+    configs, port = two_machines(make, tmp_path, shared=True), free_port()
     machines = launched(configs, tmp_path, port)
     wait_until(lambda: at_work(configs[0], 0) and at_work(configs[1], 1), machines[1])
     kill(machines[0])
     _, err = machines[1].communicate(timeout=120)
     assert machines[1].returncode == 0, err
-    assert RunDir(configs[1].run_dir).store.keys() == RunDir(whole.run_dir).store.keys()
-    before = nodes(configs[1])
-    again = start("train", saved(configs[0], tmp_path), *launch_options(0, port))
-    _, err = again.communicate(timeout=120)
-    assert again.returncode == 0, err
-    assert "0 nodes trained, 8 found" in err
-    if shared:
-        assert before == nodes(whole)
-    else:
-        assert store_files(tmp_path / "store") == nodes(whole)
-        assert before.items() <= nodes(whole).items(), "copies of those it trained or built upon"
+    assert nodes(configs[1]) == nodes(whole)
+    monkeypatch.setenv(MACHINE, "0")
+    monkeypatch.setenv(MACHINES, "2")
+    again = train(configs[0])
+    assert (again.trained, again.found, again.processes) == (0, 8, 2)
+    assert nodes(configs[0]) == nodes(whole)
 
 
 def store_files(folder: Path) -> dict[str, bytes]:
@@ -152,7 +147,7 @@ def store_files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.heavy
 def test_accelerate_launch_itself_starts_machines_that_do_not_need_each_other(
-    make: Make, trained: Trained, tmp_path: Path
+    make: Make, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its launchers meet at the start; after that the main machine may die, launcher and all."""
     whole = trained(make("whole", stage=LONG))
@@ -177,7 +172,12 @@ def test_accelerate_launch_itself_starts_machines_that_do_not_need_each_other(
     kill(machines[0])
     _, err = machines[1].communicate(timeout=120)
     assert machines[1].returncode == 0, err
+    assert RunDir(configs[1].run_dir).store.keys() == RunDir(whole.run_dir).store.keys()
+    assert nodes(configs[1]).items() <= nodes(whole).items(), "copies of what it has read or made"
     assert store_files(tmp_path / "store") == nodes(whole)
+    monkeypatch.setenv(MACHINE, "0")
+    monkeypatch.setenv(MACHINES, "2")
+    assert train(configs[0]).found == 8, "the main machine goes on"
 
 
 # ── a machine that shares no folder ──────────────────────────────────────────────────────────
