@@ -67,18 +67,6 @@ def test_by_forecast(run: RunDir) -> None:
     assert "exhaustion is at most" in (due(run, days=0.01) or "")
 
 
-@pytest.mark.heavy
-def test_by_schedule(run: RunDir) -> None:
-    under(run, when="schedule", every_days=7)
-    assert due(run, days=8) is None, "nothing was deleted"
-    delete(run, "p03")
-    assert due(run, days=6) is None
-    assert "8.0 days old" in (due(run, days=8) or "")
-    repair_apart(run.root)
-    delete(run, "p04")
-    assert due(run, days=6) is None, "the plan is new"
-
-
 @pytest.mark.parametrize(
     ("policy", "problem"),
     [
@@ -103,6 +91,18 @@ def repaired_here(monkeypatch: pytest.MonkeyPatch) -> None:
         return subprocess.CompletedProcess(command, said.code, said.out, said.err)
 
     monkeypatch.setattr("s3t.run.repair.subprocess", SimpleNamespace(run=run))
+
+
+@pytest.mark.usefixtures("repaired_here")
+def test_by_schedule(run: RunDir) -> None:
+    under(run, when="schedule", every_days=7)
+    assert due(run, days=8) is None, "nothing was deleted"
+    delete(run, "p03")
+    assert due(run, days=6) is None
+    assert "8.0 days old" in (due(run, days=8) or "")
+    repair_apart(run.root)
+    delete(run, "p04")
+    assert due(run, days=6) is None, "the plan is new"
 
 
 @pytest.mark.usefixtures("repaired_here")
@@ -159,16 +159,6 @@ def test_from_the_command_line(run: RunDir, s3t: Run, tmp_path: Path) -> None:
     done = s3t("repair", run.root, "--if-due")
     assert done.code == 0 and "in 5 % of futures" in done.err
     assert "nodes trained" in done.out
-    assert from_scratch(run, tmp_path / "scratch").equal
-
-
-@pytest.mark.heavy
-def test_two_processes_of_accelerate_repair_to_the_same_bytes(
-    run: RunDir, command: Run, tmp_path: Path
-) -> None:
-    delete(run, "p03", "p09")
-    done = command("repair", run.root, "--num_processes", "2", "--cpu")
-    assert done.code == 0, done.err
     assert from_scratch(run, tmp_path / "scratch").equal
 
 

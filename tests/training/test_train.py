@@ -214,11 +214,11 @@ def test_killed_at_any_moment_workers_go_on_to_the_bytes_of_one_process(
     whole, killed = make("whole", stage=stage), make("killed", stage=stage, training={"workers": 2})
     path, run = saved(killed, tmp_path), RunDir(killed.run_dir)
     finished: dict[str, int] = {}
-    for many in (0, 1, 4):
+    for many in (0, 2):
         process = start("train", path)
         wait_until(run.config_path.exists, process)
         wait_until(lambda many=many: len(run.store.keys()) >= many, process)
-        if many == 1:
+        if many:
             process.kill()  # the workers must end by themselves
         else:
             os.killpg(process.pid, signal.SIGKILL)
@@ -230,7 +230,7 @@ def test_killed_at_any_moment_workers_go_on_to_the_bytes_of_one_process(
         now = stamps(killed)
         assert finished.items() <= now.items(), "a finished node was written again"
         finished = now
-    assert 4 <= len(finished) < 8, "it was killed before it was done"
+    assert 2 <= len(finished) < 8, "it was killed before it was done"
     assert all(run.store.read(key) for key in run.store.keys()), "what was published is whole"  # noqa: SIM118
     report = train(killed)
     assert (report.found, report.workers) == (len(finished), 2)
