@@ -38,7 +38,7 @@ FAMILIES = {
     "mistral": "Mistral",
     "gpt2": "GPT2",
 }
-PRIVATE, PUBLIC = 96, 8
+PRIVATE, PUBLIC = 48, 8
 LENGTH = 96
 
 
