@@ -1,4 +1,4 @@
-"""Real pretrained models on real data, through the same commands as everything else.
+"""Real pretrained models on real data, through the same commands as everything else, run in here.
 
 Small parts of the data, so that it fits CI: what is shown is that the path works, not how well.
 """
@@ -20,15 +20,15 @@ from tests.support.commands import Run
 pytestmark = pytest.mark.heavy
 
 
-def train(command: Run, folder: Path, config: dict[str, Any]) -> Path:
+def train(s3t: Run, folder: Path, config: dict[str, Any]) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    done = command("train", "config.yaml", "output=run", cwd=folder)
+    done = s3t("train", "config.yaml", "output=run", "training.workers=1", cwd=folder)
     assert done.code == 0, done.err
     return folder / "run"
 
 
-def test_minilm_on_banking77(shared_data: Path, tmp_path: Path, command: Run) -> None:
-    for part, count in (("train", 200), ("test", 60)):
+def test_minilm_on_banking77(shared_data: Path, tmp_path: Path, s3t: Run) -> None:
+    for part, count in (("train", 100), ("test", 40)):
         with gzip.open(shared_data / f"banking77/{part}.csv.gz", "rt", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["category"] in KEPT][:count]
         with (tmp_path / f"{part}.csv").open("w", encoding="utf-8", newline="") as file:
@@ -37,7 +37,7 @@ def test_minilm_on_banking77(shared_data: Path, tmp_path: Path, command: Run) ->
             writer.writerows({"id": f"{part}-{at}", **row} for at, row in enumerate(rows))
     public = {"format": "csv", "files": "test.csv"}
     run = train(
-        command,
+        s3t,
         tmp_path,
         {
             "task": "text-classification",
@@ -52,22 +52,20 @@ def test_minilm_on_banking77(shared_data: Path, tmp_path: Path, command: Run) ->
             "stage": {"epochs": 2, "learning_rate": 5e-3, "schedule": "linear"},
         },
     )
-    found = json.loads(command("evaluate", "run", "--json", cwd=tmp_path).out)
+    found = json.loads(s3t("evaluate", "run", "--json", cwd=tmp_path).out)
     assert found["accuracy"] > 0.8  # two intents, half and half
-    done = command(
-        "deactivate", "run", "--ids", "train-0", "--ids", "train-7", "--json", cwd=tmp_path
-    )
+    done = s3t("deactivate", "run", "--ids", "train-0", "--ids", "train-7", "--json", cwd=tmp_path)
     receipt = json.loads(done.out)
     assert len(receipt["deleted"]) == 2 and receipt["nodes_dead"]
-    after = json.loads(command("evaluate", "run", "--json", cwd=tmp_path).out)
+    after = json.loads(s3t("evaluate", "run", "--json", cwd=tmp_path).out)
     assert after["view"] == 1 and after["accuracy"] > 0.6
     assert run.joinpath("nodes").is_dir()
 
 
-def test_stories260k_on_tofu(shared_data: Path, tmp_path: Path, command: Run) -> None:
+def test_stories260k_on_tofu(shared_data: Path, tmp_path: Path, s3t: Run) -> None:
     with gzip.open(shared_data / "tofu/full.jsonl.gz", "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file][:400]
-    for name, part in (("private", rows[:320]), ("public", rows[320:])):
+        rows = [json.loads(line) for line in file][:280]
+    for name, part in (("private", rows[:240]), ("public", rows[240:])):
         lines = [
             json.dumps({"text": f"{row['question']} {row['answer']}", "person": row["author_id"]})
             for row in part
@@ -75,7 +73,7 @@ def test_stories260k_on_tofu(shared_data: Path, tmp_path: Path, command: Run) ->
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
     public = {"format": "json", "files": "public.jsonl"}
     run = train(
-        command,
+        s3t,
         tmp_path,
         {
             "task": "causal-lm",
@@ -97,7 +95,7 @@ def test_stories260k_on_tofu(shared_data: Path, tmp_path: Path, command: Run) ->
         assert model.evaluate().metric == "perplexity"
         (answer,) = model.generate([{"text": "Who is this author"}], max_new_tokens=8)
         assert answer.view == 1 and answer.completion
-        model.deactivate(subjects=[str(person) for person in range(16)])
+        model.deactivate(subjects=[str(person) for person in range(12)])
         assert model.status().exhausted
         assert before.value < model.evaluate().value  # the base alone has not read of authors
 
