@@ -16,7 +16,6 @@ os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS"
 from sklearn.datasets import load_digits
 
 import s3t
-from s3t.audit.audit import audit
 
 place = tempfile.TemporaryDirectory()
 run = Path(os.environ.get("RUN", place.name)) / "digits"

@@ -15,7 +15,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of a small model threads would only wait 
 os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 import s3t
-from s3t.audit.audit import audit
 
 place = tempfile.TemporaryDirectory()
 folder = Path(os.environ.get("RUN", place.name))

@@ -100,7 +100,7 @@ def test_by_schedule(run: RunDir) -> None:
     delete(run, "p03")
     assert due(run, days=6) is None
     assert "8.0 days old" in (due(run, days=8) or "")
-    repair_apart(run.root)
+    replan_apart("repair", run.root)
     delete(run, "p04")
     assert due(run, days=6) is None, "the plan is new"
 

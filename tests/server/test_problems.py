@@ -201,7 +201,7 @@ runpy.run_module("s3t", run_name="__main__")
 
 
 class Service:
-    """``s3t serve`` as a process, which waits for a locked ledger for a second."""
+    """``s3t serve`` as a process, which waits shortly for a locked ledger."""
 
     def __init__(self, run: Path, *before: str) -> None:
         words = ["serve", str(run), "--port", "0", "--insecure", "--json-logs"]
