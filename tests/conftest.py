@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,26 @@ if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 8 * 2**30:
 settings.register_profile("s3t", deadline=None, derandomize=True, max_examples=30)
 settings.register_profile("ci", settings.get_profile("s3t"), max_examples=100)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "s3t"))
+
+
+# What is imported stays: nothing of it is garbage, and to look through it takes long.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage again, of what the tests make."""
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bases_read_once() -> Iterator[None]:
+    """Small bases are read from the disk once a process (``tests/support/read_once.py``)."""
+    from tests.support.read_once import read_once
+
+    with pytest.MonkeyPatch.context() as patch:
+        read_once(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,7 @@ def test_an_unreadable_ledger_leaves_what_can_do_without_it(victim: Victim) -> N
 # ── bits ─────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("count", [400, pytest.param(1200, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("count", [1200, pytest.param(400, marks=pytest.mark.heavy)])
 def test_bits_are_found_or_harmless(victim: Victim, tmp_path: Path, count: int) -> None:
     states = flips.states_of(victim)
     openings = {name: Opening(tmp_path / name, state) for name, state in states.items()}

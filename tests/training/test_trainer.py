@@ -80,10 +80,9 @@ def test_a_group_changes_no_byte(family: str, language_model: bool, isolation: s
     block, lowest = STAGES[isolation]
     group = tiny_group(trainer, lowest, SIZES)
     alone = {a.key: trainer.train(block, [a])[0] for a in group}
-    for size in range(2, len(group) + 1):
-        for members in (group[:size], group[::-1][:size]):
-            for trained in trainer.train(block, members):
-                assert same(trained, alone[trained.key]), f"in a group of {size}"
+    for members in (group[:2], group[::-1][:3], group):
+        for trained in trainer.train(block, members):
+            assert same(trained, alone[trained.key]), f"in a group of {len(members)}"
 
 
 @pytest.mark.parametrize("merges", [True, False], ids=["merged", "beside"])
@@ -148,7 +147,7 @@ def test_short_batches_of_texts_are_cut_and_change_no_byte_of_the_others(
 ) -> None:
     trainer = tiny_trainer(family, language_model=language_model, length=32, **ROUGH)
     short = (trainer.private.rows.mask.sum(dim=1) <= 16).nonzero().flatten()
-    group = tiny_group(trainer, 2, SIZES)
+    group = tiny_group(trainer, 2, SIZES[:4])
     group[1:3] = [replace(one, rows=short[: len(one.rows)]) for one in group[1:3]]
     seen: list[int] = []
     run = trainer.base.run
