@@ -145,7 +145,7 @@ class _All:
     """All crashes, then all failures."""
 
     def __init__(self, folder: Path, quick: bool) -> None:
-        self.folder, self.step = folder, 7 if quick else 1
+        self.folder, self.step = folder, 11 if quick else 1
         self.made = folder / "made"
         self.made.mkdir()
         make_run(self.made / "run", _SAMPLES, shards=2, slices=2)

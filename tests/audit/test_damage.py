@@ -114,14 +114,14 @@ def test_a_dead_node_that_serves_is_a_fault(
 def test_flips_are_made_in_processes_of_their_own(victim: Victim, tmp_path: Path) -> None:
     """One that dies is a fault, and another goes on after it."""
     states = flips.states_of(victim)
-    some: list[flips.Flip] = [("at rest", "plan.json", bit) for bit in range(400)]
+    some: list[flips.Flip] = [("at rest", "plan.json", bit) for bit in range(120)]
     verdicts: list[str] = []
     for _, verdict, _ in flips.flipped(tmp_path, states, some, processes=1):
         verdicts.append(verdict)
         if len(verdicts) == 1:
             (process,) = multiprocessing.active_children()
             process.kill()
-    assert Counter(verdicts) == {"opening": 399, "FAULT": 1}
+    assert Counter(verdicts) == {"opening": 119, "FAULT": 1}
 
 
 # ── kills and crashes ────────────────────────────────────────────────────────────────────────
