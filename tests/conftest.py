@@ -60,11 +60,15 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def bases_read_once() -> Iterator[None]:
-    """Small bases are read from the disk once a process (``tests/support/read_once.py``)."""
-    from tests.support.read_once import read_once
+    """Small bases are read from the disk once a process (``tests/support/read_once.py``).
 
+    Not where no test module loads models: torch and transformers take seconds to import.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        read_once(patch)
+        if "s3t.model.loading" in sys.modules:
+            from tests.support.read_once import read_once
+
+            read_once(patch)
         yield
 
 

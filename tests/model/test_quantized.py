@@ -95,7 +95,7 @@ def test_a_quantized_base_is_nearly_the_base(folders: dict[str, str], family: st
     ("bits", "dtype"),
     [
         ("8bit", "float32"),
-        ("4bit", "bfloat16"),
+        pytest.param("4bit", "bfloat16", marks=pytest.mark.heavy),
         pytest.param("8bit", "bfloat16", marks=pytest.mark.heavy),
         pytest.param("4bit", "float32", marks=pytest.mark.heavy),
     ],

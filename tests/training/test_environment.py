@@ -385,6 +385,7 @@ def test_odd_widths_lose_no_survivor(make: Make, tmp_path: Path, hidden: int, he
         model={"make": shape | {"init_scale": 5}},
         lora={"rank": 3},
         stage={"epochs": 1, "batch_size": 3, "learning_rate": 1e-2},
+        sequences={"budget": 1},
     )
     train(config)
     forget(config, "p03")

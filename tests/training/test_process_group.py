@@ -175,8 +175,9 @@ def test_a_groups_place_is_among_groups() -> None:
 def test_a_run_of_two_can_be_trained_and_audited_by_one(
     make: Make, trained: Trained, tmp_path: Path
 ) -> None:
-    plain, config = trained(make("plain")), make("two", stage={"processes": 2})
-    assert train(config, in_turn=True).trained == 8
+    few: dict[str, Any] = {"sequences": {"budget": 1}}
+    plain, config = trained(make("plain", **few)), make("two", stage={"processes": 2}, **few)
+    assert train(config, in_turn=True).trained == 4
     run = RunDir(config.run_dir)
     assert run.store.keys().isdisjoint(RunDir(plain.run_dir).store.keys()), "another recipe"
     assert all(retrain(run, sorted(run.store.keys())[:2], tmp_path / "again").values())

@@ -120,7 +120,7 @@ def test_a_prefix_serves_what_the_next_stage_begins_with(
     make: Make, stage: dict[str, Any], layers: set[str], ranks: set[int]
 ) -> None:
     """From the files alone: which of them serve, how they add up, and what peft makes of that."""
-    config = make(stage=FIRST | stage)
+    config = make(stage=FIRST | stage, sequences={"budget": 1})
     train(config)
     run, isolation = RunDir(config.run_dir), stage["isolation"]
     child = next(node for node in run.plan().forest.nodes if node.stage == 2)
@@ -156,7 +156,7 @@ def test_a_prefix_serves_what_the_next_stage_begins_with(
 
 
 def test_current_slices_train_on_the_last_slice_alone(make: Make, trained: Trained) -> None:
-    config = trained(make(stage={"slices": "current", "epochs": 1, "learning_rate": 1e-2}))
+    config = trained(make(stage=FIRST | {"slices": "current"}, sequences={"budget": 1}))
     run = RunDir(config.run_dir)
     plan = run.plan()
     state = WorkerState(load_prepared(run, torch.device("cpu")))
@@ -165,7 +165,7 @@ def test_current_slices_train_on_the_last_slice_alone(make: Make, trained: Train
 
 
 def test_each_stage_takes_its_own_epochs(make: Make, trained: Trained) -> None:
-    config = trained(make(stage={"epochs": [3, 1], "learning_rate": 1e-2}))
+    config = trained(make(stage=FIRST | {"epochs": [3, 1]}, sequences={"budget": 1}))
     run = RunDir(config.run_dir)
     plan, state = run.plan(), WorkerState(load_prepared(run, torch.device("cpu")))
     assert plan.epochs == (3, 1), "as the file gives them back"
@@ -369,7 +369,7 @@ def tiered(make: Make, tmp_path: Path, output: str, without: str = "") -> Config
     write_csv(tmp_path / f"{output}.csv", kept)
     write_csv(tmp_path / "public.csv", rows)  # its median, 2007-05-01, parts the tiers
     risk = {"column": "since", "as_of": "2020-01-01", "quantiles": [0.5], "rates": [3, 1]}
-    return make(output, f"{output}.csv", partition={"risk": risk})
+    return make(output, f"{output}.csv", partition={"risk": risk}, sequences={"budget": 1})
 
 
 def test_with_risk_tiers_surviving_nodes_have_the_same_bytes(

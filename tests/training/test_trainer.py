@@ -220,12 +220,27 @@ def test_order_and_dropout_belong_to_the_key(source: str) -> None:
 # ── against peft and torch.optim ─────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("block", [(2, 3), (1, 2), (0, 3)], ids=["top", "middle", "snapshot"])
 @pytest.mark.parametrize(
-    ("family", "language_model"),
-    [("vit", False), ("bert", False), ("roberta", False), ("llama", False), ("gpt2", True),
-     ("llama", True)],
-)  # fmt: skip
+    ("family", "language_model", "block"),
+    [
+        pytest.param(
+            family,
+            language_model,
+            block,
+            id=f"{family}-{language_model}-{name}",
+            marks=[pytest.mark.heavy] if once and name != "middle" else [],
+        )
+        for family, language_model, once in (
+            ("vit", False, True),
+            ("bert", False, False),
+            ("roberta", False, True),
+            ("llama", False, True),
+            ("gpt2", True, True),
+            ("llama", True, False),
+        )
+        for name, block in {"top": (2, 3), "middle": (1, 2), "snapshot": (0, 3)}.items()
+    ],
+)
 def test_a_stage_is_what_a_plain_loop_trains(
     family: str, language_model: bool, block: tuple[int, int]
 ) -> None:

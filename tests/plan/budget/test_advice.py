@@ -137,7 +137,7 @@ def asked(found: Budget) -> Brief:
         Question(800, 4, 20, max_passes=20_000),
         Question(3000, 6, 40, curve=Linear()),
         Question(500, 3, 10, curve=Measured.of([(0, -3), (30, -2), (400, -1.5)], "losses")),
-        Question(10_000, 8, 100, epochs=3, curve=Power(0.9, 1e-5, 0.2, 0.9 - 1e-5)),
+        Question(4_000, 5, 60, epochs=3, curve=Power(0.9, 1e-5, 0.2, 0.9 - 1e-5)),
         Question(300, 4, 300),
     ],
     ids=lambda question: f"{question.samples}-{question.curve}-{question.max_passes:g}",

@@ -52,7 +52,7 @@ PLANS: list[Plan] = [[(0, 1)], [(0, 1), (1, 0)], [(1,)], [(0, 1), (1,)]]
     ids=["even", "rates", "sizes", "never"],
 )
 def test_moments_by_every_course(stream: Stream, courses: Callable[..., Any]) -> None:
-    horizon, trials = 6, 20_000
+    horizon, trials = 5, 20_000
     mean, square = np.zeros((2, len(PLANS), horizon + 1))
     for chance, slots in courses(stream, horizon):
         for requests in range(horizon + 1):
