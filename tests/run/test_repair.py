@@ -163,6 +163,16 @@ def test_from_the_command_line(run: RunDir, s3t: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
+def test_two_processes_of_accelerate_repair_to_the_same_bytes(
+    run: RunDir, command: Run, tmp_path: Path
+) -> None:
+    delete(run, "p03", "p09")
+    done = command("repair", run.root, "--num_processes", "2", "--cpu")
+    assert done.code == 0, done.err
+    assert from_scratch(run, tmp_path / "scratch").equal
+
+
+@pytest.mark.heavy
 def test_watching_repairs_what_becomes_due(run: RunDir) -> None:
     under(run, when="forecast", below_requests=100)
     process = start("repair", str(run.root), "--watch", "1")
