@@ -257,7 +257,6 @@ def outcomes(folder: Path) -> Iterator[Outcome]:
     Args:
         folder: empty; each case gets a copy of what is made here once.
     """
-    constants.ENDPOINT, constants.HF_HUB_OFFLINE = "http://127.0.0.1:9", False  # no hub is there
     start = folder / "start"
     start.mkdir()
     names = _prepare(start)
@@ -318,12 +317,15 @@ def _run(words: Sequence[str], folder: Path) -> tuple[int, str]:
     """Run a command line in this process; returns its exit code and all that it said."""
     said = io.StringIO()
     before = sys.argv, dict(os.environ), logging.root.handlers[:]
+    hub = constants.ENDPOINT, constants.HF_HUB_OFFLINE
     sys.argv, logging.root.handlers[:] = ["s3t", *words], []
+    constants.ENDPOINT, constants.HF_HUB_OFFLINE = "http://127.0.0.1:9", False  # none is there
     try:
         with chdir(folder), redirect_stdout(said), redirect_stderr(said):
             code = cli.main()
     finally:
         sys.argv, environment, logging.root.handlers[:] = before
+        constants.ENDPOINT, constants.HF_HUB_OFFLINE = hub
         os.environ.clear()
         os.environ.update(environment)
     return code, said.getvalue()

@@ -29,6 +29,9 @@ __all__ = [
 _HINTS = 5
 """Unknown names for which near ones are looked up."""
 
+_COMPARED = 20_000
+"""Names that one is compared with, which takes a second; among more, only such that look alike."""
+
 
 def names(given: list[str] | None, path: Path | None) -> list[str]:
     """Ids or subjects, byte for byte: those of an option, and those of a file's lines.
@@ -72,8 +75,10 @@ def near_names(error: UnknownSampleError, held: Iterable[SampleEntry]) -> Iterat
         *((one, persons, ids, "a sample id", "--ids") for one in error.subjects),
     ]
     for name, right, other, what, option in asked[:_HINTS]:
-        close = get_close_matches(name, sorted(right), n=3, cutoff=0.75)
-        alike = [one for one in right if plain(one) == plain(name)]
+        form = plain(name)
+        few = sorted(right) if len(right) <= _COMPARED else []
+        close = get_close_matches(name, few, n=3, cutoff=0.75)
+        alike = [one for one in right if plain(one) == form]
         if name in other:
             yield f"{name!r} is {what}: name it by {option}"
         elif near := list(dict.fromkeys([*alike, *close]))[:3]:

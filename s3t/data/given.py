@@ -13,7 +13,7 @@ from typing import Any
 
 from s3t.errors import InputError
 
-__all__ = ["is_table", "records", "rows_of"]
+__all__ = ["is_table", "records", "rows_of", "value_of"]
 
 
 def is_table(given: Any) -> bool:
@@ -42,6 +42,19 @@ def rows_of(given: Any) -> list[Any]:
             f"rows are expected as a list, a table, or one text, got a {type(given).__name__}"
         )
     return list(given)
+
+
+def value_of(row: Any, number: int, column: str) -> Any:
+    """A row's value in a column; the row itself where it is no mapping.
+
+    Raises:
+        InputError: a mapping without the column; names the row by its number.
+    """
+    if not isinstance(row, Mapping):
+        return row
+    if column not in row:
+        raise InputError(f"row {number} has no {column!r}: it has {sorted(map(str, row))}")
+    return row[column]
 
 
 def records(given: Any) -> list[dict[str, Any]]:

@@ -147,10 +147,12 @@ class RunDir:
         """The resolved config, read again when its file has changed."""
         try:
             status = self.config_path.stat()
-        except OSError:
+        except FileNotFoundError:
             raise IntegrityError(
                 f"{self.config_path} is missing: restore it from a copy of the run"
             ) from None
+        except OSError:
+            return load_config(self.config_path)  # says what is wrong
         stamp = status.st_ino, status.st_mtime_ns, status.st_size
         if self._read is None or self._read[0] != stamp:
             self._read = stamp, load_config(self.config_path)

@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor
 from s3t.config import Config
 from s3t.data import load_public
 from s3t.data.files import one_line
+from s3t.data.given import value_of
 from s3t.data.rows import LabelledRows
 from s3t.errors import DataError, InputError, IntegrityError
 from s3t.model.adapters.lineage import composed
@@ -301,7 +302,7 @@ class Predictor:
             return self._encoder.encode(
                 [text_pair(row, number, *names) for number, row in enumerate(batch)]
             )
-        values = [self._value(row, number, column) for number, row in enumerate(batch)]
+        values = [value_of(row, number, column) for number, row in enumerate(batch)]
         if not values:
             return self._encoder.encode([])
         if text:
@@ -338,7 +339,7 @@ class Predictor:
             raise InputError(f"a run of task {self._config.task} does not generate: use predict")
         tokens, columns = [], self._config.data.columns
         for number, row in enumerate(prompts):
-            asked = self._value(row, number, columns.messages or columns.prompt or columns.text)
+            asked = value_of(row, number, columns.messages or columns.prompt or columns.text)
             if isinstance(asked, str) or self._encoder.chat is None:
                 check_text(asked, f"prompt {number}")
             try:
@@ -433,11 +434,3 @@ class Predictor:
         rows: LabelledRows = load_public(self._config, "test", self._labels)
         labels = None if rows.labels is None else torch.tensor(rows.labels)
         return self._encoder.encode(rows.inputs), labels
-
-    @staticmethod
-    def _value(row: Any, number: int, column: str) -> Any:
-        if not isinstance(row, Mapping):
-            return row
-        if column not in row:
-            raise InputError(f"row {number} has no {column!r}: it has {sorted(map(str, row))}")
-        return row[column]

@@ -5,14 +5,18 @@ Its clients ask five times for each file, and say nothing for a minute where the
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import lru_cache
 
 __all__ = ["hub_in_reach"]
 
 _PATIENCE = 5.0
 """Seconds in which the hub is to answer at all."""
+
+_REMEMBERED = 60
+"""Seconds for which its answer counts: a notebook may find a network again."""
 
 
 @contextmanager
@@ -22,7 +26,7 @@ def hub_in_reach() -> Iterator[str]:
     Yields:
         A sentence that says why the hub cannot be reached; empty if it can.
     """
-    reason = _unreachable()
+    reason = _unreachable(int(time.monotonic() // _REMEMBERED))
     if not reason:
         yield ""
         return
@@ -37,8 +41,9 @@ def hub_in_reach() -> Iterator[str]:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
-@cache
-def _unreachable() -> str:
+@lru_cache(maxsize=1)
+def _unreachable(minute: int) -> str:
+    """Why it cannot be reached; asked once for all that is loaded in a minute."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 

@@ -106,11 +106,13 @@ def predict(
 
 def _check_columns(rows: list[Any], column: str, source: Path | None) -> None:
     """Refuse rows without the column before anything is loaded."""
-    for number, row in enumerate(rows):
-        if isinstance(row, dict) and column not in row:
-            raise InputError(
-                f"--input {source}: row {number} has no {column!r}: it has {sorted(row)}"
-            )
+    from s3t.data.given import value_of
+
+    try:
+        for number, row in enumerate(rows):
+            value_of(row, number, column)
+    except InputError as error:
+        raise InputError(f"--input {source}: {error}") from None
 
 
 def _csv(answers: list[dict[str, Any]]) -> bytes:

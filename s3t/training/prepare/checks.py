@@ -231,9 +231,9 @@ def unencodable(inputs: RunInputs) -> list[str]:
 
 def _steep(config: Config) -> Iterator[str]:
     """A sentence on each learning rate with which training is likely to diverge."""
-    rates = {"stage.learning_rate": config.stage.learning_rate}
-    if config.stage.optimizer == "sgd":
-        rates = {}
+    rates = {}
+    if config.stage.optimizer == "adamw":
+        rates["stage.learning_rate"] = config.stage.learning_rate
     if config.model.adapt is not None:
         rates["model.adapt.learning_rate"] = config.model.adapt.learning_rate
     for key, rate in rates.items():
